@@ -1,0 +1,97 @@
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+// Runs before anything is installed: Node's own modules only, and syntax that an old Node can read to be refused by.
+
+export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** Installs and builds what is missing or out of date; says nothing when nothing is. Exits on failure. */
+export function prepare() {
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  if (major < 20 || (major === 20 && minor < 19)) {
+    fail(`Colloquy needs Node.js 20.19 or newer; this is ${process.versions.node} (${process.execPath}).`);
+  }
+  // An image holds what was built elsewhere, with production dependencies only.
+  if (!existsSync(join(root, 'src'))) return;
+  install();
+  build();
+}
+
+function install() {
+  const lock = readFileSync(join(root, 'package-lock.json'));
+  const stamp = join(root, 'node_modules', '.colloquy-install');
+  const wanted = hash([lock]);
+  if (readIfThere(stamp) === wanted) return;
+  if (!installedAlready(JSON.parse(lock))) {
+    console.log('Installing dependencies …');
+    // Errors only: packages that merely warn about this Node's version would look like trouble to a newcomer.
+    const options = ['ci', '--include=dev', '--no-audit', '--no-fund', '--loglevel=error'];
+    // `npm start` names the npm that runs us; there may be no other on the PATH.
+    const npm = process.env.npm_execpath;
+    const own = npm !== undefined && /npm-cli\.c?js$/.test(npm);
+    run(own ? process.execPath : 'npm', own ? [npm, ...options] : options, 'ignore', 'npm ci');
+  }
+  writeFileSync(stamp, wanted);
+}
+
+/**
+ * Somebody may have installed by hand: npm leaves a copy of the lock in node_modules when it is through. Installing
+ * again would empty the folder under whatever uses it now.
+ */
+function installedAlready(lock) {
+  const text = readIfThere(join(root, 'node_modules', '.package-lock.json'));
+  if (text === undefined) return false;
+  const installed = JSON.parse(text).packages;
+  return Object.entries(lock.packages).every(([path, wanted]) => {
+    if (path === '') return true;
+    const found = installed[path];
+    // Packages for other platforms are left out.
+    if (found === undefined) return wanted.optional === true || wanted.devOptional === true;
+    return found.version === wanted.version && found.integrity === wanted.integrity;
+  });
+}
+
+function build() {
+  const sources = ['tsconfig.json', 'tsconfig.build.json', 'nest-cli.json', 'package-lock.json'];
+  for (const entry of readdirSync(join(root, 'src'), { recursive: true, withFileTypes: true })) {
+    if (entry.isFile()) sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
+  }
+  const parts = sources.sort().flatMap((file) => [file, readFileSync(join(root, file))]);
+  const stamp = join(root, 'dist', '.colloquy-build');
+  const wanted = hash(parts);
+  if (readIfThere(stamp) === wanted && existsSync(join(root, 'dist', 'main.js'))) return;
+  console.log('Building …');
+  run(
+    process.execPath,
+    [join(root, 'node_modules/@nestjs/cli/bin/nest.js'), 'build'],
+    'inherit',
+    'The build',
+  );
+  // The hash from before the build: what was edited meanwhile is built next time.
+  writeFileSync(stamp, wanted);
+}
+
+function run(program, options, stdout, name) {
+  const { status, error } = spawnSync(program, options, { cwd: root, stdio: ['ignore', stdout, 'inherit'] });
+  if (error !== undefined) fail(`${name} could not be started: ${error.message}`);
+  if (status !== 0) fail(`${name} failed; see above.`);
+}
+
+/** Lengths are part of it, or text could move from one part to the next unseen. */
+function hash(parts) {
+  const sum = createHash('sha256');
+  for (const part of parts) sum.update(`${part.length}:`).update(part);
+  return sum.digest('hex');
+}
+
+function readIfThere(file) {
+  return existsSync(file) ? readFileSync(file, 'utf8') : undefined;
+}
+
+function fail(message) {
+  console.error(message);
+  process.exit(1);
+}

@@ -1,0 +1,93 @@
+import { Client, type ClientConfig, Pool, type PoolConfig, types } from 'pg';
+
+/** The database cannot be reached or went away; the request may be tried again. */
+export class DatabaseUnavailable extends Error {
+  override readonly name = 'DatabaseUnavailable';
+  readonly code = 'database-unavailable';
+  constructor(cause: unknown) {
+    super('the database cannot be reached at the moment; try again', { cause });
+  }
+}
+
+/**
+ * Settings of every connection.
+ * A process that was stopped between BEGIN and COMMIT would keep its row locks: the server ends such a transaction
+ * before any lease of that process has run out, so that whoever takes over is not held up.
+ */
+const SESSION_SETTINGS = '-c TimeZone=UTC -c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000';
+
+const TIMESTAMPTZ = 1184;
+const BIGINT = 20;
+
+/** `2026-11-22 10:00:00.5+00` → `2026-11-22T10:00:00.500Z`; the connection's time zone is UTC. */
+export function rfc3339(text: string): string {
+  const [seconds = '', fraction = ''] = text.slice(11, -3).split('.');
+  return `${text.slice(0, 10)}T${seconds}.${fraction.slice(0, 3).padEnd(3, '0')}Z`;
+}
+
+/** Times as RFC 3339 text and bigint as number: positions stay far below 2^53. */
+const typeParsers: NonNullable<ClientConfig['types']> = {
+  getTypeParser: ((oid: number, format?: 'text') => {
+    if (oid === TIMESTAMPTZ) return rfc3339;
+    if (oid === BIGINT) return Number;
+    return types.getTypeParser(oid, format);
+  }) as typeof types.getTypeParser,
+};
+
+export function connectionConfig(url: string, name: string): ClientConfig {
+  return {
+    connectionString: url,
+    application_name: `colloquy ${name}`,
+    options: SESSION_SETTINGS,
+    types: typeParsers,
+    connectionTimeoutMillis: 3_000,
+    keepAlive: true,
+    // A server that stopped answering is as good as gone; whoever waits must get an answer.
+    query_timeout: 15_000,
+  };
+}
+
+export function createPool(url: string, name: string, options: Pick<PoolConfig, 'max'> = {}): Pool {
+  const pool = new Pool({ ...connectionConfig(url, name), max: 10, ...options });
+  // An idle connection that breaks is replaced by the next query; without a listener it would end the process.
+  pool.on('error', () => undefined);
+  return pool;
+}
+
+/** @throws whatever `pg` throws when the server cannot be reached. */
+export async function connect(url: string, name: string, overrides: ClientConfig = {}): Promise<Client> {
+  const client = new Client({ ...connectionConfig(url, name), ...overrides });
+  client.on('error', () => undefined);
+  await client.connect();
+  return client;
+}
+
+const UNAVAILABLE_STATES = /^(08...|57P0[123]|53300|25P03)$/;
+const UNAVAILABLE_SYSTEM = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EHOSTUNREACH',
+]);
+const UNAVAILABLE_MESSAGES =
+  /Connection terminated|connection error|not queryable|Query read timeout|timeout exceeded when trying to connect|timeout expired|Client was closed/i;
+
+/** Whether an error means that the connection is gone or was never there, so that a command's outcome is unknown. */
+export function isConnectionError(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  const { code } = error as { code?: unknown };
+  if (typeof code === 'string' && (UNAVAILABLE_STATES.test(code) || UNAVAILABLE_SYSTEM.has(code)))
+    return true;
+  return UNAVAILABLE_MESSAGES.test(error.message);
+}
+
+/** Runs a query; a lost connection becomes `DatabaseUnavailable`, every other error stays what it is. */
+export async function available<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw isConnectionError(error) ? new DatabaseUnavailable(error) : error;
+  }
+}

@@ -1,0 +1,49 @@
+/**
+ * The pure core of an event-sourced stream: what may happen (`decide`) and what it means (`evolve`).
+ * Neither sees a clock, a random number or a promise, so both can be run again at any time with the same result.
+ */
+export interface Decider<State, Command, Event> {
+  readonly initialState: State;
+  decide(command: Command, state: State): Decision<Event>;
+  evolve(state: State, event: Event): State;
+}
+
+/**
+ * What a command leads to: events to append in one piece, or none when there is nothing to change.
+ *
+ * A rule that depends on time or on another stream cannot be settled by a pure function, so a decision may carry
+ * it to the append: a `guard` is checked there by the database's clock, `counters` are added there under a lock.
+ */
+export interface Decision<Event> {
+  readonly events: readonly Event[];
+  readonly guard?: Guard<Event>;
+  /** Changes of named counters, e.g. `{ active: 1 }`; the caller knows the key and the limit behind a name. */
+  readonly counters?: Readonly<Record<string, number>>;
+}
+
+export interface Guard<Event> {
+  readonly holds: GuardCondition;
+  /** What is true instead when the condition does not hold: an error for the caller or another decision. */
+  readonly otherwise: DomainError | Decision<Event>;
+}
+
+export type GuardCondition =
+  /** The stream had no activity for at least so many milliseconds. */
+  | { readonly idleFor: number }
+  /** The append is stamped before this RFC 3339 time. */
+  | { readonly before: string }
+  /** The lease of this name is missing or has run out. */
+  | { readonly leaseOver: string };
+
+/** A command was refused by a rule. `code` is one of the problem codes of the HTTP interface. */
+export class DomainError extends Error {
+  override readonly name = 'DomainError';
+  constructor(
+    readonly code: 'session-not-found' | 'session-busy' | 'legal-hold' | 'invalid-request',
+    message: string,
+    /** Extra members of the problem document. */
+    readonly details?: Readonly<Record<string, unknown>>,
+  ) {
+    super(message);
+  }
+}

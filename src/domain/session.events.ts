@@ -1,0 +1,221 @@
+import { z } from 'zod';
+
+/**
+ * Every event there is, as zod schemas: the one source of types, documentation and published contracts.
+ *
+ * Events are stored for ever and are never renamed or edited. A change of meaning is a new schema version with an
+ * upcaster below; a new optional field is the only change that needs none.
+ */
+
+/** Marks what a person may have written or be named by, so that the payload codec can seal it. */
+const personal = { 'x-personal': true } as const;
+
+export type Json = string | number | boolean | null | Json[] | { [key: string]: Json };
+
+// A pattern instead of z.json(): that one recurses, and a deep document of a caller would overflow the stack.
+const json = z.custom<Json>((value) => value !== undefined).meta({ description: 'any JSON value' });
+const jsonObject = z.record(z.string(), json);
+
+export const SESSION_ID = /^[A-Za-z0-9][A-Za-z0-9._:@~-]{0,127}$/;
+export const sessionId = z
+  .string()
+  .regex(SESSION_ID, 'must be 1 to 128 of A-Z a-z 0-9 . _ : @ ~ - and begin with a letter or digit')
+  .meta({ description: 'The id of a session within its tenant', example: 'user-alice-support' });
+
+const id = z.string().min(1).max(128);
+const toolName = z
+  .string()
+  .regex(/^[A-Za-z0-9_.:-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . : -')
+  .meta({ example: 'get_weather' });
+const time = z.iso.datetime({ offset: true });
+const version = z.int().positive();
+const count = z.int().nonnegative();
+
+export const title = z.string().min(1).max(300).meta(personal);
+export const reason = z.string().min(1).max(1000).meta(personal);
+export const instructions = z.string().min(1).meta(personal);
+
+const METADATA_BYTES = 16_384;
+export const metadata = jsonObject
+  .refine((value) => Buffer.byteLength(JSON.stringify(value)) <= METADATA_BYTES, {
+    error: `must be at most ${METADATA_BYTES} bytes as JSON`,
+  })
+  .meta({ ...personal, description: `Any JSON object of at most ${METADATA_BYTES} bytes` });
+
+const contentPart = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('text'), text: z.string().min(1) }),
+  z.strictObject({
+    type: z.literal('image'),
+    url: z.string().min(1),
+    detail: z.enum(['low', 'high', 'auto']).optional(),
+  }),
+  z.strictObject({
+    type: z.literal('file'),
+    url: z.string().min(1),
+    name: z.string().min(1).max(255).optional(),
+    mediaType: z.string().min(1).max(255).optional(),
+  }),
+]);
+export type ContentPart = z.infer<typeof contentPart>;
+
+/** Text, or typed parts. `url` of a part is an http(s) or a `data:` URL. */
+export const content = z.union([z.string(), z.array(contentPart).min(1).max(100)]).meta(personal);
+export type Content = z.infer<typeof content>;
+
+export const toolCall = z.strictObject({
+  id,
+  name: toolName,
+  arguments: z.string().meta({ ...personal, description: 'JSON text, as the model wrote it' }),
+});
+export type ToolCall = z.infer<typeof toolCall>;
+
+export const toolDefinition = z.strictObject({
+  name: toolName,
+  description: z.string().max(10_000).optional(),
+  parameters: jsonObject.optional().meta({ description: 'JSON Schema of the arguments' }),
+});
+export type ToolDefinition = z.infer<typeof toolDefinition>;
+
+export const usage = z.object({
+  inputTokens: count,
+  outputTokens: count,
+  cachedTokens: count.optional(),
+  reasoningTokens: count.optional(),
+});
+export type Usage = z.infer<typeof usage>;
+
+export const role = z.enum(['system', 'user', 'assistant', 'tool']);
+export type Role = z.infer<typeof role>;
+export const messageStatus = z.enum(['complete', 'incomplete']);
+
+const sessionVersion = z.object({ sessionId, version });
+/** Inclusive ranges of stream versions; the messages among them are what is meant. */
+const versionRanges = z.array(z.tuple([version, version]));
+
+const generationEnd = {
+  generationId: id,
+  model: z.string(),
+  usage: usage.optional(),
+  // Absent where the end was recorded by somebody who did not make the call: a reset, a take-over after a crash.
+  durationMs: count.optional(),
+};
+
+/** Name → current schema version and schema of `data`. */
+export const sessionEvents = {
+  SessionCreated: {
+    version: 1,
+    data: z.object({
+      title: title.optional(),
+      metadata: metadata.optional(),
+      forkedFrom: sessionVersion.optional(),
+      imported: z.boolean().optional(),
+    }),
+  },
+  SessionDetailsChanged: {
+    version: 1,
+    data: z.object({
+      title: title.nullable().optional(),
+      metadata: metadata.optional(),
+      legalHold: z.boolean().optional(),
+    }),
+  },
+  MessageAppended: {
+    version: 1,
+    data: z.object({
+      messageId: id,
+      role,
+      content,
+      name: z.string().min(1).max(128).optional().meta(personal),
+      toolCalls: z.array(toolCall).min(1).max(128).optional(),
+      toolCallId: id.optional(),
+      generationId: id.optional(),
+      status: messageStatus,
+      origin: z.object({ sessionId, messageId: id, createdAt: time }).optional(),
+    }),
+  },
+  GenerationStarted: {
+    version: 1,
+    data: z.object({
+      generationId: id,
+      model: z.string(),
+      instructions: instructions.optional(),
+      parameters: jsonObject.optional(),
+      tools: z.array(toolDefinition).optional().meta(personal),
+      context: versionRanges.meta({ description: 'version ranges of the messages that the model sees' }),
+    }),
+  },
+  GenerationCompleted: { version: 1, data: z.object({ ...generationEnd, finishReason: z.string() }) },
+  GenerationFailed: {
+    version: 1,
+    data: z.object({ ...generationEnd, code: z.string(), message: z.string().meta(personal) }),
+  },
+  GenerationCancelled: {
+    version: 1,
+    data: z.object({ ...generationEnd, finishReason: z.string().optional() }),
+  },
+  ToolApprovalGranted: {
+    version: 1,
+    data: z.object({ tool: toolName, scope: z.enum(['once', 'session']), expiresAt: time.optional() }),
+  },
+  ToolApprovalRevoked: { version: 1, data: z.object({ tool: toolName }) },
+  ConversationReset: { version: 1, data: z.object({ reason: reason.optional() }) },
+  SessionExpired: {
+    version: 1,
+    data: z.object({ reason: z.enum(['ttl', 'cap', 'import']), lastActivityAt: time }),
+  },
+  SessionResumed: { version: 1, data: z.object({}) },
+  SessionDeleted: { version: 1, data: z.object({ reason: reason.optional() }) },
+  TenantSettingsChanged: {
+    version: 1,
+    data: z.object({
+      // null takes an override back.
+      sessionTTL: z.int().positive().nullable().optional(),
+      maxSessions: z.int().positive().nullable().optional(),
+      capPolicy: z.enum(['reject', 'evict']).nullable().optional(),
+    }),
+  },
+} as const;
+
+type Catalog = typeof sessionEvents;
+export type EventType = keyof Catalog;
+export type EventData<T extends EventType> = z.infer<Catalog[T]['data']>;
+export type EventOf<T extends EventType> = T extends EventType
+  ? { readonly type: T; readonly data: EventData<T> }
+  : never;
+
+/** What the stream `~tenant` holds. */
+export type TenantEvent = EventOf<'TenantSettingsChanged'>;
+/** What the stream of a session holds. */
+export type SessionEvent = EventOf<Exclude<EventType, 'TenantSettingsChanged'>>;
+
+export type Upcaster = (data: Record<string, unknown>) => Record<string, unknown>;
+
+/** By event type: how data of schema version n becomes data of version n + 1, at index n - 1. */
+const upcasters: Partial<Record<EventType, readonly Upcaster[]>> = {};
+
+/**
+ * Lifts data that was stored under an older schema version to the current one.
+ * @throws Error on a type or schema version newer than this code: reading on would lose what it cannot know.
+ */
+export function upcast(
+  type: string,
+  schemaVersion: number,
+  data: Record<string, unknown>,
+  steps: Partial<Record<string, readonly Upcaster[]>> = upcasters,
+  catalog: Partial<Record<string, { readonly version: number }>> = sessionEvents,
+): Record<string, unknown> {
+  const current = catalog[type]?.version;
+  if (current === undefined) throw new Error(`event type ${type} is not known to this version of Colloquy`);
+  if (schemaVersion > current) {
+    throw new Error(
+      `${type} v${schemaVersion} is newer than this version of Colloquy, which knows v${current}`,
+    );
+  }
+  let lifted = data;
+  for (let from = schemaVersion; from < current; from += 1) {
+    const step = steps[type]?.[from - 1];
+    if (!step) throw new Error(`no upcaster lifts ${type} from v${from} to v${from + 1}`);
+    lifted = step(lifted);
+  }
+  return lifted;
+}

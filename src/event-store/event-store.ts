@@ -1,0 +1,318 @@
+import { randomUUID } from 'node:crypto';
+import { type Pool } from 'pg';
+import { available, connect, createPool } from '../database/connection.js';
+import { type Append, type AppendResult, BatchWriter, type WriterOptions } from './batch-writer.js';
+import { laneOf, type StreamId } from './lane.js';
+import { LogWakeUp } from './log-wake-up.js';
+import { type PayloadCodec, plainCodec } from './payload-codec.js';
+
+/** An event as the log holds it: the envelope of the design, times as RFC 3339. */
+export interface RecordedEvent<Type extends string = string, Data = unknown> {
+  readonly id: string;
+  readonly type: Type;
+  readonly schemaVersion: number;
+  readonly tenant: string;
+  readonly streamId: string;
+  readonly incarnation: number;
+  readonly version: number;
+  readonly lane: number;
+  readonly position: number;
+  readonly time: string;
+  readonly actor: string;
+  readonly correlationId: string;
+  readonly causationId: string | null;
+  readonly data: Data;
+}
+
+/** A stream's row: its end and the state that the last append left. */
+export interface StoredStream {
+  readonly version: number;
+  readonly incarnation: number;
+  readonly lane: number;
+  readonly position: number;
+  readonly time: string;
+  readonly createdAt: string;
+  readonly lastActivityAt: string;
+  readonly state: unknown;
+  readonly stateVersion: number;
+}
+
+export interface KeyedResult {
+  readonly fingerprint: string;
+  readonly reference: unknown;
+  readonly streamId: string;
+  readonly version: number;
+}
+
+export interface EventStoreOptions extends WriterOptions {
+  readonly codec?: PayloadCodec;
+  /** Lifts stored data to the current schema version; as it is, unless given. */
+  readonly upcast?: (
+    type: string,
+    schemaVersion: number,
+    data: Record<string, unknown>,
+  ) => Record<string, unknown>;
+}
+
+export interface StreamRange {
+  /** First version wanted, inclusive; 1 unless given. */
+  readonly from?: number;
+  /** Last version wanted, inclusive. */
+  readonly to?: number;
+  readonly limit?: number;
+  readonly types?: readonly string[];
+}
+
+const COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
+  e.time, e.actor, e.correlation_id, e.causation_id, e.data, e.sealed, e.key_id`;
+
+interface EventRow {
+  id: string;
+  type: string;
+  schema_version: number;
+  tenant: string;
+  stream_id: string;
+  incarnation: number;
+  version: number;
+  lane: number;
+  position: number;
+  time: string;
+  actor: string;
+  correlation_id: string;
+  causation_id: string | null;
+  data: unknown;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
+const STATE = '~state';
+
+/**
+ * An append-only log of streams in PostgreSQL.
+ *
+ * A reader that keeps only lane and number misses nothing and reorders nothing: a lane's numbers have no gaps and
+ * become visible in their order, because each append holds the lane's lock until it is committed.
+ */
+export class EventStore {
+  readonly wakeUp: LogWakeUp;
+  private readonly writer: BatchWriter;
+
+  private constructor(
+    readonly pool: Pool,
+    url: string,
+    readonly lanes: number,
+    private readonly options: EventStoreOptions,
+    private readonly codec: PayloadCodec,
+  ) {
+    this.wakeUp = new LogWakeUp(url, lanes);
+    this.writer = new BatchWriter(
+      () => connect(url, 'writer'),
+      (changed) => {
+        this.wakeUp.appended(changed);
+      },
+      options,
+    );
+  }
+
+  /** @param url of a database that is migrated. */
+  static async open(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
+    const pool = createPool(url, 'log');
+    const { rows } = await available(() => pool.query<{ lanes: number }>('select lanes from log_settings'));
+    const [settings] = rows;
+    if (!settings) throw new Error('the database has no lane count: it was not migrated');
+    return new EventStore(pool, url, settings.lanes, options, options.codec ?? plainCodec);
+  }
+
+  /** Answers what was accepted, then closes the connections. */
+  async close(): Promise<void> {
+    await this.writer.close();
+    await this.wakeUp.close();
+    await this.pool.end();
+  }
+
+  laneOf(stream: StreamId): number {
+    return laneOf(stream, this.lanes);
+  }
+
+  /**
+   * Durable when it resolves: the commit is on disk.
+   * @throws Overloaded, DatabaseUnavailable
+   */
+  append(
+    append: Omit<Append, 'lane' | 'state' | 'events'> & {
+      readonly state: unknown;
+      readonly events: readonly {
+        readonly type: string;
+        readonly schemaVersion: number;
+        readonly data: unknown;
+      }[];
+    },
+  ): Promise<AppendResult> {
+    return this.writer.append({
+      ...append,
+      lane: this.laneOf(append.stream),
+      state: this.codec.encode(STATE, append.state),
+      events: append.events.map(({ type, schemaVersion, data }) => ({
+        id: randomUUID(),
+        type,
+        schemaVersion,
+        payload: this.codec.encode(type, data),
+      })),
+    });
+  }
+
+  async loadStream(stream: StreamId): Promise<StoredStream | undefined> {
+    const { rows } = await available(() =>
+      this.pool.query<{
+        version: number;
+        incarnation: number;
+        lane: number;
+        position: number;
+        time: string;
+        created_at: string;
+        last_activity_at: string;
+        state: unknown;
+        state_version: number;
+        sealed: Buffer | null;
+        key_id: string | null;
+      }>({
+        name: 'load_stream',
+        text: `select version, incarnation, lane, position, time, created_at, last_activity_at, state, state_version,
+                      sealed, key_id
+               from stream where tenant = $1 and stream_id = $2`,
+        values: [stream.tenant, stream.streamId],
+      }),
+    );
+    const [row] = rows;
+    return (
+      row && {
+        version: row.version,
+        incarnation: row.incarnation,
+        lane: row.lane,
+        position: row.position,
+        time: row.time,
+        createdAt: row.created_at,
+        lastActivityAt: row.last_activity_at,
+        state: this.codec.decode(STATE, { data: row.state, sealed: row.sealed, keyId: row.key_id }),
+        stateVersion: row.state_version,
+      }
+    );
+  }
+
+  /** A stream's events in the order of their versions. */
+  async readStream(stream: StreamId, range: StreamRange = {}): Promise<RecordedEvent[]> {
+    const { rows } = await available(() =>
+      this.pool.query<EventRow>({
+        name: 'read_stream',
+        text: `select ${COLUMNS} from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version between $4 and $5
+                 and ($7::text[] is null or e.type = any ($7))
+               order by e.version limit $6`,
+        values: [
+          this.laneOf(stream),
+          stream.tenant,
+          stream.streamId,
+          range.from ?? 1,
+          range.to ?? 2_147_483_647,
+          range.limit ?? null,
+          range.types ?? null,
+        ],
+      }),
+    );
+    return rows.map((row) => this.toEvent(row));
+  }
+
+  /** All of a stream's events, a page at a time, so that a long one does not have to fit in memory. */
+  async *streamEvents(stream: StreamId, range: StreamRange = {}): AsyncGenerator<RecordedEvent> {
+    const limit = 1_000;
+    let from = range.from ?? 1;
+    for (;;) {
+      const page = await this.readStream(stream, { ...range, from, limit });
+      yield* page;
+      const last = page.at(-1);
+      if (!last || page.length < limit) return;
+      from = last.version + 1;
+    }
+  }
+
+  /**
+   * The next events of several lanes, each lane in order, at most `limit` per lane.
+   * @param after by lane: the last position that the reader has.
+   */
+  async readLanes(after: ReadonlyMap<number, number>, limit: number): Promise<RecordedEvent[]> {
+    const { rows } = await available(() =>
+      this.pool.query<EventRow>({
+        name: 'read_lanes',
+        text: `select ${COLUMNS}
+               from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+               cross join lateral (
+                 select * from event e where e.lane = reader.lane and e.position > reader.position
+                 order by e.position limit $3
+               ) e`,
+        values: [[...after.keys()], [...after.values()], limit],
+      }),
+    );
+    return rows.map((row) => this.toEvent(row));
+  }
+
+  /** The last position of every lane, by lane number. */
+  async laneEnds(): Promise<number[]> {
+    const { rows } = await available(() =>
+      this.pool.query<{ position: number }>({
+        name: 'lane_ends',
+        text: 'select position from lane_ends() order by lane',
+      }),
+    );
+    return rows.map((row) => row.position);
+  }
+
+  /** What a keyed append of the last 24 hours left, if there was one. */
+  async findKeyed(tenant: string, scope: string, key: string): Promise<KeyedResult | undefined> {
+    const { rows } = await available(() =>
+      this.pool.query<{ fingerprint: string; reference: unknown; stream_id: string; version: number }>({
+        name: 'find_keyed',
+        text: `select fingerprint, reference, stream_id, version from command
+               where tenant = $1 and scope = $2 and key = $3 and time > colloquy_now() - interval '24 hours'`,
+        values: [tenant, scope, key],
+      }),
+    );
+    const [row] = rows;
+    return (
+      row && {
+        fingerprint: row.fingerprint,
+        reference: row.reference,
+        streamId: row.stream_id,
+        version: row.version,
+      }
+    );
+  }
+
+  /** Drops keyed results that are too old to be found. */
+  async pruneKeyed(): Promise<void> {
+    await available(() =>
+      this.pool.query(`delete from command where time <= colloquy_now() - interval '24 hours'`),
+    );
+  }
+
+  private toEvent(row: EventRow): RecordedEvent {
+    const data = this.codec.decode(row.type, { data: row.data, sealed: row.sealed, keyId: row.key_id });
+    return {
+      id: row.id,
+      type: row.type,
+      schemaVersion: row.schema_version,
+      tenant: row.tenant,
+      streamId: row.stream_id,
+      incarnation: row.incarnation,
+      version: row.version,
+      lane: row.lane,
+      position: row.position,
+      time: row.time,
+      actor: row.actor,
+      correlationId: row.correlation_id,
+      causationId: row.causation_id,
+      data: this.options.upcast
+        ? this.options.upcast(row.type, row.schema_version, data as Record<string, unknown>)
+        : data,
+    };
+  }
+}

@@ -1,0 +1,173 @@
+import { type Pool } from 'pg';
+import { available } from '../database/connection.js';
+
+/** How long a lease stands without being renewed: what a dead or stopped node can hold up at most. */
+export const LEASE_MS = 6_000;
+const RENEW_MS = 1_500;
+
+/**
+ * The leases that this node holds, renewed together by one statement. Database time decides when one is over.
+ *
+ * Holding a lease here is a hint, not a proof: a node that was stopped finds out late. Whoever writes under a lease
+ * must also fence the write (a compare-and-set, a version, an epoch).
+ */
+export class Leases {
+  private readonly held = new Map<string, number>();
+  private readonly timer: NodeJS.Timeout;
+  private readonly beats = new Set<() => Promise<void>>();
+  private beating: Promise<void> | undefined;
+
+  constructor(
+    private readonly pool: Pool,
+    /** A UUID of this process. */
+    readonly owner: string,
+  ) {
+    this.timer = setInterval(() => {
+      void this.beat();
+    }, RENEW_MS);
+    this.timer.unref();
+  }
+
+  /** Takes those that are free; returns the epochs of all that are held now. */
+  async take(names: readonly string[]): Promise<Map<string, number>> {
+    if (names.length === 0) return new Map();
+    const { rows } = await available(() =>
+      this.pool.query<{ name: string; epoch: number }>({
+        name: 'lease_take',
+        text: 'select name, epoch from lease_take($1, $2, $3)',
+        values: [[...names].sort(), this.owner, LEASE_MS],
+      }),
+    );
+    const taken = new Map(rows.map(({ name, epoch }) => [name, epoch]));
+    for (const name of names) {
+      const epoch = taken.get(name);
+      if (epoch === undefined) this.held.delete(name);
+      else this.held.set(name, epoch);
+    }
+    return taken;
+  }
+
+  /** Lets go at once, so that nobody has to wait for the end of the lease. */
+  async release(names: readonly string[]): Promise<void> {
+    for (const name of names) this.held.delete(name);
+    await available(() =>
+      this.pool.query(
+        `delete from lease l using (
+           select name from lease where name = any ($1) and owner = $2 order by name for update
+         ) own where l.name = own.name`,
+        [names, this.owner],
+      ),
+    );
+  }
+
+  /** The epoch of a lease that this node believes to hold. */
+  epochOf(name: string): number | undefined {
+    return this.held.get(name);
+  }
+
+  /** Runs with every renewal, after it. */
+  onBeat(work: () => Promise<void>): void {
+    this.beats.add(work);
+  }
+
+  /** How many nodes hold a lease whose name begins with this. */
+  async count(prefix: string): Promise<number> {
+    const { rows } = await available(() =>
+      this.pool.query<{ count: number }>({
+        name: 'lease_count',
+        text: 'select count(*) from lease where starts_with(name, $1) and until > colloquy_now()',
+        values: [prefix],
+      }),
+    );
+    return rows[0]?.count ?? 0;
+  }
+
+  /** Which of these somebody holds. */
+  async standing(names: readonly string[]): Promise<Set<string>> {
+    const { rows } = await available(() =>
+      this.pool.query<{ name: string }>({
+        name: 'lease_standing',
+        text: 'select name from lease where name = any ($1) and until > colloquy_now()',
+        values: [names],
+      }),
+    );
+    return new Set(rows.map(({ name }) => name));
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.timer);
+    await this.beating;
+    if (this.held.size > 0) await this.release([...this.held.keys()]).catch(() => undefined);
+  }
+
+  private beat(): Promise<void> {
+    return (this.beating ??= this.renew()
+      .catch(() => undefined) // the database is away; the next beat tries again
+      .finally(() => {
+        this.beating = undefined;
+      }));
+  }
+
+  private async renew(): Promise<void> {
+    await this.take([...this.held.keys()]);
+    for (const work of this.beats) await work();
+  }
+}
+
+/**
+ * This node's part of the lanes for one kind of work. Nodes that do the same work share the lanes evenly; a lane
+ * whose node is gone is taken over when its lease is over.
+ */
+export class LaneShare {
+  private readonly member: string;
+
+  constructor(
+    private readonly leases: Leases,
+    private readonly work: string,
+    private readonly lanes: number,
+    private readonly onTaken: (lanes: readonly number[]) => void,
+  ) {
+    this.member = `${work}/member/`;
+    leases.onBeat(() => this.balance());
+  }
+
+  /** Lane → epoch of what this node holds. */
+  get owned(): Map<number, number> {
+    const owned = new Map<number, number>();
+    for (let lane = 0; lane < this.lanes; lane += 1) {
+      const epoch = this.leases.epochOf(this.lease(lane));
+      if (epoch !== undefined) owned.set(lane, epoch);
+    }
+    return owned;
+  }
+
+  async balance(): Promise<void> {
+    await this.leases.take([this.member + this.leases.owner]);
+    const members = Math.max(1, await this.leases.count(this.member));
+    const fair = Math.ceil(this.lanes / members);
+    const owned = [...this.owned.keys()];
+    if (owned.length > fair) await this.leases.release(owned.slice(fair).map((lane) => this.lease(lane)));
+    if (owned.length >= fair) return;
+    // Each node begins its search elsewhere, so that they do not all ask for the same lane.
+    const start = parseInt(this.leases.owner.slice(0, 8), 16) % this.lanes;
+    const free = Array.from({ length: this.lanes }, (_, index) => (start + index) % this.lanes).filter(
+      (lane) => !owned.includes(lane),
+    );
+    const taken: number[] = [];
+    for (const lane of await this.unheld(free)) {
+      if (owned.length + taken.length >= fair) break;
+      const name = this.lease(lane);
+      if ((await this.leases.take([name])).has(name)) taken.push(lane);
+    }
+    if (taken.length > 0) this.onTaken(taken);
+  }
+
+  private async unheld(lanes: readonly number[]): Promise<number[]> {
+    const held = await this.leases.standing(lanes.map((lane) => this.lease(lane)));
+    return lanes.filter((lane) => !held.has(this.lease(lane)));
+  }
+
+  private lease(lane: number): string {
+    return `${this.work}/lane/${lane}`;
+  }
+}

@@ -1,0 +1,21 @@
+/** What the log stores of a payload: readable JSON, or sealed bytes and the key that opens them. */
+export interface StoredPayload {
+  readonly data: unknown;
+  readonly sealed: Buffer | null;
+  readonly keyId: string | null;
+}
+
+/**
+ * The one door between payloads and the database, for event data and for stream states alike.
+ * Erasure by key destruction will live behind it: whoever stores a payload elsewhere cannot erase it.
+ */
+export interface PayloadCodec {
+  encode(type: string, data: unknown): StoredPayload;
+  decode(type: string, stored: StoredPayload): unknown;
+}
+
+/** Stores payloads as they are. */
+export const plainCodec: PayloadCodec = {
+  encode: (_type, data) => ({ data, sealed: null, keyId: null }),
+  decode: (_type, { data }) => data,
+};

@@ -1,0 +1,258 @@
+import { LRUCache } from 'lru-cache';
+import { type Decider, type Decision, DomainError } from '../domain/decider.js';
+import { type AppendKey, type AppendResult, type CounterChange } from './batch-writer.js';
+import { type EventStore } from './event-store.js';
+import { type StreamId, streamKey } from './lane.js';
+
+/** A decider's state with the facts that only the store knows: where the stream ends, and its times. */
+export interface Loaded<State> {
+  readonly state: State;
+  readonly lane: number;
+  /** Position of the last event; 0 when the stream does not exist. */
+  readonly position: number;
+  readonly time: string;
+  readonly createdAt: string;
+  readonly lastActivityAt: string;
+}
+
+/** What a command did. `duplicate` is there when it was done before under the same key. */
+export interface Handled<State, Event> extends Loaded<State> {
+  readonly events: readonly Event[];
+  readonly duplicate?: { readonly version: number; readonly reference: unknown };
+}
+
+export interface HandleOptions {
+  readonly actor: string;
+  readonly correlationId: string;
+  readonly causationId?: string | undefined;
+  /** The versions that the caller allows; `*` any that exists. */
+  readonly ifMatch?: '*' | readonly number[] | undefined;
+  readonly key?: AppendKey | undefined;
+  /** Key and limit of the counter that a decision calls by this name. */
+  readonly counter?: (name: string) => Promise<{ key: string; max: number }> | { key: string; max: number };
+}
+
+/** The stream is not at a version that `If-Match` allows. */
+export class VersionMismatch extends Error {
+  override readonly name = 'VersionMismatch';
+  readonly code = 'version-mismatch';
+  constructor(readonly version: number) {
+    super(`the session is at version ${version}, which If-Match does not allow`);
+  }
+}
+
+/** The key stands for another request. */
+export class KeyReused extends Error {
+  override readonly name = 'KeyReused';
+  readonly code = 'idempotency-key-reused';
+  constructor() {
+    super('this Idempotency-Key was used for another request; use a new one');
+  }
+}
+
+/** A counter stands at its limit. */
+export class CounterAtLimit extends Error {
+  override readonly name = 'CounterAtLimit';
+  constructor(
+    readonly key: string,
+    readonly max: number,
+  ) {
+    super(`counter ${key} is at its limit of ${max}`);
+  }
+}
+
+export interface StreamKind<State, Command, Event extends { type: string; data: unknown }> {
+  readonly decider: Decider<State & { version: number }, Command, Event>;
+  /** States stored under another number are folded anew. */
+  readonly stateVersion: number;
+  readonly schemaVersion: (type: Event['type']) => number;
+  readonly isActivity: (event: Event) => boolean;
+  readonly incarnation: (state: State) => number;
+}
+
+/** A hot stream on several nodes loses a race now and then; losing so many in a row means something is wrong. */
+const ATTEMPTS = 100;
+const CACHED_STATES = 20_000;
+
+/**
+ * Load, decide, append, and again if somebody else was faster: the way of every command.
+ *
+ * Commands on one stream are taken one after the other within a process, so that they do not race themselves.
+ * States are cached; a cached state is proven right by the append's version check, and when a decision appends
+ * nothing it is proven by loading again: an old state may not refuse what is right by now.
+ */
+export class StreamHandler<State, Command, Event extends { type: string; data: unknown }> {
+  private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
+  private readonly turns = new Map<string, Promise<unknown>>();
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly kind: StreamKind<State, Command, Event>,
+  ) {}
+
+  /**
+   * @throws DomainError, VersionMismatch, KeyReused, CounterAtLimit, Overloaded, DatabaseUnavailable
+   */
+  handle(stream: StreamId, command: Command, options: HandleOptions): Promise<Handled<State, Event>> {
+    const key = streamKey(stream);
+    const before = this.turns.get(key);
+    const turn = before
+      ? before.then(() => this.attempt(stream, command, options))
+      : this.attempt(stream, command, options);
+    const settled = turn
+      .catch(() => undefined)
+      .then(() => {
+        if (this.turns.get(key) === settled) this.turns.delete(key);
+      });
+    this.turns.set(key, settled);
+    return turn;
+  }
+
+  /** The state as the log has it now. */
+  async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    const { decider, stateVersion } = this.kind;
+    const stored = await this.store.loadStream(stream);
+    const loaded: Loaded<State & { version: number }> = stored
+      ? {
+          state:
+            stored.stateVersion === stateVersion
+              ? (stored.state as State & { version: number })
+              : await this.fold(stream, stored.version),
+          lane: stored.lane,
+          position: stored.position,
+          time: stored.time,
+          createdAt: stored.createdAt,
+          lastActivityAt: stored.lastActivityAt,
+        }
+      : {
+          state: decider.initialState,
+          lane: this.store.laneOf(stream),
+          position: 0,
+          time: '',
+          createdAt: '',
+          lastActivityAt: '',
+        };
+    this.cache.set(streamKey(stream), loaded);
+    return loaded;
+  }
+
+  private async fold(stream: StreamId, to: number): Promise<State & { version: number }> {
+    let state = this.kind.decider.initialState;
+    for await (const event of this.store.streamEvents(stream, { to })) {
+      state = this.kind.decider.evolve(state, event as unknown as Event);
+    }
+    return state;
+  }
+
+  private async attempt(
+    stream: StreamId,
+    command: Command,
+    options: HandleOptions,
+  ): Promise<Handled<State, Event>> {
+    const cached = this.cache.get(streamKey(stream));
+    if (cached) {
+      const handled = await this.decideAndAppend(stream, command, options, cached, true);
+      if (handled) return handled;
+    }
+    for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
+      const handled = await this.decideAndAppend(stream, command, options, await this.load(stream), false);
+      if (handled) return handled;
+    }
+    throw new Error(`stream ${streamKey(stream)}: ${ATTEMPTS} appends in a row met a newer version`);
+  }
+
+  /** @returns undefined when the state turned out to be old. */
+  private async decideAndAppend(
+    stream: StreamId,
+    command: Command,
+    options: HandleOptions,
+    loaded: Loaded<State & { version: number }>,
+    maybeOld: boolean,
+  ): Promise<Handled<State, Event> | undefined> {
+    let decision: Decision<Event>;
+    try {
+      checkIfMatch(options.ifMatch, loaded.state.version);
+      decision = this.kind.decider.decide(command, loaded.state);
+    } catch (error) {
+      if (maybeOld) return undefined;
+      throw error;
+    }
+    for (;;) {
+      if (decision.events.length === 0) {
+        if (maybeOld) return undefined;
+        if (!options.key) return { ...loaded, events: [] };
+      }
+      const { next, result } = await this.append(stream, loaded, decision, options);
+      switch (result.status) {
+        case 'ok': {
+          const handled = {
+            state: next,
+            lane: loaded.lane,
+            position: result.position,
+            time: result.time,
+            createdAt: result.createdAt,
+            lastActivityAt: result.lastActivityAt,
+          };
+          if (decision.events.length === 0) return { ...loaded, events: [] };
+          this.cache.set(streamKey(stream), handled);
+          return { ...handled, events: decision.events };
+        }
+        case 'conflict':
+        case 'retry':
+          return undefined;
+        case 'duplicate':
+          return { ...(await this.load(stream)), events: [], duplicate: result };
+        case 'reused':
+          throw new KeyReused();
+        case 'counter': {
+          const [name = ''] = Object.keys(decision.counters ?? {});
+          const counter = await options.counter?.(name);
+          throw new CounterAtLimit(counter?.key ?? name, counter?.max ?? 0);
+        }
+        case 'guard': {
+          const { otherwise } = decision.guard ?? {};
+          if (otherwise instanceof DomainError || !otherwise)
+            throw otherwise ?? new Error('a guard without an otherwise');
+          decision = otherwise;
+        }
+      }
+    }
+  }
+
+  private async append(
+    stream: StreamId,
+    loaded: Loaded<State & { version: number }>,
+    decision: Decision<Event>,
+    options: HandleOptions,
+  ): Promise<{ next: State & { version: number }; result: AppendResult }> {
+    const { decider, stateVersion, schemaVersion, isActivity, incarnation } = this.kind;
+    const next = decision.events.reduce((state, event) => decider.evolve(state, event), loaded.state);
+    const counters: CounterChange[] = [];
+    for (const [name, delta] of Object.entries(decision.counters ?? {})) {
+      const counter = await options.counter?.(name);
+      if (!counter) throw new Error(`nobody knows the counter ${name}`);
+      counters.push({ ...counter, delta });
+    }
+    const result = await this.store.append({
+      stream,
+      expected: loaded.state.version,
+      incarnation: incarnation(next),
+      activity: decision.events.some(isActivity),
+      state: next,
+      stateVersion,
+      actor: options.actor,
+      correlationId: options.correlationId,
+      causationId: options.causationId ?? null,
+      events: decision.events.map((event) => ({ ...event, schemaVersion: schemaVersion(event.type) })),
+      guard: decision.guard?.holds,
+      counters,
+      key: options.key,
+    });
+    return { next, result };
+  }
+}
+
+function checkIfMatch(ifMatch: HandleOptions['ifMatch'], version: number): void {
+  if (ifMatch === undefined) return;
+  if (ifMatch === '*' ? version === 0 : !ifMatch.includes(version)) throw new VersionMismatch(version);
+}

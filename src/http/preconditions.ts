@@ -1,0 +1,98 @@
+import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
+import type { FastifyRequest } from 'fastify';
+import { documentHeader } from './openapi.js';
+import { invalidRequest } from './problem.js';
+
+/** `*`: whatever version there is, as long as there is one; else the versions of which one must be current. */
+export type IfMatchCondition = '*' | readonly number[];
+
+/** The entity tag of a version of a session. */
+export function etag(version: number): string {
+  return `"${version}"`;
+}
+
+/**
+ * Reads `If-Match` (RFC 9110). The comparison is strong: weak tags and tags that are no version match nothing, so
+ * the result may be an empty list, which no version fulfils.
+ *
+ * @throws ApiError `invalid-request` for a malformed header
+ */
+export function parseIfMatch(header: string | undefined): IfMatchCondition | undefined {
+  if (header === undefined || header === '*') {
+    return header;
+  }
+  // Sticky and one tag at a time: a single expression over the list would backtrack on hostile headers.
+  const element = /[ \t]*(?:(W\/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(,|$)/y;
+  const versions: number[] = [];
+  let tags = 0;
+  for (;;) {
+    const match = element.exec(header);
+    if (match === null) {
+      throw malformedIfMatch();
+    }
+    const [, weak, tag, separator] = match;
+    if (tag !== undefined) {
+      tags++;
+      if (weak === undefined && /^[1-9]\d{0,14}$/.test(tag)) {
+        versions.push(Number(tag));
+      }
+    }
+    if (separator !== ',') {
+      break;
+    }
+  }
+  if (tags === 0) {
+    throw malformedIfMatch();
+  }
+  return versions;
+}
+
+function malformedIfMatch(): Error {
+  return invalidRequest([
+    { pointer: '/If-Match', in: 'header', detail: 'must be * or a list of entity tags such as "12"' },
+  ]);
+}
+
+/**
+ * Reads `Idempotency-Key`: 1 to 255 printable ASCII characters.
+ *
+ * @throws ApiError `invalid-request` for anything else
+ */
+export function parseIdempotencyKey(header: string | undefined): string | undefined {
+  if (header === undefined || /^[\x20-\x7e]{1,255}$/.test(header)) {
+    return header;
+  }
+  throw invalidRequest([
+    { pointer: '/Idempotency-Key', in: 'header', detail: 'must be 1 to 255 printable ASCII characters' },
+  ]);
+}
+
+function headerOf(context: ExecutionContext, name: string): string | undefined {
+  const header = context.switchToHttp().getRequest<FastifyRequest>().headers[name];
+  return Array.isArray(header) ? header.join(', ') : header;
+}
+
+/** The parsed `If-Match` of the request, as a parameter of a handler; it also documents the header. */
+export const IfMatch = createParamDecorator(
+  (_: unknown, context: ExecutionContext) => parseIfMatch(headerOf(context, 'if-match')),
+  [
+    documentHeader({
+      name: 'If-Match',
+      description:
+        'Change the session only if its version is one of these entity tags; else 412 `version-mismatch`.',
+      schema: { type: 'string', examples: ['"12"'] },
+    }),
+  ],
+);
+
+/** The `Idempotency-Key` of the request, as a parameter of a handler; it also documents the header. */
+export const IdempotencyKey = createParamDecorator(
+  (_: unknown, context: ExecutionContext) => parseIdempotencyKey(headerOf(context, 'idempotency-key')),
+  [
+    documentHeader({
+      name: 'Idempotency-Key',
+      description: 'The same request with the same key takes effect once; kept for 24 hours.',
+      schema: { type: 'string', minLength: 1, maxLength: 255 },
+    }),
+  ],
+);

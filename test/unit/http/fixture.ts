@@ -1,0 +1,161 @@
+import {
+  Body,
+  ConflictException,
+  Controller,
+  Delete,
+  Get,
+  Module,
+  Param,
+  Patch,
+  Post,
+  Query,
+  Res,
+} from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
+import type { FastifyReply } from 'fastify';
+import { z } from 'zod';
+import { Caller, requireOperator, type AuthSettings } from '../../../src/http/auth.js';
+import { CorrelationId } from '../../../src/http/correlation.js';
+import { Answers } from '../../../src/http/openapi.js';
+import { IdempotencyKey, IfMatch, type IfMatchCondition } from '../../../src/http/preconditions.js';
+import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
+
+const NoteId = z.strictObject({
+  id: z.string().regex(/^[a-z0-9-]{1,128}$/, 'must be 1 to 128 of a-z 0-9 -'),
+});
+const Line = z
+  .strictObject({
+    role: z.enum(['user', 'assistant']),
+    content: z.union([z.string(), z.array(z.strictObject({ type: z.literal('text'), text: z.string() }))]),
+    tags: z.record(z.string(), z.unknown()).optional(),
+  })
+  .meta({ id: 'Line' });
+const Lines = z.union([Line, z.strictObject({ lines: z.array(Line).min(1).max(1000) })]);
+const Options = z
+  .strictObject({ reason: z.string().default('none') })
+  .meta({ id: 'Options' })
+  .optional();
+const Filter = z.strictObject({
+  limit: z.coerce.number().int().min(1).max(200).default(50),
+  q: z.string().optional(),
+});
+const Note = z.object({ id: z.string(), lines: z.array(Line), options: Options }).meta({ id: 'Note' });
+
+@Controller('v1/notes')
+export class NotesController {
+  @Get()
+  @Answers(200, z.object({ data: z.array(Note) }), { summary: 'Lists notes' })
+  list(@Query({ schema: Filter }) filter: z.infer<typeof Filter>) {
+    return filter;
+  }
+
+  @Post(':id/lines')
+  @Answers(201, Note, {
+    summary: 'Adds lines',
+    problems: ['session-not-found', 'version-mismatch'],
+    etag: true,
+  })
+  @Answers(200, null, { description: 'Nothing was new.' })
+  add(
+    @Param({ schema: NoteId }) { id }: z.infer<typeof NoteId>,
+    @Body({ schema: Lines }) body: z.infer<typeof Lines>,
+    @Caller() caller: Caller,
+    @CorrelationId() correlationId: string,
+    @IfMatch() ifMatch: IfMatchCondition | undefined,
+    @IdempotencyKey() idempotencyKey: string | undefined,
+  ) {
+    return { id, body, caller, correlationId, ifMatch, idempotencyKey };
+  }
+
+  @Post(':id/reset')
+  @Answers(200, Note)
+  reset(@Body({ schema: Options }) options: z.infer<typeof Options>) {
+    return { options: options ?? 'no body' };
+  }
+
+  @Delete(':id')
+  @Answers(204, null)
+  remove() {
+    return undefined;
+  }
+
+  @Patch(':id/fail/:how')
+  fail(@Param('how') how: string) {
+    throw FAILURES[how]?.() ?? new Error('unknown');
+  }
+
+  @Get('stream')
+  stream(@Res() reply: FastifyReply) {
+    reply.hijack();
+    reply.raw.writeHead(200, { 'content-type': 'text/event-stream' });
+    reply.raw.write('data: 1\n\n');
+    throw new Error('in the middle');
+  }
+}
+
+@Controller('v1/admin')
+export class AdminController {
+  @Get()
+  status(@Caller() caller: Caller) {
+    requireOperator(caller);
+    return { ok: true };
+  }
+}
+
+@Controller('health')
+export class HealthController {
+  @Get('live')
+  live() {
+    return { status: 'up' };
+  }
+}
+
+/** Errors as other layers throw them: classes of their own that only share the shape. */
+class DomainError extends Error {
+  constructor(
+    readonly code: string,
+    message: string,
+    readonly details?: object,
+  ) {
+    super(message);
+  }
+}
+
+const FAILURES: Record<string, () => unknown> = {
+  domain: () =>
+    new DomainError('session-limit-reached', 'Two of two are active.', { activeSessions: 2, maxSessions: 2 }),
+  busy: () => new DomainError('session-busy', 'A reply is being generated.'),
+  overloaded: () => new DomainError('overloaded', 'The queue is full.'),
+  lagging: () => new DomainError('projection-lagging', 'Lane 3 is behind.'),
+  database: () => new DomainError('database-unavailable', 'No connection.'),
+  override: () =>
+    new DomainError('legal-hold', 'Held.', { status: 200, code: 'other', detail: 'other', type: 'other' }),
+  'unknown-code': () => new DomainError('no-such-code', 'hidden text'),
+  prototype: () => new DomainError('toString', 'hidden text'),
+  system: () => Object.assign(new DomainError('not-found', 'hidden text'), { errno: -2, syscall: 'open' }),
+  postgres: () => Object.assign(new DomainError('not-found', 'hidden text'), { severity: 'ERROR' }),
+  plain: () => new Error('hidden text', { cause: new Error('deeper hidden text') }),
+  string: () => 'hidden text',
+  nest: () => new ConflictException('hidden text'),
+};
+
+@Module({ controllers: [NotesController, AdminController, HealthController] })
+class FixtureModule {}
+
+export async function startApp(
+  settings: { auth?: AuthSettings; bodyLimit?: number } = {},
+): Promise<NestFastifyApplication> {
+  const all = {
+    server: { bodyLimit: settings.bodyLimit ?? 1_048_576 },
+    auth: settings.auth ?? { mode: 'none' as const, keys: [] },
+    version: '1.2.3',
+  };
+  const app = await NestFactory.create<NestFastifyApplication>(FixtureModule, createHttpAdapter(all), {
+    logger: false,
+  });
+  configureApp(app, all);
+  await app.init();
+  await app.getHttpAdapter().getInstance().ready();
+  return app;
+}
