@@ -42,7 +42,16 @@ module.exports = {
     forbid(
       'http-is-a-leaf',
       path('http/'),
-      path('event-store/', 'projections/', 'kafka/', 'sessions/', 'generation/', 'sweeper/', 'audit/', 'app.module'),
+      path(
+        'event-store/',
+        'projections/',
+        'kafka/',
+        'sessions/',
+        'generation/',
+        'sweeper/',
+        'audit/',
+        'app.module',
+      ),
     ),
     {
       name: 'config-and-database-are-leaves',

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
-import { LineCounter, parseDocument } from 'yaml';
+import { parseDocument } from 'yaml';
 import { z } from 'zod';
 
 /** The shape of a tenant id, everywhere. */
@@ -259,7 +259,9 @@ export function loadConfig(source: { env: Environment; cwd: string; overrides?: 
         ? [variable.name, `entry ${entry + 1}`, ...rest.map(String)].join(', ')
         : variable.name;
     }
-    return isSetIn(file.content, path.slice(0, 1)) ? `${dotted} (${file.name})` : dotted;
+    // What is missing belongs to the file that has the section around it.
+    const isOfFile = isSetIn(file.content, path) || isSetIn(file.content, path.slice(0, -1));
+    return isOfFile && !isSetIn(source.overrides, path) ? `${dotted} (${file.name})` : dotted;
   };
 
   const parsed = settings.safeParse(merged);
@@ -353,14 +355,13 @@ function readSettingsFile(env: Environment, cwd: string): { name: string; conten
     }
     throw new ConfigError([`${asked ? `COLLOQUY_CONFIG: ${name}` : name} cannot be read (${code})`]);
   }
-  const lineCounter = new LineCounter();
-  // The parser's own messages quote the file, and with it the secrets: only its codes and positions are told.
-  const document = parseDocument(source, { lineCounter, prettyErrors: false });
+  const document = parseDocument(source);
   if (document.errors.length > 0) {
     throw new ConfigError(
-      document.errors.map((error) => {
-        const { line, col } = lineCounter.linePos(error.pos[0]);
-        return `${name}, line ${line}, column ${col}: is not valid YAML (${error.code})`;
+      document.errors.map(({ code, linePos }) => {
+        const [{ line, col }] = linePos ?? [{ line: 1, col: 1 }];
+        // The parser's own message quotes the file, and with it the secrets.
+        return `${name}, line ${line}, column ${col}: is not valid YAML (${code})`;
       }),
     );
   }
@@ -422,7 +423,7 @@ function overlay(target: Record<string, unknown>, key: string, value: unknown): 
 function isSetIn(value: unknown, path: readonly PropertyKey[]): boolean {
   let current = value;
   for (const part of path) {
-    current = isMapping(current) ? current[String(part)] : undefined;
+    current = typeof current === 'object' && current !== null ? Reflect.get(current, part) : undefined;
   }
   return current !== undefined;
 }

@@ -14,7 +14,7 @@ const swc = [
   },
 ];
 const common = {
-  rootDir: '..',
+  rootDir: require('node:path').join(__dirname, '..'),
   testEnvironment: 'node',
   transform: { '^.+\\.[jt]s$': swc },
   transformIgnorePatterns: [`/node_modules/(?!${esmPackages}/)`],
@@ -27,10 +27,15 @@ const database = {
 
 /** One project per kind of test: unit needs nothing, integration a database, e2e also the built service. */
 module.exports = {
-  rootDir: '..',
+  rootDir: require('node:path').join(__dirname, '..'),
   projects: [
     { ...common, displayName: 'unit', testMatch: ['<rootDir>/test/unit/**/*.unit.spec.ts'] },
-    { ...common, ...database, displayName: 'integration', testMatch: ['<rootDir>/test/integration/**/*.int.spec.ts'] },
+    {
+      ...common,
+      ...database,
+      displayName: 'integration',
+      testMatch: ['<rootDir>/test/integration/**/*.int.spec.ts'],
+    },
     { ...common, ...database, displayName: 'e2e', testMatch: ['<rootDir>/test/e2e/**/*.e2e.spec.ts'] },
   ],
 };

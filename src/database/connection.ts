@@ -1,4 +1,4 @@
-import { Client, type ClientConfig, Pool, type PoolConfig, types } from 'pg';
+import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
 
 /** The database cannot be reached or went away; the request may be tried again. */
 export class DatabaseUnavailable extends Error {
@@ -26,13 +26,9 @@ export function rfc3339(text: string): string {
 }
 
 /** Times as RFC 3339 text and bigint as number: positions stay far below 2^53. */
-const typeParsers: NonNullable<ClientConfig['types']> = {
-  getTypeParser: ((oid: number, format?: 'text') => {
-    if (oid === TIMESTAMPTZ) return rfc3339;
-    if (oid === BIGINT) return Number;
-    return types.getTypeParser(oid, format);
-  }) as typeof types.getTypeParser,
-};
+const typeParsers = new TypeOverrides();
+typeParsers.setTypeParser(TIMESTAMPTZ, rfc3339);
+typeParsers.setTypeParser(BIGINT, Number);
 
 export function connectionConfig(url: string, name: string): ClientConfig {
   return {
@@ -47,8 +43,20 @@ export function connectionConfig(url: string, name: string): ClientConfig {
   };
 }
 
-export function createPool(url: string, name: string, options: Pick<PoolConfig, 'max'> = {}): Pool {
-  const pool = new Pool({ ...connectionConfig(url, name), max: 10, ...options });
+/**
+ * @param options.settings more server settings, e.g. `-c synchronous_commit=off` for what can be made again.
+ */
+export function createPool(
+  url: string,
+  name: string,
+  options: { max?: number; settings?: string } = {},
+): Pool {
+  const config: PoolConfig = connectionConfig(url, name);
+  const pool = new Pool({
+    ...config,
+    max: options.max ?? 10,
+    options: `${SESSION_SETTINGS} ${options.settings ?? ''}`,
+  });
   // An idle connection that breaks is replaced by the next query; without a listener it would end the process.
   pool.on('error', () => undefined);
   return pool;

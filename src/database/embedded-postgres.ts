@@ -601,8 +601,10 @@ class Supervisor {
   stop(): Promise<void> {
     this.#stopped ??= (async () => {
       this.#stopping.abort();
+      // With a server to end, the loop is not waited for: it looks at an adopted one by timers that do not keep the
+      // process alive, which would then exit in the midst of this.
       if (this.#postmaster) await end(this.#postmaster, POLITELY);
-      await this.#loop;
+      else await this.#loop;
     })();
     return this.#stopped;
   }

@@ -22,11 +22,7 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
 
     // Those that wait here may wait as long as a migration takes.
     await guard.query('set lock_timeout = 0');
-    await guard.query({
-      text: 'select pg_advisory_lock($1)',
-      values: [MIGRATION_LOCK],
-      query_timeout: 600_000,
-    } as never);
+    await guard.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     const source = await new DataSource({
       type: 'postgres',
       url,

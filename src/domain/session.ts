@@ -124,6 +124,8 @@ export class StartGeneration {
       readonly tools?: ToolDefinition[] | undefined;
     },
     readonly message?: NewMessage,
+    /** What had arrived of the generation before, should that one turn out to be dead. */
+    readonly partial?: PartialReply,
   ) {}
 }
 export class CompleteGeneration {
@@ -142,12 +144,14 @@ export class FailGeneration {
     readonly partial?: PartialReply,
   ) {}
 }
+/** With a `generationId` it ends that one only: a node that stops late must not end the successor of its own. */
 export class CancelGeneration {
   readonly type = 'CancelGeneration';
   constructor(
     readonly to: CommandTarget,
     readonly partial?: PartialReply,
     readonly end: Pick<EventData<'GenerationCancelled'>, 'usage' | 'durationMs'> = {},
+    readonly generationId?: string,
   ) {}
 }
 /** Ends a generation whose node is gone; refused with `session-busy` while its lease stands. */
@@ -168,7 +172,10 @@ export class GrantToolApproval {
 }
 export class RevokeToolApproval {
   readonly type = 'RevokeToolApproval';
-  constructor(readonly tool: string) {}
+  constructor(
+    readonly to: CommandTarget,
+    readonly tool: string,
+  ) {}
 }
 export class ResetConversation {
   readonly type = 'ResetConversation';
@@ -276,6 +283,7 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       };
 
     case 'CancelGeneration':
+      if (command.generationId !== undefined && state.generation?.id !== command.generationId) return NOTHING;
       return { events: [...kept(command.partial, state.generation?.id), ...cancelled(state, command.end)] };
 
     case 'AbandonGeneration':
@@ -330,18 +338,24 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
 }
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {
-  const { generation, message } = command;
+  const { generation, message, partial } = command;
   if (message) checkMessages([message], state, '/message');
-  else if (state.messageCount === 0) {
+  if (message?.toolCalls) {
+    throw new DomainError('invalid-request', 'a message with tool calls needs their results first', {
+      errors: [{ pointer: '/message/toolCalls', in: 'body', detail: 'have no results yet' }],
+    });
+  }
+  if (!message && state.messageCount === 0) {
     throw new DomainError('invalid-request', 'there is no message to answer: give `message`', {
       errors: [{ pointer: '/message', in: 'body', detail: 'is needed while the history is empty' }],
     });
   }
-  const before: SessionEvent[] = state.generation ? leaseExpired(state.generation) : [];
-  const answered = message?.role === 'tool' ? message.toolCallId : undefined;
+  const before: SessionEvent[] = state.generation ? leaseExpired(state.generation, partial) : [];
+  const answered =
+    message?.role === 'tool' ? state.openToolCalls.find((call) => call.id === message.toolCallId) : undefined;
   // A model refuses a history in which a tool call stands without a result, for good: the session would be wedged.
   const results = state.openToolCalls
-    .filter((call) => call.id !== answered)
+    .filter((call) => call !== answered)
     .map((call, index) =>
       appended({
         messageId: `${generation.generationId}.${index + 1}`,
@@ -368,27 +382,37 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
 
 /** @throws DomainError `invalid-request` when a tool result answers no open call or an id is used twice. */
 function checkMessages(messages: readonly NewMessage[], state: SessionState, base?: string): void {
-  const open = new Set(state.openToolCalls.map((call) => call.id));
+  // Calls, not ids: a model may give two calls of a reply the same id, and each of them needs its own result.
+  const open = new Map<string, number>();
+  const count = (id: string, by: 1 | -1) => open.set(id, (open.get(id) ?? 0) + by);
+  for (const call of state.openToolCalls) count(call.id, 1);
   messages.forEach((message, index) => {
     const at = base ?? `/messages/${index}`;
-    if (message.role === 'tool' && !(message.toolCallId !== undefined && open.delete(message.toolCallId))) {
-      throw new DomainError(
-        'invalid-request',
-        'a tool message must answer a tool call that has no result yet',
-        {
-          errors: [
-            { pointer: `${at}/toolCallId`, in: 'body', detail: 'answers no open tool call of this session' },
-          ],
-        },
-      );
+    if (message.role === 'tool') {
+      if (message.toolCallId === undefined || !open.get(message.toolCallId)) {
+        throw new DomainError(
+          'invalid-request',
+          'a tool message must answer a tool call that has no result yet',
+          {
+            errors: [
+              {
+                pointer: `${at}/toolCallId`,
+                in: 'body',
+                detail: 'answers no open tool call of this session',
+              },
+            ],
+          },
+        );
+      }
+      count(message.toolCallId, -1);
     }
     message.toolCalls?.forEach((call, position) => {
-      if (open.has(call.id)) {
+      if (open.get(call.id)) {
         throw new DomainError('invalid-request', 'a tool call has the id of another that has no result yet', {
           errors: [{ pointer: `${at}/toolCalls/${position}/id`, in: 'body', detail: 'is in use' }],
         });
       }
-      open.add(call.id);
+      count(call.id, 1);
     });
   });
 }

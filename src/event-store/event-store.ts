@@ -5,6 +5,7 @@ import { type Append, type AppendResult, BatchWriter, type WriterOptions } from 
 import { laneOf, type StreamId } from './lane.js';
 import { LogWakeUp } from './log-wake-up.js';
 import { type PayloadCodec, plainCodec } from './payload-codec.js';
+import { PositionTokens } from './position-tokens.js';
 
 /** An event as the log holds it: the envelope of the design, times as RFC 3339. */
 export interface RecordedEvent<Type extends string = string, Data = unknown> {
@@ -101,6 +102,8 @@ export class EventStore {
     readonly pool: Pool,
     url: string,
     readonly lanes: number,
+    /** Positions as clients see them. */
+    readonly positions: PositionTokens,
     private readonly options: EventStoreOptions,
     private readonly codec: PayloadCodec,
   ) {
@@ -117,10 +120,19 @@ export class EventStore {
   /** @param url of a database that is migrated. */
   static async open(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
     const pool = createPool(url, 'log');
-    const { rows } = await available(() => pool.query<{ lanes: number }>('select lanes from log_settings'));
+    const { rows } = await available(() =>
+      pool.query<{ lanes: number; position_key: Buffer }>('select lanes, position_key from log_settings'),
+    );
     const [settings] = rows;
     if (!settings) throw new Error('the database has no lane count: it was not migrated');
-    return new EventStore(pool, url, settings.lanes, options, options.codec ?? plainCodec);
+    return new EventStore(
+      pool,
+      url,
+      settings.lanes,
+      new PositionTokens(settings.position_key),
+      options,
+      options.codec ?? plainCodec,
+    );
   }
 
   /** Answers what was accepted, then closes the connections. */
@@ -222,6 +234,32 @@ export class EventStore {
     return rows.map((row) => this.toEvent(row));
   }
 
+  /** Version of the last event that an incarnation had at a time, or has now; undefined when it had none. */
+  async lastVersion(
+    stream: StreamId,
+    incarnation: number,
+    at: { readonly time?: string; readonly version?: number } = {},
+  ): Promise<number | undefined> {
+    const { rows } = await available(() =>
+      this.pool.query<{ version: number }>({
+        name: 'last_version',
+        text: `select e.version from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.incarnation = $4
+                 and ($5::timestamptz is null or e.time <= $5) and ($6::int is null or e.version <= $6)
+               order by e.version desc limit 1`,
+        values: [
+          this.laneOf(stream),
+          stream.tenant,
+          stream.streamId,
+          incarnation,
+          at.time ?? null,
+          at.version ?? null,
+        ],
+      }),
+    );
+    return rows[0]?.version;
+  }
+
   /** All of a stream's events, a page at a time, so that a long one does not have to fit in memory. */
   async *streamEvents(stream: StreamId, range: StreamRange = {}): AsyncGenerator<RecordedEvent> {
     const limit = 1_000;
@@ -285,6 +323,13 @@ export class EventStore {
         version: row.version,
       }
     );
+  }
+
+  async counterValue(key: string): Promise<number> {
+    const { rows } = await available(() =>
+      this.pool.query<{ value: number }>('select value from counter where key = $1', [key]),
+    );
+    return rows[0]?.value ?? 0;
   }
 
   /** Drops keyed results that are too old to be found. */

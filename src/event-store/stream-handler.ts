@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type Decider, type Decision, DomainError } from '../domain/decider.js';
-import { type AppendKey, type AppendResult, type CounterChange } from './batch-writer.js';
+import { type AppendResult, type CounterChange } from './batch-writer.js';
 import { type EventStore } from './event-store.js';
 import { type StreamId, streamKey } from './lane.js';
 
@@ -27,7 +27,15 @@ export interface HandleOptions {
   readonly causationId?: string | undefined;
   /** The versions that the caller allows; `*` any that exists. */
   readonly ifMatch?: '*' | readonly number[] | undefined;
-  readonly key?: AppendKey | undefined;
+  readonly key?:
+    | {
+        readonly scope: string;
+        readonly key: string;
+        readonly fingerprint: string;
+        /** What a retry needs to know of the result; no personal data. */
+        readonly reference: (events: readonly { readonly type: string }[]) => unknown;
+      }
+    | undefined;
   /** Key and limit of the counter that a decision calls by this name. */
   readonly counter?: (name: string) => Promise<{ key: string; max: number }> | { key: string; max: number };
 }
@@ -149,6 +157,12 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     command: Command,
     options: HandleOptions,
   ): Promise<Handled<State, Event>> {
+    const { key } = options;
+    const known = key && (await this.store.findKeyed(stream.tenant, key.scope, key.key));
+    if (known) {
+      if (known.fingerprint !== key.fingerprint) throw new KeyReused();
+      return { ...(await this.load(stream)), events: [], duplicate: known };
+    }
     const cached = this.cache.get(streamKey(stream));
     if (cached) {
       const handled = await this.decideAndAppend(stream, command, options, cached, true);
@@ -246,7 +260,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       events: decision.events.map((event) => ({ ...event, schemaVersion: schemaVersion(event.type) })),
       guard: decision.guard?.holds,
       counters,
-      key: options.key,
+      key: options.key && { ...options.key, reference: options.key.reference(decision.events) },
     });
     return { next, result };
   }

@@ -62,7 +62,7 @@ export function createAuthenticator({ mode, keys }: AuthSettings): Authenticate 
     if (presented === undefined) {
       throw unauthenticated('Send an API key: "Authorization: Bearer <key>".');
     }
-    const presentedHash = hash('sha256', presented, 'buffer');
+    const presentedHash = Buffer.from(hash('sha256', presented), 'hex');
     // All keys are compared, and each in full: the time taken tells nothing about them.
     let holder: (typeof known)[number] | undefined;
     for (const key of known) {
@@ -94,14 +94,18 @@ export function requireOperator(caller: Caller): void {
   }
 }
 
-/** The caller of the request, as a parameter of a handler. */
-export const Caller = createParamDecorator((_: unknown, context: ExecutionContext): Caller => {
-  const { caller } = context.switchToHttp().getRequest<FastifyRequest>();
-  if (caller === null) {
+/** The caller of a request on any path but the open ones. */
+export function callerOf(request: FastifyRequest): Caller {
+  if (request.caller === null) {
     throw new Error('A route on an open path has no caller');
   }
-  return caller;
-});
+  return request.caller;
+}
+
+/** The caller of the request, as a parameter of a handler. */
+export const Caller = createParamDecorator((_: unknown, context: ExecutionContext) =>
+  callerOf(context.switchToHttp().getRequest<FastifyRequest>()),
+);
 
 /**
  * By the path as it was sent, before any decoding: a path that merely decodes to an open one needs a key, never

@@ -1,5 +1,6 @@
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
+import { callerOf, type Caller } from './auth.js';
 import { documentHeader } from './openapi.js';
 import { invalidRequest } from './problem.js';
 
@@ -67,14 +68,29 @@ export function parseIdempotencyKey(header: string | undefined): string | undefi
   ]);
 }
 
-function headerOf(context: ExecutionContext, name: string): string | undefined {
-  const header = context.switchToHttp().getRequest<FastifyRequest>().headers[name];
-  return Array.isArray(header) ? header.join(', ') : header;
+/** What the handler of a write needs to know of its request besides path and body. */
+export interface WriteContext {
+  readonly caller: Caller;
+  readonly correlationId: string;
+  readonly ifMatch: IfMatchCondition | undefined;
+  readonly idempotencyKey: string | undefined;
 }
 
-/** The parsed `If-Match` of the request, as a parameter of a handler; it also documents the header. */
-export const IfMatch = createParamDecorator(
-  (_: unknown, context: ExecutionContext) => parseIfMatch(headerOf(context, 'if-match')),
+/**
+ * The WriteContext of a request, as a parameter of a handler; it documents the two headers on the route.
+ * One parameter for all of it, because Nest runs its asynchronous pipes over each: four cost 5 µs a request.
+ */
+export const Write = createParamDecorator(
+  (_: unknown, context: ExecutionContext): WriteContext => {
+    const request = context.switchToHttp().getRequest<FastifyRequest>();
+    const key = request.headers['idempotency-key'];
+    return {
+      caller: callerOf(request),
+      correlationId: request.id,
+      ifMatch: parseIfMatch(request.headers['if-match']),
+      idempotencyKey: parseIdempotencyKey(Array.isArray(key) ? key.join(', ') : key),
+    };
+  },
   [
     documentHeader({
       name: 'If-Match',
@@ -82,13 +98,6 @@ export const IfMatch = createParamDecorator(
         'Change the session only if its version is one of these entity tags; else 412 `version-mismatch`.',
       schema: { type: 'string', examples: ['"12"'] },
     }),
-  ],
-);
-
-/** The `Idempotency-Key` of the request, as a parameter of a handler; it also documents the header. */
-export const IdempotencyKey = createParamDecorator(
-  (_: unknown, context: ExecutionContext) => parseIdempotencyKey(headerOf(context, 'idempotency-key')),
-  [
     documentHeader({
       name: 'Idempotency-Key',
       description: 'The same request with the same key takes effect once; kept for 24 hours.',

@@ -6,8 +6,12 @@ create function colloquy_now() returns timestamptz language sql volatile
   as $$ select date_trunc('milliseconds', clock_timestamp()) $$;
 
 -- The number of lanes is fixed when the database is made: a stream's lane never changes.
-create table log_settings (lanes smallint not null);
-insert into log_settings values (16);
+-- The key hides positions from clients: how fast a lane's numbers grow tells what other tenants do.
+create table log_settings (
+  lanes smallint not null,
+  position_key bytea not null
+);
+insert into log_settings values (16, decode(replace(gen_random_uuid()::text, '-', ''), 'hex'));
 
 create table event (
   lane smallint not null,

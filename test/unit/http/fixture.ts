@@ -4,6 +4,7 @@ import {
   Controller,
   Delete,
   Get,
+  Logger,
   Module,
   Param,
   Patch,
@@ -18,7 +19,8 @@ import { z } from 'zod';
 import { Caller, requireOperator, type AuthSettings } from '../../../src/http/auth.js';
 import { CorrelationId } from '../../../src/http/correlation.js';
 import { Answers } from '../../../src/http/openapi.js';
-import { IdempotencyKey, IfMatch, type IfMatchCondition } from '../../../src/http/preconditions.js';
+import { ApiError } from '../../../src/http/problem.js';
+import { Write, type WriteContext } from '../../../src/http/preconditions.js';
 import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
 
 const NoteId = z.strictObject({
@@ -60,12 +62,9 @@ export class NotesController {
   add(
     @Param({ schema: NoteId }) { id }: z.infer<typeof NoteId>,
     @Body({ schema: Lines }) body: z.infer<typeof Lines>,
-    @Caller() caller: Caller,
-    @CorrelationId() correlationId: string,
-    @IfMatch() ifMatch: IfMatchCondition | undefined,
-    @IdempotencyKey() idempotencyKey: string | undefined,
+    @Write() write: WriteContext,
   ) {
-    return { id, body, caller, correlationId, ifMatch, idempotencyKey };
+    return { id, body, ...write };
   }
 
   @Post(':id/reset')
@@ -82,7 +81,12 @@ export class NotesController {
 
   @Patch(':id/fail/:how')
   fail(@Param('how') how: string) {
-    throw FAILURES[how]?.() ?? new Error('unknown');
+    throw (FAILURES[how]?.() ?? new Error('unknown')) as Error;
+  }
+
+  @Get('vanished')
+  vanished(@Res() reply: FastifyReply) {
+    reply.callNotFound();
   }
 
   @Get('stream')
@@ -97,9 +101,9 @@ export class NotesController {
 @Controller('v1/admin')
 export class AdminController {
   @Get()
-  status(@Caller() caller: Caller) {
+  status(@Caller() caller: Caller, @CorrelationId() correlationId: string) {
     requireOperator(caller);
-    return { ok: true };
+    return { caller, correlationId };
   }
 }
 
@@ -137,6 +141,7 @@ const FAILURES: Record<string, () => unknown> = {
   postgres: () => Object.assign(new DomainError('not-found', 'hidden text'), { severity: 'ERROR' }),
   plain: () => new Error('hidden text', { cause: new Error('deeper hidden text') }),
   string: () => 'hidden text',
+  api: () => new ApiError('rate-limited', 'Slow down.', { headers: { 'retry-after': '7' } }),
   nest: () => new ConflictException('hidden text'),
 };
 
@@ -151,9 +156,8 @@ export async function startApp(
     auth: settings.auth ?? { mode: 'none' as const, keys: [] },
     version: '1.2.3',
   };
-  const app = await NestFactory.create<NestFastifyApplication>(FixtureModule, createHttpAdapter(all), {
-    logger: false,
-  });
+  Logger.overrideLogger(false);
+  const app = await NestFactory.create<NestFastifyApplication>(FixtureModule, createHttpAdapter(all));
   configureApp(app, all);
   await app.init();
   await app.getHttpAdapter().getInstance().ready();

@@ -2,16 +2,16 @@ import { connect } from 'node:net';
 import type { AddressInfo } from 'node:net';
 import { Logger } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { ApiError, PROBLEMS } from '../../../src/http/problem.js';
+import { PROBLEMS } from '../../../src/http/problem.js';
 import { startApp } from './fixture.js';
 
 describe('problems', () => {
   let app: NestFastifyApplication;
-  let logged: jest.SpyInstance;
+  let logged: jest.SpyInstance<void, string[]>;
 
   beforeAll(async () => {
     app = await startApp({ bodyLimit: 2_000 });
-    logged = jest.spyOn(Logger.prototype, 'error').mockImplementation(() => undefined);
+    logged = jest.spyOn(Logger.prototype, 'error').mockImplementation(() => undefined) as typeof logged;
   });
   beforeEach(() => logged.mockClear());
   afterAll(async () => {
@@ -75,13 +75,10 @@ describe('problems', () => {
     expect(logged.mock.calls[0]?.[1]).toMatch(/hidden text[^]*Caused by: [^]*deeper hidden text/);
   });
 
-  it('given headers of an ApiError, when it is thrown, then they are sent', () => {
-    const error = new ApiError('rate-limited', 'Slow down.', { headers: { 'retry-after': '7' } });
-    expect(error).toMatchObject({
-      code: 'rate-limited',
-      message: 'Slow down.',
-      headers: { 'retry-after': '7' },
-    });
+  it('given headers of an ApiError, when it is thrown, then they are sent', async () => {
+    const response = await failing('api');
+    expect(response.statusCode).toBe(429);
+    expect(response.headers['retry-after']).toBe('7');
   });
 
   it('given an unknown path, when it is asked for, then it is not-found', async () => {
@@ -112,10 +109,19 @@ describe('problems', () => {
     },
   );
 
-  it('given an empty part of a path, when it is asked for, then it is not-found', async () => {
-    const response = await app.inject({ method: 'POST', url: '/v1/notes//reset' });
-    expect(response.json()).toMatchObject({ code: 'not-found' });
-  });
+  it.each([
+    ['POST', '/v1/notes//reset'],
+    ['GET', '/v1/notes//reset'],
+    ['GET', '/v1/notes/vanished'],
+    ['GET', '/v1/notes/'],
+  ] as const)(
+    'given a path that leads nowhere, when %s %s is sent, then it is not-found',
+    async (method, url) => {
+      const response = await app.inject({ method, url });
+      expect(response.statusCode).toBe(404);
+      expect(response.json()).toMatchObject({ code: 'not-found' });
+    },
+  );
 
   it.each([
     ['badly encoded', '/v1/notes/%zz/lines'],
@@ -144,7 +150,10 @@ describe('problems', () => {
       payload: { reason: 'x'.repeat(2_000) },
     });
     expect(response.statusCode).toBe(413);
-    expect(response.json()).toMatchObject({ code: 'body-too-large' });
+    expect(response.json()).toMatchObject({
+      code: 'body-too-large',
+      detail: 'The body is larger than this server accepts.',
+    });
   });
 
   it.each([

@@ -1,0 +1,58 @@
+import { Controller, Get, Res } from '@nestjs/common';
+import { type FastifyReply } from 'fastify';
+import { z } from 'zod';
+import { Answers } from './http/openapi.js';
+import { EventStore } from './event-store/event-store.js';
+import { Projector } from './projections/projector.js';
+
+/** Further behind than this, reads would wait longer than they may. */
+const BEHIND_AT_MOST = 10_000;
+
+const Health = z
+  .object({
+    status: z.enum(['ok', 'unavailable']),
+    checks: z.record(
+      z.string(),
+      z.object({ status: z.enum(['ok', 'unavailable']), detail: z.string().optional() }),
+    ),
+  })
+  .meta({ id: 'Health' });
+
+type Checks = z.infer<typeof Health>['checks'];
+
+@Controller('health')
+export class HealthController {
+  constructor(
+    private readonly store: EventStore,
+    private readonly projector: Projector,
+  ) {}
+
+  /** The process answers: all that a restart could mend. */
+  @Get('live')
+  @Answers(200, z.object({ status: z.literal('ok') }), { summary: 'Is the process alive?' })
+  live() {
+    return { status: 'ok' as const };
+  }
+
+  @Get('ready')
+  @Answers(200, Health, { summary: 'Can requests be served?' })
+  @Answers(503, Health, { description: 'Not now; the checks say why.' })
+  async ready(@Res({ passthrough: true }) reply: FastifyReply): Promise<z.infer<typeof Health>> {
+    const checks: Checks = {};
+    try {
+      await this.store.pool.query('select 1');
+      checks.database = { status: 'ok' };
+      for (const { projection, behind } of await this.projector.lag()) {
+        checks[`projection ${projection}`] =
+          behind <= BEHIND_AT_MOST
+            ? { status: 'ok' }
+            : { status: 'unavailable', detail: `${behind} events behind the log` };
+      }
+    } catch {
+      checks.database = { status: 'unavailable', detail: 'cannot be reached' };
+    }
+    const ready = Object.values(checks).every((check) => check.status === 'ok');
+    if (!ready) reply.status(503);
+    return { status: ready ? 'ok' : 'unavailable', checks };
+  }
+}

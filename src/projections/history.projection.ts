@@ -1,0 +1,131 @@
+import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
+import { columns, type Projection, tableOf } from './projection.js';
+import { type ReadModels, type Wanted } from './read-models.js';
+
+interface HistoryRow {
+  tenant: string;
+  session_id: string;
+  version: number;
+  incarnation: number;
+  created_at: string;
+  /** null: a history begins here, with a creation or a reset. */
+  message: string | null;
+}
+
+/**
+ * Every message of every incarnation, also of those that a reset or delete took out of sight: time travel shows them.
+ * A row without a message marks where a history begins.
+ */
+export const historyProjection: Projection = {
+  name: 'history',
+  version: 1,
+  createTable: (table) => `
+    create table ${table} (
+      tenant text collate "C" not null,
+      session_id text collate "C" not null,
+      version integer not null,
+      incarnation integer not null,
+      created_at timestamptz not null,
+      message jsonb,
+      primary key (tenant, session_id, version)
+    );
+    create index ${table}_begins on ${table} (tenant, session_id, version) where message is null`,
+
+  apply(events, table) {
+    const rows: HistoryRow[] = [];
+    for (const event of events) {
+      const begins = event.type === 'SessionCreated' || event.type === 'ConversationReset';
+      if (!begins && event.type !== 'MessageAppended') continue;
+      const row = {
+        tenant: event.tenant,
+        session_id: event.streamId,
+        version: event.version,
+        incarnation: event.incarnation,
+        created_at: event.time,
+      };
+      if (event.type === 'MessageAppended') {
+        const { messageId, ...message } = event.data;
+        rows.push({ ...row, message: JSON.stringify({ id: messageId, ...message }) });
+      } else rows.push({ ...row, message: null });
+    }
+    if (rows.length === 0) return Promise.resolve([]);
+    return Promise.resolve([
+      {
+        text: `insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
+               select * from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::timestamptz[], $6::jsonb[])`,
+        values: columns(rows, ['tenant', 'session_id', 'version', 'incarnation', 'created_at', 'message']),
+      },
+    ]);
+  },
+};
+
+/** A message as readers get it. `version` is its event's number in the session; times are RFC 3339. */
+export interface MessageView {
+  readonly id: string;
+  readonly role: Role;
+  readonly content: Content;
+  readonly version: number;
+  readonly createdAt: string;
+  readonly status: 'complete' | 'incomplete';
+  readonly name?: string;
+  readonly toolCalls?: ToolCall[];
+  readonly toolCallId?: string;
+  readonly generationId?: string;
+  readonly origin?: { readonly sessionId: string; readonly messageId: string; readonly createdAt: string };
+}
+
+export interface HistoryPage {
+  /** Version of the event that began the history shown; another one means another history. */
+  readonly start: number;
+  readonly messages: MessageView[];
+}
+
+const TABLE = tableOf(historyProjection);
+
+/**
+ * A page of the history that an incarnation had at a version.
+ * @returns undefined when the incarnation had not begun by then.
+ */
+export async function readHistory(
+  models: ReadModels,
+  wanted: Wanted,
+  session: { readonly tenant: string; readonly sessionId: string; readonly incarnation: number },
+  page: {
+    readonly at: number;
+    readonly after?: number | undefined;
+    readonly order: 'asc' | 'desc';
+    readonly limit: number;
+  },
+): Promise<HistoryPage | undefined> {
+  const rows = await models.read<{
+    start: number;
+    version: number | null;
+    created_at: string;
+    message: MessageView;
+  }>(
+    TABLE,
+    wanted,
+    `select b.version as start, m.version, m.created_at, m.message
+     from (select version from ${TABLE}
+           where tenant = $1 and session_id = $2 and incarnation = $3 and version <= $4 and message is null
+           order by version desc limit 1) b
+     left join lateral (
+       select h.version, h.created_at, h.message from ${TABLE} h
+       where h.tenant = $1 and h.session_id = $2 and h.version <= $4 and h.message is not null
+         and h.version > ${page.order === 'asc' ? 'greatest(b.version, $5::int)' : 'b.version'}
+         ${page.order === 'desc' ? 'and ($5::int is null or h.version < $5)' : ''}
+       order by h.version ${page.order} limit $6
+     ) m on true
+     order by m.version ${page.order}`,
+    [session.tenant, session.sessionId, session.incarnation, page.at, page.after ?? null, page.limit],
+  );
+  const [first] = rows;
+  if (!first) return undefined;
+  return {
+    start: first.start,
+    messages: rows.flatMap(({ version, created_at, message }) => {
+      if (version === null) return [];
+      return [{ ...message, version, createdAt: message.origin?.createdAt ?? created_at }];
+    }),
+  };
+}

@@ -1,0 +1,281 @@
+import { isActivity } from '../domain/session.js';
+import { columns, type Projection, type SessionRecord, tableOf } from './projection.js';
+import { type ReadModels, type Wanted } from './read-models.js';
+
+interface SessionRow {
+  tenant: string;
+  session_id: string;
+  incarnation: number;
+  version: number;
+  status: 'active' | 'expired' | 'deleted';
+  title: string | null;
+  metadata: object;
+  message_count: number;
+  created_at: string;
+  last_activity_at: string;
+  generating: boolean;
+  legal_hold: boolean;
+  forked_from: { sessionId: string; version: number } | null;
+  input_tokens: number;
+  output_tokens: number;
+  cached_tokens: number;
+  reasoning_tokens: number;
+}
+
+/** Column → its type, in the order of the table. */
+const COLUMNS = {
+  tenant: 'text collate "C" not null',
+  session_id: 'text collate "C" not null',
+  incarnation: 'integer not null',
+  version: 'integer not null',
+  status: 'text not null',
+  title: 'text',
+  metadata: 'jsonb not null',
+  message_count: 'integer not null',
+  created_at: 'timestamptz not null',
+  last_activity_at: 'timestamptz not null',
+  generating: 'boolean not null',
+  legal_hold: 'boolean not null',
+  forked_from: 'jsonb',
+  input_tokens: 'bigint not null',
+  output_tokens: 'bigint not null',
+  cached_tokens: 'bigint not null',
+  reasoning_tokens: 'bigint not null',
+} satisfies Record<keyof SessionRow, string>;
+const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
+
+const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
+
+/** One row per session: what lists show. A deleted session keeps its row, so that its versions stay in order. */
+export const sessionsProjection: Projection = {
+  name: 'sessions',
+  version: 1,
+  // Nothing that an append changes is indexed: updates stay heap-only.
+  createTable: (table) => `
+    create table ${table} (
+      ${Object.entries(COLUMNS)
+        .map(([name, type]) => `${name} ${type}`)
+        .join(', ')},
+      primary key (tenant, session_id)
+    ) with (fillfactor = 70);
+    create index ${table}_created on ${table} (tenant, created_at, session_id)`,
+
+  async apply(events, table, read) {
+    const keyOf = (event: SessionRecord) => `${event.tenant}/${event.streamId}`;
+    const ids = new Map(events.map((event) => [keyOf(event), event]));
+    const known = await read<SessionRow>(
+      `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
+       join ${table} r using (tenant, session_id)`,
+      [[...ids.values()].map((event) => event.tenant), [...ids.values()].map((event) => event.streamId)],
+    );
+    const rows = new Map(known.map((row) => [`${row.tenant}/${row.session_id}`, row]));
+    for (const event of events) {
+      const row = evolve(rows.get(keyOf(event)), event);
+      if (row) rows.set(keyOf(event), row);
+    }
+    const changed = [...rows.values()];
+    if (changed.length === 0) return [];
+    const updates = NAMES.filter((name) => name !== 'tenant' && name !== 'session_id');
+    return [
+      {
+        text: `insert into ${table} (${NAMES.join()})
+               select * from unnest(${NAMES.map((name, index) => `$${index + 1}::${arrayType(name)}`).join()})
+               on conflict (tenant, session_id) do update set
+                 ${updates.map((name) => `${name} = excluded.${name}`).join()}`,
+        values: columns(
+          changed.map((row) => ({
+            ...row,
+            metadata: JSON.stringify(row.metadata),
+            forked_from: row.forked_from && JSON.stringify(row.forked_from),
+          })),
+          NAMES,
+        ),
+      },
+    ];
+  },
+};
+
+function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow | undefined {
+  if (event.type === 'SessionCreated') {
+    return {
+      tenant: event.tenant,
+      session_id: event.streamId,
+      incarnation: event.incarnation,
+      version: event.version,
+      status: 'active',
+      title: event.data.title ?? null,
+      metadata: event.data.metadata ?? {},
+      message_count: 0,
+      created_at: event.time,
+      last_activity_at: event.time,
+      generating: false,
+      legal_hold: false,
+      forked_from: event.data.forkedFrom ?? null,
+      input_tokens: 0,
+      output_tokens: 0,
+      cached_tokens: 0,
+      reasoning_tokens: 0,
+    };
+  }
+  if (!row) return undefined; // a tenant's own stream
+  const next = {
+    ...row,
+    version: event.version,
+    last_activity_at: isActivity(event) ? event.time : row.last_activity_at,
+  };
+  switch (event.type) {
+    case 'SessionDetailsChanged':
+      if (event.data.title !== undefined) next.title = event.data.title;
+      if (event.data.metadata) next.metadata = event.data.metadata;
+      if (event.data.legalHold !== undefined) next.legal_hold = event.data.legalHold;
+      break;
+    case 'MessageAppended':
+      next.message_count += 1;
+      break;
+    case 'GenerationStarted':
+      next.generating = true;
+      break;
+    case 'GenerationCompleted':
+    case 'GenerationFailed':
+    case 'GenerationCancelled':
+      next.generating = false;
+      next.input_tokens += event.data.usage?.inputTokens ?? 0;
+      next.output_tokens += event.data.usage?.outputTokens ?? 0;
+      next.cached_tokens += event.data.usage?.cachedTokens ?? 0;
+      next.reasoning_tokens += event.data.usage?.reasoningTokens ?? 0;
+      break;
+    case 'ConversationReset':
+      next.message_count = 0;
+      break;
+    case 'SessionExpired':
+      next.status = 'expired';
+      break;
+    case 'SessionResumed':
+      next.status = 'active';
+      break;
+    case 'SessionDeleted':
+      next.status = 'deleted';
+      break;
+  }
+  return next;
+}
+
+/** A session as lists and single reads show it; times are RFC 3339. */
+export interface SessionView {
+  readonly id: string;
+  readonly status: 'active' | 'expired';
+  readonly title: string | null;
+  readonly metadata: object;
+  readonly messageCount: number;
+  readonly version: number;
+  readonly createdAt: string;
+  readonly lastActivityAt: string;
+  readonly usage: {
+    readonly inputTokens: number;
+    readonly outputTokens: number;
+    readonly cachedTokens: number;
+    readonly reasoningTokens: number;
+  };
+  readonly forkedFrom?: { readonly sessionId: string; readonly version: number };
+}
+
+const toView = (row: SessionRow): SessionView => ({
+  id: row.session_id,
+  status: row.status as 'active' | 'expired',
+  title: row.title,
+  metadata: row.metadata,
+  messageCount: row.message_count,
+  version: row.version,
+  createdAt: row.created_at,
+  lastActivityAt: row.last_activity_at,
+  usage: {
+    inputTokens: row.input_tokens,
+    outputTokens: row.output_tokens,
+    cachedTokens: row.cached_tokens,
+    reasoningTokens: row.reasoning_tokens,
+  },
+  ...(row.forked_from && { forkedFrom: row.forked_from }),
+});
+
+const TABLE = tableOf(sessionsProjection);
+
+/** One session that is not deleted. */
+export async function findSession(
+  models: ReadModels,
+  wanted: Wanted,
+  tenant: string,
+  sessionId: string,
+): Promise<SessionView | undefined> {
+  const [row] = await models.read<SessionRow>(
+    TABLE,
+    wanted,
+    `select * from ${TABLE} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
+    [tenant, sessionId],
+  );
+  return row && toView(row);
+}
+
+export interface SessionFilter {
+  readonly status: 'active' | 'expired' | 'all';
+  readonly limit: number;
+  /** The last session of the page before. */
+  readonly after?: { readonly createdAt: string; readonly id: string } | undefined;
+  /** Found in title, or in a value of the metadata; case does not matter. */
+  readonly q?: string | undefined;
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
+/** A tenant's sessions by creation time and id; a deleted one is never among them. */
+export async function listSessions(
+  models: ReadModels,
+  wanted: Wanted,
+  tenant: string,
+  filter: SessionFilter,
+): Promise<SessionView[]> {
+  const metadata = Object.entries(filter.metadata ?? {});
+  const rows = await models.read<SessionRow>(
+    TABLE,
+    wanted,
+    `select s.* from ${TABLE} s
+     where tenant = $1
+       and (case when $2 = 'all' then status <> 'deleted' else status = $2 end)
+       and ($3::timestamptz is null or (created_at, session_id) > ($3, $4::text collate "C"))
+       and ($5::text is null or strpos(lower(title), lower($5)) > 0
+            or exists (select from jsonb_each_text(metadata) m where strpos(lower(m.value), lower($5)) > 0))
+       and not exists (select from unnest($6::text[], $7::text[]) as f (key, value)
+                       where s.metadata ->> f.key is distinct from f.value)
+     order by created_at, session_id limit $8`,
+    [
+      tenant,
+      filter.status,
+      filter.after?.createdAt ?? null,
+      filter.after?.id ?? null,
+      filter.q ?? null,
+      metadata.map(([key]) => key),
+      metadata.map(([, value]) => value),
+      filter.limit,
+    ],
+  );
+  return rows.map(toView);
+}
+
+/**
+ * Active sessions that nobody has used for `ttl` ms, or the least recently used ones; never one that is generating.
+ * Only candidates: the decision is made on the log.
+ */
+export async function idleSessions(
+  models: ReadModels,
+  tenant: string,
+  options: { readonly ttl?: number; readonly limit: number },
+): Promise<{ sessionId: string; lastActivityAt: string }[]> {
+  const rows = await models.read<SessionRow>(
+    TABLE,
+    'whatever there is',
+    `select * from ${TABLE}
+     where tenant = $1 and status = 'active' and not generating
+       and ($2::bigint is null or last_activity_at <= colloquy_now() - $2 * interval '1 millisecond')
+     order by last_activity_at, session_id limit $3`,
+    [tenant, options.ttl ?? null, options.limit],
+  );
+  return rows.map((row) => ({ sessionId: row.session_id, lastActivityAt: row.last_activity_at }));
+}

@@ -1,0 +1,23 @@
+import { createHash, randomBytes } from 'node:crypto';
+
+const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
+
+/** `prefix_` and 26 characters: 48 bits of time, so that ids sort by age, and 80 random bits. */
+export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
+  let time = Date.now();
+  let text = '';
+  for (let index = 0; index < 10; index += 1) {
+    text = (ALPHABET[time % 32] ?? '') + text;
+    time = Math.floor(time / 32);
+  }
+  for (const byte of randomBytes(16)) text += ALPHABET[byte % 32] ?? '';
+  return `${prefix}_${text}`;
+}
+
+/** The same id for the same parts: a retry finds what the first request made. */
+export function derivedId(prefix: 'sess' | 'gen', ...parts: readonly string[]): string {
+  const digest = createHash('sha256').update(JSON.stringify(parts)).digest();
+  let text = '';
+  for (const byte of digest.subarray(0, 26)) text += ALPHABET[byte % 32] ?? '';
+  return `${prefix}_${text}`;
+}

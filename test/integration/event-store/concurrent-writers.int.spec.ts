@@ -1,0 +1,194 @@
+import { type AppendResult } from '../../../src/event-store/batch-writer.js';
+import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
+import { appendOf } from '../../support/append.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { by, expectSoundLog, Nodes, seeded, sized, tallies } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = new Nodes();
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await nodes.stopAll();
+  await expectSoundLog(db);
+  await db.drop();
+});
+
+describe('many writers on one stream', () => {
+  it.each([1, 2])(
+    'given 64 writers over %i node(s), when each appends again and again, then versions are 1…N, none lost, none double',
+    async (count) => {
+      const stores = await Promise.all(Array.from({ length: count }, () => nodes.start(db.url)));
+      const handlers = stores.map((store) => tallies(store));
+      const stream = { tenant: 'acme', streamId: 'hot' };
+      const random = seeded();
+      const rounds = sized(40, 8);
+      const versions: number[] = [];
+      let sum = 0;
+
+      await Promise.all(
+        Array.from({ length: 64 }, async (_, writer) => {
+          for (let round = 0; round < rounds; round += 1) {
+            const number = random(1_000);
+            const handled = await handlers[writer % count]?.handle(stream, { numbers: [number] }, by);
+            versions.push(handled?.state.version ?? 0);
+            sum += number;
+          }
+        }),
+      );
+
+      const total = 64 * rounds;
+      expect(versions.sort((a, b) => a - b)).toEqual(Array.from({ length: total }, (_, index) => index + 1));
+      // The stored state is what a fold of the log gives, so no writer decided on an old one.
+      const folded = await tallies(stores[0] as EventStore, { stateVersion: 2 }).load(stream);
+      expect(folded.state).toMatchObject({ version: total, sum });
+      expect((await stores[0]?.loadStream(stream))?.state).toEqual(folded.state);
+    },
+    60_000,
+  );
+});
+
+describe('a batch', () => {
+  it('given 20 appends in one commit, when one expects a wrong version, then it conflicts alone', async () => {
+    const store = await nodes.start(db.url);
+    const stream = (index: number) => ({ tenant: 'acme', streamId: `s${index}` });
+    const written = [{ type: 'Written', data: {} }];
+    await store.append(appendOf(stream(7), 0, written));
+
+    const results = await Promise.all(
+      Array.from({ length: 20 }, (_, index) => store.append(appendOf(stream(index), 0, written))),
+    );
+
+    expect(results.map((result) => result.status)).toEqual(
+      Array.from({ length: 20 }, (_, index) => (index === 7 ? 'conflict' : 'ok')),
+    );
+    expect(results[7]).toEqual({ status: 'conflict', version: 1 });
+    // Even and odd lanes have a writer each: at most two transactions did the 19.
+    const commits = await db.query(
+      `select distinct xmin::text from event where stream_id <> 's7'`,
+    );
+    expect(commits.length).toBeLessThanOrEqual(2);
+  });
+
+  it('given 20 appends in one commit, when the server cannot store one, then that one fails alone', async () => {
+    const store = await nodes.start(db.url);
+
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 20 }, (_, index) =>
+        store.append(
+          appendOf({ tenant: 'acme', streamId: `s${index}` }, 0, [
+            // jsonb has no NUL.
+            { type: 'Written', data: { text: index === 7 ? '\u0000' : 'fine' } },
+          ]),
+        ),
+      ),
+    );
+
+    expect(outcomes.map((outcome) => outcome.status)).toEqual(
+      Array.from({ length: 20 }, (_, index) => (index === 7 ? 'rejected' : 'fulfilled')),
+    );
+    expect(await db.query('select stream_id from event order by 1')).toHaveLength(19);
+  });
+
+  it('given appends to one stream in a row, when none waits for the one before, then they are done in order', async () => {
+    const store = await nodes.start(db.url);
+    const stream = { tenant: 'acme', streamId: 'in-order' };
+
+    const results = await Promise.all(
+      Array.from({ length: 30 }, (_, version) =>
+        store.append(appendOf(stream, version, [{ type: 'Written', data: { version } }])),
+      ),
+    );
+
+    expect(results.map((result) => result.status === 'ok' && result.version)).toEqual(
+      Array.from({ length: 30 }, (_, index) => index + 1),
+    );
+  });
+});
+
+describe('the two ways into the log', () => {
+  const sealing: PayloadCodec = {
+    encode: (type, data) => ({
+      data: null,
+      sealed: Buffer.from(JSON.stringify([type, data])),
+      keyId: '00000000-0000-4000-8000-000000000001',
+    }),
+    decode: (_type, { sealed }) => (JSON.parse(String(sealed)) as unknown[])[1],
+  };
+
+  it.each(['plain', 'sealed'])(
+    'given %s payloads, when the same appends go through append_one and append_batch, then the rows are the same',
+    async (kind) => {
+      const other = await createTestDatabase();
+      try {
+        const options = kind === 'sealed' ? { codec: sealing } : {};
+        // Without the other function there is no doubt which way an append takes.
+        for (const statement of ['drop function append_batch', fixedClock(0)]) await db.query(statement);
+        for (const statement of ['drop function append_one', fixedClock(0)]) await other.query(statement);
+        const lone = await nodes.start(db.url, options);
+        const batched = await nodes.start(other.url, options);
+        const stream = { tenant: 'acme', streamId: 'twin' };
+        // On another lane of the same writer, so that the batch is one and positions stay comparable.
+        const companion = companionOf(lone, stream.streamId);
+        const results: [AppendResult, AppendResult][] = [];
+        const both = async (...[expected, events, more]: ParametersAfterStream) => {
+          const [ours, theirs] = await Promise.all([
+            lone.append(appendOf(stream, expected, events, more)),
+            batched.append(appendOf(stream, expected, events, more)),
+            batched.append(appendOf({ tenant: 'acme', streamId: companion }, results.length, [written(0)])),
+          ]);
+          results.push([ours, theirs]);
+        };
+
+        await both(0, [written(1)], { causationId: 'cause' });
+        await both(1, [written(2)], { activity: false });
+        await setBoth(db, other, 60_000);
+        await both(2, [written(3)], { state: null, stateVersion: 7 });
+        await setBoth(db, other, -60_000);
+        await both(3, [written(4)], { incarnation: 2, actor: 'another' });
+        await both(4, [{ type: 'Nothing', data: null }], { activity: false, incarnation: 2 });
+        await both(3, [written(6)]);
+
+        expect(results.map(([one]) => one.status)).toEqual(['ok', 'ok', 'ok', 'ok', 'ok', 'conflict']);
+        for (const [one, batch] of results) expect(batch).toEqual(one);
+        const rows = (from: TestDatabase, table: string) =>
+          from.query(
+            `select to_jsonb(t) - 'id' as row from ${table} t where stream_id = 'twin' order by version`,
+          );
+        expect(await rows(db, 'event')).toHaveLength(5);
+        expect(await rows(other, 'event')).toEqual(await rows(db, 'event'));
+        expect(await rows(other, 'stream')).toEqual(await rows(db, 'stream'));
+        expect(await batched.readStream(stream)).toMatchObject(
+          (await lone.readStream(stream)).map(({ data, version, time }) => ({ data, version, time })),
+        );
+        await nodes.stopAll();
+        await expectSoundLog(other);
+      } finally {
+        await nodes.stopAll();
+        await other.drop();
+      }
+    },
+  );
+
+  type ParametersAfterStream =
+    Parameters<typeof appendOf> extends [unknown, ...infer Rest] ? Rest : never;
+  const written = (number: number) => ({ type: 'Written', data: { number, text: 'ä "quoted"' } });
+  const fixedClock = (offsetMs: number) =>
+    `create or replace function colloquy_now() returns timestamptz language sql volatile as
+     $$ select timestamptz '2026-11-22 10:00:00Z' + ${offsetMs} * interval '1 millisecond' $$`;
+  const setBoth = async (one: TestDatabase, other: TestDatabase, offsetMs: number) => {
+    await one.query(fixedClock(offsetMs));
+    await other.query(fixedClock(offsetMs));
+  };
+
+  function companionOf(store: EventStore, streamId: string): string {
+    const lane = store.laneOf({ tenant: 'acme', streamId });
+    for (let index = 0; ; index += 1) {
+      const candidate = `companion-${index}`;
+      const other = store.laneOf({ tenant: 'acme', streamId: candidate });
+      if (other !== lane && other % 2 === lane % 2) return candidate;
+    }
+  }
+});

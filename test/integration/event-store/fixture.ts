@@ -1,0 +1,115 @@
+import { type Decider } from '../../../src/domain/decider.js';
+import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
+import { StreamHandler, type StreamKind } from '../../../src/event-store/stream-handler.js';
+import { type TestDatabase } from '../../support/database.js';
+
+const isFull = process.env['FULL'] === '1';
+/** `npm run test:full` runs the full sizes. */
+export const sized = (full: number, reduced: number): number => (isFull ? full : reduced);
+
+/** The same numbers in every run (mulberry32); SEED=n tries others. */
+export function seeded(seed = Number(process.env['SEED'] ?? 20_261_122)): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * below);
+  };
+}
+
+export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Nodes of one test file: each an EventStore with connections of its own. */
+export class Nodes {
+  private readonly open: EventStore[] = [];
+
+  async start(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
+    const store = await EventStore.open(url, options);
+    this.open.push(store);
+    return store;
+  }
+
+  async stopAll(): Promise<void> {
+    await Promise.all(this.open.splice(0).map((store) => store.close()));
+  }
+}
+
+/** A stream that adds numbers up: the smallest thing with rules. `digest` depends on the order of the events. */
+export interface Tally {
+  readonly version: number;
+  readonly sum: number;
+  readonly digest: number;
+}
+export interface Add {
+  readonly numbers: readonly number[];
+  /** Refused when the sum is not this. */
+  readonly onlyAt?: number;
+  /** Also changes the counter of this name. */
+  readonly count?: number;
+}
+export interface Added {
+  readonly type: 'Added';
+  readonly data: { readonly number: number };
+}
+
+export const tallyDecider: Decider<Tally, Add, Added> = {
+  initialState: { version: 0, sum: 0, digest: 0 },
+  decide: ({ numbers, onlyAt, count }, state) => {
+    if (onlyAt !== undefined && state.sum !== onlyAt) throw new Error(`the sum is ${state.sum}`);
+    return {
+      events: numbers.map((number) => ({ type: 'Added', data: { number } })),
+      ...(count !== undefined && { counters: { added: count } }),
+    };
+  },
+  evolve: (state, { data }) => ({
+    version: state.version + 1,
+    sum: state.sum + data.number,
+    digest: (state.digest * 31 + data.number) % 1_000_000_007,
+  }),
+};
+
+export function tallies(
+  store: EventStore,
+  more: Partial<StreamKind<Tally, Add, Added>> = {},
+): StreamHandler<Tally, Add, Added> {
+  return new StreamHandler(store, {
+    decider: tallyDecider,
+    stateVersion: 1,
+    schemaVersion: () => 1,
+    isActivity: () => true,
+    incarnation: () => 1,
+    ...more,
+  });
+}
+
+export const by = { actor: 'tester', correlationId: 'test' };
+
+/** What must be true of every log at any time; each query finds the offenders. */
+export async function expectSoundLog(db: TestDatabase): Promise<void> {
+  const offenders = {
+    'gaps or doubles in a lane': `
+      select lane, count(*), min(position), max(position) from event group by lane
+      having count(*) <> max(position) or min(position) <> 1 or count(distinct position) <> count(*)`,
+    'gaps or doubles in a stream': `
+      select tenant, stream_id, count(*), max(version) from event group by 1, 2
+      having count(*) <> max(version) or min(version) <> 1 or count(distinct version) <> count(*)`,
+    'an order of positions or times other than that of versions': `
+      select * from (
+        select tenant, stream_id, version, position, time, lane,
+               lag(position) over w as before, lag(time) over w as earlier, lag(lane) over w as same
+        from event window w as (partition by tenant, stream_id order by version)
+      ) e where before >= position or earlier > time or same <> lane`,
+    'an event stored twice': 'select id from event group by id having count(*) > 1',
+    'a stream row that is not its last event': `
+      select * from (
+        select distinct on (tenant, stream_id) tenant, stream_id, lane, version, position, time, incarnation
+        from event order by tenant, stream_id, version desc
+      ) e full join stream s on (s.tenant, s.stream_id) = (e.tenant, e.stream_id)
+      where (s.lane, s.version, s.position, s.time, s.incarnation)
+            is distinct from (e.lane, e.version, e.position, e.time, e.incarnation)`,
+  };
+  for (const [what, sql] of Object.entries(offenders)) {
+    expect({ [what]: await db.query(sql) }).toEqual({ [what]: [] });
+  }
+}

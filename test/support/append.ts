@@ -1,0 +1,26 @@
+import { type EventStore } from '../../src/event-store/event-store.js';
+import { type StreamId } from '../../src/event-store/lane.js';
+
+export type AppendOf = Parameters<EventStore['append']>[0];
+
+/** An append with nothing special about it; `more` says what is. */
+export function appendOf(
+  stream: StreamId,
+  expected: number,
+  events: readonly { readonly type: string; readonly data: unknown }[],
+  more: Partial<AppendOf> = {},
+): AppendOf {
+  return {
+    stream,
+    expected,
+    incarnation: 1,
+    activity: true,
+    state: { version: expected + events.length },
+    stateVersion: 1,
+    actor: 'tester',
+    correlationId: 'test',
+    causationId: null,
+    events: events.map((event) => ({ ...event, schemaVersion: 1 })),
+    ...more,
+  };
+}

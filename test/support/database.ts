@@ -1,0 +1,117 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Client } from 'pg';
+import { migrate } from '../../src/database/migrate.js';
+import { Log1770000000001 } from '../../src/event-store/migrations/0001-log.js';
+import { Checkpoints1770000000002 } from '../../src/projections/migrations/0002-checkpoints.js';
+
+/** All migrations of the service, in order. */
+export const MIGRATIONS = [Log1770000000001, Checkpoints1770000000002];
+
+const TEMPLATE_PREFIX = 'colloquy_template_';
+/** Any number that nothing else locks in the admin database. */
+const TEMPLATE_LOCK = 7399;
+
+/** A database of a test file's own; times and errors are those of the service's own connections. */
+export interface TestDatabase {
+  readonly url: string;
+  /** Runs one statement on a connection that belongs to the test, and gives its rows. */
+  query<Row = Record<string, unknown>>(sql: string, params?: readonly unknown[]): Promise<Row[]>;
+  /** From now on this database's clock, the only one the service asks, is off by so many milliseconds. */
+  setClock(clock: { readonly offsetMs: number }): Promise<void>;
+  /** Ends every connection to it and removes it. */
+  drop(): Promise<void>;
+}
+
+/** The server of this run. */
+export function adminUrl(): string {
+  const url = process.env['COLLOQUY_TEST_ADMIN_URL'];
+  if (url === undefined) throw new Error('there is no test server: global-setup.ts did not run');
+  return url;
+}
+
+export const urlOf = (database: string): string => {
+  const url = new URL(adminUrl());
+  url.pathname = `/${database}`;
+  return url.href;
+};
+
+/** A migrated database, cloned from a template that is made once per schema; workers wait for each other. */
+export async function createTestDatabase(): Promise<TestDatabase> {
+  const name = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
+  await asAdmin(async (admin) => {
+    // The server refuses to clone a database while somebody else clones it or is connected to it.
+    await admin.query('select pg_advisory_lock($1)', [TEMPLATE_LOCK]);
+    await admin.query(`create database ${name} template ${await ensureTemplate(admin)}`);
+  });
+  return open(name);
+}
+
+/** A database without any schema. */
+export async function createEmptyDatabase(): Promise<TestDatabase> {
+  const name = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
+  await asAdmin((admin) => admin.query(`create database ${name}`));
+  return open(name);
+}
+
+async function ensureTemplate(admin: Client): Promise<string> {
+  const name = TEMPLATE_PREFIX + schemaHash();
+  const { rows } = await admin.query<{ datname: string }>(
+    'select datname from pg_database where starts_with(datname, $1)',
+    [TEMPLATE_PREFIX],
+  );
+  if (rows.some(({ datname }) => datname === name)) return name;
+  // A server that outlives the run keeps one template, not one per change of the schema.
+  for (const { datname } of rows) await admin.query(`drop database ${datname} with (force)`);
+  // Under another name until it is whole: a run that is killed in between leaves no half template.
+  const unfinished = `${TEMPLATE_PREFIX}unfinished`;
+  await admin.query(`create database ${unfinished}`);
+  await migrate(urlOf(unfinished), MIGRATIONS);
+  await admin.query(`alter database ${unfinished} rename to ${name}`);
+  return name;
+}
+
+function schemaHash(): string {
+  const hash = createHash('sha256');
+  const folders = ['event-store/sql', 'event-store/migrations', 'projections/migrations'];
+  for (const folder of folders.map((one) => join(__dirname, '../../src', one))) {
+    for (const file of readdirSync(folder).sort()) hash.update(file).update(readFileSync(join(folder, file)));
+  }
+  return hash.digest('hex').slice(0, 16);
+}
+
+async function open(name: string): Promise<TestDatabase> {
+  const url = urlOf(name);
+  // Nothing is parsed into Dates, and names say whose connection it is: tests end others by name.
+  const client = new Client({ connectionString: url, application_name: 'test', options: '-c TimeZone=UTC' });
+  client.on('error', () => undefined);
+  await client.connect();
+  return {
+    url,
+    query: async <Row>(sql: string, params: readonly unknown[] = []) => {
+      const { rows } = await client.query(sql, [...params]);
+      return rows as Row[];
+    },
+    setClock: async ({ offsetMs }) => {
+      await client.query(
+        `create or replace function colloquy_now() returns timestamptz language sql volatile as
+         $$ select date_trunc('milliseconds', clock_timestamp() + ${Math.trunc(offsetMs)} * interval '1 millisecond') $$`,
+      );
+    },
+    drop: async () => {
+      await client.end();
+      await asAdmin((admin) => admin.query(`drop database if exists ${name} with (force)`));
+    },
+  };
+}
+
+async function asAdmin(work: (admin: Client) => Promise<unknown>): Promise<void> {
+  const admin = new Client({ connectionString: adminUrl(), application_name: 'test admin' });
+  await admin.connect();
+  try {
+    await work(admin);
+  } finally {
+    await admin.end();
+  }
+}

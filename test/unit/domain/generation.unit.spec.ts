@@ -1,0 +1,457 @@
+import {
+  AbandonGeneration,
+  CancelGeneration,
+  CompleteGeneration,
+  FailGeneration,
+  type NewMessage,
+  type SessionCommand,
+  StartGeneration,
+} from '../../../src/domain/session.js';
+import {
+  after,
+  calling,
+  created,
+  deleted,
+  event,
+  expired,
+  given,
+  leaseExpired,
+  notRun,
+  reset,
+  result,
+  resumed,
+  said,
+  started,
+  stateAfter,
+  to,
+  user,
+} from './given-when-then.js';
+
+const generate = (generationId: string, message?: NewMessage, partial?: Partial) =>
+  new StartGeneration(to, { generationId, model: 'echo' }, message, partial);
+type Partial = ConstructorParameters<typeof AbandonGeneration>[2];
+
+const usage = { inputTokens: 100, outputTokens: 20, cachedTokens: 7, reasoningTokens: 3 };
+const half = { messageId: 'm9', content: 'half a' };
+const kept = (generationId: string) =>
+  said({ ...half, role: 'assistant', generationId, status: 'incomplete' });
+const completed = (generationId: string) =>
+  event('GenerationCompleted', { generationId, model: 'echo', finishReason: 'stop' });
+const busy = [created, said(user('m1')), started('g1', [2, 2])];
+const whenAbandoned = {
+  guard: { holds: { leaseOver: 'generation:g1' }, otherwise: { refused: 'session-busy' } },
+} as const;
+
+describe('generating', () => {
+  it('begins with the message, and shows the model all messages up to it', () => {
+    given(created, said(user('m1')))
+      .when(generate('g1', user('m2')))
+      .then([said(user('m2')), started('g1', [2, 3])]);
+    expect(stateAfter(created, said(user('m1')), said(user('m2')), started('g1', [2, 3]))).toMatchObject({
+      generation: { id: 'g1', model: 'echo' },
+      messageCount: 2,
+    });
+  });
+
+  it('records what the model is asked with, and says nothing of what was not given', () => {
+    const asked = {
+      generationId: 'g1',
+      model: 'echo',
+      instructions: 'be brief',
+      parameters: { temperature: 0.5 },
+      tools: [{ name: 'search', description: 'finds', parameters: { type: 'object' } }],
+    };
+    given(created)
+      .when(new StartGeneration(to, asked, user('m1')))
+      .then([said(user('m1')), event('GenerationStarted', { ...asked, context: [[2, 2]] })]);
+
+    const bare = { generationId: 'g1', model: 'echo', instructions: undefined, tools: undefined };
+    const last = after([created], new StartGeneration(to, bare, user('m1'))).at(-1);
+    expect(Object.keys(last?.data ?? {}).sort()).toEqual(['context', 'generationId', 'model']);
+  });
+
+  it('needs no message where there is one to answer', () => {
+    given(created, said(user('m1')))
+      .when(generate('g1'))
+      .then([started('g1', [2, 2])]);
+  });
+
+  it('needs a message while the history is empty', () => {
+    const refusal = { refused: 'invalid-request', at: ['/message'] } as const;
+    given(created).when(generate('g1')).then(refusal);
+    given(created, expired).when(generate('g1')).then(refusal);
+    given(created, said(user('m1')), reset)
+      .when(generate('g1'))
+      .then(refusal);
+    given(created, said(user('m1')), deleted, created)
+      .when(generate('g1'))
+      .then(refusal);
+  });
+
+  it('is refused where there is no session', () => {
+    given()
+      .when(generate('g1', user('m1')))
+      .then({ refused: 'session-not-found' });
+    given(created, deleted)
+      .when(generate('g1', user('m1')))
+      .then({ refused: 'session-not-found' });
+  });
+
+  it('restores an expired session in the same append, and still shows its history', () => {
+    given(created, said(user('m1')), expired)
+      .when(generate('g1', user('m2')))
+      .then([resumed, said(user('m2')), started('g1', [2, 5])], { counters: { active: 1 } });
+    given(created, said(user('m1')), expired)
+      .when(generate('g1'))
+      .then([resumed, started('g1', [2, 4])], { counters: { active: 1 } });
+  });
+
+  it('shows the model nothing of before a reset', () => {
+    given(created, said(user('m1')), said(user('m2')), reset)
+      .when(generate('g1', user('m3')))
+      .then([said(user('m3')), started('g1', [5, 5])]);
+    given(created, said(user('m1')), reset, said(user('m2')))
+      .when(generate('g1'))
+      .then([started('g1', [4, 4])]);
+  });
+
+  it('shows the model nothing of an incarnation before', () => {
+    given(created, said(user('m1')), deleted, created)
+      .when(generate('g1', user('m2')))
+      .then([said(user('m2')), started('g1', [5, 5])]);
+  });
+});
+
+describe('generating with tool calls in history that have no result', () => {
+  const called = [created, said(user('m1')), said(calling('m2', { c1: 'search', c2: 'mail' }))];
+
+  it('answers them as cancelled before the message of the user', () => {
+    given(...called)
+      .when(generate('g1', user('m3')))
+      .then([
+        said(notRun('g1.1', 'c1', 'search')),
+        said(notRun('g1.2', 'c2', 'mail')),
+        said(user('m3')),
+        started('g1', [2, 6]),
+      ]);
+  });
+
+  it('answers them when no message is given', () => {
+    given(...called, said(result('m3', 'c1')))
+      .when(generate('g1'))
+      .then([said(notRun('g1.1', 'c2', 'mail')), started('g1', [2, 5])]);
+  });
+
+  it('answers them in an expired session too', () => {
+    given(...called, expired)
+      .when(generate('g1'))
+      .then(
+        [
+          resumed,
+          said(notRun('g1.1', 'c1', 'search')),
+          said(notRun('g1.2', 'c2', 'mail')),
+          started('g1', [2, 7]),
+        ],
+        { counters: { active: 1 } },
+      );
+  });
+
+  it('lets a result given as the message answer its own call', () => {
+    given(...called)
+      .when(generate('g1', result('m3', 'c2')))
+      .then([said(notRun('g1.1', 'c1', 'search')), said(result('m3', 'c2')), started('g1', [2, 5])]);
+    given(created, said(calling('m1', { c1: 'search' })))
+      .when(generate('g1', result('m2', 'c1')))
+      .then([said(result('m2', 'c1')), started('g1', [2, 3])]);
+  });
+
+  it('lets such a result answer one call only where two share an id', () => {
+    const twice = {
+      ...calling('m2', {}),
+      toolCalls: ['search', 'search'].map((name) => ({ id: 'c1', name, arguments: '{}' })),
+    };
+    const past = [...busy, said({ ...twice, generationId: 'g1' }), completed('g1')];
+    given(...past)
+      .when(generate('g2', result('m3', 'c1')))
+      .then([said(notRun('g2.1', 'c1', 'search')), said(result('m3', 'c1')), started('g2', [2, 7])]);
+    expect(stateAfter(...after(past, generate('g2', result('m3', 'c1')))).openToolCalls).toEqual([]);
+  });
+
+  it('refuses a result that answers no call', () => {
+    given(...called)
+      .when(generate('g1', result('m3', 'c9')))
+      .then({ refused: 'invalid-request', at: ['/message/toolCallId'] });
+  });
+
+  it('refuses a message that calls tools itself: the model could not be asked', () => {
+    given(created)
+      .when(generate('g1', calling('m1', { c1: 'search' })))
+      .then({ refused: 'invalid-request', at: ['/message/toolCalls'] });
+  });
+
+  it('leaves no call open', () => {
+    for (const message of [undefined, user('m3'), result('m3', 'c1')]) {
+      expect(stateAfter(...after(called, generate('g1', message))).openToolCalls).toEqual([]);
+    }
+  });
+
+  it('leaves calls of before a reset alone', () => {
+    given(...called, reset)
+      .when(generate('g1', user('m3')))
+      .then([said(user('m3')), started('g1', [5, 5])]);
+  });
+});
+
+describe('generating while a generation is recorded', () => {
+  it('is busy, unless the lease of that one is over: then that one failed in the same append', () => {
+    given(...busy)
+      .when(generate('g2', user('m2')))
+      .then([leaseExpired('g1'), said(user('m2')), started('g2', [2, 5])], whenAbandoned);
+    expect(stateAfter(...after(busy, generate('g2', user('m2'))))).toMatchObject({
+      generation: { id: 'g2' },
+    });
+  });
+
+  it('keeps what had arrived of the dead one, within what the model sees', () => {
+    given(...busy)
+      .when(generate('g2', user('m2'), half))
+      .then([kept('g1'), leaseExpired('g1'), said(user('m2')), started('g2', [2, 6])], whenAbandoned);
+  });
+
+  it('needs no message then', () => {
+    given(...busy)
+      .when(generate('g2'))
+      .then([leaseExpired('g1'), started('g2', [2, 4])], whenAbandoned);
+  });
+
+  it('answers open tool calls after the failure', () => {
+    given(...busy, said(calling('m2', { c1: 'search' })))
+      .when(generate('g2', user('m3')))
+      .then(
+        [leaseExpired('g1'), said(notRun('g2.1', 'c1', 'search')), said(user('m3')), started('g2', [2, 7])],
+        whenAbandoned,
+      );
+  });
+
+  it('is busy for the id of the recorded one too', () => {
+    given(...busy)
+      .when(generate('g1', user('m2')))
+      .then([leaseExpired('g1'), said(user('m2')), started('g1', [2, 5])], whenAbandoned);
+  });
+
+  it('finds an ended one out of the way', () => {
+    given(...busy, completed('g1'))
+      .when(generate('g2', user('m2')))
+      .then([said(user('m2')), started('g2', [2, 5])]);
+  });
+});
+
+describe('completing a generation', () => {
+  const complete = (generationId: string) =>
+    new CompleteGeneration(
+      to,
+      { generationId, finishReason: 'stop', usage, durationMs: 1200 },
+      { messageId: 'm2', content: 'yes' },
+    );
+  const reply = said(user('m2', { role: 'assistant', content: 'yes', generationId: 'g1' }));
+  const end = event('GenerationCompleted', {
+    generationId: 'g1',
+    model: 'echo',
+    finishReason: 'stop',
+    usage,
+    durationMs: 1200,
+  });
+
+  it('stores the reply and the end, with the model that was started', () => {
+    given(created, said(user('m1')), started('g1', [2, 2], 'small-1'))
+      .when(complete('g1'))
+      .then([reply, event('GenerationCompleted', { ...end.data, model: 'small-1' })]);
+    expect(stateAfter(...busy, reply, end)).toMatchObject({ generation: null, messageCount: 2, usage });
+  });
+
+  it('puts the reply after what was appended meanwhile', () => {
+    given(...busy, said(user('m3')))
+      .when(complete('g1'))
+      .then([reply, end]);
+  });
+
+  it('opens the tool calls of the reply', () => {
+    const { toolCalls } = calling('m2', { c1: 'search' });
+    const command = new CompleteGeneration(
+      to,
+      { generationId: 'g1', finishReason: 'tool_calls' },
+      { messageId: 'm2', content: '', toolCalls },
+    );
+    given(...busy)
+      .when(command)
+      .then([
+        said(user('m2', { role: 'assistant', content: '', toolCalls, generationId: 'g1' })),
+        event('GenerationCompleted', { generationId: 'g1', model: 'echo', finishReason: 'tool_calls' }),
+      ]);
+    expect(stateAfter(...after(busy, command)).openToolCalls).toEqual([{ id: 'c1', name: 'search' }]);
+  });
+
+  it('says nothing of what the reply has not', () => {
+    const command = new CompleteGeneration(
+      to,
+      { generationId: 'g1', finishReason: 'stop' },
+      { messageId: 'm2', content: 'yes', toolCalls: undefined },
+    );
+    expect(Object.keys(after(busy, command).at(-2)?.data ?? {})).not.toContain('toolCalls');
+  });
+
+  it('drops the reply when its generation is not the current one', () => {
+    given(...busy)
+      .when(complete('g2'))
+      .then([]);
+    given(...busy, completed('g1'))
+      .when(complete('g1'))
+      .then([]);
+    given(...after(busy, generate('g2', user('m3'))))
+      .when(complete('g1'))
+      .then([]);
+  });
+
+  it('stores nothing of a reply that comes after the session was deleted', () => {
+    const cancelled = event('GenerationCancelled', { generationId: 'g1', model: 'echo' });
+    given(...busy, cancelled, deleted)
+      .when(complete('g1'))
+      .then({ refused: 'session-not-found' });
+    given(...busy, cancelled, deleted, created)
+      .when(complete('g1'))
+      .then([]);
+  });
+});
+
+describe('failing a generation', () => {
+  const failure = { generationId: 'g1', code: 'model-failed', message: 'it broke', usage, durationMs: 5 };
+  const failed = event('GenerationFailed', { ...failure, model: 'echo' });
+
+  it('records the end', () => {
+    given(...busy)
+      .when(new FailGeneration(to, failure))
+      .then([failed]);
+    expect(stateAfter(...busy, failed)).toMatchObject({ generation: null, messageCount: 1, usage });
+  });
+
+  it('keeps what had arrived as an incomplete message', () => {
+    given(...busy)
+      .when(new FailGeneration(to, failure, half))
+      .then([kept('g1'), failed]);
+  });
+
+  it('is dropped when the generation is not the current one', () => {
+    given(...busy)
+      .when(new FailGeneration(to, { ...failure, generationId: 'g2' }, half))
+      .then([]);
+    given(...busy, completed('g1'))
+      .when(new FailGeneration(to, failure, half))
+      .then([]);
+  });
+});
+
+describe('cancelling a generation', () => {
+  const cancelled = event('GenerationCancelled', { generationId: 'g1', model: 'echo' });
+
+  it('ends the current one, and keeps what had arrived as an incomplete message', () => {
+    given(...busy)
+      .when(new CancelGeneration(to))
+      .then([cancelled]);
+    given(...busy)
+      .when(new CancelGeneration(to, half, { usage, durationMs: 5 }))
+      .then([kept('g1'), event('GenerationCancelled', { ...cancelled.data, usage, durationMs: 5 })]);
+    expect(stateAfter(...busy, kept('g1'), cancelled)).toMatchObject({ generation: null, messageCount: 2 });
+  });
+
+  it('does nothing when none runs, and stores nothing then', () => {
+    given(created).when(new CancelGeneration(to)).then([]);
+    given(...busy, completed('g1'))
+      .when(new CancelGeneration(to, half))
+      .then([]);
+  });
+
+  it('ends the one that it names', () => {
+    given(...busy)
+      .when(new CancelGeneration(to, half, {}, 'g1'))
+      .then([kept('g1'), cancelled]);
+  });
+
+  it('is dropped when the one that it names is not the current one', () => {
+    given(...after(busy, generate('g2', user('m3'))))
+      .when(new CancelGeneration(to, half, { usage }, 'g1'))
+      .then([]);
+    given(...busy, completed('g1'))
+      .when(new CancelGeneration(to, half, {}, 'g1'))
+      .then([]);
+  });
+});
+
+describe('abandoning a generation', () => {
+  it('fails it if its lease is over, and is busy otherwise', () => {
+    given(...busy)
+      .when(new AbandonGeneration(to, 'g1'))
+      .then([leaseExpired('g1')], whenAbandoned);
+  });
+
+  it('keeps what had arrived as an incomplete message', () => {
+    given(...busy)
+      .when(new AbandonGeneration(to, 'g1', half))
+      .then([kept('g1'), leaseExpired('g1')], whenAbandoned);
+  });
+
+  it('does nothing when the generation is not the current one', () => {
+    given(...busy)
+      .when(new AbandonGeneration(to, 'g2', half))
+      .then([]);
+    given(...busy, completed('g1'))
+      .when(new AbandonGeneration(to, 'g1', half))
+      .then([]);
+  });
+});
+
+describe('the end of a generation where there is no session', () => {
+  const commands: SessionCommand[] = [
+    new CompleteGeneration(
+      to,
+      { generationId: 'g1', finishReason: 'stop' },
+      { messageId: 'm1', content: '' },
+    ),
+    new FailGeneration(to, { generationId: 'g1', code: 'model-failed', message: 'it broke' }, half),
+    new CancelGeneration(to, half),
+    new AbandonGeneration(to, 'g1', half),
+  ];
+
+  it.each(commands)('$type is refused', (command) => {
+    given().when(command).then({ refused: 'session-not-found' });
+    given(created, deleted).when(command).then({ refused: 'session-not-found' });
+  });
+});
+
+describe('usage', () => {
+  const ends = [
+    event('GenerationCompleted', { generationId: 'g1', model: 'a', finishReason: 'stop', usage }),
+    event('GenerationFailed', {
+      generationId: 'g2',
+      model: 'b',
+      code: 'model-failed',
+      message: 'it broke',
+      usage: { inputTokens: 1, outputTokens: 2 },
+    }),
+    event('GenerationCancelled', {
+      generationId: 'g3',
+      model: 'a',
+      usage: { inputTokens: 10, outputTokens: 0, reasoningTokens: 4 },
+    }),
+    event('GenerationCancelled', { generationId: 'g4', model: 'a' }),
+  ];
+  const total = { inputTokens: 111, outputTokens: 22, cachedTokens: 7, reasoningTokens: 7 };
+
+  it('is summed over every end of a generation', () => {
+    expect(stateAfter(created, ...ends).usage).toEqual(total);
+  });
+
+  it('stays through reset and expiry, and begins anew with an incarnation', () => {
+    expect(stateAfter(created, ...ends, reset, expired, resumed).usage).toEqual(total);
+    expect(stateAfter(created, ...ends, deleted, created).usage).toEqual(stateAfter(created).usage);
+  });
+});
