@@ -11,6 +11,8 @@ export default tseslint.config(
     rules: {
       // Nest modules and marker commands are classes without members.
       '@typescript-eslint/no-extraneous-class': 'off',
+      // Nest declares the shapes of its options as classes, and takes plain objects for them.
+      '@typescript-eslint/no-unsafe-class-instance-assignment': 'off',
       // A number in a template string reads the same with and without String().
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
       '@typescript-eslint/consistent-type-imports': ['error', { fixStyle: 'inline-type-imports' }],

@@ -352,7 +352,9 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
   }
   const before: SessionEvent[] = state.generation ? leaseExpired(state.generation, partial) : [];
   const answered =
-    message?.role === 'tool' ? state.openToolCalls.find((call) => call.id === message.toolCallId) : undefined;
+    message?.role === 'tool'
+      ? state.openToolCalls.findLast((call) => call.id === message.toolCallId)
+      : undefined;
   // A model refuses a history in which a tool call stands without a result, for good: the session would be wedged.
   const results = state.openToolCalls
     .filter((call) => call !== answered)

@@ -1,4 +1,5 @@
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from 'openai';
+import { z } from 'zod';
 import { type ContentPart } from '../domain/session.events.js';
 import {
   type ChatModel,
@@ -9,7 +10,6 @@ import {
 } from './chat-model.js';
 import { textOf } from './echo.chat-model.js';
 
-type Completion = OpenAI.Chat.Completions.ChatCompletion;
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;
 
@@ -38,7 +38,7 @@ export class OpenAiModel implements ChatModel {
 
   async complete(request: ModelRequest, signal: AbortSignal): Promise<ModelReply> {
     const timeout = AbortSignal.timeout(this.settings.timeoutMs);
-    let completion: Completion;
+    let completion: unknown;
     try {
       completion = await this.client.chat.completions.create(
         {
@@ -144,32 +144,56 @@ function toPart(part: ContentPart): PartParam {
   }
 }
 
-function toReply(completion: Completion): ModelReply {
-  // Servers that merely imitate the API leave out what the types promise.
-  const choice = (completion as Partial<Completion>).choices?.[0];
-  const message = choice?.message;
-  if (!choice || !message)
-    throw new ModelError('model-failed', 'the model provider sent an answer without a message');
-  const { usage } = completion;
-  const toolCalls = (message.tool_calls ?? []).flatMap((call) =>
-    call.type === 'function'
-      ? [{ id: call.id, name: call.function.name, arguments: call.function.arguments }]
-      : [],
-  );
+/** What is used of an answer. Servers that merely imitate the API leave out what the SDK's types promise. */
+const Answer = z.object({
+  choices: z
+    .array(
+      z.object({
+        message: z.object({
+          content: z.string().nullish(),
+          refusal: z.string().nullish(),
+          tool_calls: z
+            .array(
+              z.object({ id: z.string(), function: z.object({ name: z.string(), arguments: z.string() }) }),
+            )
+            .nullish(),
+        }),
+        finish_reason: z.string().nullish(),
+      }),
+    )
+    .min(1),
+  usage: z
+    .object({
+      prompt_tokens: z.int(),
+      completion_tokens: z.int(),
+      prompt_tokens_details: z.object({ cached_tokens: z.int().nullish() }).nullish(),
+      completion_tokens_details: z.object({ reasoning_tokens: z.int().nullish() }).nullish(),
+    })
+    .nullish(),
+});
+
+function toReply(completion: unknown): ModelReply {
+  const parsed = Answer.safeParse(completion);
+  const choice = parsed.data?.choices[0];
+  if (!choice) {
+    throw new ModelError('model-failed', 'the model provider sent an answer that cannot be read', {
+      cause: parsed.error,
+    });
+  }
+  const { content, refusal, tool_calls: calls } = choice.message;
+  const usage = parsed.data?.usage;
+  const cachedTokens = usage?.prompt_tokens_details?.cached_tokens ?? undefined;
+  const reasoningTokens = usage?.completion_tokens_details?.reasoning_tokens ?? undefined;
   return {
-    content: message.content ?? message.refusal ?? '',
-    ...(toolCalls.length > 0 && { toolCalls }),
+    content: content ?? refusal ?? '',
+    ...(calls?.length && { toolCalls: calls.map(({ id, function: called }) => ({ id, ...called })) }),
     finishReason: choice.finish_reason ?? 'stop',
     ...(usage && {
       usage: {
         inputTokens: usage.prompt_tokens,
         outputTokens: usage.completion_tokens,
-        ...(usage.prompt_tokens_details?.cached_tokens !== undefined && {
-          cachedTokens: usage.prompt_tokens_details.cached_tokens,
-        }),
-        ...(usage.completion_tokens_details?.reasoning_tokens !== undefined && {
-          reasoningTokens: usage.completion_tokens_details.reasoning_tokens,
-        }),
+        ...(cachedTokens !== undefined && { cachedTokens }),
+        ...(reasoningTokens !== undefined && { reasoningTokens }),
       },
     }),
   };

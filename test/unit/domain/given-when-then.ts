@@ -44,7 +44,9 @@ export function specs<State, Command, Event extends AnyEvent>(decider: Decider<S
   return (...past: readonly Event[]) => ({
     when: (command: Command) => ({
       then(expected: readonly Event[] | Refusal, conditions: Conditions<Event> = {}): void {
-        const state = deepFreeze(past.reduce(decider.evolve, decider.initialState));
+        const state = deepFreeze(
+          past.reduce((before, event) => decider.evolve(before, event), decider.initialState),
+        );
         const outcome = attempt(() => decider.decide(deepFreeze(command), state));
         expect(outcome).toEqual('refused' in expected ? expected : { events: expected, ...conditions });
         for (const event of decidedEvents(outcome)) expectToFitItsSchema(event);
@@ -97,7 +99,7 @@ export function deepFreeze<T>(value: T): T {
 
 /** The state after these events. */
 export const stateAfter = (...events: readonly SessionEvent[]): SessionState =>
-  events.reduce(sessionDecider.evolve, sessionDecider.initialState);
+  events.reduce((state, one) => sessionDecider.evolve(state, one), sessionDecider.initialState);
 
 /** The events that a command leads to when its guard holds, after those before it. */
 export const after = (past: readonly SessionEvent[], command: SessionCommand): SessionEvent[] => [

@@ -8,7 +8,7 @@ const changed = (data: EventData<'TenantSettingsChanged'>) =>
   ({ type: 'TenantSettingsChanged', data }) as const;
 const change = (settings: EventData<'TenantSettingsChanged'>) => new ChangeTenantSettings(settings);
 const overridesAfter = (...events: ReturnType<typeof changed>[]) =>
-  events.reduce(tenantDecider.evolve, tenantDecider.initialState);
+  events.reduce((state, event) => tenantDecider.evolve(state, event), tenantDecider.initialState);
 
 describe('the settings of a tenant', () => {
   it('change as asked', () => {

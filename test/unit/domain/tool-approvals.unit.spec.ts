@@ -1,3 +1,4 @@
+import { type SessionEvent } from '../../../src/domain/session.events.js';
 import {
   AppendMessages,
   GrantToolApproval,
@@ -22,7 +23,7 @@ import {
   user,
 } from './given-when-then.js';
 
-const approvals = (...events: Parameters<typeof stateAfter>) => stateAfter(...events).approvals;
+const approvals = (...events: readonly SessionEvent[]) => stateAfter(...events).approvals;
 const grant = (tool: string, scope: 'once' | 'session' = 'once') =>
   new GrantToolApproval(to, { tool, scope });
 

@@ -1,0 +1,195 @@
+import { appendOf } from '../../support/append.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { KeyReused } from '../../../src/event-store/stream-handler.js';
+import { by, expectSoundLog, Nodes, sized, tallies } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = new Nodes();
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await nodes.stopAll();
+  await expectSoundLog(db);
+  await db.drop();
+});
+
+const HOUR_MS = 3_600_000;
+const written = [{ type: 'Written', data: {} }];
+const stream = (streamId: string) => ({ tenant: 'acme', streamId });
+const key = (more: object = {}) => ({ scope: 'POST /x', key: 'k', fingerprint: 'f', reference: { n: 1 }, ...more });
+const kept = () => db.query('select key, fingerprint, stream_id, version from command order by key');
+const eventCount = async () => (await db.query('select from event')).length;
+
+describe('a keyed append', () => {
+  it('given one that was done, when it comes again, then it gets the first result and nothing is added', async () => {
+    const store = await nodes.start(db.url);
+    const first = await store.append(appendOf(stream('a'), 0, written, { key: key() }));
+    await store.append(appendOf(stream('a'), 1, written));
+
+    // A retry knows nothing of the stream by now, and its reference would be another.
+    const again = await store.append(
+      appendOf(stream('a'), 2, written, { key: key({ reference: { n: 2 } }) }),
+    );
+
+    expect(first).toMatchObject({ status: 'ok', version: 1 });
+    expect(again).toEqual({ status: 'duplicate', version: 1, reference: { n: 1 } });
+    expect(await store.findKeyed('acme', 'POST /x', 'k')).toEqual({
+      fingerprint: 'f',
+      reference: { n: 1 },
+      streamId: 'a',
+      version: 1,
+    });
+    expect(await eventCount()).toBe(2);
+  });
+
+  it('given a key that was used, when another request uses it, then it is reused, and another tenant or scope is not', async () => {
+    const store = await nodes.start(db.url);
+    await store.append(appendOf(stream('a'), 0, written, { key: key() }));
+
+    const other = { key: key({ fingerprint: 'other' }) };
+    expect(await store.append(appendOf(stream('a'), 1, written, other))).toEqual({ status: 'reused' });
+    expect(await store.append(appendOf(stream('b'), 0, written, other))).toEqual({ status: 'reused' });
+    expect(
+      await store.append(appendOf({ tenant: 'beta', streamId: 'a' }, 0, written, other)),
+    ).toMatchObject({ status: 'ok' });
+    expect(
+      await store.append(
+        appendOf(stream('c'), 0, written, { key: key({ fingerprint: 'other', scope: 'PUT /x' }) }),
+      ),
+    ).toMatchObject({ status: 'ok' });
+    expect(await eventCount()).toBe(3);
+  });
+
+  it('given two nodes, when the same key comes at once on two streams, then it has one effect', async () => {
+    const [one, two] = [await nodes.start(db.url), await nodes.start(db.url)];
+    const counts: Record<string, number> = {};
+    const rounds = sized(300, 60);
+    for (let round = 0; round < rounds; round += 1) {
+      const append = (streamId: string) =>
+        appendOf(stream(`${streamId}${round}`), 0, written, { key: key({ key: `k${round}` }) });
+      const outcomes = await Promise.all([one.append(append('a')), two.append(append('b'))]);
+      const statuses = outcomes.map(({ status }) => status).sort();
+      counts[statuses.join()] = (counts[statuses.join()] ?? 0) + 1;
+      expect(['duplicate,ok', 'ok,retry']).toContain(statuses.join());
+    }
+    expect(await eventCount()).toBe(rounds);
+    // Both ways to lose happened, or the race was none.
+    expect(Object.keys(counts).sort()).toEqual(['duplicate,ok', 'ok,retry']);
+  });
+
+  it('given one node, when the same key comes at once on two streams of one batch, then it has one effect', async () => {
+    const store = await nodes.start(db.url);
+    for (let round = 0; round < 20; round += 1) {
+      const outcomes = await Promise.all(
+        ['a', 'b', 'c', 'd'].map((name) =>
+          store.append(appendOf(stream(`${name}${round}`), 0, written, { key: key({ key: `k${round}` }) })),
+        ),
+      );
+      expect(outcomes.filter(({ status }) => status === 'ok')).toHaveLength(1);
+      expect(await eventCount()).toBe(round + 1);
+    }
+  });
+
+  it('given handlers on two nodes, when the same command with a key comes to both, then both give the one result', async () => {
+    const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))];
+    const options = (round: number, fingerprint = 'f') => ({
+      ...by,
+      key: { scope: 's', key: `k${round}`, fingerprint, reference: () => ({ round }) },
+    });
+    for (let round = 0; round < 20; round += 1) {
+      const handled = await Promise.all(
+        handlers.map((handler) => handler.handle(stream('a'), { numbers: [1, 2] }, options(round))),
+      );
+      expect(handled.filter(({ events }) => events.length === 2)).toHaveLength(1);
+      expect(handled.find(({ duplicate }) => duplicate)?.duplicate).toMatchObject({
+        version: 2 * (round + 1),
+        reference: { round },
+      });
+      for (const { state } of handled) expect(state.sum).toBe(3 * (round + 1));
+    }
+    await expect(
+      handlers[0]?.handle(stream('a'), { numbers: [1] }, options(3, 'other')),
+    ).rejects.toBeInstanceOf(KeyReused);
+  });
+
+  it('given a key of yesterday, when it is used again, then it is forgotten, but a minute less and it is known', async () => {
+    const store = await nodes.start(db.url);
+    await store.append(appendOf(stream('a'), 0, written, { key: key() }));
+
+    await db.setClock({ offsetMs: 24 * HOUR_MS - 60_000 });
+    expect(await store.findKeyed('acme', 'POST /x', 'k')).toBeDefined();
+    expect(await store.append(appendOf(stream('b'), 0, written, { key: key() }))).toMatchObject({
+      status: 'duplicate',
+    });
+    await store.pruneKeyed();
+    expect(await kept()).toHaveLength(1);
+
+    await db.setClock({ offsetMs: 24 * HOUR_MS + 1_000 });
+    expect(await store.findKeyed('acme', 'POST /x', 'k')).toBeUndefined();
+    expect(
+      await store.append(appendOf(stream('b'), 0, written, { key: key({ fingerprint: 'other' }) })),
+    ).toMatchObject({ status: 'ok' });
+    expect(await kept()).toEqual([{ key: 'k', fingerprint: 'other', stream_id: 'b', version: 1 }]);
+
+    await db.setClock({ offsetMs: 48 * HOUR_MS + 2_000 });
+    await store.pruneKeyed();
+    expect(await kept()).toEqual([]);
+  });
+
+  it('given an append that is refused, when it came with a key, then the key is free', async () => {
+    const store = await nodes.start(db.url);
+    await store.append(appendOf(stream('a'), 0, written, { counters: [{ key: 'c', delta: 1, max: 1 }] }));
+    const refused = [
+      appendOf(stream('a'), 5, written, { key: key() }),
+      appendOf(stream('a'), 1, written, { key: key(), guard: { idleFor: HOUR_MS } }),
+      appendOf(stream('b'), 0, written, { key: key(), counters: [{ key: 'c', delta: 1, max: 1 }] }),
+    ];
+
+    const statuses = [];
+    for (const append of refused) statuses.push((await store.append(append)).status);
+
+    expect(statuses).toEqual(['conflict', 'guard', 'counter']);
+    expect(await kept()).toEqual([]);
+    expect(await store.append(appendOf(stream('b'), 0, written, { key: key() }))).toMatchObject({
+      status: 'ok',
+    });
+  });
+
+  it('given an append that is refused, when it stands in a batch with others, then only its key is free', async () => {
+    const store = await nodes.start(db.url);
+    const limit = [{ key: 'c', delta: 1, max: 3 }];
+
+    const results = await Promise.all(
+      Array.from({ length: 8 }, (_, index) =>
+        store.append(
+          appendOf(stream(`s${index}`), 0, written, { key: key({ key: `k${index}` }), counters: limit }),
+        ),
+      ),
+    );
+
+    const ok = results.flatMap(({ status }, index) => (status === 'ok' ? [`k${index}`] : []));
+    expect(ok).toHaveLength(3);
+    expect((await kept()).map((row) => row['key'])).toEqual(ok);
+  });
+
+  it('given a command that changes nothing, when it has a key, then its result is kept without an event', async () => {
+    const store = await nodes.start(db.url);
+    await store.append(appendOf(stream('a'), 0, written));
+    const before = await store.loadStream(stream('a'));
+
+    const result = await store.append(appendOf(stream('a'), 1, [], { key: key(), state: { other: true } }));
+
+    expect(result).toMatchObject({ status: 'ok', version: 1, position: before?.position });
+    expect(await kept()).toEqual([{ key: 'k', fingerprint: 'f', stream_id: 'a', version: 1 }]);
+    expect(await store.loadStream(stream('a'))).toEqual(before);
+    expect(await store.append(appendOf(stream('a'), 1, written, { key: key() }))).toMatchObject({
+      status: 'duplicate',
+      version: 1,
+    });
+    // The same on a stream that does not exist: it still does not.
+    await store.append(appendOf(stream('none'), 0, [], { key: key({ key: 'other' }) }));
+    expect(await store.loadStream(stream('none'))).toBeUndefined();
+    expect(await eventCount()).toBe(1);
+  });
+});

@@ -1,0 +1,289 @@
+import { type GuardCondition } from '../../../src/domain/decider.js';
+import { type EventData, type EventOf, type SessionEvent } from '../../../src/domain/session.events.js';
+import { type NewMessage, type SessionCommand, type SessionState } from '../../../src/domain/session.js';
+import { deleted, event, leaseExpired, notRun, type Refusal, resumed, said } from './given-when-then.js';
+
+/**
+ * The rules of a session once more, written to be checked by reading: nothing is carried from event to event, every
+ * answer is counted out of the whole log again. It is slow, and shares no line with the code that it is held against.
+ */
+
+/** All that a state says of a session, but for where its history begins. */
+export type Recount = Omit<SessionState, 'historyStart'>;
+
+interface Call {
+  readonly id: string;
+  readonly name: string;
+  /** Version of its result. */
+  answered?: { readonly version: number; readonly ran: boolean };
+}
+
+/** The message that each version of the present history holds. */
+export function messagesIn(log: readonly SessionEvent[]): { version: number; message: NewMessage }[] {
+  const begin = Math.max(
+    ...['SessionCreated', 'ConversationReset', 'SessionDeleted'].map((type) =>
+      log.findLastIndex((one) => one.type === type),
+    ),
+  );
+  return log.flatMap((one, index) =>
+    one.type === 'MessageAppended' && index > begin ? [{ version: index + 1, message: one.data }] : [],
+  );
+}
+
+/** The tool calls of the present history; a result belongs to the first call of its id that has none. */
+export function callsIn(log: readonly SessionEvent[]): Call[] {
+  const calls: Call[] = [];
+  for (const { version, message } of messagesIn(log)) {
+    for (const { id, name } of message.toolCalls ?? []) calls.push({ id, name });
+    if (message.role !== 'tool') continue;
+    const call = calls.find((one) => one.id === message.toolCallId && !one.answered);
+    if (call) call.answered = { version, ran: message.status === 'complete' };
+  }
+  return calls;
+}
+
+const openCalls = (log: readonly SessionEvent[]) =>
+  callsIn(log)
+    .filter((call) => !call.answered)
+    .map(({ id, name }) => ({ id, name }));
+
+export function recount(log: readonly SessionEvent[]): Recount {
+  const created = log.findLastIndex((one) => one.type === 'SessionCreated');
+  const incarnation = log.filter((one) => one.type === 'SessionCreated').length;
+  const gone = log.findLastIndex((one) => one.type === 'SessionDeleted') > created;
+  const present = created < 0 || gone ? [] : log.slice(created);
+
+  const pick = <T extends SessionEvent['type']>(...types: T[]) =>
+    present.filter((one): one is EventOf<T> => (types as string[]).includes(one.type));
+  const details = pick('SessionCreated', 'SessionDetailsChanged').map(({ data }) => data);
+  const holds = pick('SessionDetailsChanged').map(({ data }) => data.legalHold);
+  const moves = pick('SessionCreated', 'SessionExpired', 'SessionResumed');
+  const ends = pick('GenerationCompleted', 'GenerationFailed', 'GenerationCancelled');
+  const last = pick('GenerationStarted', 'GenerationCompleted', 'GenerationFailed', 'GenerationCancelled').at(
+    -1,
+  );
+  const sum = (kind: 'inputTokens' | 'outputTokens' | 'cachedTokens' | 'reasoningTokens') =>
+    ends.reduce((total, { data }) => total + (data.usage?.[kind] ?? 0), 0);
+
+  return {
+    version: log.length,
+    incarnation,
+    status:
+      log.length === 0
+        ? 'none'
+        : gone
+          ? 'deleted'
+          : moves.at(-1)?.type === 'SessionExpired'
+            ? 'expired'
+            : 'active',
+    title: details.findLast((data) => data.title !== undefined)?.title ?? null,
+    metadata: details.findLast((data) => data.metadata !== undefined)?.metadata ?? {},
+    legalHold: holds.findLast((hold) => hold !== undefined) ?? false,
+    forkedFrom: pick('SessionCreated').at(0)?.data.forkedFrom ?? null,
+    messageCount: messagesIn(log).length,
+    openToolCalls: openCalls(log),
+    approvals: approvalsIn(log),
+    usage: {
+      inputTokens: sum('inputTokens'),
+      outputTokens: sum('outputTokens'),
+      cachedTokens: sum('cachedTokens'),
+      reasoningTokens: sum('reasoningTokens'),
+    },
+    generation:
+      last?.type === 'GenerationStarted' ? { id: last.data.generationId, model: last.data.model } : null,
+  };
+}
+
+/** Of each tool the last grant, unless something has ended it since. */
+function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGranted'>[] {
+  const calls = callsIn(log);
+  return log.flatMap((grant, index) => {
+    if (grant.type !== 'ToolApprovalGranted') return [];
+    const { tool, scope } = grant.data;
+    const ended = log
+      .slice(index + 1)
+      .some(
+        (one) =>
+          ['SessionCreated', 'SessionDeleted', 'ConversationReset'].includes(one.type) ||
+          ((one.type === 'ToolApprovalRevoked' || one.type === 'ToolApprovalGranted') &&
+            one.data.tool === tool),
+      );
+    const used = calls.some(
+      ({ name, answered }) => name === tool && answered?.ran === true && answered.version > index + 1,
+    );
+    return ended || (scope === 'once' && used) ? [] : [grant.data];
+  });
+}
+
+/** What a command must lead to; the context of a `GenerationStarted` is left empty. */
+export type Foretold =
+  | { readonly refused: Refusal['refused']; readonly asked?: GuardCondition }
+  | {
+      readonly events: readonly SessionEvent[];
+      /** Change of the count of active sessions. */
+      readonly active: number;
+      /** What the decision depends on at the append. */
+      readonly asked?: GuardCondition;
+    };
+
+/** @param holds whether the condition that the rules make, if any, is true at the append. */
+export function foretell(command: SessionCommand, log: readonly SessionEvent[], holds: boolean): Foretold {
+  const now = recount(log);
+  const nothing: Foretold = { events: [], active: 0 };
+  const exists = now.status === 'active' || now.status === 'expired';
+
+  if (command.type === 'CreateSession') {
+    if (!exists) return { events: [event('SessionCreated', command.details)], active: 1 };
+    return now.status === 'expired' ? { events: [resumed], active: 1 } : nothing;
+  }
+  if (command.type === 'ForkSession') {
+    const { from, messages, details } = command;
+    if (!exists) {
+      const first = event('SessionCreated', { ...details, forkedFrom: from });
+      return { events: [first, ...messages.map(said)], active: 1 };
+    }
+    const same = now.forkedFrom?.sessionId === from.sessionId && now.forkedFrom.version === from.version;
+    return same ? nothing : { refused: 'invalid-request' };
+  }
+  if (!exists) return { refused: 'session-not-found' };
+
+  const running = now.generation;
+  const restoring = (events: SessionEvent[]): Foretold =>
+    now.status === 'expired' ? { events: [resumed, ...events], active: 1 } : { events, active: 0 };
+  const partOf = (
+    partial: { messageId: string; content: NewMessage['content'] } | undefined,
+  ): SessionEvent[] =>
+    partial && running
+      ? [said({ ...partial, role: 'assistant', generationId: running.id, status: 'incomplete' })]
+      : [];
+  const cancelled = running
+    ? [event('GenerationCancelled', { generationId: running.id, model: running.model })]
+    : [];
+
+  switch (command.type) {
+    case 'ChangeSessionDetails': {
+      const { title, metadata, legalHold } = command.details;
+      const data = {
+        ...(title !== undefined && title !== now.title && { title }),
+        ...(metadata && JSON.stringify(metadata) !== JSON.stringify(now.metadata) && { metadata }),
+        ...(legalHold !== undefined && legalHold !== now.legalHold && { legalHold }),
+      };
+      return Object.keys(data).length > 0
+        ? { events: [event('SessionDetailsChanged', data)], active: 0 }
+        : nothing;
+    }
+
+    case 'AppendMessages':
+      return allowed(command.messages, log)
+        ? restoring(command.messages.map(said))
+        : { refused: 'invalid-request' };
+
+    case 'StartGeneration': {
+      const { generation, message, partial } = command;
+      if (message ? !allowed([message], log) || message.toolCalls : now.messageCount === 0) {
+        return { refused: 'invalid-request' };
+      }
+      const asked = running && { leaseOver: `generation:${running.id}` };
+      if (asked && !holds) return { refused: 'session-busy', asked };
+      const open = openCalls(log);
+      // The message comes last, so of calls that share its id it answers the last one.
+      if (message?.role === 'tool')
+        open.splice(
+          open.findLastIndex(({ id }) => id === message.toolCallId),
+          1,
+        );
+      return {
+        ...restoring([
+          ...partOf(partial),
+          ...(running ? [leaseExpired(running.id, running.model)] : []),
+          ...open.map(({ id, name }, index) =>
+            said(notRun(`${generation.generationId}.${index + 1}`, id, name)),
+          ),
+          ...(message ? [said(message)] : []),
+          event('GenerationStarted', { ...generation, context: [] }),
+        ]),
+        ...(asked && { asked }),
+      };
+    }
+
+    case 'CompleteGeneration': {
+      const { result, reply } = command;
+      if (running?.id !== result.generationId) return nothing;
+      return {
+        events: [
+          said({ ...reply, role: 'assistant', generationId: running.id, status: 'complete' }),
+          event('GenerationCompleted', { ...result, model: running.model }),
+        ],
+        active: 0,
+      };
+    }
+
+    case 'FailGeneration': {
+      const { failure, partial } = command;
+      if (running?.id !== failure.generationId) return nothing;
+      return {
+        events: [...partOf(partial), event('GenerationFailed', { ...failure, model: running.model })],
+        active: 0,
+      };
+    }
+
+    case 'CancelGeneration': {
+      const { generationId, partial, end } = command;
+      if (!running || (generationId !== undefined && generationId !== running.id)) return nothing;
+      const ended = event('GenerationCancelled', { ...end, generationId: running.id, model: running.model });
+      return { events: [...partOf(partial), ended], active: 0 };
+    }
+
+    case 'AbandonGeneration': {
+      if (running?.id !== command.generationId) return nothing;
+      const asked = { leaseOver: `generation:${running.id}` };
+      if (!holds) return { refused: 'session-busy', asked };
+      return {
+        events: [...partOf(command.partial), leaseExpired(running.id, running.model)],
+        active: 0,
+        asked,
+      };
+    }
+
+    case 'GrantToolApproval':
+      return { events: [event('ToolApprovalGranted', command.approval)], active: 0 };
+
+    case 'RevokeToolApproval':
+      return now.approvals.some(({ tool }) => tool === command.tool)
+        ? { events: [event('ToolApprovalRevoked', { tool: command.tool })], active: 0 }
+        : nothing;
+
+    case 'ResetConversation': {
+      const { reason, partial } = command;
+      const reset = event('ConversationReset', reason === undefined ? {} : { reason });
+      if (!running) return { events: [reset], active: 0 };
+      const ended = holds ? [...partOf(partial), leaseExpired(running.id, running.model)] : cancelled;
+      return { events: [...ended, reset], active: 0, asked: { leaseOver: `generation:${running.id}` } };
+    }
+
+    case 'ExpireSession': {
+      const { reason, lastActivityAt, idleFor } = command;
+      if (now.status === 'expired' || running) return nothing;
+      const asked = idleFor === undefined ? {} : { asked: { idleFor } };
+      if (idleFor !== undefined && !holds) return { ...nothing, ...asked };
+      return { events: [event('SessionExpired', { reason, lastActivityAt })], active: -1, ...asked };
+    }
+
+    case 'DeleteSession': {
+      if (now.legalHold) return { refused: 'legal-hold' };
+      const end =
+        command.reason === undefined ? deleted : event('SessionDeleted', { reason: command.reason });
+      return { events: [...cancelled, end], active: now.status === 'active' ? -1 : 0 };
+    }
+  }
+}
+
+/** Every result answers a call that has none yet, and no call takes the id of such a one. */
+function allowed(messages: readonly NewMessage[], log: readonly SessionEvent[]): boolean {
+  return messages.every((message, index) => {
+    const open = openCalls([...log, ...messages.slice(0, index).map(said)]).map(({ id }) => id);
+    const own = message.toolCalls?.map(({ id }) => id) ?? [];
+    if (message.role === 'tool' && !open.includes(message.toolCallId ?? '')) return false;
+    return new Set(own).size === own.length && !own.some((id) => open.includes(id));
+  });
+}

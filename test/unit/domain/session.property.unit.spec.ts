@@ -1,0 +1,417 @@
+import { isDeepStrictEqual } from 'node:util';
+import fc from 'fast-check';
+import { type Decision, DomainError, type GuardCondition } from '../../../src/domain/decider.js';
+import { type Json, type SessionEvent, sessionEvents } from '../../../src/domain/session.events.js';
+import {
+  AbandonGeneration,
+  AppendMessages,
+  CancelGeneration,
+  ChangeSessionDetails,
+  CompleteGeneration,
+  CreateSession,
+  DeleteSession,
+  ExpireSession,
+  FailGeneration,
+  ForkSession,
+  GrantToolApproval,
+  type NewMessage,
+  ResetConversation,
+  RevokeToolApproval,
+  type SessionCommand,
+  sessionDecider,
+  type SessionState,
+  StartGeneration,
+} from '../../../src/domain/session.js';
+import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
+import { attempt, deepFreeze, to } from './given-when-then.js';
+import { callsIn, foretell, messagesIn, recount } from './naive-session.js';
+
+const FULL = Boolean(process.env['FULL']);
+const runs = { seed: 20_260_101, numRuns: FULL ? 20_000 : 1000 };
+const TIMEOUT = FULL ? 1_800_000 : 60_000;
+
+const { initialState } = sessionDecider;
+const decide = (command: SessionCommand, state: SessionState) => sessionDecider.decide(command, state);
+const evolve = (state: SessionState, event: SessionEvent) => sessionDecider.evolve(state, event);
+
+// Few ids, so that commands meet each other's sessions, generations, calls and tools again and again.
+const record = <T>(fields: { [K in keyof T]: fc.Arbitrary<T[K]> }) =>
+  fc.record(fields, { noNullPrototype: true });
+const partly = <T, K extends keyof T>(fields: { [P in keyof T]: fc.Arbitrary<T[P]> }, requiredKeys: K[]) =>
+  fc.record(fields, { requiredKeys, noNullPrototype: true });
+const maybe = <T>(value: fc.Arbitrary<T>) => fc.option(value, { nil: undefined });
+
+const messageId = fc.constantFrom('m1', 'm2', 'm3');
+const generationId = fc.constantFrom('g1', 'g2', 'g3');
+const model = fc.constantFrom('small', 'large');
+const callId = fc.constantFrom('c1', 'c2', 'c3');
+const tool = fc.constantFrom('search', 'mail');
+const text = fc.constantFrom('a', 'b');
+const content: fc.Arbitrary<NewMessage['content']> = fc.oneof(
+  text,
+  fc.constant([{ type: 'text' as const, text: 'a' }] as Exclude<NewMessage['content'], string>),
+);
+const metadata: fc.Arbitrary<Record<string, Json>> = fc.constantFrom(
+  {},
+  { topic: 'sea' },
+  { topic: ['sea', 1] },
+);
+const tokens = fc.nat(9);
+const usage = partly(
+  { inputTokens: tokens, outputTokens: tokens, cachedTokens: tokens, reasoningTokens: tokens },
+  ['inputTokens', 'outputTokens'],
+);
+const toolCalls = fc.array(record({ id: callId, name: tool, arguments: fc.constant('{}') }), {
+  minLength: 1,
+  maxLength: 2,
+});
+
+const plainMessage: fc.Arbitrary<NewMessage> = record({
+  messageId,
+  role: fc.constantFrom('user', 'system', 'assistant'),
+  content,
+  status: fc.constant('complete'),
+});
+const callingMessage: fc.Arbitrary<NewMessage> = record({
+  messageId,
+  role: fc.constant('assistant'),
+  content,
+  toolCalls,
+  status: fc.constant('complete'),
+});
+const resultMessage: fc.Arbitrary<NewMessage> = partly(
+  {
+    messageId,
+    role: fc.constant('tool' as const),
+    content,
+    toolCallId: callId,
+    name: tool,
+    status: fc.constant('complete' as const),
+  },
+  ['messageId', 'role', 'content', 'toolCallId', 'status'],
+);
+const message = fc.oneof(
+  { weight: 2, arbitrary: plainMessage },
+  { weight: 3, arbitrary: callingMessage },
+  { weight: 3, arbitrary: resultMessage },
+);
+const messages = fc.array(message, { minLength: 1, maxLength: 3 });
+const partial = maybe(record({ messageId, content }));
+const reason = maybe(text);
+const details = partly({ title: text, metadata }, []);
+const lastActivityAt = fc.constant('2026-01-01T00:00:00.000Z');
+const from = record({ sessionId: fc.constant('bob'), version: fc.integer({ min: 1, max: 2 }) });
+
+const often = (weight: number, arbitrary: fc.Arbitrary<SessionCommand>) => ({ weight, arbitrary });
+const command: fc.Arbitrary<SessionCommand> = fc.oneof(
+  often(
+    6,
+    details.map((given) => new CreateSession(to, given)),
+  ),
+  often(
+    2,
+    fc
+      .tuple(from, fc.array(message, { maxLength: 3 }), details)
+      .map((parts) => new ForkSession(to, ...parts)),
+  ),
+  often(
+    3,
+    partly({ title: fc.option(text), metadata, legalHold: fc.boolean() }, []).map(
+      (changed) => new ChangeSessionDetails(to, changed),
+    ),
+  ),
+  often(
+    10,
+    messages.map((several) => new AppendMessages(to, several)),
+  ),
+  often(
+    12,
+    fc
+      .tuple(
+        partly({ generationId, model, instructions: text }, ['generationId', 'model']),
+        maybe(message),
+        partial,
+      )
+      .map((parts) => new StartGeneration(to, ...parts)),
+  ),
+  often(
+    6,
+    fc
+      .tuple(
+        partly({ generationId, finishReason: text, usage, durationMs: tokens }, [
+          'generationId',
+          'finishReason',
+        ]),
+        partly({ messageId, content, toolCalls }, ['messageId', 'content']),
+      )
+      .map((parts) => new CompleteGeneration(to, ...parts)),
+  ),
+  often(
+    3,
+    fc
+      .tuple(
+        partly({ generationId, code: text, message: text, usage }, ['generationId', 'code', 'message']),
+        partial,
+      )
+      .map((parts) => new FailGeneration(to, ...parts)),
+  ),
+  often(
+    3,
+    fc
+      .tuple(partial, partly({ usage, durationMs: tokens }, []), maybe(generationId))
+      .map((parts) => new CancelGeneration(to, ...parts)),
+  ),
+  often(
+    3,
+    fc.tuple(generationId, partial).map((parts) => new AbandonGeneration(to, ...parts)),
+  ),
+  often(
+    5,
+    partly({ tool, scope: fc.constantFrom('once', 'session'), expiresAt: lastActivityAt }, [
+      'tool',
+      'scope',
+    ]).map((approval) => new GrantToolApproval(to, approval)),
+  ),
+  often(
+    2,
+    tool.map((name) => new RevokeToolApproval(to, name)),
+  ),
+  often(
+    3,
+    fc.tuple(reason, partial).map((parts) => new ResetConversation(to, ...parts)),
+  ),
+  often(
+    5,
+    fc
+      .tuple(fc.constantFrom('ttl', 'cap'), lastActivityAt, maybe(fc.constantFrom(0, 1000)))
+      .map((parts) => new ExpireSession(to, ...parts)),
+  ),
+  often(
+    3,
+    reason.map((why) => new DeleteSession(to, why)),
+  ),
+);
+
+/** A step of a test: a command, and whether the condition it may make is true at the append. */
+const step = record({ command, holds: fc.boolean() });
+const steps = fc.array(step, { minLength: 1, maxLength: 60, size: 'max' });
+
+function expectSame(what: string, actual: unknown, expected: unknown): void {
+  // Jest's own comparison prints well, but is too slow to be made a million times.
+  if (isDeepStrictEqual(actual, expected)) return;
+  expect({ [what]: actual }).toStrictEqual({ [what]: expected });
+  throw new Error(`${what}: equal to Jest, but not strictly`);
+}
+
+const viaJson = <T>(value: T): T => JSON.parse(JSON.stringify(value)) as T;
+
+/** What an append makes of a decision when its condition holds or not. */
+function settle(decision: Decision<SessionEvent>, holds: boolean) {
+  const asked: GuardCondition[] = [];
+  let settled: Decision<SessionEvent> | DomainError = decision;
+  while (!(settled instanceof DomainError) && settled.guard) {
+    asked.push(settled.guard.holds);
+    if (holds) break;
+    settled = settled.guard.otherwise;
+  }
+  return { asked, settled };
+}
+
+/** The context of a `GenerationStarted` is compared by the messages in it, so that it may be any ranges. */
+function withoutContext(event: SessionEvent): SessionEvent {
+  return event.type === 'GenerationStarted' ? { ...event, data: { ...event.data, context: [] } } : event;
+}
+
+/** A session that lives through commands; every step of it is checked. */
+class Life {
+  readonly log: SessionEvent[] = [];
+  readonly states: SessionState[] = [deepFreeze(initialState)];
+  active = 0;
+  /** What came about: event types, refusals and conditions; it tells whether the test meets all there is. */
+  readonly met = new Set<string>();
+
+  get state(): SessionState {
+    return this.states.at(-1) ?? initialState;
+  }
+
+  do(command: SessionCommand, holds: boolean): void {
+    deepFreeze(command);
+    const foretold = foretell(command, this.log, holds);
+    expectSame(
+      'the second decision',
+      attempt(() => decide(command, this.state)),
+      attempt(() => decide(command, this.state)),
+    );
+    const { asked, settled } = this.decided(command, holds);
+    expectSame('the condition', asked, foretold.asked ? [foretold.asked] : []);
+    if (settled instanceof DomainError || 'refused' in foretold) {
+      expectSame(
+        'the refusal',
+        settled instanceof DomainError ? settled.code : settled,
+        'refused' in foretold ? foretold.refused : foretold,
+      );
+      this.met.add('refused' in foretold ? foretold.refused : '');
+      return;
+    }
+    expectSame('the events', settled.events.map(withoutContext), foretold.events);
+    expectSame(
+      'the counters',
+      settled.counters ?? {},
+      foretold.active === 0 ? {} : { active: foretold.active },
+    );
+    this.append(settled);
+  }
+
+  private decided(command: SessionCommand, holds: boolean) {
+    try {
+      return settle(decide(command, this.state), holds);
+    } catch (error) {
+      if (error instanceof DomainError) return { asked: [], settled: error };
+      throw error;
+    }
+  }
+
+  private append({ events, counters }: Decision<SessionEvent>): void {
+    for (const event of events) {
+      expectSame('the event by its schema', sessionEvents[event.type].data.parse(event.data), event.data);
+      const before = this.log.at(-1);
+      this.log.push(deepFreeze(event));
+      this.states.push(deepFreeze(evolve(this.state, event)));
+      this.met.add(event.type);
+      if (before?.type === 'SessionDeleted')
+        expectSame('what follows a delete', event.type, 'SessionCreated');
+      if (event.type === 'GenerationStarted') this.checkContext(event.data.context);
+      this.check(event);
+    }
+    this.active += counters?.['active'] ?? 0;
+    expectSame('the count of active sessions', this.active, this.state.status === 'active' ? 1 : 0);
+  }
+
+  /** What must be true after every single event. */
+  private check(event: SessionEvent): void {
+    const { state, log } = this;
+    const { historyStart, ...rest } = state;
+    expectSame('the state', rest, recount(log));
+    expectSame('the version', state.version, log.length);
+    expectSame(
+      'the incarnation',
+      state.incarnation,
+      log.filter(({ type }) => type === 'SessionCreated').length,
+    );
+    expectSame('the count of messages', state.messageCount, messagesIn(log).length);
+    if (['SessionCreated', 'SessionDeleted', 'ConversationReset'].includes(event.type)) {
+      expectSame('the approvals', state.approvals, []);
+      expectSame('the open tool calls', state.openToolCalls, []);
+      expectSame('the generation', state.generation, null);
+    }
+    if (event.type !== 'SessionDeleted') {
+      expectSame(
+        'the begin of history',
+        log[historyStart - 1]?.type.match(/SessionCreated|ConversationReset/)?.length,
+        1,
+      );
+    }
+    const started = log.filter(({ type }) => type === 'GenerationStarted').length;
+    const ended = log.filter(({ type }) => /^Generation(Completed|Failed|Cancelled)$/.test(type)).length;
+    expectSame('the generations that run', started - ended, state.generation ? 1 : 0);
+    expectSame('the stored state', viaJson(state), state);
+  }
+
+  private checkContext(context: readonly (readonly [number, number])[]): void {
+    const versions = context.flatMap(([first, last]) =>
+      Array.from({ length: last - first + 1 }, (_, index) => first + index),
+    );
+    expectSame(
+      'a version in the context that is not in the log',
+      versions.find((one) => one >= this.log.length),
+      undefined,
+    );
+    expectSame(
+      'the messages in the context',
+      versions.filter((one) => this.log[one - 1]?.type === 'MessageAppended'),
+      messagesIn(this.log).map(({ version }) => version),
+    );
+    expectSame(
+      'the tool calls without a result when the model is asked',
+      callsIn(this.log).filter(({ answered }) => !answered),
+      [],
+    );
+  }
+}
+
+describe('any sequence of commands', () => {
+  it(
+    'leads to what the naive rules say, and breaks no invariant',
+    () => {
+      const met = new Set<string>();
+      fc.assert(
+        fc.property(steps, fc.nat(), (taken, cut) => {
+          const life = new Life();
+          for (const { command, holds } of taken) life.do(command, holds);
+
+          const { log, state, states } = life;
+          expectSame('the state folded from the log', log.reduce(evolve, initialState), state);
+          const from = cut % states.length;
+          const stored = viaJson(states[from] ?? initialState);
+          expectSame(
+            'the state folded on from a stored one',
+            viaJson(log.slice(from)).reduce(evolve, stored),
+            state,
+          );
+          life.met.forEach((one) => met.add(one));
+        }),
+        runs,
+      );
+      // All that may happen did happen: otherwise the sequences above would prove little.
+      const types = Object.keys(sessionEvents).filter((type) => type !== 'TenantSettingsChanged');
+      expect([...met].sort()).toEqual(
+        [...types, 'invalid-request', 'legal-hold', 'session-busy', 'session-not-found'].sort(),
+      );
+    },
+    TIMEOUT,
+  );
+});
+
+describe('any sequence of tenant settings', () => {
+  const number = fc.option(fc.integer({ min: 1, max: 3 }));
+  const settings = partly(
+    { sessionTTL: number, maxSessions: number, capPolicy: fc.option(fc.constantFrom('reject', 'evict')) },
+    [],
+  );
+
+  it(
+    'leaves the last value of each that was not taken back, and records changes only',
+    () => {
+      fc.assert(
+        fc.property(fc.array(settings, { size: 'max', maxLength: 20 }), (taken) => {
+          let state = deepFreeze(tenantDecider.initialState);
+          const expected = new Map<string, unknown>();
+          let version = 0;
+          for (const asked of taken) {
+            const changes = Object.entries(asked).filter(
+              ([key, value]) => (expected.get(key) ?? null) !== value,
+            );
+            changes.forEach(([key, value]) => expected.set(key, value));
+            if (changes.length > 0) version += 1;
+
+            const { events } = tenantDecider.decide(deepFreeze(new ChangeTenantSettings(asked)), state);
+            expectSame(
+              'the changes',
+              events.map(({ data }) => data),
+              changes.length > 0 ? [Object.fromEntries(changes)] : [],
+            );
+            state = deepFreeze(events.reduce((before, event) => tenantDecider.evolve(before, event), state));
+            expectSame('the version', state.version, version);
+            expectSame(
+              'the overrides',
+              new Map(Object.entries(state.overrides)),
+              new Map([...expected].filter(([, value]) => value !== null)),
+            );
+          }
+        }),
+        runs,
+      );
+    },
+    TIMEOUT,
+  );
+});
