@@ -12,7 +12,7 @@ import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import { type Pool } from 'pg';
 import { type DataSource } from 'typeorm';
 import { type Config } from './config.js';
-import { connectionConfig, createPool } from './database/connection.js';
+import { connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
 import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
@@ -23,6 +23,9 @@ import { GenerationController } from './generation/generation.controller.js';
 import { Generations } from './generation/generations.js';
 import { OpenAiModel } from './generation/openai.chat-model.js';
 import { HealthController } from './health.controller.js';
+import { ContractController, KAFKA_CONTRACT } from './kafka/contract.controller.js';
+import { Relay1770000000003 } from './kafka/migrations/0003-relay.js';
+import { Relay, type RelayOptions } from './kafka/relay.js';
 import { historyProjection } from './projections/history.projection.js';
 import { Checkpoints1770000000002 } from './projections/migrations/0002-checkpoints.js';
 import { Projector } from './projections/projector.js';
@@ -30,17 +33,30 @@ import { ReadModels } from './projections/read-models.js';
 import { sessionsProjection } from './projections/sessions.projection.js';
 import { usageProjection } from './projections/usage.projection.js';
 import { commandHandlers, SessionCommands } from './sessions/session-commands.js';
+import { GenerationChunks1770000000004 } from './sessions/migrations/0004-generation-chunks.js';
+import { PartialReplies } from './sessions/partial-replies.js';
 import { SessionQueries } from './sessions/session-queries.js';
+import { ApprovalsController } from './sessions/approvals.controller.js';
 import { SessionsController } from './sessions/sessions.controller.js';
+import { TenantStreams1770000000005 } from './sessions/migrations/0005-tenant-streams.js';
 import { TenantPolicies } from './sessions/tenant-policies.js';
+import { TenantsController } from './sessions/tenants.controller.js';
+import { SweeperController } from './sweeper/sweeper.controller.js';
+import { Sweeper } from './sweeper/sweeper.js';
 
 /** In the order in which they are applied. */
-export const migrations = [Log1770000000001, Checkpoints1770000000002];
+export const migrations = [
+  Log1770000000001,
+  Checkpoints1770000000002,
+  Relay1770000000003,
+  GenerationChunks1770000000004,
+  TenantStreams1770000000005,
+];
 
 /** A read model is one file and one line here. */
 const projections = [sessionsProjection, historyProjection, usageProjection];
 
-const PROJECTOR_POOL = Symbol('pool of the projector');
+const RELAXED_POOL = Symbol('pool whose commits do not wait for the disk');
 /** Keyed results are found for a day; those that are older only take room. */
 const PRUNE_MS = 3_600_000;
 
@@ -53,11 +69,17 @@ export class AppModule implements OnApplicationShutdown {
     private readonly store: EventStore,
     private readonly projector: Projector,
     private readonly leases: Leases,
-    @Inject(PROJECTOR_POOL) private readonly projectorPool: { readonly pool: Pool },
+    private readonly generations: Generations,
+    private readonly policies: TenantPolicies,
+    private readonly sweeper: Sweeper,
+    private readonly relay: Relay,
+    partials: PartialReplies,
+    @Inject(RELAXED_POOL) private readonly relaxed: { readonly pool: Pool },
   ) {
     this.pruning = setInterval(() => {
       // Housekeeping: what fails now is done in an hour.
       store.pruneKeyed().catch(() => undefined);
+      partials.prune().catch(() => undefined);
     }, PRUNE_MS);
     this.pruning.unref();
   }
@@ -81,10 +103,10 @@ export class AppModule implements OnApplicationShutdown {
         inject: [getDataSourceToken(), EventStore],
       },
       {
-        provide: PROJECTOR_POOL,
+        provide: RELAXED_POOL,
         // What a crash of the database takes back, rows and checkpoint alike, is simply projected again.
         useFactory: () => ({
-          pool: createPool(databaseUrl, 'projector', { max: 6, settings: '-c synchronous_commit=off' }),
+          pool: createPool(databaseUrl, 'relaxed', { max: 6, settings: '-c synchronous_commit=off' }),
         }),
       },
       {
@@ -113,17 +135,45 @@ export class AppModule implements OnApplicationShutdown {
           await projector.start();
           return projector;
         },
-        inject: [EventStore, Leases, ReadModels, PROJECTOR_POOL],
+        inject: [EventStore, Leases, ReadModels, RELAXED_POOL],
+      },
+      {
+        provide: Relay,
+        useFactory: (store: EventStore, leases: Leases, { pool }: { readonly pool: Pool }) => {
+          const relay = new Relay(store, pool, leases, relayOptions(config.kafka));
+          // Without brokers events wait in the log, and nothing of the Kafka client is loaded.
+          if (config.kafka.brokers.length > 0) relay.start();
+          return relay;
+        },
+        inject: [EventStore, Leases, RELAXED_POOL],
+      },
+      {
+        provide: KAFKA_CONTRACT,
+        useValue: config.kafka,
       },
       {
         provide: TenantPolicies,
-        useFactory: () => new TenantPolicies(config.sessions, config.tenants),
+        useFactory: async (store: EventStore) => {
+          const policies = new TenantPolicies(store, config.sessions, config.tenants);
+          await policies.start();
+          return policies;
+        },
+        inject: [EventStore],
       },
       {
         provide: SessionCommands,
-        useFactory: (store: EventStore, models: ReadModels, policies: TenantPolicies) =>
-          new SessionCommands(store, models, policies),
-        inject: [EventStore, ReadModels, TenantPolicies],
+        useFactory: (
+          store: EventStore,
+          models: ReadModels,
+          policies: TenantPolicies,
+          partials: PartialReplies,
+        ) => new SessionCommands(store, models, policies, partials),
+        inject: [EventStore, ReadModels, TenantPolicies, PartialReplies],
+      },
+      {
+        provide: PartialReplies,
+        useFactory: ({ pool }: { readonly pool: Pool }) => new PartialReplies(pool),
+        inject: [RELAXED_POOL],
       },
       {
         provide: SessionQueries,
@@ -135,12 +185,49 @@ export class AppModule implements OnApplicationShutdown {
         ) => new SessionQueries(store, models, commands, policies),
         inject: [EventStore, ReadModels, SessionCommands, TenantPolicies],
       },
+      {
+        provide: Sweeper,
+        useFactory: async (
+          store: EventStore,
+          models: ReadModels,
+          policies: TenantPolicies,
+          commands: SessionCommands,
+          leases: Leases,
+        ) => {
+          const sweeper = new Sweeper({
+            store,
+            models,
+            policies,
+            commands,
+            leases,
+            deleteAfter: config.sessions.deleteAfter,
+            onError: (error) => {
+              // The next sweep tries again; that the database is away is told by everything else.
+              if (!(error instanceof DatabaseUnavailable))
+                new Logger('sweeper').error('a sweep failed', error);
+            },
+          });
+          await sweeper.start();
+          return sweeper;
+        },
+        // After the projector, which makes the tables that it reads.
+        inject: [EventStore, ReadModels, TenantPolicies, SessionCommands, Leases, Projector],
+      },
       ...commandHandlers,
       {
         provide: Generations,
-        useFactory: (store: EventStore, bus: CommandBus, leases: Leases) =>
-          new Generations(store, bus, leases, chatModel(config.llm), config.llm.model),
-        inject: [EventStore, CommandBus, Leases],
+        useFactory: (
+          store: EventStore,
+          bus: CommandBus,
+          commands: SessionCommands,
+          leases: Leases,
+          partials: PartialReplies,
+        ) =>
+          new Generations(store, bus, commands, leases, partials, chatModel(config.llm), {
+            defaultModel: config.llm.model,
+            maxInputTokens: config.llm.maxInputTokens,
+          }),
+        inject: [EventStore, CommandBus, SessionCommands, Leases, PartialReplies],
       },
     ];
     return {
@@ -156,7 +243,15 @@ export class AppModule implements OnApplicationShutdown {
           extra: connectionConfig(databaseUrl, 'read models'),
         }),
       ],
-      controllers: [SessionsController, GenerationController, HealthController],
+      controllers: [
+        SessionsController,
+        ApprovalsController,
+        GenerationController,
+        HealthController,
+        ContractController,
+        TenantsController,
+        SweeperController,
+      ],
       providers,
     };
   }
@@ -164,13 +259,32 @@ export class AppModule implements OnApplicationShutdown {
   /** After the last request was answered. */
   async onApplicationShutdown(): Promise<void> {
     clearInterval(this.pruning);
+    await this.relay.stop();
+    await this.generations.idle();
+    await this.sweeper.stop();
+    this.policies.stop();
     await this.projector.stop();
     await this.leases.close();
-    await this.projectorPool.pool.end();
+    await this.relaxed.pool.end();
     await this.store.close();
   }
 }
 
 function chatModel(llm: Config['llm']): ChatModel {
   return llm.provider === 'echo' ? echoModel : new OpenAiModel(llm);
+}
+
+function relayOptions(kafka: Config['kafka']): RelayOptions {
+  const logger = new Logger('relay');
+  return {
+    ...kafka,
+    kafka,
+    onTrouble: ({ message }, forGood) => {
+      if (forGood) logger.error(`nothing is published to Kafka any more: ${message}`);
+      else logger.warn(`nothing is published to Kafka for now, events wait in the log: ${message}`);
+    },
+    onRecovered: () => {
+      logger.warn('events are published to Kafka again');
+    },
+  };
 }

@@ -85,8 +85,14 @@ const settings = section({
     apiKey: text(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks').optional(),
     /** Any server that speaks the OpenAI API. Default: OpenAI itself. */
     baseURL: url('must be an http:// or https:// URL', 'http:', 'https:').optional(),
-    /** Milliseconds until a model call is given up. Default 60 000. */
+    /** Milliseconds without a sign of the provider until a model call is given up. Default 60 000. */
     timeoutMs: wholeNumber(1, 3_600_000).default(60_000),
+    /** Tokens of a prompt: the oldest turns are left out of one that would be longer. Default: no limit. */
+    maxInputTokens: wholeNumber(1, 100_000_000).optional(),
+    /** Bytes of one answer. Default 1 048 576 (1 MiB). */
+    maxOutputBytes: wholeNumber(1, 67_108_864).default(1_048_576),
+    /** Model calls at the same time in one process; more wait their turn. Default 256. */
+    maxConcurrency: wholeNumber(1, 100_000).default(256),
   }).prefault({}),
   sessions: section({
     /** Active sessions per tenant. Default 100. */
@@ -95,6 +101,8 @@ const settings = section({
     sessionTTL: sessionTTL.default(3_600_000),
     /** What happens to a create or resume at the cap. Default `reject`. */
     capPolicy: capPolicy.default('reject'),
+    /** Milliseconds after which an expired session is deleted. Default: never. */
+    deleteAfter: wholeNumber(1, LONGEST_MS).optional(),
   }).prefault({}),
   storage: section({
     /** Default: the embedded PostgreSQL, in `dataDir`. */
@@ -120,6 +128,35 @@ const settings = section({
     ),
     /** Partitions of the topic, fixed when it is created. Default 16. */
     partitions: wholeNumber(1, 1_024).default(16),
+    /** Copies of each partition, when the topic is created. Default: as the brokers are set. */
+    replication: wholeNumber(1, 100).optional(),
+    /** Milliseconds that the topic keeps events, when it is created. Default 604 800 000 (seven days). */
+    retentionMs: wholeNumber(60_000, LONGEST_MS).default(604_800_000),
+    /** Bytes of the largest message, when the topic is created. Default 8 388 608 (8 MiB). */
+    maxMessageBytes: wholeNumber(65_536, 104_857_600).default(8_388_608),
+    /** Default `gzip`. */
+    compression: choice('gzip', 'none').default('gzip'),
+    /** Default false: no TLS. A mapping holds PEM texts as in Node's `tls.connect`. */
+    ssl: z
+      .union(
+        [
+          z.boolean(),
+          section({
+            ca: z.string().optional(),
+            cert: z.string().optional(),
+            key: z.string().optional(),
+            servername: z.string().optional(),
+            rejectUnauthorized: z.boolean().optional(),
+          }),
+        ],
+        { error: 'must be true, false, or a mapping with: ca, cert, key, servername, rejectUnauthorized' },
+      )
+      .default(false),
+    sasl: section({
+      mechanism: choice('plain', 'scram-sha-256', 'scram-sha-512'),
+      username: text(/^.{1,1024}$/, 'must be a text'),
+      password: text(/^.{1,1024}$/, 'must be a text'),
+    }).optional(),
   }).prefault({}),
   auth: section({
     /** Default: `api-key` when there are keys, else `none`, which only a loopback host may have. */

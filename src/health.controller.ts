@@ -3,6 +3,7 @@ import { type FastifyReply } from 'fastify';
 import { z } from 'zod';
 import { Answers } from './http/openapi.js';
 import { EventStore } from './event-store/event-store.js';
+import { Relay } from './kafka/relay.js';
 import { Projector } from './projections/projector.js';
 
 /** Further behind than this, reads would wait longer than they may. */
@@ -13,7 +14,8 @@ const Health = z
     status: z.enum(['ok', 'unavailable']),
     checks: z.record(
       z.string(),
-      z.object({ status: z.enum(['ok', 'unavailable']), detail: z.string().optional() }),
+      // What is degraded does not keep requests from being served.
+      z.object({ status: z.enum(['ok', 'degraded', 'unavailable']), detail: z.string().optional() }),
     ),
   })
   .meta({ id: 'Health' });
@@ -25,6 +27,7 @@ export class HealthController {
   constructor(
     private readonly store: EventStore,
     private readonly projector: Projector,
+    private readonly relay: Relay,
   ) {}
 
   /** The process answers: all that a restart could mend. */
@@ -48,11 +51,21 @@ export class HealthController {
             ? { status: 'ok' }
             : { status: 'unavailable', detail: `${behind} events behind the log` };
       }
+      if (this.relay.isOn) checks.kafka = await this.kafka();
     } catch {
       checks.database = { status: 'unavailable', detail: 'cannot be reached' };
     }
-    const ready = Object.values(checks).every((check) => check.status === 'ok');
+    const ready = Object.values(checks).every((check) => check.status !== 'unavailable');
     if (!ready) reply.status(503);
     return { status: ready ? 'ok' : 'unavailable', checks };
+  }
+
+  private async kafka(): Promise<Checks[string]> {
+    const { problem } = this.relay;
+    const { behind } = await this.relay.lag();
+    const detail = [...(problem === undefined ? [] : [problem]), `${behind} events behind the log`].join(
+      '; ',
+    );
+    return { status: problem === undefined ? 'ok' : 'degraded', detail };
   }
 }

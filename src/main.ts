@@ -1,90 +1,33 @@
-import 'reflect-metadata';
 import { Logger } from '@nestjs/common';
-import { NestFactory } from '@nestjs/core';
-import { type NestFastifyApplication } from '@nestjs/platform-fastify';
-import { AppModule, migrations } from './app.module.js';
 import { type Config, ConfigError, loadConfig } from './config.js';
-import { connect, isConnectionError } from './database/connection.js';
-import { DataFolderInUseError, lockDataFolder } from './database/data-folder-lock.js';
-import { type EmbeddedPostgres, startEmbeddedPostgres } from './database/embedded-postgres.js';
-import { migrate } from './database/migrate.js';
-import { Generations } from './generation/generations.js';
-import { configureApp, createHttpAdapter } from './http/server.js';
+import { isConnectionError } from './database/connection.js';
+import { DataFolderInUseError } from './database/data-folder-lock.js';
+import { type EmbeddedPostgres } from './database/embedded-postgres.js';
+import { createService, type Service } from './service.js';
 import { version } from './version.js';
 
-/** How long a start waits for a database that is not there yet. */
-const DATABASE_PATIENCE_MS = 60_000;
-
-/** What must be undone at the end, last first. */
-const undo: (() => Promise<void>)[] = [];
+let starting: Promise<Service> | undefined;
+let stopping = false;
 
 async function main(): Promise<void> {
   const config = loadConfig({ env: process.env, cwd: process.cwd() });
   for (const warning of config.warnings) console.warn(warning);
-
-  let stopping = false;
-  const stop = (signal: NodeJS.Signals): void => {
-    if (stopping) return;
-    stopping = true;
-    console.log(`${signal}: answering what is running, then stopping`);
-    void end(0);
-  };
   process.on('SIGINT', stop).on('SIGTERM', stop);
-
-  const embedded = config.storage.database ? undefined : await startDatabase(config);
-  const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
-  await migrateWhenThere(databaseUrl);
-  // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
-  if (embedded) await forgetLeases(databaseUrl);
-
-  const app = await NestFactory.create<NestFastifyApplication>(
-    AppModule.create(config, databaseUrl),
-    createHttpAdapter(config),
-    { logger: ['warn', 'error', 'fatal'], abortOnError: false },
-  );
-  undo.push(async () => {
-    const generations = app.get(Generations);
-    const impatience = setTimeout(() => {
-      generations.abortAll();
-    }, config.server.shutdownGraceMs);
-    await app.close();
-    clearTimeout(impatience);
+  process.on('warning', (warning) => {
+    new Logger('process').warn(warning.message);
   });
-  configureApp(app, { ...config, version });
+
+  starting = createService(config);
+  const { app, embedded } = await starting;
   await app.listen(config.server.port, config.server.host);
   announce(config, await app.getUrl(), embedded);
 }
 
-async function startDatabase(config: Config): Promise<EmbeddedPostgres> {
-  const { dataDir } = config.storage;
-  const lock = await lockDataFolder(dataDir, { url: `http://${config.server.host}:${config.server.port}` });
-  undo.push(() => lock.release());
-  const embedded = await startEmbeddedPostgres({ dataDir });
-  undo.push(() => embedded.stop());
-  process.on('warning', (warning) => {
-    new Logger('database').warn(warning.message);
-  });
-  return embedded;
-}
-
-async function migrateWhenThere(url: string): Promise<void> {
-  const deadline = Date.now() + DATABASE_PATIENCE_MS;
-  for (let told = false; ; told = true) {
-    try {
-      await migrate(url, migrations);
-      return;
-    } catch (error) {
-      if (!isConnectionError(error) || Date.now() > deadline) throw error;
-      if (!told) console.warn(`waiting for the database: ${(error as Error).message}`);
-      await new Promise((resolve) => setTimeout(resolve, 1_000));
-    }
-  }
-}
-
-async function forgetLeases(url: string): Promise<void> {
-  const client = await connect(url, 'start');
-  await client.query('delete from lease');
-  await client.end();
+function stop(signal: NodeJS.Signals): void {
+  if (stopping) return;
+  stopping = true;
+  console.log(`${signal}: answering what is running, then stopping`);
+  void end(0);
 }
 
 function announce(config: Config, url: string, embedded: EmbeddedPostgres | undefined): void {
@@ -100,7 +43,7 @@ function announce(config: Config, url: string, embedded: EmbeddedPostgres | unde
       `Colloquy ${version} is listening on ${url}`,
       `  database  ${database}`,
       `  model     ${llm.provider === 'echo' ? 'echo: repeats what is said; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one' : `${llm.model} at ${llm.baseURL ?? 'OpenAI'}`}`,
-      `  Kafka     ${kafka.brokers.length > 0 ? 'brokers are named, but nothing is published yet' : 'off: events wait in the log'}`,
+      `  Kafka     ${kafka.brokers.length > 0 ? `events go to the topic ${kafka.topic} at ${kafka.brokers.join(', ')}` : 'off: events wait in the log'}`,
       `  access    ${auth.mode === 'none' ? 'no key needed, this machine only' : `API keys: ${auth.keys.map((one) => one.name).join(', ')}`}`,
       ...(embedded?.notes ?? []).map((note) => `  note      ${note}`),
       'Try:',
@@ -112,11 +55,9 @@ function announce(config: Config, url: string, embedded: EmbeddedPostgres | unde
 }
 
 async function end(code: number): Promise<never> {
-  for (const step of undo.reverse()) {
-    await step().catch((error: unknown) => {
-      console.error('while stopping:', error);
-    });
-  }
+  // A start that fails has cleaned up after itself.
+  const service = await starting?.catch(() => undefined);
+  await service?.stop();
   process.exit(code);
 }
 

@@ -1,3 +1,4 @@
+import { isNativeError } from 'node:util/types';
 import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
 
 /** The database cannot be reached or went away; the request may be tried again. */
@@ -57,8 +58,12 @@ export function createPool(
     max: options.max ?? 10,
     options: `${SESSION_SETTINGS} ${options.settings ?? ''}`,
   });
-  // An idle connection that breaks is replaced by the next query; without a listener it would end the process.
+  // A connection that breaks is replaced by the next query. Without listeners it would end the process: the pool's
+  // covers idle ones, the other those that are lent out.
   pool.on('error', () => undefined);
+  pool.on('connect', (client) => {
+    client.on('error', () => undefined);
+  });
   return pool;
 }
 
@@ -84,7 +89,8 @@ const UNAVAILABLE_MESSAGES =
 
 /** Whether an error means that the connection is gone or was never there, so that a command's outcome is unknown. */
 export function isConnectionError(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
+  // Not `instanceof`: a socket's error may come from another realm, as it does under Jest.
+  if (!isNativeError(error)) return false;
   const { code } = error as { code?: unknown };
   if (typeof code === 'string' && (UNAVAILABLE_STATES.test(code) || UNAVAILABLE_SYSTEM.has(code)))
     return true;

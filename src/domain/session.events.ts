@@ -23,7 +23,7 @@ export const sessionId = z
   .meta({ description: 'The id of a session within its tenant', example: 'user-alice-support' });
 
 const id = z.string().min(1).max(128);
-const toolName = z
+export const toolName = z
   .string()
   .regex(/^[A-Za-z0-9_.:-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . : -')
   .meta({ example: 'get_weather' });
@@ -73,6 +73,7 @@ export const toolDefinition = z.strictObject({
   name: toolName,
   description: z.string().max(10_000).optional(),
   parameters: jsonObject.optional().meta({ description: 'JSON Schema of the arguments' }),
+  approval: z.literal('required').optional().meta({ description: 'a call needs an approval of the session' }),
 });
 export type ToolDefinition = z.infer<typeof toolDefinition>;
 

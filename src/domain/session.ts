@@ -58,7 +58,10 @@ const initialState: SessionState = {
 /** A message on its way into a session; ids come from outside, since the rules know no random. */
 export type NewMessage = EventData<'MessageAppended'>;
 /** What had arrived of a reply when its generation ended early. */
-type PartialReply = Pick<NewMessage, 'messageId' | 'content'>;
+export type PartialReply = Pick<NewMessage, 'messageId' | 'content'> & {
+  /** Whose reply it is; one of another generation than the current is left out. */
+  readonly generationId?: string;
+};
 
 /** Who asks, for which session, and under which conditions; the rules themselves do not look at it. */
 export interface CommandTarget {
@@ -112,6 +115,11 @@ export class AppendMessages {
     readonly messages: readonly NewMessage[],
   ) {}
 }
+/** Ranges of versions up to `upTo`; what is appended later is always seen. */
+export interface ContextWindow {
+  readonly ranges: readonly (readonly [number, number])[];
+  readonly upTo: number;
+}
 export class StartGeneration {
   readonly type = 'StartGeneration';
   constructor(
@@ -126,6 +134,8 @@ export class StartGeneration {
     readonly message?: NewMessage,
     /** What had arrived of the generation before, should that one turn out to be dead. */
     readonly partial?: PartialReply,
+    /** What of the history up to a version the model is to see; all of it unless given. */
+    readonly window?: ContextWindow,
   ) {}
 }
 export class CompleteGeneration {
@@ -297,7 +307,7 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       if (state.approvals.length >= MAX_APPROVALS && !approvalOf(state, command.approval.tool)) {
         throw new DomainError('invalid-request', `a session holds at most ${MAX_APPROVALS} tool approvals`);
       }
-      return { events: [{ type: 'ToolApprovalGranted', data: command.approval }] };
+      return granted(command.approval);
 
     case 'RevokeToolApproval':
       return approvalOf(state, command.tool)
@@ -309,7 +319,9 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       if (!state.generation) return { events: [reset] };
       return {
         events: [...leaseExpired(state.generation, command.partial), reset],
-        guard: whenAbandoned(state.generation, { events: [...cancelled(state), reset] }),
+        guard: whenAbandoned(state.generation, {
+          events: [...kept(command.partial, state.generation.id), ...cancelled(state), reset],
+        }),
       };
     }
 
@@ -375,11 +387,22 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
     type: 'GenerationStarted',
     data: {
       ...given(generation),
-      context: [[state.historyStart + 1, seen]],
+      context: contextOf(state, command.window, seen),
     },
   });
   const started = inActiveSession(state, events);
   return state.generation ? { ...started, guard: whenAbandoned(state.generation, busy()) } : started;
+}
+
+/** The versions that the model sees, the last being `seen`. A window of before a reset is of another history. */
+function contextOf(state: SessionState, window: ContextWindow | undefined, seen: number): [number, number][] {
+  if (!window || window.upTo <= state.historyStart) return [[state.historyStart + 1, seen]];
+  const ranges = window.ranges.map(([from, to]): [number, number] => [from, to]);
+  const last = ranges.at(-1);
+  if (window.upTo >= seen) return ranges;
+  if (last?.[1] === window.upTo) last[1] = seen;
+  else ranges.push([window.upTo + 1, seen]);
+  return ranges;
 }
 
 /** @throws DomainError `invalid-request` when a tool result answers no open call or an id is used twice. */
@@ -454,10 +477,11 @@ const resumed = (events: SessionEvent[]): Decision<SessionEvent> =>
 const inActiveSession = (state: SessionState, events: SessionEvent[]): Decision<SessionEvent> =>
   state.status === 'expired' ? resumed(events) : { events };
 
-const kept = (partial: PartialReply | undefined, generationId: string | undefined): SessionEvent[] =>
-  partial && generationId !== undefined
-    ? [appended({ ...partial, role: 'assistant', generationId, status: 'incomplete' })]
-    : [];
+function kept(partial: PartialReply | undefined, generationId: string | undefined): SessionEvent[] {
+  if (!partial || generationId === undefined || (partial.generationId ?? generationId) !== generationId)
+    return [];
+  return [appended({ ...partial, role: 'assistant', generationId, status: 'incomplete' })];
+}
 
 const cancelled = (
   { generation }: SessionState,
@@ -559,6 +583,16 @@ function withMessage(
     }
   }
   return { openToolCalls, approvals };
+}
+
+/** One that has run out already when it is recorded is a mistake of the client's. */
+function granted(approval: EventData<'ToolApprovalGranted'>): Decision<SessionEvent> {
+  const events: SessionEvent[] = [{ type: 'ToolApprovalGranted', data: approval }];
+  if (approval.expiresAt === undefined) return { events };
+  const otherwise = new DomainError('invalid-request', 'the approval would have run out already', {
+    errors: [{ pointer: '/expiresAt', in: 'body', detail: 'is in the past' }],
+  });
+  return { events, guard: { holds: { before: approval.expiresAt }, otherwise } };
 }
 
 const without = (approvals: SessionState['approvals'], tool: string): SessionState['approvals'] =>

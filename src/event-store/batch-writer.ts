@@ -108,6 +108,8 @@ const PATIENCE_MS = 4_000;
  * holds no lock.
  */
 export class BatchWriter {
+  /** Appends that were asked for so far. */
+  appends = 0;
   private readonly shards: readonly Shard[];
   private readonly queueLimit: number;
   private readonly queueBytes: number;
@@ -127,6 +129,7 @@ export class BatchWriter {
    * @throws DatabaseUnavailable when the database stays away; whether this append was committed is then unknown.
    */
   append(append: Append): Promise<AppendResult> {
+    this.appends += 1;
     const shard = this.shards[append.lane % this.shards.length];
     if (!shard) throw new Error('no shard');
     const waiting = this.shards.reduce((sum, one) => sum + one.waiting, 0);
@@ -201,18 +204,19 @@ class Shard {
     return batch;
   }
 
-  private async commit(batch: Pending[]): Promise<void> {
+  /** @param sent whether it was sent before and may be committed already. */
+  private async commit(batch: Pending[], sent = false): Promise<void> {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {
         const client = (this.client ??= await this.connect());
         const results = await send(client, batch);
         this.outageSince = undefined;
-        await this.settle(client, batch, results, attempt > 0);
+        await this.settle(client, batch, results, sent || attempt > 0);
         return;
       } catch (error) {
         if (!isConnectionError(error)) {
-          await this.isolate(batch, error);
+          await this.isolate(batch, error, sent || attempt > 0);
           return;
         }
         this.drop();
@@ -251,11 +255,12 @@ class Shard {
       const last = append.events.at(-1);
       if (!first || !last || results[index]?.status !== 'conflict') continue;
       const { rows } = await client.query<{ own: boolean; position: number; time: string } & StreamTimes>(
-        `select f.id = $5 as own, l.position, l.time, s.created_at, s.last_activity_at
+        `select f.id = $5::uuid as own, l.position, l.time, s.created_at, s.last_activity_at
          from event f
-         join event l on l.lane = f.lane and l.tenant = f.tenant and l.stream_id = f.stream_id and l.version = $4 + $6
+         join event l on l.lane = f.lane and l.tenant = f.tenant and l.stream_id = f.stream_id
+                     and l.version = $4::int + $6::int
          join stream s on s.tenant = f.tenant and s.stream_id = f.stream_id
-         where f.lane = $1 and f.tenant = $2 and f.stream_id = $3 and f.version = $4 + 1`,
+         where f.lane = $1 and f.tenant = $2 and f.stream_id = $3 and f.version = $4::int + 1`,
         [
           append.lane,
           append.stream.tenant,
@@ -279,10 +284,10 @@ class Shard {
   }
 
   /** The server refused the statement as a whole: one append at a time, so that only its cause fails. */
-  private async isolate(batch: Pending[], error: unknown): Promise<void> {
+  private async isolate(batch: Pending[], error: unknown, sent: boolean): Promise<void> {
     const [only] = batch;
     if (only && batch.length === 1) only.reject(error);
-    else for (const pending of batch) await this.commit([pending]);
+    else for (const pending of batch) await this.commit([pending], sent);
   }
 
   private drop(): void {

@@ -86,6 +86,23 @@ interface EventRow {
   key_id: string | null;
 }
 
+const STREAM_COLUMNS = `version, incarnation, lane, position, time, created_at, last_activity_at, state, state_version,
+  sealed, key_id`;
+
+interface StreamRow {
+  version: number;
+  incarnation: number;
+  lane: number;
+  position: number;
+  time: string;
+  created_at: string;
+  last_activity_at: string;
+  state: unknown;
+  state_version: number;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
 const STATE = '~state';
 
 /**
@@ -120,19 +137,24 @@ export class EventStore {
   /** @param url of a database that is migrated. */
   static async open(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
     const pool = createPool(url, 'log');
-    const { rows } = await available(() =>
-      pool.query<{ lanes: number; position_key: Buffer }>('select lanes, position_key from log_settings'),
-    );
-    const [settings] = rows;
-    if (!settings) throw new Error('the database has no lane count: it was not migrated');
-    return new EventStore(
-      pool,
-      url,
-      settings.lanes,
-      new PositionTokens(settings.position_key),
-      options,
-      options.codec ?? plainCodec,
-    );
+    try {
+      const { rows } = await available(() =>
+        pool.query<{ lanes: number; position_key: Buffer }>('select lanes, position_key from log_settings'),
+      );
+      const [settings] = rows;
+      if (!settings) throw new Error('the database has no lane count: it was not migrated');
+      return new EventStore(
+        pool,
+        url,
+        settings.lanes,
+        new PositionTokens(settings.position_key),
+        options,
+        options.codec ?? plainCodec,
+      );
+    } catch (error) {
+      await pool.end();
+      throw error;
+    }
   }
 
   /** Answers what was accepted, then closes the connections. */
@@ -140,6 +162,11 @@ export class EventStore {
     await this.writer.close();
     await this.wakeUp.close();
     await this.pool.end();
+  }
+
+  /** How many appends were asked for since the process began: whoever can wait sees how much else there is to do. */
+  get appends(): number {
+    return this.writer.appends;
   }
 
   laneOf(stream: StreamId): number {
@@ -175,40 +202,41 @@ export class EventStore {
 
   async loadStream(stream: StreamId): Promise<StoredStream | undefined> {
     const { rows } = await available(() =>
-      this.pool.query<{
-        version: number;
-        incarnation: number;
-        lane: number;
-        position: number;
-        time: string;
-        created_at: string;
-        last_activity_at: string;
-        state: unknown;
-        state_version: number;
-        sealed: Buffer | null;
-        key_id: string | null;
-      }>({
+      this.pool.query<StreamRow>({
         name: 'load_stream',
-        text: `select version, incarnation, lane, position, time, created_at, last_activity_at, state, state_version,
-                      sealed, key_id
-               from stream where tenant = $1 and stream_id = $2`,
+        text: `select ${STREAM_COLUMNS} from stream where tenant = $1 and stream_id = $2`,
         values: [stream.tenant, stream.streamId],
       }),
     );
     const [row] = rows;
-    return (
-      row && {
-        version: row.version,
-        incarnation: row.incarnation,
-        lane: row.lane,
-        position: row.position,
-        time: row.time,
-        createdAt: row.created_at,
-        lastActivityAt: row.last_activity_at,
-        state: this.codec.decode(STATE, { data: row.state, sealed: row.sealed, keyId: row.key_id }),
-        stateVersion: row.state_version,
-      }
+    return row && this.toStream(row);
+  }
+
+  /** Those of the streams that exist, in no particular order, by one query. */
+  async loadStreams(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
+    const { rows } = await available(() =>
+      this.pool.query<StreamRow & { tenant: string; stream_id: string }>({
+        name: 'load_streams',
+        text: `select ${STREAM_COLUMNS}, tenant, stream_id
+               from unnest($1::text[], $2::text[]) as w (tenant, stream_id) join stream using (tenant, stream_id)`,
+        values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
+      }),
     );
+    return rows.map((row) => ({ ...this.toStream(row), tenant: row.tenant, streamId: row.stream_id }));
+  }
+
+  /** The versions that streams are at, in the order asked; 0 for one that does not exist. */
+  async streamVersions(streams: readonly StreamId[]): Promise<number[]> {
+    const { rows } = await available(() =>
+      this.pool.query<{ version: number }>({
+        name: 'stream_versions',
+        text: `select coalesce(s.version, 0) as version
+               from unnest($1::text[], $2::text[]) with ordinality as w (tenant, stream_id, n)
+               left join stream s using (tenant, stream_id) order by w.n`,
+        values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
+      }),
+    );
+    return rows.map((row) => row.version);
   }
 
   /** A stream's events in the order of their versions. */
@@ -332,11 +360,46 @@ export class EventStore {
     return rows[0]?.value ?? 0;
   }
 
+  /**
+   * Counters whose key begins with `prefix` and which stand above a limit.
+   * @param limits limits of single counters, by key; `limit` is that of all others
+   */
+  async countersAbove(
+    prefix: string,
+    limit: number,
+    limits: ReadonlyMap<string, number>,
+  ): Promise<{ key: string; value: number; limit: number }[]> {
+    const { rows } = await available(() =>
+      this.pool.query<{ key: string; value: number; limit: number }>({
+        name: 'counters_above',
+        text: `select c.key, c.value, coalesce(o.max, $2)::bigint as limit
+               from counter c left join unnest($3::text[], $4::bigint[]) as o (key, max) on o.key = c.key collate "C"
+               where c.value > coalesce(o.max, $2) and starts_with(c.key, $1)`,
+        values: [prefix, limit, [...limits.keys()], [...limits.values()]],
+      }),
+    );
+    return rows;
+  }
+
   /** Drops keyed results that are too old to be found. */
   async pruneKeyed(): Promise<void> {
     await available(() =>
       this.pool.query(`delete from command where time <= colloquy_now() - interval '24 hours'`),
     );
+  }
+
+  private toStream(row: StreamRow): StoredStream {
+    return {
+      version: row.version,
+      incarnation: row.incarnation,
+      lane: row.lane,
+      position: row.position,
+      time: row.time,
+      createdAt: row.created_at,
+      lastActivityAt: row.last_activity_at,
+      state: this.codec.decode(STATE, { data: row.state, sealed: row.sealed, keyId: row.key_id }),
+      stateVersion: row.state_version,
+    };
   }
 
   private toEvent(row: EventRow): RecordedEvent {

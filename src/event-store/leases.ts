@@ -141,6 +141,11 @@ export class LaneShare {
     return owned;
   }
 
+  /** Finds out which of the lanes that this node believes to hold are still its own. */
+  async confirm(): Promise<void> {
+    await this.leases.take([...this.owned.keys()].map((lane) => this.lease(lane)));
+  }
+
   async balance(): Promise<void> {
     await this.leases.take([this.member + this.leases.owner]);
     const members = Math.max(1, await this.leases.count(this.member));

@@ -83,6 +83,15 @@ const ATTEMPTS = 100;
 const CACHED_STATES = 20_000;
 
 /**
+ * Two nodes with a queue for one stream: the one that wins has the next state at hand and wins again, while the other
+ * must load first, and comes too late every time. So whoever has made so many appends in a row leaves a gap, as long
+ * as others need to load and append.
+ */
+const RUN = 32;
+const GAP_APPENDS = 4;
+const LONGEST_GAP_MS = 50;
+
+/**
  * Load, decide, append, and again if somebody else was faster: the way of every command.
  *
  * Commands on one stream are taken one after the other within a process, so that they do not race themselves.
@@ -91,7 +100,8 @@ const CACHED_STATES = 20_000;
  */
 export class StreamHandler<State, Command, Event extends { type: string; data: unknown }> {
   private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
-  private readonly turns = new Map<string, Promise<unknown>>();
+  private readonly turns = new Map<string, { readonly settled: Promise<void>; readonly run: number }>();
+  private appendMs = 0;
 
   constructor(
     private readonly store: EventStore,
@@ -104,16 +114,46 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   handle(stream: StreamId, command: Command, options: HandleOptions): Promise<Handled<State, Event>> {
     const key = streamKey(stream);
     const before = this.turns.get(key);
+    const run = before ? before.run + 1 : 1;
     const turn = before
-      ? before.then(() => this.attempt(stream, command, options))
+      ? before.settled
+          .then(() => (run % RUN === 0 ? this.leaveGap() : undefined))
+          .then(() => this.attempt(stream, command, options))
       : this.attempt(stream, command, options);
-    const settled = turn
-      .catch(() => undefined)
-      .then(() => {
-        if (this.turns.get(key) === settled) this.turns.delete(key);
-      });
-    this.turns.set(key, settled);
+    const settled = turn.then(
+      () => undefined,
+      () => undefined,
+    );
+    const own = { settled, run };
+    this.turns.set(key, own);
+    void settled.then(() => {
+      if (this.turns.get(key) === own) this.turns.delete(key);
+    });
     return turn;
+  }
+
+  private leaveGap(): Promise<void> {
+    return new Promise((resolve) => {
+      setTimeout(resolve, Math.min(GAP_APPENDS * this.appendMs, LONGEST_GAP_MS));
+    });
+  }
+
+  /** A state that may be old: good for hints, not for decisions. */
+  async peek(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    return this.cache.get(streamKey(stream)) ?? (await this.load(stream));
+  }
+
+  /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
+  async preload(streams: readonly StreamId[]): Promise<void> {
+    for (const { state, ...stored } of await this.store.loadStreams(streams)) {
+      const key = streamKey(stored);
+      // What is stored under another number is folded when it is needed.
+      if (stored.stateVersion !== this.kind.stateVersion) continue;
+      if ((this.cache.get(key)?.state.version ?? 0) >= stored.version) continue;
+      const { lane, position, time, createdAt, lastActivityAt } = stored;
+      const known = state as State & { version: number };
+      this.cache.set(key, { state: known, lane, position, time, createdAt, lastActivityAt });
+    }
   }
 
   /** The state as the log has it now. */
@@ -247,6 +287,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       if (!counter) throw new Error(`nobody knows the counter ${name}`);
       counters.push({ ...counter, delta });
     }
+    const began = performance.now();
     const result = await this.store.append({
       stream,
       expected: loaded.state.version,
@@ -262,6 +303,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       counters,
       key: options.key && { ...options.key, reference: options.key.reference(decision.events) },
     });
+    this.appendMs = performance.now() - began;
     return { next, result };
   }
 }

@@ -23,22 +23,24 @@ export interface ModelRequest {
   readonly tools?: readonly ToolDefinition[] | undefined;
 }
 
-export interface ModelReply {
-  /** Empty when the model only calls tools. */
-  readonly content: string;
-  readonly toolCalls?: ToolCall[] | undefined;
-  /** As the provider names it: `stop`, `length`, `tool_calls`, … */
-  readonly finishReason: string;
-  readonly usage?: Usage | undefined;
-}
+/** A piece of an answer: text as it arrives, then at last one `end`. */
+export type ModelPiece =
+  | { readonly type: 'text'; readonly text: string }
+  | {
+      readonly type: 'end';
+      readonly toolCalls: readonly ToolCall[];
+      /** As the provider names it: `stop`, `length`, `tool_calls`, … */
+      readonly finishReason: string;
+      readonly usage?: Usage | undefined;
+    };
 
 /** A language model, or what stands in for one. */
 export interface ChatModel {
   /**
-   * One whole answer.
+   * One answer, as it arrives.
    * @throws ModelError; whatever `signal` gives as its reason when it aborts
    */
-  complete(request: ModelRequest, signal: AbortSignal): Promise<ModelReply>;
+  answer(request: ModelRequest, signal: AbortSignal): AsyncIterable<ModelPiece>;
 }
 
 /** The model gave no answer. The message is safe to show and to keep: no key and no prompt is in it. */

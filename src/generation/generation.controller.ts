@@ -1,16 +1,30 @@
-import { Body, Controller, Param, Post, Res } from '@nestjs/common';
+import { Body, Controller, Get, Headers, Param, Post, Req, Res } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
-import { type FastifyReply } from 'fastify';
+import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
-import { CreateSession, type NewMessage } from '../domain/session.js';
+import { CancelGeneration, ChangeSessionDetails, CreateSession, type NewMessage } from '../domain/session.js';
+import { Caller } from '../http/auth.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { derivedId, newId } from '../sessions/ids.js';
-import { dispatch } from '../sessions/session-commands.js';
-import { sessionPath } from '../sessions/session.schemas.js';
-import { drafted, target } from '../sessions/sessions.controller.js';
-import { ChatAnswer, ChatBody, GenerateBody, Generated } from './generation.schemas.js';
+import { dispatch, SessionCommands } from '../sessions/session-commands.js';
+import { SessionQueries } from '../sessions/session-queries.js';
+import { Session, sessionPath } from '../sessions/session.schemas.js';
+import { drafted, target, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { textOf } from './echo.chat-model.js';
+import {
+  Cancelled,
+  ChatAnswer,
+  ChatBody,
+  GenerateBody,
+  Generated,
+  Generation,
+  generationPath,
+  TitleBody,
+} from './generation.schemas.js';
 import { Generations } from './generations.js';
+import { type LiveReply, type ReplyEnd } from './live-reply.js';
+import { placeOf, sendEvents, wantsEvents } from './sse.js';
 
 const PROBLEMS = [
   'session-busy',
@@ -23,33 +37,44 @@ const PROBLEMS = [
   'database-unavailable',
 ] as const;
 
+const TITLE_INSTRUCTIONS =
+  'Give the conversation a title of at most six words, in its language. Answer with the title alone, without quotes.';
+/** Messages that a title is made from: the beginning says what a conversation is about. */
+const TITLE_MESSAGES = 6;
+
 @Controller('v1')
 export class GenerationController {
   constructor(
     private readonly bus: CommandBus,
+    private readonly commands: SessionCommands,
+    private readonly queries: SessionQueries,
     private readonly generations: Generations,
   ) {}
 
   @Post('sessions/:id/generate')
   @Answers(200, Generated, {
-    summary: 'Have the model answer',
+    summary: 'Have the model answer; with `Accept: text/event-stream` as it arrives',
     description: 'With `Idempotency-Key` the model is called once: a retry gets the recorded outcome.',
     etag: true,
+    stream: true,
     problems: ['session-not-found', ...PROBLEMS],
   })
   async generate(
     @Write() write: WriteContext,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Body({ schema: GenerateBody }) body: z.infer<typeof GenerateBody>,
+    @Req() request: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
+    const { message, onBusy, ...ask } = body;
     const to = target(write, sessionId, `POST /v1/sessions/${sessionId}/generate`, body);
-    const { answer, version } = await this.generations.generate(to, {
-      message: userMessage(body.message),
-      model: body.model,
-      instructions: body.instructions,
-      tools: body.tools,
+    const live = await this.generations.start(to, {
+      ...ask,
+      message: userMessage(message),
+      queue: onBusy === 'queue',
     });
+    if (wantsEvents(request)) return sendEvents(reply, live);
+    const { answer, version } = await ended(live);
     reply.header('etag', etag(version));
     return answer;
   }
@@ -57,9 +82,15 @@ export class GenerationController {
   @Post('chat')
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
+    stream: true,
     problems: PROBLEMS,
   })
-  async chat(@Write() write: WriteContext, @Body({ schema: ChatBody }) body: z.infer<typeof ChatBody>) {
+  async chat(
+    @Write() write: WriteContext,
+    @Body({ schema: ChatBody }) body: z.infer<typeof ChatBody>,
+    @Req() request: FastifyRequest,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
     const route = 'POST /v1/chat';
     const key = write.idempotencyKey;
     const { tenant } = write.caller;
@@ -69,15 +100,98 @@ export class GenerationController {
     const known = idempotency && (await this.generations.isKnown(tenant, idempotency));
     // A retry must not bring a session back that was deleted since.
     if (!known) await dispatch(this.bus, new CreateSession({ ...to, ifMatch }));
-    const { answer } = await this.generations.generate(
-      { ...to, idempotency },
-      { message: userMessage(body.message) },
-    );
-    return { response: answer.content, sessionId };
+    const live = await this.generations.start({ ...to, idempotency }, { message: userMessage(body.message) });
+    if (wantsEvents(request)) return sendEvents(reply, live);
+    return { response: (await ended(live)).answer.content, sessionId };
+  }
+
+  @Post('sessions/:id/cancel')
+  @Answers(200, Cancelled, {
+    summary: 'End the generation that runs, if any; what has arrived is kept',
+    problems: WRITE_EXISTING,
+  })
+  async cancel(@Write() write: WriteContext, @Param('id', { schema: sessionPath }) sessionId: string) {
+    const route = `POST /v1/sessions/${sessionId}/cancel`;
+    const done = await dispatch(this.bus, new CancelGeneration(target(write, sessionId, route, null)));
+    return { cancelled: done.duplicate !== undefined || done.events.length > 0 };
+  }
+
+  @Get('sessions/:id/generations/:generationId')
+  @Answers(200, Generation, {
+    summary: 'What the model was given, to the letter, and how it ended',
+    problems: ['not-found', 'database-unavailable'],
+  })
+  describe(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Param('generationId', { schema: generationPath }) generationId: string,
+  ) {
+    return this.generations.describe({ tenant, sessionId }, generationId);
+  }
+
+  @Get('sessions/:id/generations/:generationId/stream')
+  @Answers(200, Generated, {
+    summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
+    stream: true,
+    problems: ['not-found', 'database-unavailable'],
+  })
+  async follow(
+    @Caller() { tenant }: Caller,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Param('generationId', { schema: generationPath }) generationId: string,
+    @Headers('last-event-id') lastEventId: string | undefined,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ): Promise<void> {
+    const live = await this.generations.follow({ tenant, sessionId }, generationId);
+    await sendEvents(reply, live, placeOf(lastEventId));
+  }
+
+  @Post('sessions/:id/title')
+  @Answers(200, Session, {
+    summary: 'Have the model make a title, unless there is one',
+    etag: true,
+    problems: ['model-failed', 'model-timeout', ...WRITE_EXISTING],
+  })
+  async title(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: TitleBody }) { overwrite }: z.infer<typeof TitleBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const { tenant } = write.caller;
+    const to = target(write, sessionId, `POST /v1/sessions/${sessionId}/title`, { overwrite });
+    const { state } = await this.commands.load(tenant, sessionId);
+    const wanted = overwrite || state.title === null;
+    const details = wanted && state.messageCount > 0 ? await this.titleOf(tenant, sessionId) : {};
+    const done = await dispatch(this.bus, new ChangeSessionDetails(to, details));
+    const session = this.queries.answer(tenant, sessionId, done);
+    reply.header('etag', etag(session.version));
+    return session;
+  }
+
+  private async titleOf(tenant: string, sessionId: string): Promise<{ title?: string }> {
+    const { state } = await this.commands.load(tenant, sessionId);
+    const history = await this.generations.present({ tenant, sessionId }, state);
+    const said = history
+      .filter(({ role }) => role === 'user' || role === 'assistant')
+      .slice(0, TITLE_MESSAGES)
+      .map(({ role, content }) => `${role}: ${textOf(content)}`)
+      .join('\n');
+    const answer = await this.generations.aside({ tenant, sessionId }, TITLE_INSTRUCTIONS, [
+      { role: 'user', content: said },
+    ]);
+    const title = answer.trim().split('\n')[0]?.slice(0, 300);
+    return title ? { title } : {};
   }
 }
 
 function userMessage(message: z.infer<typeof GenerateBody>['message']): NewMessage | undefined {
   if (message === undefined) return undefined;
   return drafted(typeof message === 'string' ? { role: 'user', content: message } : message);
+}
+
+async function ended(live: LiveReply): Promise<Exclude<ReplyEnd, { type: 'failed' }>> {
+  const end = await live.finished();
+  if (end.type === 'failed') throw end.error;
+  return end;
 }

@@ -1,14 +1,16 @@
 import { type CommandBus } from '@nestjs/cqrs';
 import { z } from 'zod';
-import { toolCall, type ToolDefinition } from '../domain/session.events.js';
+import { toolCall, type ToolCall, type ToolDefinition, type Usage } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   type CommandTarget,
   CompleteGeneration,
+  type ContextWindow,
   FailGeneration,
   generationLease,
   type IdempotencyKey,
   type NewMessage,
+  type SessionState,
   StartGeneration,
 } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
@@ -17,10 +19,19 @@ import { type Leases } from '../event-store/leases.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../projections/projection.js';
 import { newId } from '../sessions/ids.js';
-import { dispatch, type HandledSession } from '../sessions/session-commands.js';
-import { type ChatModel, ModelError, type ModelReply } from './chat-model.js';
+import { type PartialReplies } from '../sessions/partial-replies.js';
+import { dispatch, type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
+import { type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
+import {
+  definitionTokens,
+  fitWindow,
+  loadTokenizer,
+  messageTokens,
+  type VersionedMessage,
+} from './context-window.js';
 import { textOf } from './echo.chat-model.js';
 import { type GeneratedAnswer } from './generation.schemas.js';
+import { LiveReply, type ReplyEnd, type ReportedCall } from './live-reply.js';
 import { buildPrompt } from './prompt.js';
 
 export interface Ask {
@@ -28,77 +39,112 @@ export interface Ask {
   readonly model?: string | undefined;
   readonly instructions?: string | undefined;
   readonly tools?: ToolDefinition[] | undefined;
+  /** Wait until the generation that runs has ended, instead of `session-busy`. */
+  readonly queue?: boolean | undefined;
 }
 
-/** An answer, and the version that it left the session at. */
-export interface Outcome {
-  readonly answer: GeneratedAnswer;
-  readonly version: number;
+export interface GenerationSettings {
+  readonly defaultModel: string;
+  /** Tokens of a prompt; without it the whole history is given to the model. */
+  readonly maxInputTokens?: number | undefined;
 }
 
 /** How long a reply that was paid for is kept trying to reach a database that is away. */
 const STORE_PATIENCE_MS = 60_000;
-/** How often somebody who waits for another's generation looks again without being told. */
-const LOOK_MS = 500;
+/** How often somebody who follows a generation of another node looks again. */
+const FOLLOW_MS = 100;
+/** What arrives is shared with other nodes, and safe from this one's end, after at most this. */
+const FLUSH_MS = 50;
+/** How soon a node stops a model call whose generation was ended by somebody else. */
+const WATCH_MS = 100;
+/** Requests that may wait for their turn on one session, and for how long. */
+const QUEUE_LENGTH = 16;
+const QUEUE_MS = 60_000;
 
-const SERVICE_STOPPED = 'the service was stopped before the model answered';
+const SERVICE_STOPPED = 'the service was stopped before the model had answered';
 
 type Session = Pick<CommandTarget, 'tenant' | 'sessionId'>;
 
+/** The generation was ended by somebody else: a cancel, a reset, a delete, or a node that thought this one dead. */
+class Superseded extends Error {}
+
+interface Running {
+  readonly session: Session;
+  readonly lane: number;
+  readonly live: LiveReply;
+  readonly controller: AbortController;
+  /** Version of the session when it was last seen to be generating this. */
+  version: number;
+  /** Number of the last chunk that was handed to the table. */
+  chunk: number;
+  unshared: string;
+}
+
 /**
- * Turns: message and start in one append, the model call outside of any transaction under a lease, reply and end in
- * one append. Whoever asked may go away: the turn goes on.
+ * Turns of conversations: message and start in one append, the model call outside of any transaction under a lease,
+ * reply and end in one append. Whoever asked may go away: the turn goes on.
  */
 export class Generations {
-  private readonly running = new Map<string, AbortController>();
+  private readonly running = new Map<string, Running>();
+  private readonly queues = new Map<string, { tail: Promise<void>; length: number }>();
+  private flushing: NodeJS.Timeout | undefined;
+  private flushed: Promise<void> = Promise.resolve();
+  private watching: NodeJS.Timeout | undefined;
+  private readonly touched = new Set<number>();
 
   constructor(
     private readonly store: EventStore,
     private readonly bus: CommandBus,
+    private readonly commands: SessionCommands,
     private readonly leases: Leases,
+    private readonly partials: PartialReplies,
     private readonly model: ChatModel,
-    private readonly defaultModel: string,
-  ) {}
+    private readonly settings: GenerationSettings,
+  ) {
+    store.wakeUp.subscribe((lanes) => {
+      this.watch(lanes);
+    });
+  }
 
   /**
-   * @throws ApiError `model-failed`, `model-timeout`; DomainError; what session commands throw
+   * Starts a turn, or finds the one that the same key has started before.
+   * @throws DomainError `session-busy`, `session-not-found`, …; what session commands throw
    */
-  async generate(to: CommandTarget, ask: Ask): Promise<Outcome> {
-    const generationId = newId('gen');
-    const lease = generationLease(generationId);
-    // Before the append: a generation whose lease is missing counts as over.
-    await this.leases.take([lease]);
-    let started: HandledSession;
-    try {
-      started = await dispatch(
-        this.bus,
-        new StartGeneration(
-          to,
-          {
-            generationId,
-            model: ask.model ?? this.defaultModel,
-            instructions: ask.instructions,
-            tools: ask.tools,
-          },
-          ask.message,
-        ),
-      );
-    } catch (error) {
-      await this.letGo(lease);
-      throw error;
+  async start(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+    return ask.queue ? this.inTurn(to, ask) : this.startNow(to, ask);
+  }
+
+  /** A generation's reply, wherever it runs or ran. @throws ApiError `not-found` */
+  async follow(session: Session, generationId: string): Promise<LiveReply> {
+    const running = this.running.get(generationId);
+    if (running?.session.tenant === session.tenant && running.session.sessionId === session.sessionId) {
+      return running.live;
     }
-    const { duplicate } = started;
-    if (duplicate) {
-      await this.letGo(lease);
-      const first = (duplicate.reference as { generationId: string }).generationId;
-      return this.attach(to, first, duplicate.version);
-    }
-    try {
-      return await this.turn(to, generationId, ask, started);
-    } finally {
-      this.running.delete(generationId);
-      await this.letGo(lease);
-    }
+    const started = await this.findStart(session, generationId);
+    const live = new LiveReply(session.sessionId, generationId, started.data.model);
+    const to = { ...session, actor: started.actor, correlationId: started.correlationId };
+    void this.copy(to, live, started.version);
+    return live;
+  }
+
+  /** What a generation was given and how it ended, from the log alone. @throws ApiError `not-found` */
+  async describe(session: Session, generationId: string): Promise<GenerationDescription> {
+    const started = await this.findStart(session, generationId);
+    const { model, instructions, tools, context } = started.data;
+    const end = await this.recorded(session, generationId, started.version);
+    const messages: PromptMessage[] = buildPrompt(
+      (await this.messages(session, context)).map((one) => one.message),
+    );
+    return {
+      generationId,
+      sessionId: session.sessionId,
+      status: end?.type ?? 'running',
+      model,
+      startedAt: started.time,
+      prompt: { ...(instructions !== undefined && { instructions }), ...(tools && { tools }), messages },
+      result: end && end.type !== 'failed' ? end.answer : null,
+      error: end?.type === 'failed' && end.error instanceof ApiError ? end.error.message : null,
+    };
   }
 
   /** Whether a request with this key has started a generation before. */
@@ -106,21 +152,133 @@ export class Generations {
     return (await this.store.findKeyed(tenant, scope, key)) !== undefined;
   }
 
+  /** A model's answer that is part of no conversation. @throws ApiError `model-failed`, `model-timeout` */
+  async aside(session: Session, instructions: string, messages: readonly PromptMessage[]): Promise<string> {
+    const request = { model: this.settings.defaultModel, instructions, messages };
+    let text = '';
+    try {
+      for await (const piece of this.model.answer(request, new AbortController().signal)) {
+        if (piece.type === 'text') text += piece.text;
+      }
+    } catch (error) {
+      if (error instanceof ModelError) throw new ApiError(error.code, error.message);
+      throw error;
+    }
+    return storable(text);
+  }
+
+  /** The messages of the present history. */
+  async present(session: Session, state: SessionState): Promise<NewMessage[]> {
+    const messages = await this.messages(session, [[state.historyStart + 1, state.version]]);
+    return messages.map((one) => one.message);
+  }
+
   /** Ends the model calls that still run; their generations fail, and their sessions go on. */
   abortAll(): void {
-    for (const controller of this.running.values())
+    for (const { controller } of this.running.values()) {
       controller.abort(new ModelError('model-failed', SERVICE_STOPPED));
+    }
+  }
+
+  /** When the last turn of this process has been recorded. */
+  async idle(): Promise<void> {
+    while (this.running.size > 0) {
+      await Promise.all([...this.running.values()].map(({ live }) => live.finished()));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    clearTimeout(this.flushing);
+    clearTimeout(this.watching);
+    await this.flushed;
+  }
+
+  private async startNow(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+    const generationId = newId('gen');
+    const lease = generationLease(generationId);
+    const model = ask.model ?? this.settings.defaultModel;
+    let started: HandledSession;
+    try {
+      // The lease before the append: a generation whose lease is missing counts as over.
+      const [window] = await Promise.all([this.window(to, ask), this.leases.take([lease])]);
+      const { instructions, tools } = ask;
+      started = await dispatch(
+        this.bus,
+        new StartGeneration(to, { generationId, model, instructions, tools }, ask.message, undefined, window),
+      );
+    } catch (error) {
+      await this.letGo(lease);
+      throw error;
+    }
+    if (started.duplicate) {
+      await this.letGo(lease);
+      return this.follow(to, (started.duplicate.reference as { generationId: string }).generationId);
+    }
+    const live = new LiveReply(to.sessionId, generationId, model);
+    const running: Running = {
+      session: { tenant: to.tenant, sessionId: to.sessionId },
+      lane: started.lane,
+      live,
+      controller: new AbortController(),
+      version: started.state.version,
+      chunk: 0,
+      unshared: '',
+    };
+    this.running.set(generationId, running);
+    const unregister = this.partials.register(generationId, () => live.text);
+    void this.turn(to, ask, started, running)
+      .catch((error: unknown): ReplyEnd => ({ type: 'failed', error }))
+      .then(async (end) => {
+        live.finish(end);
+        unregister();
+        this.running.delete(generationId);
+        await this.letGo(lease);
+        await this.flushed;
+        await this.partials.drop(generationId).catch(() => undefined);
+      });
+    return live;
+  }
+
+  /** Waits for its turn behind those of this process that came before, then for whoever generates now. */
+  private async inTurn(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+    const key = `${to.tenant}/${to.sessionId}`;
+    const queue = this.queues.get(key) ?? { tail: Promise.resolve(), length: 0 };
+    if (queue.length >= QUEUE_LENGTH)
+      throw new DomainError('session-busy', `${QUEUE_LENGTH} requests wait already`);
+    this.queues.set(key, queue);
+    queue.length += 1;
+    const before = queue.tail;
+    let next = (): void => undefined;
+    queue.tail = new Promise((resolve) => (next = resolve));
+    const deadline = Date.now() + QUEUE_MS;
+    try {
+      await before;
+      for (;;) {
+        const woken = this.woken(this.store.laneOf({ tenant: to.tenant, streamId: to.sessionId }), 500);
+        try {
+          return await this.startNow(to, ask);
+        } catch (error) {
+          if ((error as { code?: string }).code !== 'session-busy' || Date.now() > deadline) throw error;
+          await woken.soon;
+        } finally {
+          woken.end();
+        }
+      }
+    } finally {
+      next();
+      queue.length -= 1;
+      if (queue.length === 0) this.queues.delete(key);
+    }
   }
 
   private async turn(
     to: CommandTarget,
-    generationId: string,
     ask: Ask,
     started: HandledSession,
-  ): Promise<Outcome> {
+    running: Running,
+  ): Promise<ReplyEnd> {
+    const { live, controller } = running;
+    const { generationId, model } = live;
     const begun = performance.now();
-    const controller = new AbortController();
-    this.running.set(generationId, controller);
+    const durationMs = (): number => Math.round(performance.now() - begun);
     // What follows is caused by the generation, and under conditions of its own.
     const next: CommandTarget = {
       ...to,
@@ -128,41 +286,55 @@ export class Generations {
       ifMatch: undefined,
       idempotency: undefined,
     };
-    const durationMs = () => Math.round(performance.now() - begun);
 
-    let reply: ModelReply;
+    let toolCalls: ToolCall[] = [];
+    let usage: Usage | undefined;
+    let finishReason = 'stop';
     try {
-      const messages = await this.history(to, started.state.historyStart + 1, started.state.version);
-      reply = checked(
-        await this.model.complete(
-          {
-            model: ask.model ?? this.defaultModel,
-            instructions: ask.instructions,
-            messages: buildPrompt(messages),
-            tools: ask.tools,
-          },
-          controller.signal,
-        ),
-      );
+      const start = started.events.at(-1);
+      const context = start?.type === 'GenerationStarted' ? start.data.context : [];
+      const messages = buildPrompt((await this.messages(to, context)).map((one) => one.message));
+      const { instructions, tools } = ask;
+      const text = new StorableText();
+      for await (const piece of this.model.answer(
+        { model, instructions, messages, tools },
+        controller.signal,
+      )) {
+        if (piece.type === 'text') this.arrived(running, text.add(piece.text));
+        else {
+          this.arrived(running, text.end());
+          toolCalls = checkedCalls(piece.toolCalls);
+          ({ usage, finishReason } = piece);
+        }
+      }
+      controller.signal.throwIfAborted();
     } catch (error) {
+      if (error instanceof Superseded) return this.outcome(next, generationId, started.state.version);
       const failure =
         error instanceof ModelError
           ? error
           : new ModelError('model-failed', 'the model call failed', { cause: error });
       const { code, message } = failure;
-      const failed = new FailGeneration(next, { generationId, code, message, durationMs: durationMs() });
-      await this.record(() => dispatch(this.bus, failed));
-      throw problem(code, message, to, generationId);
+      const partial = live.text === '' ? undefined : { messageId: newId('msg'), content: live.text };
+      const failed = new FailGeneration(
+        next,
+        { generationId, code, message, durationMs: durationMs() },
+        partial,
+      );
+      const done = await this.record(() => dispatch(this.bus, failed));
+      if (done.events.length === 0) return this.outcome(next, generationId, started.state.version);
+      return { type: 'failed', error: problem(code, message, to, generationId) };
     }
 
-    const { content, toolCalls, usage, finishReason } = reply;
-    const message = { messageId: newId('msg'), content, ...(toolCalls && { toolCalls }) };
+    const content = live.text;
+    const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
     const result = { generationId, finishReason, ...(usage && { usage }), durationMs: durationMs() };
     const done = await this.record(() => dispatch(this.bus, new CompleteGeneration(next, result, message)));
-    // Nothing was appended: a reset, a delete or a take-over came first, or a first try whose answer was lost.
-    if (done.events.length === 0) return this.attach(to, generationId, started.state.version);
+    // Nothing was appended: somebody ended it first, or a first try was committed and its answer lost.
+    if (done.events.length === 0) return this.outcome(next, generationId, started.state.version);
     const { version } = done.state;
     return {
+      type: 'completed',
       version,
       answer: {
         content,
@@ -173,7 +345,7 @@ export class Generations {
           version: version - 1,
           createdAt: done.time,
           status: 'complete',
-          ...(toolCalls && { toolCalls }),
+          ...(toolCalls.length > 0 && { toolCalls: reported(toolCalls, ask.tools, done) }),
           generationId,
         },
         usage: usage ?? null,
@@ -184,40 +356,85 @@ export class Generations {
     };
   }
 
-  private async history(session: Session, from: number, to: number): Promise<NewMessage[]> {
-    const stream = { tenant: session.tenant, streamId: session.sessionId };
-    const messages: NewMessage[] = [];
-    for await (const event of this.store.streamEvents(stream, { from, to, types: ['MessageAppended'] })) {
-      messages.push(event.data as NewMessage);
-    }
-    return messages;
+  private arrived(running: Running, text: string): void {
+    if (text === '') return;
+    running.live.append(text);
+    running.unshared += text;
+    this.flushing ??= setTimeout(() => {
+      this.flushing = undefined;
+      this.flushed = this.share().catch(() => undefined); // others then see it later, or as the whole reply
+    }, FLUSH_MS);
   }
 
-  /** The recorded outcome of a generation, waiting for it while it runs, on whichever node. */
-  private async attach(to: CommandTarget, generationId: string, from: number): Promise<Outcome> {
-    const stream = { tenant: to.tenant, streamId: to.sessionId };
-    const lane = this.store.laneOf(stream);
-    for (;;) {
-      // Subscribed before the look, so that an end recorded meanwhile is not missed.
-      let wake = (): void => undefined;
-      const woken = new Promise<void>((resolve) => (wake = resolve));
-      const unsubscribe = this.store.wakeUp.subscribe((lanes) => {
-        if ([...lanes].includes(lane)) wake();
-      });
-      const timer = setTimeout(wake, LOOK_MS);
-      try {
-        const outcome = await this.recorded(to, generationId, from);
-        if (outcome) return outcome;
-        if ((await this.leases.standing([generationLease(generationId)])).size === 0) {
-          await this.abandon(to, generationId);
-          continue;
-        }
-        await woken;
-      } finally {
-        clearTimeout(timer);
-        unsubscribe();
-      }
+  private async share(): Promise<void> {
+    const chunks = [...this.running.values()].flatMap((running) => {
+      if (running.unshared === '') return [];
+      running.chunk += 1;
+      const text = running.unshared;
+      running.unshared = '';
+      return [{ generation: running.live.generationId, number: running.chunk, text }];
+    });
+    if (chunks.length > 0) await this.partials.write(chunks);
+  }
+
+  /** Looks, now and then, whether somebody ended a generation that runs here. */
+  private watch(lanes: Iterable<number>): void {
+    if (this.running.size === 0) return;
+    for (const lane of lanes) this.touched.add(lane);
+    this.watching ??= setTimeout(() => {
+      this.watching = undefined;
+      this.stopSuperseded().catch(() => undefined); // the next wake-up looks again
+    }, WATCH_MS);
+  }
+
+  private async stopSuperseded(): Promise<void> {
+    const lanes = new Set(this.touched);
+    this.touched.clear();
+    const suspects = [...this.running.values()].filter(({ lane }) => lanes.has(lane));
+    const ends = await this.store.streamVersions(
+      suspects.map(({ session }) => ({ tenant: session.tenant, streamId: session.sessionId })),
+    );
+    for (const [index, running] of suspects.entries()) {
+      if (ends[index] === running.version) continue;
+      const { state } = await this.commands.load(running.session.tenant, running.session.sessionId);
+      running.version = state.version;
+      if (state.generation?.id !== running.live.generationId) running.controller.abort(new Superseded());
     }
+  }
+
+  /** Follows a generation of another node, or one that has ended, into `live`. */
+  private async copy(to: CommandTarget, live: LiveReply, from: number): Promise<void> {
+    try {
+      let chunk = 0;
+      for (;;) {
+        const woken = this.woken(this.store.laneOf({ tenant: to.tenant, streamId: to.sessionId }), FOLLOW_MS);
+        try {
+          const end = await this.recorded(to, live.generationId, from);
+          if (end) {
+            live.finish(end);
+            return;
+          }
+          for (const { number, text } of await this.partials.readAfter(live.generationId, chunk)) {
+            chunk = number;
+            live.append(text);
+          }
+          if ((await this.leases.standing([generationLease(live.generationId)])).size === 0) {
+            await this.abandon(to, live.generationId);
+          } else await woken.soon;
+        } finally {
+          woken.end();
+        }
+      }
+    } catch (error) {
+      live.finish({ type: 'failed', error });
+    }
+  }
+
+  /** The recorded end of a generation that is no longer current. */
+  private async outcome(to: CommandTarget, generationId: string, from: number): Promise<ReplyEnd> {
+    const live = new LiveReply(to.sessionId, generationId, '');
+    void this.copy(to, live, from);
+    return live.finished();
   }
 
   private async abandon(to: CommandTarget, generationId: string): Promise<void> {
@@ -228,43 +445,42 @@ export class Generations {
     });
   }
 
-  private async recorded(session: Session, generationId: string, from: number): Promise<Outcome | undefined> {
+  private async findStart(
+    { tenant, sessionId }: Session,
+    generationId: string,
+  ): Promise<SessionRecord & { type: 'GenerationStarted' }> {
+    const stream = { tenant, streamId: sessionId };
+    for await (const recorded of this.store.streamEvents(stream, { types: ['GenerationStarted'] })) {
+      const event = recorded as SessionRecord & { type: 'GenerationStarted' };
+      if (event.data.generationId === generationId) return event;
+    }
+    throw new ApiError('not-found', 'there is no such generation in this session');
+  }
+
+  private async recorded(
+    session: Session,
+    generationId: string,
+    from: number,
+  ): Promise<ReplyEnd | undefined> {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     let reply: (SessionRecord & { type: 'MessageAppended' }) | undefined;
-    const types = [
-      'MessageAppended',
-      'GenerationCompleted',
-      'GenerationFailed',
-      'GenerationCancelled',
-      'SessionDeleted',
-    ];
-    for await (const recorded of this.store.streamEvents(stream, { from, types })) {
+    let started: (SessionRecord & { type: 'GenerationStarted' }) | undefined;
+    for await (const recorded of this.store.streamEvents(stream, { from, types: OUTCOME_EVENTS })) {
       const event = recorded as SessionRecord;
-      if (event.type === 'SessionDeleted')
-        throw new DomainError('session-not-found', 'the session was deleted');
-      if (event.type === 'MessageAppended') {
-        if (event.data.generationId === generationId) reply = event;
-        continue;
-      }
       if (!('generationId' in event.data) || event.data.generationId !== generationId) continue;
+      if (event.type === 'MessageAppended') reply = event;
+      if (event.type === 'GenerationStarted') started = event;
       if (event.type === 'GenerationFailed') {
         const code = event.data.code === 'model-timeout' ? 'model-timeout' : 'model-failed';
-        throw problem(code, event.data.message, session, generationId);
+        return { type: 'failed', error: problem(code, event.data.message, session, generationId) };
       }
       if (event.type !== 'GenerationCompleted' && event.type !== 'GenerationCancelled') continue;
-      const { messageId, ...message } = reply?.data ?? { messageId: '' };
       return {
+        type: event.type === 'GenerationCompleted' ? 'completed' : 'cancelled',
         version: event.version,
         answer: {
           content: reply ? textOf(reply.data.content) : '',
-          message: reply
-            ? ({
-                id: messageId,
-                ...message,
-                version: reply.version,
-                createdAt: reply.time,
-              } as GeneratedAnswer['message'])
-            : null,
+          message: reply ? await this.viewOf(session, reply, started) : null,
           usage: event.data.usage ?? null,
           finishReason: event.type === 'GenerationCancelled' ? 'cancelled' : event.data.finishReason,
           sessionId: session.sessionId,
@@ -275,6 +491,70 @@ export class Generations {
     return undefined;
   }
 
+  private async viewOf(
+    { tenant, sessionId }: Session,
+    {
+      version,
+      time,
+      data: { messageId, toolCalls, ...message },
+    }: SessionRecord & { type: 'MessageAppended' },
+    started: (SessionRecord & { type: 'GenerationStarted' }) | undefined,
+  ): Promise<GeneratedAnswer['message']> {
+    const view = { id: messageId, ...message, version, createdAt: time };
+    if (!toolCalls) return view;
+    const loaded = await this.commands.load(tenant, sessionId);
+    return {
+      ...view,
+      toolCalls: reported(toolCalls, started?.data.tools, loaded),
+    };
+  }
+
+  /** The messages in ranges of versions, in their order. */
+  private async messages(
+    { tenant, sessionId }: Session,
+    ranges: readonly (readonly [number, number])[],
+  ): Promise<VersionedMessage[]> {
+    const messages: VersionedMessage[] = [];
+    for (const [from, to] of ranges) {
+      const range = { from, to, types: ['MessageAppended'] };
+      for await (const event of this.store.streamEvents({ tenant, streamId: sessionId }, range)) {
+        messages.push({ version: event.version, message: event.data as NewMessage });
+      }
+    }
+    return messages;
+  }
+
+  private async window(to: CommandTarget, ask: Ask): Promise<ContextWindow | undefined> {
+    const { maxInputTokens } = this.settings;
+    if (maxInputTokens === undefined) return undefined;
+    const [tokens, { state }] = await Promise.all([
+      loadTokenizer(),
+      this.commands.load(to.tenant, to.sessionId),
+    ]);
+    const history = await this.messages(to, [[state.historyStart + 1, state.version]]);
+    const fixed =
+      (ask.message ? messageTokens(ask.message, tokens) : 0) +
+      (ask.instructions === undefined ? 0 : messageTokens({ content: ask.instructions }, tokens)) +
+      definitionTokens(ask.tools, tokens);
+    return fitWindow(history, maxInputTokens - fixed, tokens, ask.message !== undefined);
+  }
+
+  private woken(lane: number, ms: number): { soon: Promise<void>; end: () => void } {
+    let wake = (): void => undefined;
+    const soon = new Promise<void>((resolve) => (wake = resolve));
+    const unsubscribe = this.store.wakeUp.subscribe((lanes) => {
+      for (const one of lanes) if (one === lane) wake();
+    });
+    const timer = setTimeout(wake, ms);
+    return {
+      soon,
+      end: () => {
+        unsubscribe();
+        clearTimeout(timer);
+      },
+    };
+  }
+
   /** A reply costs money, and a failure must free the session: both outlast a short absence of the database. */
   private async record(write: () => Promise<HandledSession>): Promise<HandledSession> {
     const deadline = Date.now() + STORE_PATIENCE_MS;
@@ -283,7 +563,6 @@ export class Generations {
         return await write();
       } catch (error) {
         const { code } = error as { code?: string };
-        if (code === 'session-not-found') throw error;
         if ((code !== 'database-unavailable' && code !== 'overloaded') || Date.now() > deadline) throw error;
         await new Promise((resolve) => setTimeout(resolve, 250));
       }
@@ -296,24 +575,78 @@ export class Generations {
   }
 }
 
-const replyToolCalls = z.array(toolCall).max(128).optional();
+const OUTCOME_EVENTS = [
+  'MessageAppended',
+  'GenerationStarted',
+  'GenerationCompleted',
+  'GenerationFailed',
+  'GenerationCancelled',
+];
 
-/** @throws ModelError when the reply holds what an event cannot. */
-function checked(reply: ModelReply): ModelReply {
-  const toolCalls = replyToolCalls.safeParse(reply.toolCalls);
-  const ids = reply.toolCalls?.map((call) => call.id) ?? [];
-  if (!toolCalls.success || new Set(ids).size !== ids.length) {
-    throw new ModelError('model-failed', 'the model sent tool calls that cannot be used');
-  }
-  return {
-    ...reply,
-    content: storable(reply.content),
-    toolCalls: reply.toolCalls?.map((call) => ({ ...call, arguments: storable(call.arguments) })),
+export interface GenerationDescription {
+  readonly generationId: string;
+  readonly sessionId: string;
+  readonly status: 'running' | ReplyEnd['type'];
+  readonly model: string;
+  readonly startedAt: string;
+  readonly prompt: {
+    readonly instructions?: string;
+    readonly tools?: readonly ToolDefinition[];
+    readonly messages: readonly PromptMessage[];
   };
+  readonly result: GeneratedAnswer | null;
+  readonly error: string | null;
 }
 
-/** PostgreSQL stores neither U+0000 nor half of a surrogate pair, which a model may cut in two. */
+const replyToolCalls = z.array(toolCall).max(128);
+
+/** @throws ModelError when the calls cannot be recorded. */
+function checkedCalls(calls: readonly ToolCall[]): ToolCall[] {
+  const clean = calls.map((call) => ({ ...call, arguments: storable(call.arguments) }));
+  if (
+    !replyToolCalls.safeParse(clean).success ||
+    new Set(clean.map((call) => call.id)).size !== clean.length
+  ) {
+    throw new ModelError('model-failed', 'the model sent tool calls that cannot be used');
+  }
+  return clean;
+}
+
+/** Tool calls with what the session's approvals say of them. */
+function reported(
+  calls: readonly ToolCall[],
+  tools: readonly ToolDefinition[] | undefined,
+  { state, time }: { readonly state: SessionState; readonly time: string },
+): ReportedCall[] {
+  return calls.map((call) => {
+    if (tools?.find((tool) => tool.name === call.name)?.approval !== 'required') return call;
+    const approval = state.approvals.find((one) => one.tool === call.name);
+    const stands =
+      approval && (approval.expiresAt === undefined || Date.parse(approval.expiresAt) > Date.parse(time));
+    return { ...call, approval: stands ? 'granted' : 'required' };
+  });
+}
+
+/** PostgreSQL stores neither U+0000 nor half of a surrogate pair. */
 const storable = (text: string): string => Buffer.from(text).toString().replaceAll('\0', '');
+
+/** Text in pieces, each of them storable: a pair that is cut in two is put together again. */
+class StorableText {
+  private half = '';
+
+  add(text: string): string {
+    const whole = this.half + text;
+    const cut = /[\uD800-\uDBFF]$/.test(whole);
+    this.half = cut ? whole.slice(-1) : '';
+    return storable(cut ? whole.slice(0, -1) : whole);
+  }
+
+  end(): string {
+    const rest = storable(this.half);
+    this.half = '';
+    return rest;
+  }
+}
 
 function problem(
   code: 'model-failed' | 'model-timeout',

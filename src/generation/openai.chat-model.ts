@@ -1,10 +1,10 @@
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from 'openai';
 import { z } from 'zod';
-import { type ContentPart } from '../domain/session.events.js';
+import { type ContentPart, type ToolCall, type Usage } from '../domain/session.events.js';
 import {
   type ChatModel,
   ModelError,
-  type ModelReply,
+  type ModelPiece,
   type ModelRequest,
   type PromptMessage,
 } from './chat-model.js';
@@ -17,13 +17,58 @@ export interface OpenAiSettings {
   readonly apiKey?: string | undefined;
   /** Any server that speaks the OpenAI chat completions API: OpenAI, vLLM, Ollama, … */
   readonly baseURL?: string | undefined;
-  /** Milliseconds for one answer, retries included. */
+  /** Milliseconds without a sign of the provider after which a call is given up; retries are part of it. */
   readonly timeoutMs: number;
+  /** Bytes of one answer. */
+  readonly maxOutputBytes: number;
+  /** Calls at the same time; more of them wait their turn. */
+  readonly maxConcurrency: number;
 }
 
-/** Chat completions by the official SDK, which also retries what is worth retrying and honours `Retry-After`. */
+/** What is used of a piece. Servers that merely imitate the API leave out what the SDK's types promise. */
+const Piece = z.object({
+  choices: z
+    .array(
+      z.object({
+        delta: z
+          .object({
+            content: z.string().nullish(),
+            refusal: z.string().nullish(),
+            tool_calls: z
+              .array(
+                z.object({
+                  index: z.int().nonnegative().max(127).default(0),
+                  id: z.string().nullish(),
+                  function: z
+                    .object({ name: z.string().nullish(), arguments: z.string().nullish() })
+                    .nullish(),
+                }),
+              )
+              .nullish(),
+          })
+          .nullish(),
+        finish_reason: z.string().nullish(),
+      }),
+    )
+    .default([]),
+  usage: z
+    .object({
+      prompt_tokens: z.int().nonnegative(),
+      completion_tokens: z.int().nonnegative(),
+      prompt_tokens_details: z.object({ cached_tokens: z.int().nonnegative().nullish() }).nullish(),
+      completion_tokens_details: z.object({ reasoning_tokens: z.int().nonnegative().nullish() }).nullish(),
+    })
+    .nullish(),
+});
+
+/**
+ * Streamed chat completions by the official SDK, which also retries 429 and 5xx with back-off and honours
+ * `Retry-After`. Streamed always: what has arrived can then be shown, kept and cut off.
+ */
 export class OpenAiModel implements ChatModel {
   private readonly client: OpenAI;
+  private running = 0;
+  private readonly waiting: (() => void)[] = [];
 
   constructor(private readonly settings: OpenAiSettings) {
     this.client = new OpenAI({
@@ -36,41 +81,93 @@ export class OpenAiModel implements ChatModel {
     });
   }
 
-  async complete(request: ModelRequest, signal: AbortSignal): Promise<ModelReply> {
-    const timeout = AbortSignal.timeout(this.settings.timeoutMs);
-    let completion: unknown;
+  async *answer(request: ModelRequest, signal: AbortSignal): AsyncIterable<ModelPiece> {
+    await this.enter(signal);
+    const silence = new Silence(this.settings.timeoutMs);
     try {
-      completion = await this.client.chat.completions.create(
-        {
-          model: request.model,
-          messages: [
-            ...(request.instructions === undefined
-              ? []
-              : [{ role: 'system' as const, content: request.instructions }]),
-            ...request.messages.map(toParam),
-          ],
-          ...(request.tools?.length && {
-            tools: request.tools.map(({ name, description, parameters }) => ({
-              type: 'function' as const,
-              function: {
-                name,
-                ...(description !== undefined && { description }),
-                ...(parameters && { parameters }),
-              },
-            })),
-          }),
-        },
-        { signal: AbortSignal.any([signal, timeout]) },
-      );
+      yield* this.pieces(request, AbortSignal.any([signal, silence.signal]), silence);
     } catch (error) {
       signal.throwIfAborted();
-      throw timeout.aborted || error instanceof APIConnectionTimeoutError
-        ? new ModelError('model-timeout', `the model gave no answer within ${this.settings.timeoutMs} ms`, {
+      if (error instanceof ModelError) throw error;
+      throw silence.signal.aborted || error instanceof APIConnectionTimeoutError
+        ? new ModelError('model-timeout', `the model gave no sign for ${this.settings.timeoutMs} ms`, {
             cause: error,
           })
         : this.explained(error);
+    } finally {
+      silence.end();
+      this.leave();
     }
-    return toReply(completion);
+  }
+
+  private async *pieces(
+    request: ModelRequest,
+    signal: AbortSignal,
+    silence: Silence,
+  ): AsyncGenerator<ModelPiece> {
+    const stream = await this.client.chat.completions.create(toParams(request), { signal });
+    const calls = new Map<number, ToolCall>();
+    let finishReason: string | undefined;
+    let usage: Usage | undefined;
+    let bytes = 0;
+    for await (const chunk of stream) {
+      silence.broken();
+      const parsed = Piece.safeParse(chunk);
+      if (!parsed.success) throw unreadable(parsed.error);
+      const choice = parsed.data.choices[0];
+      const text = choice?.delta?.content ?? choice?.delta?.refusal ?? '';
+      bytes += Buffer.byteLength(text);
+      for (const part of choice?.delta?.tool_calls ?? []) {
+        const call = calls.get(part.index) ?? { id: '', name: '', arguments: '' };
+        call.id ||= part.id ?? '';
+        call.name ||= part.function?.name ?? '';
+        call.arguments += part.function?.arguments ?? '';
+        bytes += Buffer.byteLength(part.function?.arguments ?? '');
+        calls.set(part.index, call);
+      }
+      if (bytes > this.settings.maxOutputBytes) {
+        throw new ModelError(
+          'model-failed',
+          `the answer is longer than ${this.settings.maxOutputBytes} bytes`,
+        );
+      }
+      if (text !== '') yield { type: 'text', text };
+      finishReason = choice?.finish_reason ?? finishReason;
+      usage = usageOf(parsed.data.usage) ?? usage;
+    }
+    signal.throwIfAborted();
+    // A connection that breaks off between two pieces looks like an end to the SDK.
+    if (finishReason === undefined) {
+      throw new ModelError('model-failed', 'the model provider broke off its answer');
+    }
+    yield { type: 'end', toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
+  }
+
+  /** First come, first served. */
+  private async enter(signal: AbortSignal): Promise<void> {
+    if (this.running < this.settings.maxConcurrency) {
+      this.running += 1;
+      return;
+    }
+    await new Promise<void>((resolve, reject) => {
+      const turn = (): void => {
+        signal.removeEventListener('abort', gone);
+        resolve();
+      };
+      const gone = (): void => {
+        this.waiting.splice(this.waiting.indexOf(turn), 1);
+        reject(signal.reason as Error);
+      };
+      signal.addEventListener('abort', gone, { once: true });
+      this.waiting.push(turn);
+    });
+  }
+
+  /** The place goes to whoever waits, so that `running` stays as it is then. */
+  private leave(): void {
+    const next = this.waiting.shift();
+    if (next) next();
+    else this.running -= 1;
   }
 
   private explained(error: unknown): ModelError {
@@ -86,9 +183,7 @@ export class OpenAiModel implements ChatModel {
         },
       );
     }
-    return new ModelError('model-failed', 'the model provider sent an answer that cannot be read', {
-      cause: error,
-    });
+    return unreadable(error);
   }
 
   /** Providers quote the key they were given; and their texts have no bound. */
@@ -97,6 +192,69 @@ export class OpenAiModel implements ChatModel {
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;
     return masked.replaceAll(/\b(sk|pk|key)-[\w*.-]+/gi, '***').slice(0, 500);
   }
+}
+
+const unreadable = (cause: unknown): ModelError =>
+  new ModelError('model-failed', 'the model provider sent an answer that cannot be read', { cause });
+
+/** Aborts when nothing was heard for a while. */
+class Silence {
+  private readonly controller = new AbortController();
+  private readonly timer: NodeJS.Timeout;
+
+  constructor(ms: number) {
+    this.timer = setTimeout(() => {
+      this.controller.abort();
+    }, ms);
+  }
+
+  get signal(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  broken(): void {
+    this.timer.refresh();
+  }
+
+  end(): void {
+    clearTimeout(this.timer);
+  }
+}
+
+function usageOf(usage: z.infer<typeof Piece>['usage']): Usage | undefined {
+  if (!usage) return undefined;
+  const cachedTokens = usage.prompt_tokens_details?.cached_tokens ?? undefined;
+  const reasoningTokens = usage.completion_tokens_details?.reasoning_tokens ?? undefined;
+  return {
+    inputTokens: usage.prompt_tokens,
+    outputTokens: usage.completion_tokens,
+    ...(cachedTokens !== undefined && { cachedTokens }),
+    ...(reasoningTokens !== undefined && { reasoningTokens }),
+  };
+}
+
+function toParams(request: ModelRequest): OpenAI.Chat.Completions.ChatCompletionCreateParamsStreaming {
+  return {
+    model: request.model,
+    stream: true,
+    stream_options: { include_usage: true },
+    messages: [
+      ...(request.instructions === undefined
+        ? []
+        : [{ role: 'system' as const, content: request.instructions }]),
+      ...request.messages.map(toParam),
+    ],
+    ...(request.tools?.length && {
+      tools: request.tools.map(({ name, description, parameters }) => ({
+        type: 'function' as const,
+        function: {
+          name,
+          ...(description !== undefined && { description }),
+          ...(parameters && { parameters }),
+        },
+      })),
+    }),
+  };
 }
 
 function toParam(message: PromptMessage): MessageParam {
@@ -142,59 +300,4 @@ function toPart(part: ContentPart): PartParam {
         file: { file_data: part.url, ...(part.name !== undefined && { filename: part.name }) },
       };
   }
-}
-
-/** What is used of an answer. Servers that merely imitate the API leave out what the SDK's types promise. */
-const Answer = z.object({
-  choices: z
-    .array(
-      z.object({
-        message: z.object({
-          content: z.string().nullish(),
-          refusal: z.string().nullish(),
-          tool_calls: z
-            .array(
-              z.object({ id: z.string(), function: z.object({ name: z.string(), arguments: z.string() }) }),
-            )
-            .nullish(),
-        }),
-        finish_reason: z.string().nullish(),
-      }),
-    )
-    .min(1),
-  usage: z
-    .object({
-      prompt_tokens: z.int(),
-      completion_tokens: z.int(),
-      prompt_tokens_details: z.object({ cached_tokens: z.int().nullish() }).nullish(),
-      completion_tokens_details: z.object({ reasoning_tokens: z.int().nullish() }).nullish(),
-    })
-    .nullish(),
-});
-
-function toReply(completion: unknown): ModelReply {
-  const parsed = Answer.safeParse(completion);
-  const choice = parsed.data?.choices[0];
-  if (!choice) {
-    throw new ModelError('model-failed', 'the model provider sent an answer that cannot be read', {
-      cause: parsed.error,
-    });
-  }
-  const { content, refusal, tool_calls: calls } = choice.message;
-  const usage = parsed.data?.usage;
-  const cachedTokens = usage?.prompt_tokens_details?.cached_tokens ?? undefined;
-  const reasoningTokens = usage?.completion_tokens_details?.reasoning_tokens ?? undefined;
-  return {
-    content: content ?? refusal ?? '',
-    ...(calls?.length && { toolCalls: calls.map(({ id, function: called }) => ({ id, ...called })) }),
-    finishReason: choice.finish_reason ?? 'stop',
-    ...(usage && {
-      usage: {
-        inputTokens: usage.prompt_tokens,
-        outputTokens: usage.completion_tokens,
-        ...(cachedTokens !== undefined && { cachedTokens }),
-        ...(reasoningTokens !== undefined && { reasoningTokens }),
-      },
-    }),
-  };
 }

@@ -132,10 +132,8 @@ class Runner {
 
   private wake(lanes: Iterable<number>): void {
     for (const lane of lanes) this.dirty.add(lane);
-    if (this.stopped) return;
-    this.running ??= this.run().finally(() => {
-      this.running = undefined;
-    });
+    if (this.stopped || this.dirty.size === 0) return;
+    this.running ??= this.run();
   }
 
   private async run(): Promise<void> {
@@ -143,12 +141,12 @@ class Runner {
       try {
         await this.turn();
       } catch (error) {
-        this.positions.clear();
-        if (error instanceof Fenced) continue;
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
+    // In the same step as the last look at `dirty`: a wake-up in between would be lost.
+    this.running = undefined;
   }
 
   private async turn(): Promise<void> {
@@ -157,6 +155,18 @@ class Runner {
     const lanes = [...this.dirty].filter((lane) => owned.has(lane));
     this.dirty.clear();
     if (lanes.length === 0) return;
+    try {
+      await this.advance(lanes, owned);
+    } catch (error) {
+      for (const lane of lanes) this.dirty.add(lane);
+      this.positions.clear();
+      if (!(error instanceof Fenced)) throw error;
+      // Asked at once: until it knows, this node would read and be refused again and again.
+      await this.share.confirm();
+    }
+  }
+
+  private async advance(lanes: readonly number[], owned: ReadonlyMap<number, number>): Promise<void> {
     await this.loadPositions(lanes);
 
     const from = new Map(lanes.map((lane) => [lane, this.positions.get(lane) ?? 0]));
@@ -168,12 +178,7 @@ class Runner {
       to.set(event.lane, event.position);
       counts.set(event.lane, (counts.get(event.lane) ?? 0) + 1);
     }
-    try {
-      await this.apply(events, from, to, owned);
-    } catch (error) {
-      for (const lane of lanes) this.dirty.add(lane);
-      throw error;
-    }
+    await this.apply(events, from, to, owned);
     for (const [lane, position] of to) this.positions.set(lane, position);
     for (const [lane, count] of counts) if (count === BATCH) this.dirty.add(lane);
     this.onProgress();

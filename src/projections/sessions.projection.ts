@@ -13,7 +13,11 @@ interface SessionRow {
   message_count: number;
   created_at: string;
   last_activity_at: string;
-  generating: boolean;
+  lane: number;
+  /** Since when the session has been in its status without use, or somewhat earlier: see `SINCE_STEP_MS`. */
+  since: string;
+  /** Of the generation that runs, if one does. */
+  generation_id: string | null;
   legal_hold: boolean;
   forked_from: { sessionId: string; version: number } | null;
   input_tokens: number;
@@ -34,7 +38,9 @@ const COLUMNS = {
   message_count: 'integer not null',
   created_at: 'timestamptz not null',
   last_activity_at: 'timestamptz not null',
-  generating: 'boolean not null',
+  lane: 'smallint not null',
+  since: 'timestamptz not null',
+  generation_id: 'text collate "C"',
   legal_hold: 'boolean not null',
   forked_from: 'jsonb',
   input_tokens: 'bigint not null',
@@ -44,13 +50,20 @@ const COLUMNS = {
 } satisfies Record<keyof SessionRow, string>;
 const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
 
+/**
+ * The index by which overdue sessions are found must not be written at every append. It therefore holds not the time
+ * of the last use but a bound below it, which moves on only when a session is used so long after it. An active
+ * session becomes a candidate at most this much before it is due, and is then looked at in vain.
+ */
+const SINCE_STEP_MS = 300_000;
+
 const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
 
 /** One row per session: what lists show. A deleted session keeps its row, so that its versions stay in order. */
 export const sessionsProjection: Projection = {
   name: 'sessions',
-  version: 1,
-  // Nothing that an append changes is indexed: updates stay heap-only.
+  version: 2,
+  // Nothing that most appends change is indexed: their updates stay heap-only.
   createTable: (table) => `
     create table ${table} (
       ${Object.entries(COLUMNS)
@@ -58,7 +71,11 @@ export const sessionsProjection: Projection = {
         .join(', ')},
       primary key (tenant, session_id)
     ) with (fillfactor = 70);
-    create index ${table}_created on ${table} (tenant, created_at, session_id)`,
+    create index ${table}_created on ${table} (tenant, created_at, session_id);
+    create index ${table}_active on ${table} (since) where status = 'active';
+    create index ${table}_active_of_tenant on ${table} (tenant, since) where status = 'active';
+    create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
+    create index ${table}_generating on ${table} (generation_id) where generation_id is not null`,
 
   async apply(events, table, read) {
     const keyOf = (event: SessionRecord) => `${event.tenant}/${event.streamId}`;
@@ -108,7 +125,9 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       message_count: 0,
       created_at: event.time,
       last_activity_at: event.time,
-      generating: false,
+      lane: event.lane,
+      since: event.time,
+      generation_id: null,
       legal_hold: false,
       forked_from: event.data.forkedFrom ?? null,
       input_tokens: 0,
@@ -123,6 +142,9 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
     version: event.version,
     last_activity_at: isActivity(event) ? event.time : row.last_activity_at,
   };
+  if (row.status === 'active' && Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS) {
+    next.since = event.time;
+  }
   switch (event.type) {
     case 'SessionDetailsChanged':
       if (event.data.title !== undefined) next.title = event.data.title;
@@ -133,12 +155,12 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       next.message_count += 1;
       break;
     case 'GenerationStarted':
-      next.generating = true;
+      next.generation_id = event.data.generationId;
       break;
     case 'GenerationCompleted':
     case 'GenerationFailed':
     case 'GenerationCancelled':
-      next.generating = false;
+      next.generation_id = null;
       next.input_tokens += event.data.usage?.inputTokens ?? 0;
       next.output_tokens += event.data.usage?.outputTokens ?? 0;
       next.cached_tokens += event.data.usage?.cachedTokens ?? 0;
@@ -149,12 +171,15 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       break;
     case 'SessionExpired':
       next.status = 'expired';
+      next.since = event.time;
       break;
     case 'SessionResumed':
       next.status = 'active';
+      next.since = event.time;
       break;
     case 'SessionDeleted':
       next.status = 'deleted';
+      next.generation_id = null;
       break;
   }
   return next;
@@ -197,7 +222,8 @@ const toView = (row: SessionRow): SessionView => ({
   ...(row.forked_from && { forkedFrom: row.forked_from }),
 });
 
-const TABLE = tableOf(sessionsProjection);
+/** The table's name, for queries. */
+export const SESSIONS = tableOf(sessionsProjection);
 
 /** One session that is not deleted. */
 export async function findSession(
@@ -207,9 +233,9 @@ export async function findSession(
   sessionId: string,
 ): Promise<SessionView | undefined> {
   const [row] = await models.read<SessionRow>(
-    TABLE,
+    SESSIONS,
     wanted,
-    `select * from ${TABLE} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
+    `select * from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
     [tenant, sessionId],
   );
   return row && toView(row);
@@ -234,9 +260,9 @@ export async function listSessions(
 ): Promise<SessionView[]> {
   const metadata = Object.entries(filter.metadata ?? {});
   const rows = await models.read<SessionRow>(
-    TABLE,
+    SESSIONS,
     wanted,
-    `select s.* from ${TABLE} s
+    `select s.* from ${SESSIONS} s
      where tenant = $1
        and (case when $2 = 'all' then status <> 'deleted' else status = $2 end)
        and ($3::timestamptz is null or (created_at, session_id) > ($3, $4::text collate "C"))
@@ -257,25 +283,4 @@ export async function listSessions(
     ],
   );
   return rows.map(toView);
-}
-
-/**
- * Active sessions that nobody has used for `ttl` ms, or the least recently used ones; never one that is generating.
- * Only candidates: the decision is made on the log.
- */
-export async function idleSessions(
-  models: ReadModels,
-  tenant: string,
-  options: { readonly ttl?: number; readonly limit: number },
-): Promise<{ sessionId: string; lastActivityAt: string }[]> {
-  const rows = await models.read<SessionRow>(
-    TABLE,
-    'whatever there is',
-    `select * from ${TABLE}
-     where tenant = $1 and status = 'active' and not generating
-       and ($2::bigint is null or last_activity_at <= colloquy_now() - $2 * interval '1 millisecond')
-     order by last_activity_at, session_id limit $3`,
-    [tenant, options.ttl ?? null, options.limit],
-  );
-  return rows.map((row) => ({ sessionId: row.session_id, lastActivityAt: row.last_activity_at }));
 }

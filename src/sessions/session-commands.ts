@@ -1,18 +1,23 @@
 import { type Provider, type Type } from '@nestjs/common';
 import { CommandHandler, type CommandBus } from '@nestjs/cqrs';
+import { DomainError } from '../domain/decider.js';
 import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   AppendMessages,
   CancelGeneration,
   ChangeSessionDetails,
+  type CommandTarget,
   CompleteGeneration,
   CreateSession,
   DeleteSession,
   ExpireSession,
   FailGeneration,
+  GrantToolApproval,
   isActivity,
+  type PartialReply,
   ResetConversation,
+  RevokeToolApproval,
   type SessionCommand,
   sessionDecider,
   type SessionState,
@@ -20,9 +25,18 @@ import {
   STATE_VERSION,
 } from '../domain/session.js';
 import { type EventStore } from '../event-store/event-store.js';
-import { CounterAtLimit, type Handled, type Loaded, StreamHandler } from '../event-store/stream-handler.js';
-import { idleSessions } from '../projections/sessions.projection.js';
+import {
+  CounterAtLimit,
+  type Handled,
+  type Loaded,
+  StreamHandler,
+  VersionMismatch,
+} from '../event-store/stream-handler.js';
 import { type ReadModels } from '../projections/read-models.js';
+import { type Candidate } from '../projections/session-candidates.js';
+import { activeSessions, RoomMaker } from './active-sessions.js';
+import { newId } from './ids.js';
+import { type PartialReplies } from './partial-replies.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
 export type HandledSession = Handled<SessionState, SessionEvent>;
@@ -38,17 +52,31 @@ export class SessionLimitReached extends Error {
   }
 }
 
-/** Sessions looked at in one try to make room. */
-const CANDIDATES = 32;
+/** Tries of one command to get a place that others are after too. */
+const TRIES = 100;
+
+/** What happened at the caps since the process began. */
+export interface CapCounts {
+  /** Sessions that came back by a write. */
+  restored: number;
+  /** Commands refused with `session-limit-reached`. */
+  rejected: number;
+  /** Sessions that left so that another could come in: overdue ones, and the least recently used ones. */
+  overdue: number;
+  evicted: number;
+}
 
 /** Takes every command on a session to its stream, within the tenant's cap. */
 export class SessionCommands {
+  readonly counts: CapCounts = { restored: 0, rejected: 0, overdue: 0, evicted: 0 };
   private readonly streams: StreamHandler<SessionState, SessionCommand, SessionEvent>;
+  private readonly room: RoomMaker;
 
   constructor(
     private readonly store: EventStore,
-    private readonly models: ReadModels,
+    models: ReadModels,
     private readonly policies: TenantPolicies,
+    private readonly partials: PartialReplies,
   ) {
     this.streams = new StreamHandler(store, {
       decider: sessionDecider,
@@ -56,6 +84,12 @@ export class SessionCommands {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity,
       incarnation: (state) => state.incarnation,
+    });
+    const by = { actor: 'system:sessions', correlationId: 'session-cap' };
+    this.room = new RoomMaker(store, models, policies, async (candidate, reason, idleFor) => {
+      const isGone = await this.expire(candidate, reason, by, idleFor);
+      if (isGone) this.counts[reason === 'ttl' ? 'overdue' : 'evicted'] += 1;
+      return isGone;
     });
   }
 
@@ -68,24 +102,55 @@ export class SessionCommands {
    * @throws DomainError, SessionLimitReached, VersionMismatch, KeyReused, Overloaded, DatabaseUnavailable
    */
   async handle(command: SessionCommand): Promise<HandledSession> {
-    for (;;) {
+    const { tenant } = command.to;
+    for (let attempt = 1; ; attempt += 1) {
       try {
         return await this.append(command);
       } catch (error) {
         if (!(error instanceof CounterAtLimit)) throw error;
-        if (!(await this.makeRoom(command.to.tenant))) {
-          throw new SessionLimitReached({
-            activeSessions: await this.store.counterValue(error.key),
-            maxSessions: error.max,
-          });
-        }
+        if (attempt < TRIES && (await this.room.request(tenant, attempt > 1))) continue;
+        this.counts.rejected += 1;
+        const activeNow = await this.store.counterValue(error.key);
+        // A place that became free a moment ago is no reason to say that there was one.
+        const details = { activeSessions: Math.max(activeNow, error.max), maxSessions: error.max };
+        throw new SessionLimitReached(details);
       }
     }
   }
 
-  private append(command: SessionCommand): Promise<HandledSession> {
+  /**
+   * Makes a session leave the active set if it still is at the version that was seen, and idle as long as is said.
+   * @returns whether it left by this
+   */
+  async expire(
+    { tenant, sessionId, version, lastActivityAt }: Candidate,
+    reason: 'ttl' | 'cap',
+    by: Pick<CommandTarget, 'actor' | 'correlationId'>,
+    idleFor?: number,
+  ): Promise<boolean> {
+    const to = { ...by, tenant, sessionId, ifMatch: [version] };
+    return this.housekeep(new ExpireSession(to, reason, lastActivityAt, idleFor));
+  }
+
+  /** A command that nobody waits for: one that is out of date by now does nothing. */
+  async housekeep(command: SessionCommand): Promise<boolean> {
+    try {
+      return (await this.append(command)).events.length > 0;
+    } catch (error) {
+      if (error instanceof VersionMismatch || error instanceof DomainError) return false;
+      throw error;
+    }
+  }
+
+  /** Loads many sessions at once, so that commands on them which follow need no load of their own. */
+  preload(sessions: readonly Pick<Candidate, 'tenant' | 'sessionId'>[]): Promise<void> {
+    return this.streams.preload(sessions.map(({ tenant, sessionId }) => ({ tenant, streamId: sessionId })));
+  }
+
+  private async append(given: SessionCommand): Promise<HandledSession> {
+    const command = await this.withPartial(given);
     const { to } = command;
-    return this.streams.handle({ tenant: to.tenant, streamId: to.sessionId }, command, {
+    const handled = await this.streams.handle({ tenant: to.tenant, streamId: to.sessionId }, command, {
       actor: to.actor,
       correlationId: to.correlationId,
       causationId: to.causationId,
@@ -100,40 +165,33 @@ export class SessionCommands {
           ...(command instanceof StartGeneration && { generationId: command.generation.generationId }),
         }),
       },
-      counter: () => ({ key: `active:${to.tenant}`, max: this.policies.of(to.tenant).maxSessions }),
+      counter: () => ({ key: activeSessions(to.tenant), max: this.policies.of(to.tenant).maxSessions }),
     });
+    if (handled.events[0]?.type === 'SessionResumed') this.counts.restored += 1;
+    const ended = handled.events.find(
+      (event) => event.type === 'GenerationFailed' || event.type === 'GenerationCancelled',
+    );
+    // What a drop misses is pruned in a day.
+    if (ended) void this.partials.drop(ended.data.generationId).catch(() => undefined);
+    return handled;
   }
 
-  /**
-   * At the cap: sessions that are overdue leave first, by ordinary commands of their own; under `evict` then the
-   * least recently used one. Whoever is in use by now stays: the decision is made on the log.
-   * @returns whether any left.
-   */
-  private async makeRoom(tenant: string): Promise<boolean> {
-    const { sessionTTL, capPolicy } = this.policies.of(tenant);
-    const overdue = await idleSessions(this.models, tenant, { ttl: sessionTTL, limit: CANDIDATES });
-    if (await this.expire(tenant, overdue, 'ttl', sessionTTL, overdue.length)) return true;
-    if (capPolicy === 'reject') return false;
-    const idlest = await idleSessions(this.models, tenant, { limit: CANDIDATES });
-    return this.expire(tenant, idlest, 'cap', undefined, 1);
-  }
-
-  private async expire(
-    tenant: string,
-    candidates: readonly { readonly sessionId: string; readonly lastActivityAt: string }[],
-    reason: 'ttl' | 'cap',
-    idleFor: number | undefined,
-    enough: number,
-  ): Promise<boolean> {
-    let left = 0;
-    for (const { sessionId, lastActivityAt } of candidates) {
-      const to = { tenant, sessionId, actor: 'system:sessions', correlationId: `room-${tenant}` };
-      const { events } = await this.append(new ExpireSession(to, reason, lastActivityAt, idleFor));
-      // One that somebody else expired does not count as room made.
-      if (events.length > 0) left += 1;
-      if (left >= enough) break;
-    }
-    return left > 0;
+  /** A command that may end a generation keeps what had arrived of its reply. */
+  private async withPartial(command: SessionCommand): Promise<SessionCommand> {
+    const ends =
+      command instanceof StartGeneration ||
+      command instanceof ResetConversation ||
+      command instanceof CancelGeneration ||
+      command instanceof AbandonGeneration;
+    if (!ends || command.partial) return command;
+    const { state } = await this.streams.peek({ tenant: command.to.tenant, streamId: command.to.sessionId });
+    if (!state.generation) return command;
+    const content = await this.partials.read(state.generation.id);
+    if (content === '') return command;
+    const partial: PartialReply = { messageId: newId('msg'), content, generationId: state.generation.id };
+    return Object.assign(Object.create(Object.getPrototypeOf(command) as object) as object, command, {
+      partial,
+    });
   }
 }
 
@@ -148,6 +206,8 @@ const commands = [
   FailGeneration,
   CancelGeneration,
   AbandonGeneration,
+  GrantToolApproval,
+  RevokeToolApproval,
 ];
 
 /** One handler serves every command: what differs is in the rules. */

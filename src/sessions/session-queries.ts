@@ -14,7 +14,9 @@ import {
   type EventAnswer,
   type ListMessagesQuery,
   type ListSessionsQuery,
+  MAX_VERSION,
   type SessionAnswer,
+  SessionCursor,
 } from './session.schemas.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
@@ -22,8 +24,8 @@ type Consistency = 'strong' | 'eventual';
 const ANYTHING: Wanted = 'whatever there is';
 
 /** Where a page of messages ended, and in which history: a reset makes another one. */
-const MessageCursor = z.strictObject({ start: z.int(), at: z.int().nullable(), after: z.int() });
-const SessionCursor = z.strictObject({ createdAt: z.iso.datetime(), id: z.string() });
+const version = z.int().positive().max(MAX_VERSION);
+const MessageCursor = z.strictObject({ start: version, at: version.nullable(), after: version });
 
 interface Session {
   readonly tenant: string;
@@ -134,6 +136,10 @@ export class SessionQueries {
     const loaded = await this.existing(session);
     const wanted = consistency === 'strong' ? endOf(loaded) : ANYTHING;
     return sessionUsage(this.models, wanted, session.tenant, session.sessionId);
+  }
+
+  async approvals(session: Session): Promise<SessionState['approvals']> {
+    return (await this.existing(session)).state.approvals;
   }
 
   /** The audit trail: every event of every incarnation, also of a deleted session. */

@@ -77,6 +77,7 @@ export const CreateSessionBody = z
 export const ChangeSessionBody = z.strictObject({
   title: title.nullable().optional(),
   metadata: metadata.optional(),
+  legalHold: z.boolean().optional().meta({ description: 'keeps it from being deleted; operators only' }),
 });
 
 export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
@@ -145,12 +146,24 @@ export const ListSessionsQuery = z
   })
   .catchall(z.string());
 
+/** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
+export const MAX_VERSION = 2_147_483_647;
+
+/** A time that PostgreSQL takes: it knows no year 0. */
+const yearful = (time: string): boolean => !time.startsWith('0000');
+
+/** Where a page of sessions ended. */
+export const SessionCursor = z.strictObject({ createdAt: z.iso.datetime().refine(yearful), id: sessionId });
+
 export const ListMessagesQuery = z.strictObject({
   limit,
   cursor,
   order: z.enum(['asc', 'desc']).default('asc'),
   at: z
-    .union([z.coerce.number().int().positive(), z.iso.datetime({ offset: true })])
+    .union([
+      z.coerce.number().int().positive().max(MAX_VERSION),
+      z.iso.datetime({ offset: true }).refine(yearful),
+    ])
     .optional()
     .meta({ description: 'a version, or an RFC 3339 time, inside the incarnation' }),
   incarnation: z.coerce.number().int().positive().optional(),
@@ -162,6 +175,7 @@ export const ListEventsQuery = z.strictObject({
     .number()
     .int()
     .nonnegative()
+    .max(MAX_VERSION - 1)
     .default(0)
     .meta({ description: 'the last version that is known' }),
   limit,

@@ -13,7 +13,7 @@ import {
   ResetConversation,
 } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
-import { Caller } from '../http/auth.js';
+import { Caller, requireOperator } from '../http/auth.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { derivedId, newId } from './ids.js';
@@ -39,7 +39,7 @@ import {
 } from './session.schemas.js';
 
 const WRITE = ['idempotency-key-reused', 'version-mismatch', 'overloaded', 'database-unavailable'] as const;
-const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
+export const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
 const READ = ['session-not-found', 'projection-lagging', 'database-unavailable'] as const;
 
 /** The target of a command that a request asks for. `route` and `body` tell whether a retry is the same request. */
@@ -147,6 +147,7 @@ export class SessionsController {
     @Body({ schema: ChangeSessionBody }) body: z.infer<typeof ChangeSessionBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
+    if (body.legalHold !== undefined) requireOperator(write.caller);
     const to = target(write, sessionId, `PATCH /v1/sessions/${sessionId}`, body);
     const done = await dispatch(this.bus, new ChangeSessionDetails(to, body));
     const session = this.queries.answer(write.caller.tenant, sessionId, done);

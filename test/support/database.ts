@@ -1,17 +1,31 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { Client } from 'pg';
+import { type MigrationInterface } from 'typeorm';
 import { migrate } from '../../src/database/migrate.js';
-import { Log1770000000001 } from '../../src/event-store/migrations/0001-log.js';
-import { Checkpoints1770000000002 } from '../../src/projections/migrations/0002-checkpoints.js';
 
-/** All migrations of the service, in order. */
-export const MIGRATIONS = [Log1770000000001, Checkpoints1770000000002];
+const SOURCES = join(__dirname, '../../src');
 
 const TEMPLATE_PREFIX = 'colloquy_template_';
 /** Any number that nothing else locks in the admin database. */
 const TEMPLATE_LOCK = 7399;
+
+type Migration = new () => MigrationInterface;
+
+/** Everything below a folder of the sources that is kept in this kind of folder, by file name. */
+function sourcesIn(folder: string): string[] {
+  return readdirSync(SOURCES, { recursive: true, encoding: 'utf8' })
+    .filter((path) => path.split(/[/\\]/).at(-2) === folder)
+    .sort((a, b) => (basename(a) < basename(b) ? -1 : 1))
+    .map((path) => join(SOURCES, path));
+}
+
+/** All migrations of the service, in order. Not by way of the composition root: that would load all of it. */
+export async function allMigrations(): Promise<Migration[]> {
+  const modules = await Promise.all(sourcesIn('migrations').map((path) => import(path)));
+  return modules.flatMap((module) => Object.values(module as Record<string, Migration>));
+}
 
 /** A database of a test file's own; times and errors are those of the service's own connections. */
 export interface TestDatabase {
@@ -67,17 +81,15 @@ async function ensureTemplate(admin: Client): Promise<string> {
   // Under another name until it is whole: a run that is killed in between leaves no half template.
   const unfinished = `${TEMPLATE_PREFIX}unfinished`;
   await admin.query(`create database ${unfinished}`);
-  await migrate(urlOf(unfinished), MIGRATIONS);
+  await migrate(urlOf(unfinished), await allMigrations());
   await admin.query(`alter database ${unfinished} rename to ${name}`);
   return name;
 }
 
 function schemaHash(): string {
   const hash = createHash('sha256');
-  const folders = ['event-store/sql', 'event-store/migrations', 'projections/migrations'];
-  for (const folder of folders.map((one) => join(__dirname, '../../src', one))) {
-    for (const file of readdirSync(folder).sort()) hash.update(file).update(readFileSync(join(folder, file)));
-  }
+  for (const path of [...sourcesIn('sql'), ...sourcesIn('migrations')])
+    hash.update(path).update(readFileSync(path));
   return hash.digest('hex').slice(0, 16);
 }
 
@@ -87,11 +99,14 @@ async function open(name: string): Promise<TestDatabase> {
   const client = new Client({ connectionString: url, application_name: 'test', options: '-c TimeZone=UTC' });
   client.on('error', () => undefined);
   await client.connect();
+  // One connection, so that its settings and locks last; one statement at a time on it.
+  let turn: Promise<unknown> = Promise.resolve();
   return {
     url,
     query: async <Row>(sql: string, params: readonly unknown[] = []) => {
-      const { rows } = await client.query(sql, [...params]);
-      return rows as Row[];
+      const result = turn.then(() => client.query(sql, [...params]));
+      turn = result.catch(() => undefined);
+      return (await result).rows as Row[];
     },
     setClock: async ({ offsetMs }) => {
       await client.query(

@@ -17,6 +17,8 @@ export interface TcpProxy {
   decide(fate: (request: Buffer) => Fate): void;
   /** Cuts every connection now and refuses new ones until `up`. */
   down(): void;
+  /** Refuses new connections until `up`; those that are there stay. */
+  refuse(): void;
   up(): void;
   close(): Promise<void>;
 }
@@ -89,6 +91,9 @@ export async function startProxy(
     down: () => {
       isDown = true;
       cutAll();
+    },
+    refuse: () => {
+      isDown = true;
     },
     up: () => {
       isDown = false;

@@ -145,6 +145,12 @@ begin
         where key = c_key[i] and (c_delta[i] <= 0 or value + c_delta[i] <= c_max[i]);
         if not found then
           v_status[c_append[i]] := 'counter';
+          -- Those that the same append has changed already: its changes stand together.
+          for j in 1 .. i - 1 loop
+            if c_append[j] = c_append[i] then
+              update counter set value = value - c_delta[j] where key = c_key[j];
+            end if;
+          end loop;
           delete from command c
           where c.tenant = a_tenant[c_append[i]] and c.scope = a_scope[c_append[i]] and c.key = a_key[c_append[i]];
         end if;

@@ -101,7 +101,9 @@ create table counter (
   value bigint not null
 ) with (fillfactor = 50);
 
--- Who works on what, and until when. The epoch grows with every change of owner.
+-- Who works on what, and until when. The epoch grows with every change of owner; one sequence for all leases, because
+-- a lease that is let go leaves no row, and its next owner must not start below an epoch that was seen before.
+create sequence lease_epoch;
 create table lease (
   name text collate "C" primary key,
   owner uuid not null,

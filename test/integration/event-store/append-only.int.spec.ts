@@ -8,7 +8,9 @@ beforeAll(async () => {
   db = await createTestDatabase();
   const store = await nodes.start(db.url);
   for (let index = 0; index < 40; index += 1) {
-    await store.append(appendOf({ tenant: 'acme', streamId: `s${index}` }, 0, [{ type: 'Written', data: {} }]));
+    await store.append(
+      appendOf({ tenant: 'acme', streamId: `s${index}` }, 0, [{ type: 'Written', data: {} }]),
+    );
   }
 });
 afterAll(async () => {

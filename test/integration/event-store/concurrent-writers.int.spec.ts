@@ -12,8 +12,7 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await nodes.stopAll();
-  await expectSoundLog(db);
-  await db.drop();
+  await expectSoundLog(db).finally(() => db.drop());
 });
 
 describe('many writers on one stream', () => {
@@ -66,9 +65,7 @@ describe('a batch', () => {
     );
     expect(results[7]).toEqual({ status: 'conflict', version: 1 });
     // Even and odd lanes have a writer each: at most two transactions did the 19.
-    const commits = await db.query(
-      `select distinct xmin::text from event where stream_id <> 's7'`,
-    );
+    const commits = await db.query(`select distinct xmin::text from event where stream_id <> 's7'`);
     expect(commits.length).toBeLessThanOrEqual(2);
   });
 
@@ -172,8 +169,7 @@ describe('the two ways into the log', () => {
     },
   );
 
-  type ParametersAfterStream =
-    Parameters<typeof appendOf> extends [unknown, ...infer Rest] ? Rest : never;
+  type ParametersAfterStream = Parameters<typeof appendOf> extends [unknown, ...infer Rest] ? Rest : never;
   const written = (number: number) => ({ type: 'Written', data: { number, text: 'ä "quoted"' } });
   const fixedClock = (offsetMs: number) =>
     `create or replace function colloquy_now() returns timestamptz language sql volatile as

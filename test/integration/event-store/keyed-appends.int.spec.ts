@@ -10,14 +10,19 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await nodes.stopAll();
-  await expectSoundLog(db);
-  await db.drop();
+  await expectSoundLog(db).finally(() => db.drop());
 });
 
 const HOUR_MS = 3_600_000;
 const written = [{ type: 'Written', data: {} }];
 const stream = (streamId: string) => ({ tenant: 'acme', streamId });
-const key = (more: object = {}) => ({ scope: 'POST /x', key: 'k', fingerprint: 'f', reference: { n: 1 }, ...more });
+const key = (more: object = {}) => ({
+  scope: 'POST /x',
+  key: 'k',
+  fingerprint: 'f',
+  reference: { n: 1 },
+  ...more,
+});
 const kept = () => db.query('select key, fingerprint, stream_id, version from command order by key');
 const eventCount = async () => (await db.query('select from event')).length;
 
@@ -50,9 +55,9 @@ describe('a keyed append', () => {
     const other = { key: key({ fingerprint: 'other' }) };
     expect(await store.append(appendOf(stream('a'), 1, written, other))).toEqual({ status: 'reused' });
     expect(await store.append(appendOf(stream('b'), 0, written, other))).toEqual({ status: 'reused' });
-    expect(
-      await store.append(appendOf({ tenant: 'beta', streamId: 'a' }, 0, written, other)),
-    ).toMatchObject({ status: 'ok' });
+    expect(await store.append(appendOf({ tenant: 'beta', streamId: 'a' }, 0, written, other))).toMatchObject({
+      status: 'ok',
+    });
     expect(
       await store.append(
         appendOf(stream('c'), 0, written, { key: key({ fingerprint: 'other', scope: 'PUT /x' }) }),

@@ -2,8 +2,11 @@ import {
   AbandonGeneration,
   CancelGeneration,
   CompleteGeneration,
+  type ContextWindow,
   FailGeneration,
   type NewMessage,
+  type PartialReply,
+  ResetConversation,
   type SessionCommand,
   StartGeneration,
 } from '../../../src/domain/session.js';
@@ -27,9 +30,12 @@ import {
   user,
 } from './given-when-then.js';
 
-const generate = (generationId: string, message?: NewMessage, partial?: Partial) =>
-  new StartGeneration(to, { generationId, model: 'echo' }, message, partial);
-type Partial = ConstructorParameters<typeof AbandonGeneration>[2];
+const generate = (
+  generationId: string,
+  message?: NewMessage,
+  partial?: PartialReply,
+  window?: ContextWindow,
+) => new StartGeneration(to, { generationId, model: 'echo' }, message, partial, window);
 
 const usage = { inputTokens: 100, outputTokens: 20, cachedTokens: 7, reasoningTokens: 3 };
 const half = { messageId: 'm9', content: 'half a' };
@@ -122,6 +128,69 @@ describe('generating', () => {
   });
 });
 
+describe('generating with a window on the history', () => {
+  const past = ['m1', 'm2', 'm3'].map((id) => said(user(id)));
+
+  it('shows the model what the window picks, and the message', () => {
+    given(created, ...past)
+      .when(generate('g1', user('m4'), undefined, { ranges: [[2, 2]], upTo: 4 }))
+      .then([
+        said(user('m4')),
+        event('GenerationStarted', {
+          generationId: 'g1',
+          model: 'echo',
+          context: [
+            [2, 2],
+            [5, 5],
+          ],
+        }),
+      ]);
+    given(created, ...past)
+      .when(generate('g1', user('m4'), undefined, { ranges: [[3, 4]], upTo: 4 }))
+      .then([said(user('m4')), started('g1', [3, 5])]);
+    given(created, ...past)
+      .when(generate('g1', user('m4'), undefined, { ranges: [], upTo: 4 }))
+      .then([said(user('m4')), started('g1', [5, 5])]);
+  });
+
+  it('shows nothing but that when nothing is new', () => {
+    given(created, ...past)
+      .when(generate('g1', undefined, undefined, { ranges: [[4, 4]], upTo: 4 }))
+      .then([started('g1', [4, 4])]);
+    given(created, ...past)
+      .when(generate('g1', undefined, undefined, { ranges: [[2, 3]], upTo: 4 }))
+      .then([started('g1', [2, 3])]);
+  });
+
+  it('shows what was appended since the window was made', () => {
+    given(created, ...past)
+      .when(generate('g1', undefined, undefined, { ranges: [[3, 3]], upTo: 3 }))
+      .then([started('g1', [3, 4])]);
+    given(created, ...past, said(calling('m4', { c1: 'search' })))
+      .when(generate('g1', undefined, undefined, { ranges: [[3, 3]], upTo: 3 }))
+      .then([said(notRun('g1.1', 'c1', 'search')), started('g1', [3, 6])]);
+  });
+
+  it('leaves a window of before a reset or delete aside', () => {
+    const window = { ranges: [[2, 2] as const], upTo: 3 };
+    given(created, ...past, reset)
+      .when(generate('g1', user('m4'), undefined, window))
+      .then([said(user('m4')), started('g1', [6, 6])]);
+    given(created, ...past, reset)
+      .when(generate('g1', user('m4'), undefined, { ...window, upTo: 5 }))
+      .then([said(user('m4')), started('g1', [6, 6])]);
+    given(created, ...past, deleted, created)
+      .when(generate('g1', user('m4'), undefined, window))
+      .then([said(user('m4')), started('g1', [7, 7])]);
+  });
+
+  it('does not change the window', () => {
+    const window: ContextWindow = { ranges: [[3, 4]], upTo: 4 };
+    after([created, ...past], generate('g1', user('m4'), undefined, window));
+    expect(window).toEqual({ ranges: [[3, 4]], upTo: 4 });
+  });
+});
+
 describe('generating with tool calls in history that have no result', () => {
   const called = [created, said(user('m1')), said(calling('m2', { c1: 'search', c2: 'mail' }))];
 
@@ -165,10 +234,10 @@ describe('generating with tool calls in history that have no result', () => {
       .then([said(result('m2', 'c1')), started('g1', [2, 3])]);
   });
 
-  it('lets such a result answer one call only where two share an id', () => {
+  it('lets such a result answer the last call only where two share an id', () => {
     const twice = {
       ...calling('m2', {}),
-      toolCalls: ['search', 'search'].map((name) => ({ id: 'c1', name, arguments: '{}' })),
+      toolCalls: ['search', 'mail'].map((name) => ({ id: 'c1', name, arguments: '{}' })),
     };
     const past = [...busy, said({ ...twice, generationId: 'g1' }), completed('g1')];
     given(...past)
@@ -424,6 +493,29 @@ describe('the end of a generation where there is no session', () => {
   it.each(commands)('$type is refused', (command) => {
     given().when(command).then({ refused: 'session-not-found' });
     given(created, deleted).when(command).then({ refused: 'session-not-found' });
+  });
+});
+
+describe('what had arrived of a generation', () => {
+  const own = { ...half, generationId: 'g1' };
+  const other = { ...half, generationId: 'g0' };
+  const failure = { generationId: 'g1', code: 'model-failed', message: 'it broke' };
+  const commands = (partial: PartialReply): SessionCommand[] => [
+    new StartGeneration(to, { generationId: 'g2', model: 'echo' }, undefined, partial),
+    new FailGeneration(to, failure, partial),
+    new CancelGeneration(to, partial),
+    new AbandonGeneration(to, 'g1', partial),
+    new ResetConversation(to, undefined, partial),
+  ];
+
+  it.each(commands(own))('is kept by $type where it is of that one', (command) => {
+    expect(after(busy, command)[busy.length]).toEqual(kept('g1'));
+  });
+
+  it.each(commands(other))('is left out by $type where it is of another, and the rest goes on', (command) => {
+    const types = after(busy, command).map(({ type }) => type);
+    expect(types).not.toHaveLength(busy.length);
+    expect(types.filter((type) => type === 'MessageAppended')).toHaveLength(1);
   });
 });
 

@@ -1,6 +1,12 @@
 import { type GuardCondition } from '../../../src/domain/decider.js';
 import { type EventData, type EventOf, type SessionEvent } from '../../../src/domain/session.events.js';
-import { type NewMessage, type SessionCommand, type SessionState } from '../../../src/domain/session.js';
+import {
+  type ContextWindow,
+  type NewMessage,
+  type PartialReply,
+  type SessionCommand,
+  type SessionState,
+} from '../../../src/domain/session.js';
 import { deleted, event, leaseExpired, notRun, type Refusal, resumed, said } from './given-when-then.js';
 
 /**
@@ -18,15 +24,26 @@ interface Call {
   answered?: { readonly version: number; readonly ran: boolean };
 }
 
+/** Version of the event that began the present history, or ended the last one. */
+const begin = (log: readonly SessionEvent[]): number =>
+  1 +
+  log.findLastIndex(({ type }) => ['SessionCreated', 'ConversationReset', 'SessionDeleted'].includes(type));
+
 /** The message that each version of the present history holds. */
 export function messagesIn(log: readonly SessionEvent[]): { version: number; message: NewMessage }[] {
-  const begin = Math.max(
-    ...['SessionCreated', 'ConversationReset', 'SessionDeleted'].map((type) =>
-      log.findLastIndex((one) => one.type === type),
-    ),
-  );
+  const from = begin(log);
   return log.flatMap((one, index) =>
-    one.type === 'MessageAppended' && index > begin ? [{ version: index + 1, message: one.data }] : [],
+    one.type === 'MessageAppended' && index >= from ? [{ version: index + 1, message: one.data }] : [],
+  );
+}
+
+/** Those that a model is to see: of a window of the present history what it picks, and all that is newer. */
+export function seenThrough(window: ContextWindow | undefined, log: readonly SessionEvent[]): number[] {
+  const versions = messagesIn(log).map(({ version }) => version);
+  if (!window || window.upTo <= begin(log)) return versions;
+  return versions.filter(
+    (version) =>
+      version > window.upTo || window.ranges.some(([from, to]) => from <= version && version <= to),
   );
 }
 
@@ -150,12 +167,12 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   const running = now.generation;
   const restoring = (events: SessionEvent[]): Foretold =>
     now.status === 'expired' ? { events: [resumed, ...events], active: 1 } : { events, active: 0 };
-  const partOf = (
-    partial: { messageId: string; content: NewMessage['content'] } | undefined,
-  ): SessionEvent[] =>
-    partial && running
-      ? [said({ ...partial, role: 'assistant', generationId: running.id, status: 'incomplete' })]
-      : [];
+  const partOf = (partial: PartialReply | undefined): SessionEvent[] => {
+    if (!partial || !running) return [];
+    if (partial.generationId !== undefined && partial.generationId !== running.id) return [];
+    const { messageId, content } = partial;
+    return [said({ messageId, role: 'assistant', content, generationId: running.id, status: 'incomplete' })];
+  };
   const cancelled = running
     ? [event('GenerationCancelled', { generationId: running.id, model: running.model })]
     : [];
@@ -245,8 +262,12 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
       };
     }
 
-    case 'GrantToolApproval':
-      return { events: [event('ToolApprovalGranted', command.approval)], active: 0 };
+    case 'GrantToolApproval': {
+      const { expiresAt } = command.approval;
+      const asked = expiresAt === undefined ? {} : { asked: { before: expiresAt } };
+      if (expiresAt !== undefined && !holds) return { refused: 'invalid-request', ...asked };
+      return { events: [event('ToolApprovalGranted', command.approval)], active: 0, ...asked };
+    }
 
     case 'RevokeToolApproval':
       return now.approvals.some(({ tool }) => tool === command.tool)
@@ -257,7 +278,7 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
       const { reason, partial } = command;
       const reset = event('ConversationReset', reason === undefined ? {} : { reason });
       if (!running) return { events: [reset], active: 0 };
-      const ended = holds ? [...partOf(partial), leaseExpired(running.id, running.model)] : cancelled;
+      const ended = [...partOf(partial), ...(holds ? [leaseExpired(running.id, running.model)] : cancelled)];
       return { events: [...ended, reset], active: 0, asked: { leaseOver: `generation:${running.id}` } };
     }
 

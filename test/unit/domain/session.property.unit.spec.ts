@@ -8,6 +8,7 @@ import {
   CancelGeneration,
   ChangeSessionDetails,
   CompleteGeneration,
+  type ContextWindow,
   CreateSession,
   DeleteSession,
   ExpireSession,
@@ -24,7 +25,7 @@ import {
 } from '../../../src/domain/session.js';
 import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
 import { attempt, deepFreeze, to } from './given-when-then.js';
-import { callsIn, foretell, messagesIn, recount } from './naive-session.js';
+import { callsIn, foretell, messagesIn, recount, seenThrough } from './naive-session.js';
 
 const FULL = Boolean(process.env['FULL']);
 const runs = { seed: 20_260_101, numRuns: FULL ? 20_000 : 1000 };
@@ -49,7 +50,7 @@ const tool = fc.constantFrom('search', 'mail');
 const text = fc.constantFrom('a', 'b');
 const content: fc.Arbitrary<NewMessage['content']> = fc.oneof(
   text,
-  fc.constant([{ type: 'text' as const, text: 'a' }] as Exclude<NewMessage['content'], string>),
+  fc.constant<NewMessage['content']>([{ type: 'text', text: 'a' }]),
 );
 const metadata: fc.Arbitrary<Record<string, Json>> = fc.constantFrom(
   {},
@@ -96,7 +97,7 @@ const message = fc.oneof(
   { weight: 3, arbitrary: resultMessage },
 );
 const messages = fc.array(message, { minLength: 1, maxLength: 3 });
-const partial = maybe(record({ messageId, content }));
+const partial = maybe(partly({ messageId, content, generationId }, ['messageId', 'content']));
 const reason = maybe(text);
 const details = partly({ title: text, metadata }, []);
 const lastActivityAt = fc.constant('2026-01-01T00:00:00.000Z');
@@ -193,7 +194,12 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
 );
 
 /** A step of a test: a command, and whether the condition it may make is true at the append. */
-const step = record({ command, holds: fc.boolean() });
+const step = record({
+  command,
+  holds: fc.boolean(),
+  view: maybe(record({ age: fc.nat(6), kept: fc.nat(4) })),
+});
+type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
 const steps = fc.array(step, { minLength: 1, maxLength: 60, size: 'max' });
 
 function expectSame(what: string, actual: unknown, expected: unknown): void {
@@ -234,7 +240,12 @@ class Life {
     return this.states.at(-1) ?? initialState;
   }
 
-  do(command: SessionCommand, holds: boolean): void {
+  do({ command: given, holds, view }: Step): void {
+    const window = view && this.window(view.age, view.kept);
+    const command =
+      window && given.type === 'StartGeneration'
+        ? new StartGeneration(given.to, given.generation, given.message, given.partial, window)
+        : given;
     deepFreeze(command);
     const foretold = foretell(command, this.log, holds);
     expectSame(
@@ -259,7 +270,7 @@ class Life {
       settled.counters ?? {},
       foretold.active === 0 ? {} : { active: foretold.active },
     );
-    this.append(settled);
+    this.append(settled, window);
   }
 
   private decided(command: SessionCommand, holds: boolean) {
@@ -271,7 +282,15 @@ class Life {
     }
   }
 
-  private append({ events, counters }: Decision<SessionEvent>): void {
+  /** What somebody who read the session some events ago picks of it: the first message and the last few. */
+  private window(age: number, kept: number): ContextWindow {
+    const upTo = Math.max(0, this.log.length - age);
+    const versions = messagesIn(this.log.slice(0, upTo)).map(({ version }) => version);
+    const picked = [...versions.slice(0, 1), ...versions.slice(1).slice(-kept)];
+    return { upTo, ranges: picked.map((version) => [version, version]) };
+  }
+
+  private append({ events, counters }: Decision<SessionEvent>, window: ContextWindow | undefined): void {
     for (const event of events) {
       expectSame('the event by its schema', sessionEvents[event.type].data.parse(event.data), event.data);
       const before = this.log.at(-1);
@@ -280,7 +299,7 @@ class Life {
       this.met.add(event.type);
       if (before?.type === 'SessionDeleted')
         expectSame('what follows a delete', event.type, 'SessionCreated');
-      if (event.type === 'GenerationStarted') this.checkContext(event.data.context);
+      if (event.type === 'GenerationStarted') this.checkContext(event.data.context, window);
       this.check(event);
     }
     this.active += counters?.['active'] ?? 0;
@@ -317,7 +336,15 @@ class Life {
     expectSame('the stored state', viaJson(state), state);
   }
 
-  private checkContext(context: readonly (readonly [number, number])[]): void {
+  private checkContext(
+    context: readonly (readonly [number, number])[],
+    window: ContextWindow | undefined,
+  ): void {
+    expectSame(
+      'a range of the context that runs backwards',
+      context.find(([first, last]) => first > last),
+      undefined,
+    );
     const versions = context.flatMap(([first, last]) =>
       Array.from({ length: last - first + 1 }, (_, index) => first + index),
     );
@@ -329,7 +356,7 @@ class Life {
     expectSame(
       'the messages in the context',
       versions.filter((one) => this.log[one - 1]?.type === 'MessageAppended'),
-      messagesIn(this.log).map(({ version }) => version),
+      seenThrough(window, this.log),
     );
     expectSame(
       'the tool calls without a result when the model is asked',
@@ -347,7 +374,7 @@ describe('any sequence of commands', () => {
       fc.assert(
         fc.property(steps, fc.nat(), (taken, cut) => {
           const life = new Life();
-          for (const { command, holds } of taken) life.do(command, holds);
+          for (const one of taken) life.do(one);
 
           const { log, state, states } = life;
           expectSame('the state folded from the log', log.reduce(evolve, initialState), state);

@@ -28,11 +28,23 @@ const grant = (tool: string, scope: 'once' | 'session' = 'once') =>
   new GrantToolApproval(to, { tool, scope });
 
 describe('granting a tool approval', () => {
-  it('records tool, scope and end', () => {
+  it('records tool and scope', () => {
+    given(created)
+      .when(grant('search', 'session'))
+      .then([granted('search', 'session')]);
+    expect(approvals(created, granted('search', 'session'))).toEqual([{ tool: 'search', scope: 'session' }]);
+  });
+
+  it('records when it runs out, and is refused if it has done so by the time of the append', () => {
     const approval = { tool: 'search', scope: 'once', expiresAt: '2026-01-01T00:00:00Z' } as const;
     given(created)
       .when(new GrantToolApproval(to, approval))
-      .then([event('ToolApprovalGranted', approval)]);
+      .then([event('ToolApprovalGranted', approval)], {
+        guard: {
+          holds: { before: approval.expiresAt },
+          otherwise: { refused: 'invalid-request', at: ['/expiresAt'] },
+        },
+      });
     expect(approvals(created, event('ToolApprovalGranted', approval))).toEqual([approval]);
   });
 

@@ -1,0 +1,46 @@
+import { availableParallelism } from 'node:os';
+import { parseArgs } from 'node:util';
+import { appendRate } from './measures/append-rate.mjs';
+import { httpAppends } from './measures/http-appends.mjs';
+import { loneAppend } from './measures/lone-append.mjs';
+import { longSession } from './measures/long-session.mjs';
+import { oldSnapshot } from './measures/old-snapshot.mjs';
+import { quietService } from './measures/quiet-service.mjs';
+import { startServer } from './support/database.mjs';
+import { judge, present } from './support/table.mjs';
+
+const MEASURES = {
+  rate: appendRate,
+  lone: loneAppend,
+  snapshot: oldSnapshot,
+  http: httpAppends,
+  long: longSession,
+  quiet: quietService,
+};
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { full: { type: 'boolean', default: false } },
+});
+const unknown = positionals.filter((name) => !(name in MEASURES));
+if (unknown.length > 0) {
+  console.error(`there is no ${unknown.join(', ')}; there are: ${Object.keys(MEASURES).join(', ')}`);
+  process.exit(2);
+}
+const wanted = positionals.length > 0 ? positionals : Object.keys(MEASURES);
+
+const server = await startServer();
+const rows = [];
+try {
+  for (const name of wanted) {
+    process.stderr.write(`${name} …\n`);
+    rows.push(...(await MEASURES[name](server, values)));
+  }
+} finally {
+  await server.stop();
+}
+console.log(
+  `PostgreSQL ${server.version}, Node.js ${process.versions.node}, ${availableParallelism()} processors\n`,
+);
+console.log(present(rows));
+process.exit(rows.every((row) => judge(row) !== false) ? 0 : 1);

@@ -1,0 +1,49 @@
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { product } from './product.mjs';
+
+const { startEmbeddedPostgres } = product('dist/database/embedded-postgres.js');
+const { connect } = product('dist/database/connection.js');
+const { migrate } = product('dist/database/migrate.js');
+
+/**
+ * A PostgreSQL of our own with the service's settings, in a folder that goes away with it.
+ * @returns `database(name)` makes a migrated database and gives its URL, `emptyDatabase(name)` one without a schema.
+ */
+export async function startServer() {
+  const folder = mkdtempSync(join(tmpdir(), 'colloquy-bench-'));
+  // Root's PostgreSQL runs as another user, who must be able to reach its data.
+  chmodSync(folder, 0o755);
+  const remove = () => {
+    rmSync(folder, { recursive: true, force: true });
+  };
+  const server = await startEmbeddedPostgres({ dataDir: folder }).catch((error) => {
+    remove();
+    throw error;
+  });
+  const emptyDatabase = async (name) => {
+    const admin = await connect(server.url, 'bench');
+    await admin.query(`create database ${name}`);
+    await admin.end();
+    const url = new URL(server.url);
+    url.pathname = `/${name}`;
+    return url.href;
+  };
+  return {
+    version: server.serverVersion,
+    emptyDatabase,
+    database: async (name) => {
+      const url = await emptyDatabase(name);
+      await migrate(url, product('dist/app.module.js').migrations);
+      return url;
+    },
+    stop: async () => {
+      await server.stop();
+      remove();
+    },
+  };
+}
+
+/** A connection with the service's settings. */
+export { connect };

@@ -1,0 +1,43 @@
+import { randomUUID } from 'node:crypto';
+import { product } from './product.mjs';
+
+const { sessionDecider } = product('dist/domain/session.js');
+
+/** About 100 characters: a usual line of a chat. */
+export const CONTENT =
+  'Could you tell me how far along my order is? I was told that it would be here by the end of the week.';
+
+/** The data of a `MessageAppended`. */
+export const message = () => ({ messageId: `msg_${randomUUID()}`, role: 'user', content: CONTENT, status: 'complete' });
+
+const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'SessionCreated', data: {} });
+
+/** One session as a writer of the event store knows it: each append goes on where the last one ended. */
+export class WrittenSession {
+  #state = { ...created, version: 0 };
+
+  constructor(store, streamId, tenant = 'default') {
+    this.store = store;
+    this.stream = { tenant, streamId };
+  }
+
+  async append() {
+    const data = message();
+    const expected = this.#state.version;
+    this.#state = sessionDecider.evolve(this.#state, { type: 'MessageAppended', data });
+    const result = await this.store.append({
+      stream: this.stream,
+      expected,
+      incarnation: 1,
+      activity: true,
+      state: this.#state,
+      stateVersion: 1,
+      actor: 'bench',
+      correlationId: randomUUID(),
+      causationId: null,
+      events: [{ type: 'MessageAppended', schemaVersion: 1, data }],
+    });
+    if (result.status !== 'ok') throw new Error(`append: ${result.status}`);
+    return result;
+  }
+}

@@ -1,0 +1,247 @@
+import { spawn, spawnSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import {
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { createServer } from 'node:net';
+import { homedir, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { clearTimeout } from 'node:timers';
+
+/*
+ * A real Apache Kafka on this machine, for trying out and for tests: one node, broker and controller in one (KRaft),
+ * from the released jars, on free loopback ports. Needs Java 17 and, the first time, Maven; no Docker.
+ *
+ *   npm run kafka      prints KAFKA_BROKERS=host:port on a line of its own when it is ready; Ctrl-C ends it
+ *
+ * KAFKA_VERSION      which release; see DEFAULT_VERSION
+ * KAFKA_CACHE_DIR    where the jars are kept; default ~/.cache/colloquy
+ * KAFKA_PORT         a port instead of any free one
+ * KAFKA_DATA_DIR     where the broker keeps its data, which then stays; default: a temporary folder, which is removed
+ * --classpath        only prints the class path of the jars, for Kafka's own tools
+ */
+
+const DEFAULT_VERSION = '4.3.1';
+const READY_LIMIT_MS = 60_000;
+
+const version = process.env.KAFKA_VERSION || DEFAULT_VERSION;
+const before4 = version.startsWith('3.');
+
+try {
+  if (!/^[34]\.\d+\.\d+$/.test(version))
+    fail(`KAFKA_VERSION=${version} is not a release like ${DEFAULT_VERSION}.`);
+  if (process.argv.includes('--classpath')) console.log(join(fetchJars(), '*'));
+  else await run(fetchJars());
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}
+
+/** The folder of the jars. They are fetched once; a fetch that is cut short leaves nothing that looks whole. */
+function fetchJars() {
+  const cache = resolve(process.env.KAFKA_CACHE_DIR || join(homedir(), '.cache', 'colloquy'));
+  const folder = join(cache, `kafka-${version}`);
+  if (existsSync(folder)) return folder;
+  requireProgram('mvn', ['-v'], 'Maven (the program mvn) is needed to fetch Kafka.');
+  console.error(`Fetching Apache Kafka ${version} through Maven into ${folder} …`);
+  mkdirSync(cache, { recursive: true });
+  const work = mkdtempSync(join(cache, 'fetching-'));
+  try {
+    // A logging binding is what Kafka's POM leaves out.
+    const binding = before4
+      ? dependency('org.slf4j', 'slf4j-reload4j', '1.7.36')
+      : dependency('org.apache.logging.log4j', 'log4j-slf4j-impl', '2.25.4');
+    writeFileSync(
+      join(work, 'pom.xml'),
+      `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+       <groupId>colloquy</groupId><artifactId>kafka</artifactId><version>1</version><dependencies>
+       ${binding}
+       ${dependency('org.apache.kafka', 'kafka_2.13', version)}
+       ${dependency('org.apache.kafka', 'kafka-tools', version)}
+       </dependencies></project>`,
+    );
+    const { status } = spawnSync(
+      'mvn',
+      ['-q', '-B', 'dependency:copy-dependencies', '-DincludeScope=runtime', '-DoutputDirectory=libs'],
+      { cwd: work, stdio: ['ignore', 2, 2] },
+    );
+    if (status !== 0) fail(`Kafka ${version} could not be fetched; see above.`);
+    try {
+      renameSync(join(work, 'libs'), folder);
+    } catch (error) {
+      // Somebody else was fetching too, and was faster.
+      if (!existsSync(folder)) throw error;
+    }
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+  return folder;
+}
+
+function dependency(group, artifact, release) {
+  return `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${release}</version></dependency>`;
+}
+
+async function run(jars) {
+  requireProgram('java', ['-version'], 'Java 17 or newer is needed to run Kafka.');
+  const given = process.env.KAFKA_DATA_DIR;
+  const home = given ? resolve(given) : mkdtempSync(join(tmpdir(), 'colloquy-kafka-'));
+  mkdirSync(home, { recursive: true });
+  const port = Number(process.env.KAFKA_PORT) || (await freePort());
+  const config = writeConfig(home, port, await freePort());
+
+  const java = ['-Xms128m', '-Xmx512m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', ...logging(home)];
+  const program = ['-cp', join(jars, '*')];
+  const id = randomBytes(16).toString('base64url');
+  const format = ['kafka.tools.StorageTool', 'format', '--ignore-formatted', '-t', id, '-c', config];
+  const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
+  if (formatted.status !== 0) {
+    if (!given) rmSync(home, { recursive: true, force: true });
+    fail(`Kafka's storage could not be formatted:\n${formatted.stdout}${formatted.stderr}`);
+  }
+
+  // In a session of its own: Ctrl-C in a terminal reaches this process, which then ends the broker in order.
+  const broker = spawn('java', [...java, ...program, 'kafka.Kafka', config], {
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const ended = new Promise((resolveEnd) => {
+    broker.once('error', (error) => resolveEnd(error.message));
+    broker.once('close', (code, signal) => resolveEnd(signal ?? `exit code ${code}`));
+  });
+  // However this process dies, even by kill -9, the pipe then closes, and the janitor clears up.
+  const janitor = spawn(
+    'sh',
+    [
+      '-c',
+      'cat >/dev/null; kill -9 "$1" 2>/dev/null; test -z "$2" || rm -rf "$2"',
+      'sh',
+      String(broker.pid),
+      given ? '' : home,
+    ],
+    { cwd: '/', detached: true, stdio: ['pipe', 'ignore', 'ignore'] },
+  );
+  const cleared = new Promise((resolveEnd) => janitor.once('exit', resolveEnd));
+
+  const log = createWriteStream(join(home, 'server.log'), { flags: 'a' });
+  const last = [];
+  let ready = false;
+  const limit = setTimeout(() => broker.kill('SIGKILL'), READY_LIMIT_MS);
+  for (const stream of [broker.stdout, broker.stderr]) {
+    createInterface(stream).on('line', (line) => {
+      log.write(`${line}\n`);
+      last.push(line);
+      if (last.length > 40) last.shift();
+      if (ready || !line.includes('Kafka Server started')) return;
+      ready = true;
+      clearTimeout(limit);
+      console.log(
+        `Apache Kafka ${version} is running; its log: ${join(home, 'server.log')}. Ctrl-C ends it.`,
+      );
+      console.log(`KAFKA_BROKERS=127.0.0.1:${port}`);
+    });
+  }
+
+  let asked = false;
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+    process.on(signal, () => {
+      // A second Ctrl-C does not wait for the broker's own leave-taking.
+      broker.kill(asked ? 'SIGKILL' : 'SIGTERM');
+      asked = true;
+    });
+  }
+  const reason = await ended;
+  clearTimeout(limit);
+  log.end();
+  janitor.stdin.end();
+  await cleared;
+  if (!asked) {
+    console.error(last.join('\n'));
+    fail(`Kafka ${ready ? 'ended by itself' : 'did not start'} (${reason}).`);
+  }
+}
+
+function writeConfig(home, port, controllerPort) {
+  const file = join(home, 'server.properties');
+  writeFileSync(
+    file,
+    `process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:${port},CONTROLLER://127.0.0.1:${controllerPort}
+advertised.listeners=PLAINTEXT://127.0.0.1:${port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.quorum.voters=1@127.0.0.1:${controllerPort}
+log.dirs=${join(home, 'data')}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+${before4 ? '' : 'share.coordinator.state.topic.replication.factor=1\nshare.coordinator.state.topic.min.isr=1\n'}group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+log.cleaner.dedupe.buffer.size=2097152
+`,
+  );
+  return file;
+}
+
+/** Warnings, and the one line that says that the broker is ready. */
+function logging(home) {
+  const file = join(home, 'log.properties');
+  if (before4) {
+    writeFileSync(
+      file,
+      `log4j.rootLogger=WARN, out
+log4j.logger.kafka.server.KafkaRaftServer=INFO
+log4j.appender.out=org.apache.log4j.ConsoleAppender
+log4j.appender.out.layout=org.apache.log4j.PatternLayout
+log4j.appender.out.layout.ConversionPattern=%d %p %m (%c)%n
+`,
+    );
+    return [`-Dlog4j.configuration=file:${file}`];
+  }
+  writeFileSync(
+    file,
+    `rootLogger.level=WARN
+rootLogger.appenderRef.out.ref=out
+logger.server.name=kafka.server.KafkaRaftServer
+logger.server.level=INFO
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %m (%c)%n
+`,
+  );
+  return [`-Dlog4j2.configurationFile=${file}`];
+}
+
+function freePort() {
+  return new Promise((resolvePort, reject) => {
+    const probe = createServer().once('error', reject);
+    probe.listen(0, '127.0.0.1', () => {
+      const { port } = probe.address();
+      probe.close(() => resolvePort(port));
+    });
+  });
+}
+
+function requireProgram(name, options, message) {
+  const { error, status, stderr } = spawnSync(name, options, { encoding: 'utf8' });
+  if (error !== undefined || status !== 0) fail(message);
+  // `openjdk version "17.0.15"`; 1.8 called itself "1.8".
+  const [, major] = /version "(\d+)/.exec(name === 'java' ? stderr : '') ?? [];
+  if (major !== undefined && Number(major) < 17) fail(`${message} This is Java ${major}.`);
+}
+
+function fail(message) {
+  throw new Error(message);
+}

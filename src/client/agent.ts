@@ -1,0 +1,297 @@
+import { randomUUID } from 'node:crypto';
+import { Connection, ColloquyError, type Fetch, type ServerEvent } from './connection.js';
+
+export { ColloquyError };
+
+export interface AgentOptions {
+  /** Of a running service; without it the service runs in this process. */
+  readonly url?: string;
+  readonly apiKey?: string;
+  /** Which tenant's sessions; only operators and services without keys take another than the key's own. */
+  readonly tenant?: string;
+  /** Of the service in this process: as in `colloquy.yml`. */
+  readonly llm?: {
+    readonly provider?: string;
+    readonly model?: string;
+    readonly apiKey?: string | undefined;
+    readonly baseURL?: string | undefined;
+    readonly [key: string]: unknown;
+  };
+  readonly sessions?: {
+    readonly maxSessions?: number;
+    readonly sessionTTL?: number;
+    readonly [key: string]: unknown;
+  };
+  readonly storage?: {
+    /** Accepted, and without meaning here: everything is in PostgreSQL. */
+    readonly cache?: { readonly type?: string; readonly url?: string };
+    /** Without it PostgreSQL is run in `dataDir`. */
+    readonly database?: { readonly type: string; readonly url?: string | undefined };
+    readonly dataDir?: string;
+    readonly [key: string]: unknown;
+  };
+}
+
+export interface SessionInfo {
+  readonly id: string;
+  readonly status: 'active' | 'expired';
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, unknown>>;
+  readonly messageCount: number;
+  readonly version: number;
+  readonly createdAt: string;
+  readonly lastActivityAt: string;
+  readonly expiresAt: string | null;
+  readonly usage: Usage;
+  readonly forkedFrom?: { readonly sessionId: string; readonly version: number };
+}
+
+export interface Usage {
+  readonly inputTokens: number;
+  readonly outputTokens: number;
+  readonly cachedTokens?: number;
+  readonly reasoningTokens?: number;
+}
+
+export interface HistoryMessage {
+  readonly id: string;
+  readonly role: 'system' | 'user' | 'assistant' | 'tool';
+  /** Text, or typed parts. */
+  readonly content: string | readonly Readonly<Record<string, unknown>>[];
+  readonly version: number;
+  readonly createdAt: string;
+  readonly status: 'complete' | 'incomplete';
+  readonly name?: string;
+  readonly toolCalls?: readonly ToolCall[];
+  readonly toolCallId?: string;
+  readonly generationId?: string;
+}
+
+export interface ToolCall {
+  readonly id: string;
+  readonly name: string;
+  /** JSON text. */
+  readonly arguments: string;
+  readonly approval?: 'required' | 'granted';
+}
+
+export interface GenerateOptions {
+  /** A session of its own is made without it. */
+  readonly sessionId?: string;
+  readonly model?: string;
+  readonly instructions?: string;
+  readonly tools?: readonly {
+    readonly name: string;
+    readonly description?: string;
+    readonly parameters?: object;
+    readonly approval?: 'required';
+  }[];
+  /** While another generation runs: fail with `session-busy`, or wait. */
+  readonly onBusy?: 'reject' | 'queue';
+  /** Stops waiting; the generation goes on. Use `cancel` to end it. */
+  readonly signal?: AbortSignal;
+}
+
+export interface GenerateResult {
+  readonly content: string;
+  readonly message: HistoryMessage | null;
+  readonly usage: Usage | null;
+  readonly finishReason: string;
+  readonly sessionId: string;
+  readonly generationId: string;
+}
+
+export type StreamEvent =
+  | {
+      readonly type: 'generation.started';
+      readonly generationId: string;
+      readonly sessionId: string;
+      readonly model: string;
+    }
+  | { readonly type: 'message.delta'; readonly text: string }
+  | ({ readonly type: 'tool.call' } & ToolCall)
+  | ({ readonly type: 'message.completed' | 'generation.cancelled' } & GenerateResult);
+
+interface InProcess {
+  readonly fetch: Fetch;
+  stop(): Promise<void>;
+}
+
+const told = new Set<string>();
+
+/**
+ * Conversations with a model that survive restarts: the service in this process, or a running one by `url`.
+ *
+ * @example
+ * const agent = new Agent({ llm: { provider: 'openai', model: 'gpt-5-mini', apiKey: process.env.OPENAI_API_KEY } });
+ * await agent.start();
+ * const session = await agent.createSession('user-123');
+ * const reply = await agent.generate('What is React?', { sessionId: session.id });
+ * console.log(reply.content);
+ * await agent.stop();
+ */
+export class Agent {
+  private connection: Connection | undefined;
+  private service: InProcess | undefined;
+
+  constructor(private readonly options: AgentOptions = {}) {}
+
+  /** @throws Error when a setting is wrong, the data folder is in use, or the service cannot be reached */
+  async start(): Promise<void> {
+    if (this.connection) return;
+    const { url, apiKey, tenant } = this.options;
+    const headers = {
+      ...(apiKey !== undefined && url !== undefined && { authorization: `Bearer ${apiKey}` }),
+      ...(tenant !== undefined && { 'colloquy-tenant': tenant }),
+    };
+    if (url === undefined) {
+      // Loaded only here: a client of a running service needs none of it.
+      const { startInProcess } = await import('./in-process.js');
+      this.service = await startInProcess(this.options, (warning) => {
+        if (!told.has(warning)) console.warn(warning);
+        told.add(warning);
+      });
+      this.connection = new Connection(this.service.fetch, headers);
+    } else {
+      const base = url.replace(/\/+$/, '');
+      this.connection = new Connection((path, init) => fetch(base + path, init), headers);
+      await this.connection.json('GET', '/health/live');
+    }
+  }
+
+  /** Answers what is running, then stops what `start` started. */
+  async stop(): Promise<void> {
+    const { service } = this;
+    this.connection = undefined;
+    this.service = undefined;
+    await service?.stop();
+  }
+
+  /** A new session; with an id that exists, that session, active again if it was expired. */
+  createSession(id?: string, details: { title?: string; metadata?: object } = {}): Promise<SessionInfo> {
+    return this.write('POST', '/v1/sessions', { ...(id !== undefined && { id }), ...details });
+  }
+
+  /** undefined when there is none. */
+  async getSession(id: string): Promise<SessionInfo | undefined> {
+    return unlessMissing(this.connected.json<SessionInfo>('GET', session(id)));
+  }
+
+  /** The ids of all sessions, of expired ones too. */
+  async listSessions(): Promise<string[]> {
+    const sessions = await this.pages<SessionInfo>('/v1/sessions?limit=200');
+    return sessions.map(({ id }) => id);
+  }
+
+  /** All messages of the present history, oldest first. @throws ColloquyError `session-not-found` */
+  getSessionHistory(id: string): Promise<HistoryMessage[]> {
+    return this.pages<HistoryMessage>(`${session(id)}/messages?limit=200`);
+  }
+
+  /** Title, metadata, counts and times; undefined when there is no such session. */
+  getSessionMetadata(id: string): Promise<SessionInfo | undefined> {
+    return this.getSession(id);
+  }
+
+  /**
+   * The model's whole answer. A lost connection is tried again without a second model call.
+   * @throws ColloquyError `session-not-found`, `session-busy`, `model-failed`, …
+   */
+  async generate(message: string, options: GenerateOptions = {}): Promise<GenerateResult> {
+    const { sessionId, signal, ...ask } = options;
+    const path = `${session(sessionId ?? (await this.createSession()).id)}/generate`;
+    return this.write('POST', path, { message, ...ask }, signal);
+  }
+
+  /**
+   * The answer as it arrives. After a lost connection it goes on where it was.
+   * @throws ColloquyError as `generate`
+   */
+  async *stream(message: string, options: GenerateOptions = {}): AsyncGenerator<StreamEvent> {
+    const { sessionId, signal, ...ask } = options;
+    const path = session(sessionId ?? (await this.createSession()).id);
+    let source = this.connected.events('POST', `${path}/generate`, {
+      body: { message, ...ask },
+      headers: { 'idempotency-key': randomUUID() },
+      signal,
+    });
+    let generationId: string | undefined;
+    let lastId = '';
+    for (;;) {
+      try {
+        for await (const event of source) {
+          lastId = event.id;
+          if (event.event === 'generation.started') generationId = event.data.generationId as string;
+          if (event.event === 'generation.failed') throw failed(event);
+          yield { type: event.event, ...event.data } as StreamEvent;
+          if (event.event === 'message.completed' || event.event === 'generation.cancelled') return;
+        }
+      } catch (error) {
+        if (error instanceof ColloquyError || signal?.aborted || generationId === undefined) throw error;
+      }
+      if (generationId === undefined) throw new Error('the stream ended before the generation began');
+      source = this.connected.events('GET', `${path}/generations/${generationId}/stream`, {
+        headers: { 'last-event-id': lastId },
+        signal,
+      });
+    }
+  }
+
+  /** Ends the generation that runs, if any; what has arrived is kept. Tells whether there was one. */
+  async cancel(sessionId: string): Promise<boolean> {
+    const answer = await this.write<{ cancelled: boolean }>('POST', `${session(sessionId)}/cancel`);
+    return answer.cancelled;
+  }
+
+  /** Empties the history; the session stays. @throws ColloquyError `session-not-found` */
+  async resetConversation(sessionId: string): Promise<void> {
+    await this.write('POST', `${session(sessionId)}/reset`);
+  }
+
+  /** Resolves also when there is no such session. */
+  async deleteSession(sessionId: string): Promise<void> {
+    await unlessMissing(this.write('DELETE', session(sessionId)));
+  }
+
+  private get connected(): Connection {
+    if (!this.connection) throw new Error('the agent is not started: await agent.start() first');
+    return this.connection;
+  }
+
+  /** Under a key of its own, so that a repeated request takes effect once. */
+  private write<T>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
+    return this.connected.json<T>(method, path, {
+      ...(body && { body }),
+      headers: { 'idempotency-key': randomUUID() },
+      signal,
+    });
+  }
+
+  private async pages<T>(path: string): Promise<T[]> {
+    const items: T[] = [];
+    let cursor: string | null = null;
+    do {
+      const next: string = cursor === null ? path : `${path}&cursor=${encodeURIComponent(cursor)}`;
+      const page: { data: T[]; nextCursor: string | null } = await this.connected.json('GET', next);
+      items.push(...page.data);
+      cursor = page.nextCursor;
+    } while (cursor !== null);
+    return items;
+  }
+}
+
+const session = (id: string): string => `/v1/sessions/${encodeURIComponent(id)}`;
+
+async function unlessMissing<T>(request: Promise<T>): Promise<T | undefined> {
+  try {
+    return await request;
+  } catch (error) {
+    if (error instanceof ColloquyError && error.code === 'session-not-found') return undefined;
+    throw error;
+  }
+}
+
+function failed({ data }: ServerEvent): ColloquyError {
+  const { code, detail, status } = data as { code: string; detail: string; status: number };
+  return new ColloquyError(code, detail, status, data);
+}

@@ -1,0 +1,162 @@
+import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
+import { type RecordedEvent } from '../event-store/event-store.js';
+import { type IncomingMessage, type OutgoingMessage } from './kafka-client.js';
+
+/*
+ * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Teams that we do not know depend
+ * on it: docs/events.md says what may change and how.
+ */
+
+/** An event as consumers get it. `data` is of the schema version that this package knows, whatever was published. */
+export type ConsumedEvent = {
+  [T in EventType]: EventOf<T> & {
+    readonly id: string;
+    readonly schemaVersion: number;
+    readonly tenant: string;
+    /** `~tenant` for what concerns the whole tenant. */
+    readonly sessionId: string;
+    readonly incarnation: number;
+    /** 1, 2, 3 … without gaps within a session, through all its incarnations. */
+    readonly version: number;
+    /** RFC 3339, UTC. */
+    readonly time: string;
+    readonly correlationId: string;
+  };
+}[EventType];
+
+/** An event type that is newer than this package; its data is left alone. */
+export interface UnknownEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
+  readonly type: 'unknown';
+  /** `colloquy.<EventName>.v<n>` */
+  readonly ceType: string;
+  readonly data: unknown;
+}
+
+const TYPE = /^colloquy\.([A-Za-z]+)\.v([0-9]+)$/;
+
+const ceType = (type: string, version: number): string => `colloquy.${type}.v${version}`;
+
+/** Names the JSON Schema of an event's data; the service serves it under `/schemas/<EventName>.v<n>.json`. */
+export const schemaUrn = (type: string, version: number): string => `urn:colloquy:event:${type}:v${version}`;
+
+/** Stands for data that is too large for the topic. */
+export const REFERENCE = { type: 'EventReference', version: 1 } as const;
+
+/** More than a record needs around its key, value and headers. */
+const RECORD_OVERHEAD = 256;
+
+/**
+ * @param maxBytes an event whose record might be larger is published with a reference in place of its data
+ * @returns the message and about how many bytes it takes, uncompressed
+ */
+export function toMessage(
+  event: RecordedEvent,
+  partitions: number,
+  maxBytes: number,
+): { message: OutgoingMessage; bytes: number } {
+  // The log lifts what it reads, so the data is of the current version, whatever it was stored under.
+  const version = sessionEvents[event.type as EventType].version;
+  const key = `${event.tenant}/${event.streamId}`;
+  const headers: Record<string, string> = {
+    ce_specversion: '1.0',
+    ce_id: event.id,
+    ce_type: ceType(event.type, version),
+    ce_source: `/colloquy/${event.tenant}`,
+    ce_subject: event.streamId,
+    ce_time: event.time,
+    ce_dataschema: schemaUrn(event.type, version),
+    ce_partitionkey: key,
+    'content-type': 'application/json',
+    ce_tenant: event.tenant,
+    ce_sessionversion: String(event.version),
+    ce_incarnation: String(event.incarnation),
+    ce_lane: String(event.lane),
+    ce_position: String(event.position),
+    ce_correlationid: event.correlationId,
+  };
+  let value = JSON.stringify(event.data);
+  const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
+  if (size() > maxBytes) {
+    const bytes = Buffer.byteLength(value);
+    const after = event.version - 1;
+    const reference = `/v1/sessions/${encodeURIComponent(event.streamId)}/events?after=${after}&limit=1`;
+    headers['ce_dataref'] = reference;
+    headers['ce_dataschema'] = schemaUrn(REFERENCE.type, REFERENCE.version);
+    value = JSON.stringify({ reference, bytes });
+  }
+  return { message: { key, value, partition: event.lane % partitions, headers }, bytes: size() };
+}
+
+function headerBytes(headers: Record<string, string>): number {
+  let bytes = 0;
+  for (const name in headers) bytes += name.length + (headers[name]?.length ?? 0) + 4;
+  return bytes;
+}
+
+/** What the headers say of an event: enough to place it in its session before its data is looked at. */
+export interface Placed {
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly version: number;
+}
+
+/** @throws Error for a record that is not of this contract. */
+export function placeOf({ headers, offset }: IncomingMessage): Placed {
+  const { ce_tenant: tenant, ce_subject: sessionId, ce_sessionversion } = headers;
+  const version = Number(ce_sessionversion);
+  if (tenant === undefined || sessionId === undefined || !Number.isSafeInteger(version) || version < 1)
+    throw new Error(
+      `the record at offset ${offset} is no session event: its CloudEvents headers are missing`,
+    );
+  return { tenant, sessionId, version };
+}
+
+/**
+ * @returns undefined when the record holds a reference in place of its data.
+ * @throws Error on a schema version newer than this package: reading on would lose what it cannot know.
+ */
+export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent | undefined {
+  const { headers } = message;
+  if (headers['ce_dataref'] !== undefined) return undefined;
+  const [, name = '', number = '0'] = TYPE.exec(headers['ce_type'] ?? '') ?? [];
+  return typed(
+    {
+      ...placeOf(message),
+      id: headers['ce_id'] ?? '',
+      incarnation: Number(headers['ce_incarnation']),
+      time: headers['ce_time'] ?? '',
+      correlationId: headers['ce_correlationid'] ?? '',
+    },
+    name,
+    Number(number),
+    JSON.parse(message.value?.toString() ?? 'null') as Record<string, unknown>,
+    headers['ce_type'],
+  );
+}
+
+/** An event as `GET /v1/sessions/:id/events` answers it; `data` is already of the service's schema version. */
+export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
+  readonly type: string;
+  readonly data: Record<string, unknown>;
+}
+
+export function fromAnswer(event: AnsweredEvent): ConsumedEvent | UnknownEvent {
+  const { id, tenant, sessionId, incarnation, version, time, correlationId, type, data } = event;
+  const known = Object.hasOwn(sessionEvents, type) ? sessionEvents[type as EventType].version : 1;
+  const envelope = { id, tenant, sessionId, incarnation, version, time, correlationId };
+  return typed(envelope, type, known, data);
+}
+
+function typed(
+  envelope: Omit<ConsumedEvent, 'type' | 'data' | 'schemaVersion'>,
+  type: string,
+  schemaVersion: number,
+  data: Record<string, unknown>,
+  published = ceType(type, schemaVersion),
+): ConsumedEvent | UnknownEvent {
+  if (!Object.hasOwn(sessionEvents, type))
+    return { ...envelope, schemaVersion, type: 'unknown', ceType: published, data };
+  const current = sessionEvents[type as EventType].version;
+  const lifted = upcast(type, schemaVersion, data);
+  return { ...envelope, type, schemaVersion: current, data: lifted } as ConsumedEvent;
+}

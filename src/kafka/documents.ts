@@ -1,0 +1,375 @@
+import { z } from 'zod';
+import { type EventType, sessionEvents } from '../domain/session.events.js';
+import { REFERENCE, schemaUrn } from './contract.js';
+
+/*
+ * The contract of the topic as documents, all made from the schemas that the events themselves are checked with:
+ * JSON Schemas, an AsyncAPI description, and docs/events.md.
+ */
+
+export type JsonSchema = Record<string, unknown>;
+
+/** What operators choose of the topic. */
+export interface TopicDescription {
+  readonly topic: string;
+  readonly partitions: number;
+  readonly retentionMs: number;
+  readonly maxMessageBytes: number;
+}
+
+const DIALECT = 'http://json-schema.org/draft-07/schema#';
+
+const SUMMARIES: Record<EventType, string> = {
+  SessionCreated:
+    'A session begins; on an id that was deleted before, a new incarnation: nothing of the old one counts any more.',
+  SessionDetailsChanged:
+    'Title, metadata or legal hold changed; a field that is there replaces the old value.',
+  MessageAppended: 'A message joined the conversation.',
+  GenerationStarted: 'A model call began.',
+  GenerationCompleted: 'A model call ended with an answer; its tokens.',
+  GenerationFailed: 'A model call ended without a usable answer; tokens that were spent all the same.',
+  GenerationCancelled: 'A model call was called off; tokens that were spent all the same.',
+  ToolApprovalGranted: 'A tool may be used.',
+  ToolApprovalRevoked: 'A tool may no longer be used.',
+  ConversationReset: 'History and tool approvals are emptied; the session, its title and its usage stay.',
+  SessionExpired: 'The session left the active set; its history is kept.',
+  SessionResumed: 'An expired session is active again.',
+  SessionDeleted: 'The session ended. Its id may be used again, which begins a new incarnation.',
+  TenantSettingsChanged:
+    'Limits of a whole tenant changed; null takes one back. The session id is `~tenant`.',
+};
+
+const reference = z.object({
+  reference: z.string().meta({ description: 'Path of the event in the API, relative to the service' }),
+  bytes: z.int().positive().meta({ description: 'Size of the data that was left out' }),
+});
+
+const eventTypes = Object.keys(sessionEvents) as EventType[];
+export const schemaFile = (type: string, version: number): string => `${type}.v${version}.json`;
+
+function jsonSchema(type: string, version: number, description: string, schema: z.ZodType): JsonSchema {
+  const { $schema: _, ...converted } = z.toJSONSchema(schema, {
+    io: 'input',
+    target: 'draft-7',
+    unrepresentable: 'any',
+    override: ({ jsonSchema: made }) => {
+      // Readers ignore what they do not know: that is what lets a field be added.
+      delete made.additionalProperties;
+      // The format says it; the pattern is a detail of the zod release, and no change of it may look like one of ours.
+      if (made.format === 'date-time') delete made.pattern;
+    },
+  });
+  return { $schema: DIALECT, $id: schemaUrn(type, version), title: type, description, ...converted };
+}
+
+/** By file name: the schemas of every event's data, current versions, and of the reference. */
+export function jsonSchemas(): Record<string, JsonSchema> {
+  const schemas: Record<string, JsonSchema> = {};
+  for (const type of eventTypes) {
+    const { version, data } = sessionEvents[type];
+    schemas[schemaFile(type, version)] = jsonSchema(type, version, SUMMARIES[type], data);
+  }
+  schemas[schemaFile(REFERENCE.type, REFERENCE.version)] = jsonSchema(
+    REFERENCE.type,
+    REFERENCE.version,
+    'Stands in place of data that is larger than the topic takes.',
+    reference,
+  );
+  return schemas;
+}
+
+const HEADERS: readonly (readonly [name: string, description: string, schema: JsonSchema])[] = [
+  ['ce_specversion', 'CloudEvents version', { type: 'string', const: '1.0' }],
+  ['ce_id', 'Id of the event; the same however often it is delivered', { type: 'string', format: 'uuid' }],
+  ['ce_type', '`colloquy.<EventName>.v<n>`', { type: 'string', pattern: '^colloquy\\.[A-Za-z]+\\.v[0-9]+$' }],
+  ['ce_source', '`/colloquy/<tenant>`', { type: 'string', format: 'uri-reference' }],
+  ['ce_subject', 'Session id; `~tenant` for what concerns the whole tenant', { type: 'string' }],
+  ['ce_time', 'When it was recorded: UTC, RFC 3339', { type: 'string', format: 'date-time' }],
+  ['ce_dataschema', 'Names the JSON Schema of the value', { type: 'string', format: 'uri' }],
+  ['ce_partitionkey', '`<tenant>/<session id>`, as the record key', { type: 'string' }],
+  ['content-type', '', { type: 'string', const: 'application/json' }],
+  ['ce_tenant', 'Tenant id', { type: 'string' }],
+  ['ce_sessionversion', 'Number of the event in its session: 1, 2, 3 … without gaps', digits(1)],
+  ['ce_incarnation', 'Which life of the session id', digits(1)],
+  ['ce_lane', 'Lane of the log; the partition is this modulo the partition count', digits(0)],
+  ['ce_position', 'Number of the event in its lane: 1, 2, 3 … without gaps', digits(1)],
+  ['ce_correlationid', 'Correlation id of the request that caused it', { type: 'string' }],
+  ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
+];
+
+function digits(least: 0 | 1): JsonSchema {
+  return { type: 'string', pattern: least === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
+}
+
+/** An AsyncAPI 3.0 description of the topic. */
+export function asyncApi(topic: TopicDescription, serviceVersion: string): Record<string, unknown> {
+  const schemas: Record<string, JsonSchema> = {};
+  const messages: Record<string, unknown> = {};
+  for (const type of eventTypes) {
+    const { version } = sessionEvents[type];
+    const { $schema: _, $id, ...schema } = jsonSchemas()[schemaFile(type, version)] ?? {};
+    schemas[type] = schema;
+    messages[type] = {
+      name: `colloquy.${type}.v${version}`,
+      title: type,
+      summary: SUMMARIES[type],
+      contentType: 'application/json',
+      headers: {
+        type: 'object',
+        required: HEADERS.map(([name]) => name).filter((name) => name !== 'ce_dataref'),
+        properties: Object.fromEntries(
+          HEADERS.map(([name, description, header]) => [
+            name,
+            {
+              ...header,
+              ...(name === 'ce_type' && { const: `colloquy.${type}.v${version}` }),
+              ...(name === 'ce_dataschema' && { examples: [$id] }),
+              ...(description !== '' && { description }),
+            },
+          ]),
+        ),
+      },
+      payload: { $ref: `#/components/schemas/${type}` },
+      bindings: {
+        kafka: { key: { type: 'string', description: '<tenant>/<session id>' }, bindingVersion: '0.5.0' },
+      },
+    };
+  }
+  const messageRefs = (prefix: string) => eventTypes.map((type) => ({ $ref: `${prefix}/${type}` }));
+  return {
+    asyncapi: '3.0.0',
+    info: {
+      title: 'Colloquy session events',
+      version: serviceVersion,
+      description:
+        'Every event of every session, at least once; first deliveries of a session are in the order of ' +
+        'ce_sessionversion. Consumers drop versions that they have, apply the next one, and fetch a gap from the API.',
+      license: { name: 'MIT' },
+    },
+    defaultContentType: 'application/json',
+    channels: {
+      sessionEvents: {
+        address: topic.topic,
+        messages: Object.fromEntries(
+          eventTypes.map((type) => [type, { $ref: `#/components/messages/${type}` }]),
+        ),
+        bindings: {
+          kafka: {
+            topic: topic.topic,
+            partitions: topic.partitions,
+            topicConfiguration: {
+              'cleanup.policy': ['delete'],
+              'retention.ms': topic.retentionMs,
+              'max.message.bytes': topic.maxMessageBytes,
+            },
+            bindingVersion: '0.5.0',
+          },
+        },
+      },
+    },
+    operations: {
+      publishSessionEvents: {
+        action: 'send',
+        summary: 'Colloquy publishes what it has recorded.',
+        channel: { $ref: '#/channels/sessionEvents' },
+        messages: messageRefs('#/channels/sessionEvents/messages'),
+      },
+    },
+    components: { schemas, messages },
+  };
+}
+
+/** docs/events.md */
+export function eventsPage(): string {
+  const schemas = jsonSchemas();
+  const events = eventTypes.map((type) => {
+    const { version } = sessionEvents[type];
+    const file = schemaFile(type, version);
+    return [
+      `### ${type}`,
+      '',
+      SUMMARIES[type],
+      '',
+      `\`colloquy.${type}.v${version}\`, schema: [\`schemas/${file}\`](../schemas/${file})`,
+      '',
+      ...fieldTable(schemas[file] ?? {}),
+    ].join('\n');
+  });
+  return PAGE.replace('{{headers}}', () =>
+    [
+      '| header | value |',
+      '| --- | --- |',
+      ...HEADERS.map(([name, description, { const: fixed }]) => {
+        const value = typeof fixed === 'string' ? `\`${fixed}\`` : '';
+        return `| \`${name}\` | ${[description, value].filter((part) => part !== '').join(': ')} |`;
+      }),
+    ].join('\n'),
+  ).replace('{{events}}', () => events.join('\n\n'));
+}
+
+interface Shape {
+  type?: string;
+  const?: string;
+  enum?: string[];
+  anyOf?: Shape[];
+  oneOf?: Shape[];
+  items?: Shape | Shape[];
+  properties?: Record<string, Shape>;
+  required?: string[];
+  description?: string;
+  format?: string;
+  'x-personal'?: boolean;
+}
+
+function fieldTable(schema: Shape): string[] {
+  const fields = Object.entries(schema.properties ?? {});
+  if (fields.length === 0) return ['No data.'];
+  return [
+    '| field | type | |',
+    '| --- | --- | --- |',
+    ...fields.map(([name, field]) => {
+      const notes = [
+        schema.required?.includes(name) === true ? '' : 'optional',
+        field['x-personal'] === true ? 'personal' : '',
+        field.description ?? '',
+      ];
+      return `| \`${name}\` | ${typeName(field)} | ${notes.filter((note) => note !== '').join('; ')} |`;
+    }),
+  ];
+}
+
+function typeName({
+  type,
+  const: fixed,
+  enum: values,
+  anyOf,
+  oneOf,
+  items,
+  properties,
+  required,
+  format,
+}: Shape): string {
+  if (fixed !== undefined) return `\`${fixed}\``;
+  if (values) return values.map((value) => `\`${value}\``).join(' ');
+  const choices = anyOf ?? oneOf;
+  if (choices) return [...new Set(choices.map(typeName))].join(' or ');
+  if (type === 'array') {
+    if (Array.isArray(items)) return `[${items.map(typeName).join(', ')}]`;
+    return `array of ${items ? typeName(items) : 'any'}`;
+  }
+  if (properties) {
+    const names = Object.keys(properties).map((name) =>
+      required?.includes(name) === true ? name : `${name}?`,
+    );
+    return `{ ${names.join(', ')} }`;
+  }
+  return format === 'date-time' ? 'RFC 3339 time' : (type ?? 'any JSON');
+}
+
+const PAGE = `<!-- Made by \`npm run docs:events\` from src/domain/session.events.ts and src/kafka/documents.ts. Do not edit. -->
+# Events on Kafka
+
+Colloquy publishes every event of every session to one topic, \`colloquy.session-events\` unless set otherwise. The same contract
+for programs: \`/asyncapi.json\` of a running service, and JSON Schemas (draft 7) in \`schemas/\`, served under \`/schemas/\`.
+
+## What you can rely on
+
+- **Complete.** Every event that was ever acknowledged is published at least once, however far back, whatever was down meanwhile. Naming brokers for the
+  first time publishes the log from its first event.
+- **In order per session.** All events of a session are in one partition, and their *first* deliveries are in the order of \`ce_sessionversion\`, which
+  has no gaps. Events of different sessions have no order among each other.
+- **More than once, now and then.** After a failure a stretch may come again, in order, ending further on. \`ce_id\` and \`ce_sessionversion\` stay the same.
+- **Only appended to.** Events are never edited, renamed or taken back. A deleted session is a further event.
+
+## The rule of every consumer
+
+Keep, per tenant and session, the last version that you have applied, *in the same transaction as its effect*:
+
+| version of the record | do |
+| --- | --- |
+| at most the last one | drop it: it has been applied |
+| the last one + 1 | apply it |
+| beyond that | fetch the gap, \`GET /v1/sessions/<session id>/events?after=<last version>\`, and apply it first |
+
+A gap shows where the topic no longer has the beginning (retention), or where somebody began in the middle. Start from the beginning of the topic
+(\`auto.offset.reset=earliest\`) and commit offsets after the effect; the versions tell what is new. \`colloquy/consumer\` does all of this:
+
+\`\`\`ts
+import { consume, postgresPlaces } from 'colloquy/consumer';
+
+const consumer = consume({
+  kafka: { brokers: ['127.0.0.1:9092'] },
+  groupId: 'usage',
+  places: postgresPlaces(pool, { consumer: 'usage' }),
+  api: { url: 'http://127.0.0.1:3000', apiKey: process.env.COLLOQUY_API_KEY },
+  apply: async (events, tx) => {
+    for (const event of events)
+      if (event.type === 'MessageAppended') await tx.query('insert into …', [event.data.messageId]);
+  },
+});
+\`\`\`
+
+A whole program: [\`examples/token-usage.mjs\`](../examples/token-usage.mjs), \`npm run example:usage\`.
+
+**Ignore what you do not know**: header, field or event type. Values of an \`enum\` do not grow within a version.
+
+## Records
+
+The key is \`<tenant>/<session id>\`, the value the event's data as JSON, and the headers are those of CloudEvents 1.0 (Kafka binding, binary mode), UTF-8:
+
+{{headers}}
+
+The partition is \`ce_lane\` modulo the number of partitions, not a hash of the key: a lane keeps its order whatever the partition count. Join the topic with others
+by its key only after repartitioning.
+
+**Data that is too large.** Colloquy creates the topic with a \`max.message.bytes\` of 8 MiB (\`kafka.maxMessageBytes\`). An event beyond what the topic takes does not hold
+up the others: its record has the header \`ce_dataref\`, the \`ce_dataschema\` \`urn:colloquy:event:EventReference:v1\`, and the value
+\`{"reference": "/v1/sessions/<id>/events?after=<version - 1>&limit=1", "bytes": 12345678}\`; \`ce_type\` stays that of the event. Read the event there. \`colloquy/consumer\` does.
+
+## State from events
+
+There is no compacted topic with the latest state of each session, and \`colloquy.session-events\` must not be made one. A node that lost its lease without knowing may
+still have one old batch on the wire. Among events that is a repetition, which the version tells; on a compacted topic the late, older record would replace
+the newer one *for good*. Fold the events instead:
+
+\`\`\`
+state := empty at version 0
+for each record, in the order of the partition:
+  if record.version <= state.version: drop
+  if record.version >  state.version + 1: fetch the gap first
+  state := apply(state, record); state.version := record.version
+\`\`\`
+
+where \`SessionCreated\` begins a new incarnation with an empty state, \`ConversationReset\` empties the history, \`SessionExpired\` and \`SessionResumed\` change the status, and
+\`SessionDeleted\` ends it. Keep the row of a deleted session, at least its version: late repetitions must still find it.
+
+## Retention and erasure
+
+The topic keeps events for \`kafka.retentionMs\`, seven days unless set otherwise when the topic is created. This is also the bound of erasure downstream: what is erased in
+Colloquy can be read from the topic until then, and wherever consumers have put it for as long as they keep it. Fields marked *personal* below may hold what
+a person wrote or is named by; consumers that store them take on the duty to erase them.
+
+## Events
+
+{{events}}
+
+## Adding to the contract
+
+What was published stays readable for ever: old records are on topics and in archives, and consumers are upgraded later than we are, or never.
+\`test/unit/kafka\` compares the schemas with the committed ones in \`schemas/\` and fails on a change that breaks a reader.
+
+**A new optional field**: add it to \`data\` in \`src/domain/session.events.ts\`, run \`npm run docs:events\`, commit the result. Nothing else; the version stays.
+
+**A new event type**: add it to \`sessionEvents\` with \`version: 1\`, to \`src/domain/session.ts\`, and a summary to \`src/kafka/documents.ts\`; run \`npm run docs:events\`. Consumers ignore it
+until they know it.
+
+**Anything else** (a field goes, becomes required or optional, changes its type or meaning, an \`enum\` grows, a limit loosens) is a new version:
+
+1. In \`session.events.ts\` change \`data\`, count \`version\` up, and add an upcaster from the old version to the new one: the log keeps what it has.
+2. \`npm run docs:events\` writes \`schemas/<EventName>.v<n+1>.json\` and leaves the file of the old version where it is, for ever.
+3. Publish a release of \`colloquy/consumer\` and give consumers time to take it *before* the service writes the new version: from then on records are \`v<n+1>\`, old events that are
+   published again included, since the log lifts them when it reads them. A consumer that meets a version newer than it knows must stop and say so; ours does.
+4. Add an old record of the event to the upcaster's test.
+
+An event is never renamed, and its name is never used again for something else: an event that is no longer written stays in the catalogue.
+`;

@@ -1,0 +1,94 @@
+import 'reflect-metadata';
+import { Logger } from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import { type NestFastifyApplication } from '@nestjs/platform-fastify';
+import { AppModule, migrations } from './app.module.js';
+import { type Config } from './config.js';
+import { connect, isConnectionError } from './database/connection.js';
+import { lockDataFolder } from './database/data-folder-lock.js';
+import { type EmbeddedPostgres, startEmbeddedPostgres } from './database/embedded-postgres.js';
+import { migrate } from './database/migrate.js';
+import { Generations } from './generation/generations.js';
+import { configureApp, createHttpAdapter } from './http/server.js';
+import { version } from './version.js';
+
+/** How long a start waits for a database that is not there yet. */
+const DATABASE_PATIENCE_MS = 60_000;
+
+export interface Service {
+  readonly app: NestFastifyApplication;
+  /** The database that the service runs itself, if none was named. */
+  readonly embedded: EmbeddedPostgres | undefined;
+  /** Answers what is running, then stops everything; the embedded database last. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Database, schema and application; not listening yet.
+ * @throws DataFolderInUseError; whatever the database says when it cannot be used
+ */
+export async function createService(config: Config): Promise<Service> {
+  const undo: (() => Promise<void>)[] = [];
+  const stop = async (): Promise<void> => {
+    for (const step of undo.splice(0).reverse()) {
+      await step().catch((error: unknown) => {
+        new Logger('service').error('while stopping', error);
+      });
+    }
+  };
+  try {
+    const embedded = config.storage.database ? undefined : await startDatabase(config, undo);
+    const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
+    await migrateWhenThere(databaseUrl);
+    // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
+    if (embedded) await forgetLeases(databaseUrl);
+
+    const app = await NestFactory.create<NestFastifyApplication>(
+      AppModule.create(config, databaseUrl),
+      createHttpAdapter(config),
+      { logger: ['warn', 'error', 'fatal'], abortOnError: false },
+    );
+    undo.push(async () => {
+      const generations = app.get(Generations);
+      const impatience = setTimeout(() => {
+        generations.abortAll();
+      }, config.server.shutdownGraceMs);
+      await app.close();
+      clearTimeout(impatience);
+    });
+    configureApp(app, { ...config, version });
+    return { app, embedded, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+async function startDatabase(config: Config, undo: (() => Promise<void>)[]): Promise<EmbeddedPostgres> {
+  const { dataDir } = config.storage;
+  const lock = await lockDataFolder(dataDir, { url: `http://${config.server.host}:${config.server.port}` });
+  undo.push(() => lock.release());
+  const embedded = await startEmbeddedPostgres({ dataDir });
+  undo.push(() => embedded.stop());
+  return embedded;
+}
+
+async function migrateWhenThere(url: string): Promise<void> {
+  const deadline = Date.now() + DATABASE_PATIENCE_MS;
+  for (let told = false; ; told = true) {
+    try {
+      await migrate(url, migrations);
+      return;
+    } catch (error) {
+      if (!isConnectionError(error) || Date.now() > deadline) throw error;
+      if (!told) new Logger('database').warn(`waiting for it: ${(error as Error).message}`);
+      await new Promise((resolve) => setTimeout(resolve, 1_000));
+    }
+  }
+}
+
+async function forgetLeases(url: string): Promise<void> {
+  const client = await connect(url, 'start');
+  await client.query('delete from lease');
+  await client.end();
+}

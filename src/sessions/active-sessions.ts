@@ -1,0 +1,132 @@
+import { LRUCache } from 'lru-cache';
+import { type EventStore } from '../event-store/event-store.js';
+import { type ReadModels } from '../projections/read-models.js';
+import { type Candidate, leastRecentlyUsed, overdueSessionsOf } from '../projections/session-candidates.js';
+import { type TenantPolicies } from './tenant-policies.js';
+
+/** Makes a candidate leave the active set, if it still is what it was; tells whether it did. */
+export type Expire = (candidate: Candidate, reason: 'ttl' | 'cap', idleFor?: number) => Promise<boolean>;
+
+/** The key of the counter of a tenant's active sessions. */
+export const activeSessions = (tenant: string): string => `${ACTIVE_SESSIONS}${tenant}`;
+export const ACTIVE_SESSIONS = 'active:';
+
+interface Waiting {
+  readonly resolve: (mayTry: boolean) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** The most sessions that one round makes leave. */
+const AT_ONCE = 256;
+/** Rounds in a row in which sessions left, but others took their places. */
+const ROUNDS = 20;
+const REMEMBERED = 20_000;
+
+/**
+ * Room at a tenant's cap: overdue sessions leave first, under `evict` then the least recently used ones.
+ *
+ * Those who wait for room at the same tenant are served together and in order, as many sessions leaving at once as
+ * there are waiting: one by one they would all pick the same session, and all but one of them in vain. Between nodes
+ * that can still happen; whoever comes too late remembers the session at that version and goes on to the next one.
+ */
+export class RoomMaker {
+  private readonly queues = new Map<string, Waiting[]>();
+  /** Session → version at which it was tried. The read model may show it as active for a while yet. */
+  private readonly tried = new LRUCache<string, number>({ max: REMEMBERED });
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly models: ReadModels,
+    private readonly policies: TenantPolicies,
+    private readonly expire: Expire,
+  ) {}
+
+  /**
+   * @param again whoever was promised room and found it taken is served first
+   * @returns whether to try again; false: the tenant is at its cap and nobody can be made to leave
+   * @throws ProjectionLagging when nobody can tell who is to leave
+   */
+  request(tenant: string, again: boolean): Promise<boolean> {
+    return new Promise((resolve, reject) => {
+      const queue = this.queues.get(tenant);
+      if (queue) queue[again ? 'unshift' : 'push']({ resolve, reject });
+      else {
+        const first = [{ resolve, reject }];
+        this.queues.set(tenant, first);
+        void this.serve(tenant, first);
+      }
+    });
+  }
+
+  private async serve(tenant: string, queue: Waiting[]): Promise<void> {
+    for (let inVain = 0; queue.length > 0;) {
+      // One turn of the event loop, so that requests which arrived together are served together.
+      await new Promise((resolve) => setImmediate(resolve));
+      const asked = queue.length;
+      try {
+        const { places, left } = await this.makeRoom(tenant, asked);
+        inVain = places > 0 ? 0 : inVain + 1;
+        for (const one of queue.splice(0, places)) one.resolve(true);
+        if (places === 0 && (left === 0 || inVain >= ROUNDS)) {
+          for (const one of queue.splice(0, asked)) one.resolve(false);
+        }
+      } catch (error) {
+        for (const one of queue.splice(0, asked)) one.reject(error);
+      }
+    }
+    this.queues.delete(tenant);
+  }
+
+  /** `places`: how many of those who ask may try again; `left`: how many candidates there were. */
+  private async makeRoom(tenant: string, asked: number): Promise<{ places: number; left: number }> {
+    const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
+    const overdue = this.untried(
+      await overdueSessionsOf(this.models, tenant, { ttl: sessionTTL }, { limit: AT_ONCE }),
+    );
+    await this.expireAll(overdue, 'ttl', sessionTTL);
+    // Also what others made room for in the meantime, and a cap that was lowered.
+    const room = maxSessions - (await this.store.counterValue(activeSessions(tenant)));
+    if (room >= asked || capPolicy === 'reject') {
+      return { places: Math.min(Math.max(room, 0), asked), left: overdue.length };
+    }
+    const victims = await this.victims(tenant, Math.min(asked - room, AT_ONCE));
+    const evicted = await this.expireAll(victims, 'cap');
+    return {
+      places: Math.min(Math.max(room + evicted, 0), asked),
+      left: overdue.length + victims.length,
+    };
+  }
+
+  private async victims(tenant: string, wanted: number): Promise<Candidate[]> {
+    const limit = wanted + AT_ONCE;
+    const known = this.untried(await leastRecentlyUsed(this.models, 'whatever there is', tenant, limit));
+    // Those that came in or were used a moment ago may be missing; only who has seen them can say that nobody is left.
+    const found =
+      known.length >= wanted
+        ? known
+        : this.untried(await leastRecentlyUsed(this.models, await this.models.ends(), tenant, limit));
+    return found.slice(0, wanted);
+  }
+
+  private untried<C extends Candidate>(candidates: readonly C[]): C[] {
+    return candidates.filter((one) => (this.tried.get(keyOf(one)) ?? 0) < one.version);
+  }
+
+  /** @returns how many left; those that somebody else made leave do not count. */
+  private async expireAll(
+    candidates: readonly Candidate[],
+    reason: 'ttl' | 'cap',
+    idleFor?: number,
+  ): Promise<number> {
+    const left = await Promise.all(
+      candidates.map(async (candidate) => {
+        const isGone = await this.expire(candidate, reason, idleFor);
+        this.tried.set(keyOf(candidate), candidate.version);
+        return isGone;
+      }),
+    );
+    return left.filter(Boolean).length;
+  }
+}
+
+const keyOf = ({ tenant, sessionId }: Candidate): string => `${tenant}/${sessionId}`;

@@ -1,0 +1,71 @@
+import { Body, Controller, Delete, Get, Param, Put } from '@nestjs/common';
+import { CommandBus } from '@nestjs/cqrs';
+import { z } from 'zod';
+import { sessionEvents, toolName } from '../domain/session.events.js';
+import { GrantToolApproval, RevokeToolApproval } from '../domain/session.js';
+import { Caller } from '../http/auth.js';
+import { Answers } from '../http/openapi.js';
+import { Write, type WriteContext } from '../http/preconditions.js';
+import { ApiError } from '../http/problem.js';
+import { dispatch } from './session-commands.js';
+import { SessionQueries } from './session-queries.js';
+import { sessionPath } from './session.schemas.js';
+import { target, WRITE_EXISTING } from './sessions.controller.js';
+
+const Approval = sessionEvents.ToolApprovalGranted.data.meta({ id: 'ToolApproval' });
+const ApprovalList = z.object({ data: z.array(Approval) });
+const GrantBody = z.strictObject({
+  scope: z.enum(['once', 'session']).default('once').meta({
+    description: 'once: used up by the next result of this tool; session: until revoked, reset or deleted',
+  }),
+  expiresAt: z.iso.datetime({ offset: true }).optional(),
+});
+
+/** What tools a session may run. Reset, fork and re-creation never carry an approval over. */
+@Controller('v1/sessions/:id/approvals')
+export class ApprovalsController {
+  constructor(
+    private readonly bus: CommandBus,
+    private readonly queries: SessionQueries,
+  ) {}
+
+  @Get()
+  @Answers(200, ApprovalList, {
+    summary: 'List the tool approvals of a session',
+    problems: ['session-not-found', 'database-unavailable'],
+  })
+  async list(@Caller() { tenant }: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
+    return { data: await this.queries.approvals({ tenant, sessionId }) };
+  }
+
+  @Put(':tool')
+  @Answers(200, Approval, { summary: 'Approve a tool', problems: WRITE_EXISTING })
+  async grant(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Param('tool', { schema: toolName }) tool: string,
+    @Body({ schema: GrantBody.default({ scope: 'once' }) }) body: z.infer<typeof GrantBody>,
+  ) {
+    const route = `PUT /v1/sessions/${sessionId}/approvals/${tool}`;
+    const approval = { tool, scope: body.scope, ...(body.expiresAt && { expiresAt: body.expiresAt }) };
+    await dispatch(this.bus, new GrantToolApproval(target(write, sessionId, route, body), approval));
+    return approval;
+  }
+
+  @Delete(':tool')
+  @Answers(204, null, { summary: 'Take an approval back', problems: ['not-found', ...WRITE_EXISTING] })
+  async revoke(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Param('tool', { schema: toolName }) tool: string,
+  ): Promise<void> {
+    const route = `DELETE /v1/sessions/${sessionId}/approvals/${tool}`;
+    const done = await dispatch(
+      this.bus,
+      new RevokeToolApproval(target(write, sessionId, route, null), tool),
+    );
+    if (done.events.length === 0 && !done.duplicate) {
+      throw new ApiError('not-found', 'the session has no approval for this tool');
+    }
+  }
+}

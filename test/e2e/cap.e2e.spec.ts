@@ -1,0 +1,187 @@
+import { type FakeOpenAi, held, says } from '../support/fake-openai.js';
+import { type Answer, type Api, eventually, expectProblem } from '../support/http.js';
+import { createWorld, FULL, logged, say, type SessionAnswer, user, type World } from './fixture.js';
+
+const CAP = 50;
+const CREATES = FULL ? 1000 : 200;
+const HOUR = 3_600_000;
+
+describe('the cap on active sessions', () => {
+  let world: World;
+  let nodes: readonly [Api, Api];
+
+  async function start(env: Record<string, string> = {}): Promise<void> {
+    const all = { MAX_SESSIONS: String(CAP), ...env };
+    const [one, two] = await Promise.all([world.node(all), world.node(all)]);
+    nodes = [one.api, two.api];
+  }
+  beforeEach(async () => {
+    world = await createWorld();
+  });
+  afterEach(async () => {
+    await expectExact();
+    await world.end();
+  });
+
+  /** Active sessions as the log has them, whatever counter or read model say. */
+  async function active(): Promise<string[]> {
+    const rows = await world.database.query<{ stream_id: string }>(
+      `select stream_id from (
+         select distinct on (stream_id) stream_id, type from event
+         where type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
+         order by stream_id, version desc
+       ) last where type in ('SessionCreated', 'SessionResumed')`,
+    );
+    return rows.map((row) => row.stream_id);
+  }
+  /** The most that were ever active at once, by the order of the commits as far as times tell it. */
+  async function expectExact(): Promise<void> {
+    const [counter] = await world.database.query<{ value: number }>(
+      `select value::int from counter where key = 'active:default'`,
+    );
+    expect(counter?.value).toBe((await active()).length);
+    expect(counter?.value).toBeLessThanOrEqual(CAP);
+  }
+  const createMany = (count: number, from = 0) =>
+    Promise.all(
+      Array.from({ length: count }, (_, index) =>
+        (nodes[index % 2] ?? nodes[0]).post<SessionAnswer>('/v1/sessions', { id: `s-${from + index}` }),
+      ),
+    );
+  const withStatus = (answers: readonly Answer<SessionAnswer>[], status: number) =>
+    answers.filter((answer) => answer.status === status);
+
+  it(`given a cap of ${CAP}, when ${CREATES} are created at once on two nodes, then exactly ${CAP} are made`, async () => {
+    await start();
+    const answers = await createMany(CREATES);
+    expect(withStatus(answers, 201)).toHaveLength(CAP);
+    const refused = withStatus(answers, 429);
+    expect(refused).toHaveLength(CREATES - CAP);
+    for (const answer of refused) {
+      const problem = expectProblem(answer, 429, 'session-limit-reached');
+      expect(problem).toMatchObject({ activeSessions: CAP, maxSessions: CAP });
+    }
+    const made = withStatus(answers, 201).map((answer) => answer.body.id);
+    expect((await active()).sort()).toEqual(made.sort());
+    expect(await world.database.query('select from event')).toHaveLength(CAP);
+
+    // A session that is there may be used at the cap; an expired or a new one may not.
+    const [first = ''] = made;
+    expect((await nodes[0].post('/v1/sessions', { id: first })).status).toBe(200);
+    expect((await say(nodes[1], first, 'hello')).status).toBe(201);
+    expectProblem(
+      await nodes[0].post('/v1/chat', { message: 'x', sessionId: 'new' }),
+      429,
+      'session-limit-reached',
+    );
+    // Another tenant has a cap of its own.
+    expect((await nodes[0].post('/v1/sessions', {}, { 'colloquy-tenant': 'other' })).status).toBe(201);
+
+    // Each that is deleted makes room for exactly one.
+    const leaving = made.slice(0, 10);
+    await Promise.all(
+      leaving.map((id, index) => (nodes[index % 2] ?? nodes[0]).delete(`/v1/sessions/${id}`)),
+    );
+    const again = await createMany(30, CREATES);
+    expect(withStatus(again, 201)).toHaveLength(10);
+    expect(withStatus(again, 429)).toHaveLength(20);
+  });
+
+  it('given overdue sessions at the cap, when many are created at once, then they leave and make room for all', async () => {
+    await start();
+    expect(withStatus(await createMany(CAP), 201)).toHaveLength(CAP);
+    await world.database.setClock({ offsetMs: 2 * HOUR });
+    // One of them is used again in time.
+    expect((await say(nodes[0], 's-0', 'still here')).status).toBe(201);
+    const answers = await createMany(CAP - 1, 1000);
+    expect(withStatus(answers, 201)).toHaveLength(CAP - 1);
+    expectProblem(await nodes[0].post('/v1/sessions', {}), 429, 'session-limit-reached');
+    expect(await active()).toContain('s-0');
+    expect((await logged(world.database, 's-1')).at(-1)).toMatchObject({
+      type: 'SessionExpired',
+      data: { reason: 'ttl' },
+    });
+    // An expired one comes back only if there is room.
+    expectProblem(await say(nodes[1], 's-1', 'me too'), 429, 'session-limit-reached');
+    await nodes[0].delete('/v1/sessions/s-0');
+    expect((await say(nodes[1], 's-1', 'me too')).status).toBe(201);
+    expect((await nodes[0].get('/v1/sessions/s-1')).body).toMatchObject({
+      status: 'active',
+      messageCount: 1,
+    });
+  });
+
+  describe('when the policy is to evict', () => {
+    it(`given a full house, when ${CREATES} more are created at once on two nodes, then all are made, and never too many are active`, async () => {
+      await start({ SESSION_CAP_POLICY: 'evict' });
+      await createMany(CAP);
+      const watching = watch();
+      const answers = await createMany(CREATES, 1000);
+      expect(answers.filter((answer) => answer.status !== 201).map((answer) => answer.text)).toEqual([]);
+      expect(await watching()).toBeLessThanOrEqual(CAP);
+      expect(await active()).toHaveLength(CAP);
+      const reasons = await world.database.query(
+        `select data ->> 'reason' as reason, count(*)::int as n from event where type = 'SessionExpired' group by 1`,
+      );
+      expect(reasons).toEqual([{ reason: 'cap', n: CREATES }]);
+    });
+
+    it('given a full house, when one more is created, then the least recently used one leaves, which comes back when it is used', async () => {
+      await start({ SESSION_CAP_POLICY: 'evict', MAX_SESSIONS: '3' });
+      for (const id of ['a', 'b', 'c']) {
+        expect((await nodes[0].post('/v1/sessions', { id })).status).toBe(201);
+      }
+      await world.database.setClock({ offsetMs: 1000 });
+      await say(nodes[0], 'a', 'hello');
+      await world.database.setClock({ offsetMs: 2000 });
+      expect((await nodes[0].post('/v1/sessions', { id: 'd' })).status).toBe(201);
+      expect((await active()).sort()).toEqual(['a', 'c', 'd']);
+      const [expired] = (await logged(world.database, 'b')).slice(-1);
+      expect(expired).toMatchObject({ type: 'SessionExpired', data: { reason: 'cap' } });
+      expect((await nodes[1].get('/v1/sessions/b')).body).toMatchObject({ status: 'expired' });
+      // Reading is no use.
+      await nodes[1].get('/v1/sessions/c');
+      expect((await say(nodes[1], 'b', 'back')).status).toBe(201);
+      expect((await active()).sort()).toEqual(['a', 'b', 'd']);
+    });
+
+    it('given sessions that are all generating, when one more is created, then it is refused; when one is done, it is not', async () => {
+      const model: FakeOpenAi = await world.model();
+      await start({ SESSION_CAP_POLICY: 'evict', MAX_SESSIONS: '2' });
+      const replies = [held(says('one')), held(says('two'))];
+      model.next(...replies.map((one) => one.reply));
+      const answers: Promise<Answer>[] = [];
+      for (const [index, reply] of replies.entries()) {
+        await nodes[0].post('/v1/sessions', { id: `g-${index}` });
+        answers.push(nodes[0].post(`/v1/sessions/g-${index}/generate`, { message: user('x') }));
+        await reply.asked;
+      }
+      const problem = expectProblem(
+        await nodes[1].post('/v1/sessions', { id: 'new' }),
+        429,
+        'session-limit-reached',
+      );
+      expect(problem).toMatchObject({ activeSessions: 2, maxSessions: 2 });
+      replies.forEach((reply) => {
+        reply.release();
+      });
+      await Promise.all(answers);
+      expect((await nodes[1].post('/v1/sessions', { id: 'new' })).status).toBe(201);
+    });
+
+    /** Counts the active ones, by the log, again and again, until it is told to stop; the answer is the most it saw. */
+    function watch(): () => Promise<number> {
+      let stopped = false;
+      let most = 0;
+      const done = eventually(async () => {
+        most = Math.max(most, (await active()).length);
+        return stopped;
+      }, 60_000);
+      return async () => {
+        stopped = true;
+        await done;
+        return most;
+      };
+    }
+  });
+});

@@ -1,0 +1,95 @@
+import { type Api, apiOf } from '../support/http.js';
+import { createWorld, type World } from './fixture.js';
+
+interface Document {
+  readonly openapi: string;
+  readonly paths: Record<string, Record<string, { responses: Record<string, unknown>; security?: object[] }>>;
+  readonly components: { readonly schemas: Record<string, unknown> };
+}
+
+describe('health and documents', () => {
+  let world: World;
+  let api: Api;
+  beforeAll(async () => {
+    world = await createWorld();
+    ({ api } = await world.node());
+  });
+  afterAll(() => world.end());
+
+  it('given a service that runs, when its health is asked for, then it is alive and ready', async () => {
+    const live = await api.get('/health/live');
+    expect([live.status, live.body]).toEqual([200, { status: 'ok' }]);
+    const ready = await api.get<{ status: string; checks: Record<string, { status: string }> }>(
+      '/health/ready',
+    );
+    expect(ready.status).toBe(200);
+    expect(ready.body).toMatchObject({ status: 'ok', checks: { database: { status: 'ok' } } });
+    const projections = Object.keys(ready.body.checks).filter((check) => check.startsWith('projection '));
+    expect(projections.map((name) => name.replace(/_v\d+$/, '')).sort()).toEqual([
+      'projection history',
+      'projection sessions',
+      'projection usage',
+    ]);
+    expect((await api.send('HEAD', '/health/live', undefined)).status).toBe(200);
+  });
+
+  it('given the API, when its document is read, then every route is in it, each with the answers that it gives', async () => {
+    const { status, body, headers } = await api.get<Document>('/openapi.json');
+    expect(status).toBe(200);
+    expect(headers.get('content-type')).toContain('application/json');
+    expect(body.openapi).toBe('3.1.0');
+    const expected: Record<string, string[]> = {
+      'post /v1/sessions': ['200', '201', '400', '409', '412', '413', '415', '429', '503'],
+      'get /v1/sessions': ['200', '400', '503'],
+      'get /v1/sessions/{id}': ['200', '400', '404', '503'],
+      'patch /v1/sessions/{id}': ['200', '400', '404', '409', '412', '413', '415', '503'],
+      'delete /v1/sessions/{id}': ['204', '400', '404', '409', '412', '503'],
+      'post /v1/sessions/{id}/reset': ['200', '404', '409', '412', '503'],
+      'post /v1/sessions/{id}/messages': ['201', '400', '404', '409', '412', '413', '415', '429', '503'],
+      'get /v1/sessions/{id}/messages': ['200', '400', '404', '410', '503'],
+      'get /v1/sessions/{id}/events': ['200', '400', '404', '503'],
+      'get /v1/sessions/{id}/usage': ['200', '404', '503'],
+      'post /v1/sessions/{id}/generate': ['200', '400', '404', '409', '412', '429', '502', '503', '504'],
+      'post /v1/chat': ['200', '400', '409', '412', '429', '502', '503', '504'],
+      'get /health/live': ['200'],
+      'get /health/ready': ['200', '503'],
+    };
+    for (const [route, statuses] of Object.entries(expected)) {
+      const [method = '', path = ''] = route.split(' ');
+      const documented = Object.keys(body.paths[path]?.[method]?.responses ?? {});
+      expect({ route, missing: statuses.filter((one) => !documented.includes(one)) }).toEqual({
+        route,
+        missing: [],
+      });
+    }
+    for (const schema of ['Session', 'Message', 'Event', 'NewMessage', 'Generated', 'Problem']) {
+      expect(body.components.schemas).toHaveProperty(schema);
+    }
+    // Every reference leads somewhere.
+    const names = [...JSON.stringify(body).matchAll(/"#\/components\/(\w+)\/(\w+)"/g)];
+    expect(names.length).toBeGreaterThan(20);
+    for (const [, kind = '', name = ''] of names) expect(body).toHaveProperty(['components', kind, name]);
+  });
+
+  it('given keys, when the document is read, then /v1 is said to need one', async () => {
+    const node = await world.node({ COLLOQUY_API_KEYS: 'a:acme:k' });
+    const { body } = await apiOf(node.api.url).get<Document>('/openapi.json');
+    expect(body.paths['/v1/sessions']?.['get']?.security).toEqual([{ apiKey: [] }]);
+    expect(body.paths['/health/live']?.['get']?.security).toBeUndefined();
+  });
+
+  it('given a browser, when it opens the page of the API, then all that it loads is there and from here', async () => {
+    const page = await api.get('/docs');
+    expect(page.status).toBe(200);
+    expect(page.headers.get('content-type')).toContain('text/html');
+    expect(page.headers.get('content-security-policy')).toContain("default-src 'self'");
+    const loaded = [...page.text.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, url]) => url ?? '');
+    expect(loaded.length).toBeGreaterThan(2);
+    for (const url of loaded) {
+      expect(url).toMatch(/^\/docs\//);
+      const { status, text } = await api.get(url);
+      expect(status).toBe(200);
+      expect(text.length).toBeGreaterThan(50);
+    }
+  });
+});

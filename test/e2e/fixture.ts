@@ -1,0 +1,129 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createTestDatabase, type TestDatabase } from '../support/database.js';
+import { type FakeOpenAi, startFakeOpenAi } from '../support/fake-openai.js';
+import { type Api, apiOf } from '../support/http.js';
+import { type RunningService, startService } from '../support/process.js';
+
+export { type EventAnswer, type SessionAnswer } from '../../src/sessions/session.schemas.js';
+export { type GeneratedAnswer } from '../../src/generation/generation.schemas.js';
+export { type MessageView } from '../../src/projections/history.projection.js';
+
+// Nodes are processes: on a busy machine two of them need more than Jest's five seconds to come up.
+jest.setTimeout(60_000);
+
+/** Big sizes on request only. */
+export const FULL = process.env['FULL'] === '1';
+
+/** Unlike any word that a message could hold. */
+export const MODEL_KEY = 'sk-fake-3f9c1d7b5a';
+
+export interface Node {
+  readonly service: RunningService;
+  readonly api: Api;
+}
+
+/** What was started for a file, and how it ends again, all of it. */
+export interface World {
+  readonly database: TestDatabase;
+  /** One more node on the database. */
+  node(env?: Readonly<Record<string, string>>, cwd?: string): Promise<Node>;
+  /** A model that all nodes started later use. */
+  model(): Promise<FakeOpenAi>;
+  /** A folder that is removed at the end. */
+  folder(): Promise<string>;
+  /** All that its nodes have written. */
+  output(): string;
+  end(): Promise<void>;
+}
+
+export async function createWorld(): Promise<World> {
+  const database = await createTestDatabase();
+  const services: RunningService[] = [];
+  const folders: string[] = [];
+  let model: FakeOpenAi | undefined;
+  const folder = async (): Promise<string> => {
+    const made = await mkdtemp(join(tmpdir(), 'colloquy-e2e-'));
+    folders.push(made);
+    return made;
+  };
+  return {
+    database,
+    folder,
+    output: () => services.map((service) => service.output()).join('\n'),
+    node: async (env = {}, cwd) => {
+      const service = await startService({
+        env: {
+          DATABASE_URL: database.url,
+          ...(model && { OPENAI_BASE_URL: model.url, OPENAI_API_KEY: MODEL_KEY }),
+          ...env,
+        },
+        // No settings file of whoever runs the tests.
+        cwd: cwd ?? (await folder()),
+      });
+      services.push(service);
+      return { service, api: apiOf(service.url) };
+    },
+    model: async () => (model ??= await startFakeOpenAi()),
+    end: async () => {
+      await Promise.all(services.map((service) => service.kill9()));
+      await model?.close();
+      await database.drop();
+      for (const made of folders) await rm(made, { recursive: true, force: true });
+    },
+  };
+}
+
+/** All that a request may leave behind; a refused one leaves it as it was. */
+export async function stored(database: TestDatabase): Promise<Record<string, unknown>> {
+  const [counts] = await database.query(
+    `select (select count(*)::int from event) as events, (select count(*)::int from stream) as streams,
+            (select coalesce(sum(version), 0)::int from stream) as versions,
+            (select count(*)::int from command) as commands,
+            (select coalesce(sum(value), 0)::int from counter) as counters`,
+  );
+  return counts ?? {};
+}
+
+/** A session's events in the log itself, by version. */
+export function logged(
+  database: TestDatabase,
+  sessionId: string,
+): Promise<
+  { version: number; type: string; incarnation: number; actor: string; data: Record<string, unknown> }[]
+> {
+  return database.query(
+    'select version, type, incarnation, actor, data from event where stream_id = $1 order by version',
+    [sessionId],
+  );
+}
+
+/** Holds a session's events to what every history must be, whatever happened to it. */
+export function expectWellFormed(events: readonly { version: number; type: string; data: object }[]): void {
+  expect(events.map((event) => event.version)).toEqual(events.map((_, index) => index + 1));
+  const started = new Set<unknown>();
+  const ended: unknown[] = [];
+  for (const { type, data } of events) {
+    const id = (data as { generationId?: string }).generationId;
+    if (type === 'GenerationStarted') started.add(id);
+    if (/^Generation(Completed|Failed|Cancelled)$/.test(type)) ended.push(id);
+  }
+  expect(new Set(ended).size).toBe(ended.length);
+  expect([...started].sort()).toEqual(ended.sort());
+}
+
+export const user = (content: string): object => ({ role: 'user', content });
+export const say = (api: Api, sessionId: string, content: string) =>
+  api.post<{ version: number; messages: { messageId: string; version: number }[] }>(
+    `/v1/sessions/${sessionId}/messages`,
+    user(content),
+  );
+
+/** Texts of the present history, oldest first. */
+export async function texts(api: Api, sessionId: string): Promise<unknown[]> {
+  const { body } = await api.get<{ data: { content: unknown }[] }>(
+    `/v1/sessions/${sessionId}/messages?limit=200`,
+  );
+  return body.data.map((message) => message.content);
+}

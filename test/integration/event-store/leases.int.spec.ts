@@ -1,0 +1,192 @@
+import { randomUUID } from 'node:crypto';
+import { type EventStore } from '../../../src/event-store/event-store.js';
+import { LaneShare, LEASE_MS, Leases } from '../../../src/event-store/leases.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { Nodes } from './fixture.js';
+
+let db: TestDatabase;
+let store: EventStore;
+const nodes = new Nodes();
+const opened: Leases[] = [];
+beforeEach(async () => {
+  db = await createTestDatabase();
+  store = await nodes.start(db.url);
+});
+afterEach(async () => {
+  await Promise.all(opened.splice(0).map((leases) => leases.close()));
+  await nodes.stopAll();
+  await db.drop();
+});
+
+function node(): Leases {
+  const leases = new Leases(store.pool, randomUUID());
+  opened.push(leases);
+  return leases;
+}
+const epoch = async (leases: Leases, name: string) => (await leases.take([name])).get(name) ?? 'not held';
+/** As the death of a node does: its lease runs out, unless somebody renews it. */
+const later = (leases = 1) => db.setClock({ offsetMs: leases * (LEASE_MS + 1_000) });
+
+describe('a lease', () => {
+  it('given a free one, when two nodes take it, then one holds it and keeps it by renewing', async () => {
+    const [one, two] = [node(), node()];
+    const epochs = await Promise.all([epoch(one, 'a'), epoch(two, 'a')]);
+    expect(epochs.filter((each) => each === 'not held')).toHaveLength(1);
+
+    const [holder, other] = epochs[0] === 'not held' ? [two, one] : [one, two];
+    await db.setClock({ offsetMs: LEASE_MS - 1_000 });
+    expect(await epoch(holder, 'a')).toBe(holder.epochOf('a'));
+    await db.setClock({ offsetMs: LEASE_MS + 3_000 });
+    expect(await epoch(other, 'a')).toBe('not held');
+    expect(other.epochOf('a')).toBeUndefined();
+    expect(await holder.standing(['a', 'b'])).toEqual(new Set(['a']));
+  });
+
+  it('given a holder that is gone, when its lease is over, then another takes it with a higher epoch, and the first finds out', async () => {
+    const [one, two] = [node(), node()];
+    const first = await epoch(one, 'a');
+    expect(await epoch(two, 'a')).toBe('not held');
+
+    await later();
+    expect(await two.standing(['a'])).toEqual(new Set());
+    const second = await epoch(two, 'a');
+
+    expect(second).toBeGreaterThan(first as number);
+    // It believes until it asks.
+    expect(one.epochOf('a')).toBe(first);
+    expect(await epoch(one, 'a')).toBe('not held');
+    expect(one.epochOf('a')).toBeUndefined();
+  });
+
+  it('given a holder that was away for longer than its lease, when nobody took it, then it has it again, with a higher epoch', async () => {
+    const one = node();
+    const first = await epoch(one, 'a');
+    await later();
+    expect(await epoch(one, 'a')).toBeGreaterThan(first as number);
+  });
+
+  it('given a lease that is let go, when another takes it, then at once, and its epoch is higher than all before', async () => {
+    const [one, two, three] = [node(), node(), node()];
+    await epoch(one, 'a');
+    await later();
+    const second = await epoch(two, 'a');
+    await one.release(['a']);
+    expect(await epoch(three, 'a')).toBe('not held');
+
+    await two.release(['a']);
+
+    // A checkpoint keeps the epoch of its last writer: a lower one would be fenced off for ever.
+    expect(await epoch(three, 'a')).toBeGreaterThan(second as number);
+  });
+
+  it('given many nodes, when they take the same leases at once in any order, then each has one holder and none deadlocks', async () => {
+    const names = Array.from({ length: 30 }, (_, index) => `x${index}`);
+    const all = Array.from({ length: 8 }, node);
+    for (let round = 0; round < 5; round += 1) {
+      const taken = await Promise.all(
+        all.map((leases, index) => leases.take(index % 2 === 0 ? names : [...names].reverse())),
+      );
+      expect(taken.reduce((sum, held) => sum + held.size, 0)).toBe(names.length);
+      await Promise.all(all.map((leases) => leases.release(names)));
+    }
+    expect(await db.query('select name from lease')).toEqual([]);
+  });
+
+  it('given a node that closes, when others look, then what it held is free', async () => {
+    const one = node();
+    await one.take(['a', 'b']);
+    await one.close();
+    expect(await node().standing(['a', 'b'])).toEqual(new Set());
+  });
+});
+
+describe('sharing lanes', () => {
+  const LANES = 16;
+  const member = (work = 'work') => {
+    const leases = node();
+    const taken: number[] = [];
+    const share = new LaneShare(leases, work, LANES, (lanes) => taken.push(...lanes));
+    return { leases, share, taken };
+  };
+  type Member = ReturnType<typeof member>;
+  const lanesOf = ({ share }: Member) => [...share.owned.keys()].sort((a, b) => a - b);
+  const balance = async (members: readonly Member[], rounds = 3) => {
+    for (let round = 0; round < rounds; round += 1) for (const { share } of members) await share.balance();
+  };
+  const expectEachLaneOnce = (members: readonly Member[]) => {
+    expect(members.flatMap(lanesOf).sort((a, b) => a - b)).toEqual(
+      Array.from({ length: LANES }, (_, lane) => lane),
+    );
+  };
+
+  it('given three nodes that come one after the other, when each looks now and then, then they share the lanes evenly', async () => {
+    const members = [member()];
+    await balance(members);
+    expectEachLaneOnce(members);
+    members.push(member());
+    await balance(members);
+    expectEachLaneOnce(members);
+    expect(members.map((each) => lanesOf(each).length)).toEqual([8, 8]);
+    members.push(member());
+    await balance(members);
+
+    expectEachLaneOnce(members);
+    for (const each of members) {
+      expect(lanesOf(each).length).toBeGreaterThanOrEqual(4);
+      expect(lanesOf(each).length).toBeLessThanOrEqual(6);
+      // Whoever gets a lane is told, so that it begins to work on it.
+      expect(each.taken).toEqual(expect.arrayContaining(lanesOf(each)));
+    }
+    // Other work has its own lanes.
+    const other = member('other');
+    await other.share.balance();
+    expect(lanesOf(other)).toHaveLength(LANES);
+  });
+
+  it('given three nodes, when all look at the same moment, then no lane has two owners', async () => {
+    const members = [member(), member(), member()];
+    for (let round = 0; round < 6; round += 1) {
+      await Promise.all(members.map(({ share }) => share.balance()));
+      const lanes = members.flatMap(lanesOf);
+      expect(new Set(lanes).size).toBe(lanes.length);
+    }
+    expectEachLaneOnce(members);
+  });
+
+  it('given three nodes, when one closes, then the others have its lanes at their next look', async () => {
+    const members = [member(), member(), member()];
+    await balance(members);
+    const [gone, ...rest] = members;
+    await gone?.leases.close();
+    await balance(rest);
+    expectEachLaneOnce(rest);
+    expect(rest.map((each) => lanesOf(each).length)).toEqual([8, 8]);
+  });
+
+  it('given three nodes, when one is stopped without a word, then its lanes are taken over once its leases are over, with higher epochs', async () => {
+    const members = [member(), member(), member()];
+    await balance(members);
+    const [stopped, ...rest] = members as [Member, ...Member[]];
+    // It beats no more; what it believes stays.
+    clearInterval((stopped.leases as unknown as { timer: NodeJS.Timeout }).timer);
+    const before = stopped.share.owned;
+    expect(before.size).toBeGreaterThan(0);
+    await balance(rest);
+    for (const lane of before.keys()) expect(rest.flatMap(lanesOf)).not.toContain(lane);
+
+    await later();
+    for (const { share, leases } of rest) {
+      await leases.take([...share.owned.keys()].map((lane) => `work/lane/${lane}`));
+    }
+    await balance(rest);
+
+    expectEachLaneOnce(rest);
+    for (const [lane, epochBefore] of before) {
+      const now = rest.map(({ share }) => share.owned.get(lane)).find((each) => each !== undefined);
+      expect(now).toBeGreaterThan(epochBefore);
+    }
+    // It wakes up and learns that it has nothing.
+    await stopped.leases.take([...before.keys()].map((lane) => `work/lane/${lane}`));
+    expect(lanesOf(stopped)).toEqual([]);
+  });
+});

@@ -1,0 +1,78 @@
+import { Overloaded } from '../../../src/event-store/batch-writer.js';
+import { appendOf } from '../../support/append.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { expectSoundLog, Nodes } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = new Nodes();
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await db.query('select pg_advisory_unlock_all()');
+  await nodes.stopAll();
+  await expectSoundLog(db).finally(() => db.drop());
+});
+
+const holdLanes = () => db.query('select pg_advisory_lock(7301, l) from generate_series(0, 15) as l');
+const stream = (index: number) => ({ tenant: 'acme', streamId: `s${index}` });
+
+it.each([
+  ['appends', { queueLimit: 8 }, 'x'],
+  ['bytes', { queueBytes: 50_000 }, 'x'.repeat(10_000)],
+] as const)(
+  'given a database that does not keep up, when more %s wait than may, then the rest is overloaded, leaves nothing, and the writer recovers',
+  async (_, limits, text) => {
+    const store = await nodes.start(db.url, limits);
+    const append = (index: number) =>
+      store.append(appendOf(stream(index), 0, [{ type: 'Written', data: { text } }]));
+    await holdLanes();
+    // On its way already, and stuck: one for each writer.
+    const stuck = [append(1_000), append(1_001), append(1_002), append(1_003)];
+    await new Promise((resolve) => setTimeout(resolve, 50));
+
+    const outcomes = Array.from({ length: 40 }, (__, index) => append(index));
+    const refused = await Promise.all(
+      outcomes.map((outcome) =>
+        // Whoever is refused hears at once, while the others wait.
+        Promise.race([
+          outcome.then(
+            () => 'ok',
+            (error: unknown) => error,
+          ),
+          new Promise((resolve) => setTimeout(resolve, 100, 'waits')),
+        ]),
+      ),
+    );
+    const accepted = refused.flatMap((outcome, index) => (outcome === 'waits' ? [`s${index}`] : []));
+    expect(accepted.length).toBeGreaterThan(0);
+    expect(accepted.length).toBeLessThanOrEqual(8);
+    expect(refused.filter((outcome) => outcome instanceof Overloaded)).toHaveLength(40 - accepted.length);
+    expect(refused.find((outcome) => outcome instanceof Overloaded)).toMatchObject({ code: 'overloaded' });
+
+    await db.query('select pg_advisory_unlock_all()');
+    await Promise.all(stuck);
+    await Promise.allSettled(outcomes);
+    const stored = await db.query<{ stream_id: string }>(
+      `select stream_id from stream where stream_id not like 's10__'`,
+    );
+    expect(stored.map((row) => row.stream_id).sort()).toEqual(accepted.sort());
+    for (let index = 2_000; index < 2_020; index += 1) {
+      expect(await append(index)).toMatchObject({ status: 'ok' });
+    }
+  },
+);
+
+it('given appends that wait, when the store closes, then they are answered first', async () => {
+  const store = await nodes.start(db.url);
+  const appends = Array.from({ length: 500 }, (_, index) =>
+    store.append(appendOf(stream(index), 0, [{ type: 'Written', data: {} }])),
+  );
+  let answered = 0;
+  for (const append of appends) void append.then(() => (answered += 1));
+
+  await nodes.stopAll();
+
+  expect(answered).toBe(500);
+  expect((await Promise.all(appends)).filter(({ status }) => status === 'ok')).toHaveLength(500);
+});

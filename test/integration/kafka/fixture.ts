@@ -1,0 +1,90 @@
+import { upcast } from '../../../src/domain/session.events.js';
+import { EventStore } from '../../../src/event-store/event-store.js';
+import { appendOf } from '../../support/append.js';
+import { type TestDatabase } from '../../support/database.js';
+
+export const full = process.env['FULL'] === '1';
+export const sized = (all: number, reduced: number): number => (full ? all : reduced);
+export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+export const openStore = (url: string): Promise<EventStore> => EventStore.open(url, { upcast });
+
+export const completed = (inputTokens: number, outputTokens: number) => ({
+  type: 'GenerationCompleted',
+  data: {
+    generationId: 'g',
+    model: 'echo',
+    finishReason: 'stop',
+    durationMs: 1,
+    usage: { inputTokens, outputTokens },
+  },
+});
+export const said = (content: string) => ({
+  type: 'MessageAppended',
+  data: { messageId: 'm', role: 'user', content, status: 'complete' },
+});
+
+/** Appends to sessions from several places at once, and knows how far each session is. */
+export class Writers {
+  readonly versions = new Map<string, number>();
+  private count = 0;
+  private stopped = false;
+  private running: Promise<unknown> = Promise.resolve();
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly sessions: number,
+    private readonly prefix = 's',
+  ) {}
+
+  /** Every session once: `events` each. */
+  async round(events: number): Promise<void> {
+    await Promise.all(Array.from({ length: this.sessions }, (_, index) => this.write(index, events)));
+  }
+
+  /** Until `stop`: about so many events a second, spread over the sessions; goes on after errors. */
+  flow(perSecond: number): void {
+    this.stopped = false;
+    this.running = (async () => {
+      for (let index = 0; !this.stopped; index += 1) {
+        const tenth = Array.from({ length: Math.ceil(perSecond / 20) }, (_, n) =>
+          this.write((index * 7 + n) % this.sessions, 1).catch(() => undefined),
+        );
+        await Promise.all(tenth);
+        await sleep(50);
+      }
+    })();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    await this.running;
+  }
+
+  private async write(index: number, events: number): Promise<void> {
+    const streamId = `${this.prefix}${index}`;
+    const version = this.versions.get(streamId) ?? 0;
+    const written = Array.from({ length: events }, () => {
+      this.count += 1;
+      return this.count % 3 === 0 ? completed(this.count % 100, 1) : said(`message ${this.count}`);
+    });
+    const stream = { tenant: `t${index % 3}`, streamId };
+    const result = await this.store.append(appendOf(stream, version, written));
+    // After a lost connection the append may have happened: the log knows.
+    this.versions.set(
+      streamId,
+      result.status === 'ok' ? result.version : ((await this.store.loadStream(stream))?.version ?? 0),
+    );
+  }
+}
+
+/** By record key: the ids of its events in order. */
+export async function logOf(db: TestDatabase): Promise<Map<string, string[]>> {
+  const rows = await db.query<{ key: string; ids: string[] }>(
+    `select tenant || '/' || stream_id as key, array_agg(id::text order by version) as ids from event group by 1`,
+  );
+  return new Map(rows.map(({ key, ids }) => [key, ids]));
+}
+
+export const countOf = (log: ReadonlyMap<string, readonly string[]>): number =>
+  [...log.values()].reduce((sum, ids) => sum + ids.length, 0);

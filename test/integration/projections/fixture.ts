@@ -1,0 +1,155 @@
+import { randomUUID } from 'node:crypto';
+import { type Pool } from 'pg';
+import { DataSource } from 'typeorm';
+import { connectionConfig, createPool } from '../../../src/database/connection.js';
+import { DomainError } from '../../../src/domain/decider.js';
+import { type NewMessage, type SessionCommand, sessionDecider } from '../../../src/domain/session.js';
+import * as session from '../../../src/domain/session.js';
+import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
+import { EventStore } from '../../../src/event-store/event-store.js';
+import { Leases } from '../../../src/event-store/leases.js';
+import { type Handled, StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { historyProjection } from '../../../src/projections/history.projection.js';
+import { type Projection } from '../../../src/projections/projection.js';
+import { Projector } from '../../../src/projections/projector.js';
+import { ReadModels, type Wanted } from '../../../src/projections/read-models.js';
+import { sessionsProjection } from '../../../src/projections/sessions.projection.js';
+import { usageProjection } from '../../../src/projections/usage.projection.js';
+
+export const READ_MODELS: readonly Projection[] = [sessionsProjection, historyProjection, usageProjection];
+export const TENANT = 'acme';
+
+export const target = (sessionId: string): session.CommandTarget => ({
+  tenant: TENANT,
+  sessionId,
+  actor: 'tester',
+  correlationId: 'test',
+});
+let messages = 0;
+export const message = (text: string, more: Partial<NewMessage> = {}): NewMessage => ({
+  messageId: `m${(messages += 1)}`,
+  role: 'user',
+  content: text,
+  status: 'complete',
+  ...more,
+});
+
+/** A node as the composition root makes it, without HTTP. */
+export class Node {
+  readonly errors: unknown[] = [];
+  private readonly sessions: StreamHandler<session.SessionState, SessionCommand, SessionEvent>;
+
+  private constructor(
+    readonly store: EventStore,
+    readonly leases: Leases,
+    readonly models: ReadModels,
+    readonly projector: Projector,
+    private readonly source: DataSource,
+    private readonly pool: Pool,
+  ) {
+    this.sessions = new StreamHandler(store, {
+      decider: sessionDecider,
+      stateVersion: session.STATE_VERSION,
+      schemaVersion: (type) => sessionEvents[type].version,
+      isActivity: session.isActivity,
+      incarnation: (state) => state.incarnation,
+    });
+  }
+
+  /** @param projections none means that this node only reads and writes. */
+  static async start(url: string, projections: readonly Projection[] = READ_MODELS): Promise<Node> {
+    const store = await EventStore.open(url, { upcast });
+    const leases = new Leases(store.pool, randomUUID());
+    const source = await new DataSource({
+      type: 'postgres',
+      url,
+      extra: connectionConfig(url, 'read models'),
+    }).initialize();
+    const models = new ReadModels(source, store);
+    const pool = createPool(url, 'projector', { max: 6, settings: '-c synchronous_commit=off' });
+    const report = (error: unknown): void => {
+      node.errors.push(error);
+    };
+    const projector = new Projector(
+      store,
+      pool,
+      leases,
+      projections,
+      () => {
+        models.advanced();
+      },
+      report,
+    );
+    const node = new Node(store, leases, models, projector, source, pool);
+    await projector.start();
+    return node;
+  }
+
+  async stop(): Promise<void> {
+    await this.projector.stop();
+    await this.leases.close();
+    await this.source.destroy();
+    await this.pool.end();
+    await this.store.close();
+  }
+
+  /** Its leases are renewed no more, as when the process is stopped; everything else goes on. */
+  stopBeating(): void {
+    clearInterval((this.leases as unknown as { timer: NodeJS.Timeout }).timer);
+  }
+
+  handle(
+    command: SessionCommand & { to: session.CommandTarget },
+  ): Promise<Handled<session.SessionState, SessionEvent>> {
+    return this.sessions.handle({ tenant: TENANT, streamId: command.to.sessionId }, command, {
+      actor: 'tester',
+      correlationId: 'test',
+      counter: () => ({ key: `active:${TENANT}`, max: 1_000_000 }),
+    });
+  }
+
+  /** The end of one session, as a strong read of it asks for. */
+  async endOf(sessionId: string): Promise<Wanted> {
+    const stream = await this.store.loadStream({ tenant: TENANT, streamId: sessionId });
+    return new Map([[stream?.lane ?? 0, stream?.position ?? 0]]);
+  }
+
+  /** Random commands as clients and nodes give them; those that the rules refuse do nothing. */
+  async live(
+    random: (below: number) => number,
+    sessionIds: readonly string[],
+    commands: number,
+  ): Promise<number> {
+    let events = 0;
+    for (let index = 0; index < commands; index += 1) {
+      const to = target(sessionIds[random(sessionIds.length)] ?? '');
+      const generationId = `g-${to.sessionId}-${random(3)}`;
+      const usage = { inputTokens: random(100), outputTokens: random(50), cachedTokens: random(9) };
+      const command = [
+        () => new session.CreateSession(to, { title: `title ${index}`, metadata: { index } }),
+        () => new session.AppendMessages(to, [message(`one ${index}`), message(`two ${index}`)]),
+        () => new session.AppendMessages(to, [message(`one ${index}`)]),
+        () => new session.StartGeneration(to, { generationId, model: `model-${random(2)}` }, message('ask')),
+        () =>
+          new session.CompleteGeneration(
+            to,
+            { generationId, finishReason: 'stop', usage, durationMs: 5 },
+            { messageId: `r${index}`, content: 'reply' },
+          ),
+        () => new session.FailGeneration(to, { generationId, code: 'model-failed', message: 'no', usage }),
+        () => new session.CancelGeneration(to, { messageId: `c${index}`, content: 'part' }, { usage }),
+        () =>
+          new session.ChangeSessionDetails(to, { title: index % 2 ? null : 'other', metadata: { index } }),
+        () => new session.ResetConversation(to),
+        () => new session.ExpireSession(to, 'ttl', '2026-11-22T10:00:00.000Z'),
+        () => (random(3) ? new session.AppendMessages(to, [message('more')]) : new session.DeleteSession(to)),
+      ][random(11)]?.();
+      try {
+        if (command) events += (await this.handle(command)).events.length;
+      } catch (error) {
+        if (!(error instanceof DomainError)) throw error;
+      }
+    }
+    return events;
+  }
+}

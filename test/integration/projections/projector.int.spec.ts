@@ -1,0 +1,372 @@
+import { connect } from '../../../src/database/connection.js';
+import { CreateSession, sessionDecider, type SessionState } from '../../../src/domain/session.js';
+import { type SessionEvent } from '../../../src/domain/session.events.js';
+import { LEASE_MS } from '../../../src/event-store/leases.js';
+import { type Projection, type SessionRecord, tableOf } from '../../../src/projections/projection.js';
+import { historyProjection } from '../../../src/projections/history.projection.js';
+import { sessionsProjection } from '../../../src/projections/sessions.projection.js';
+import { usageProjection } from '../../../src/projections/usage.projection.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
+import { Node, READ_MODELS, target, TENANT } from './fixture.js';
+
+let db: TestDatabase;
+const nodes: Node[] = [];
+const start = async (projections: readonly Projection[] = READ_MODELS): Promise<Node> => {
+  const node = await Node.start(db.url, projections);
+  nodes.push(node);
+  return node;
+};
+const stop = async (node: Node): Promise<void> => {
+  nodes.splice(nodes.indexOf(node), 1);
+  await node.stop();
+};
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await Promise.all(nodes.splice(0).map((node) => node.stop()));
+  await expectSoundLog(db).finally(() => db.drop());
+});
+
+/** A read model that keeps what it was given: rows have no key, so that a second application shows. */
+function journal(gate: () => Promise<void> = () => Promise.resolve()): Projection {
+  return {
+    name: 'journal',
+    version: 1,
+    createTable: (table) =>
+      `create table ${table} (n bigserial, lane smallint, position bigint, stream_id text)`,
+    apply: async (events, table) => {
+      await gate();
+      return [
+        {
+          text: `insert into ${table} (lane, position, stream_id)
+                 select * from unnest($1::smallint[], $2::bigint[], $3::text[])`,
+          values: [
+            events.map((event) => event.lane),
+            events.map((event) => event.position),
+            events.map((event) => event.streamId),
+          ],
+        },
+      ];
+    },
+  };
+}
+
+const inLog = async () => (await db.query('select from event')).length;
+const inJournal = async () => (await db.query('select from journal_v1')).length;
+async function until(condition: () => Promise<boolean>, limitMs: number): Promise<number> {
+  const began = Date.now();
+  while (!(await condition())) {
+    if (Date.now() - began > limitMs) throw new Error(`not within ${limitMs} ms`);
+    await sleep(10);
+  }
+  return Date.now() - began;
+}
+/** Each event once, and each lane in order. */
+async function expectJournalOfLog(): Promise<void> {
+  const differences = await db.query(
+    `select * from (select lane, position, count(*) from journal_v1 group by 1, 2) j
+     full join event e using (lane, position) where j.count is distinct from 1 or e.lane is null`,
+  );
+  expect(differences).toEqual([]);
+  const disorder = await db.query(
+    `select * from (select lane, position, lag(position) over (partition by lane order by n) as before from journal_v1) j
+     where before >= position`,
+  );
+  expect(disorder).toEqual([]);
+}
+const createMany = (node: Node, prefix: string, count = 40) =>
+  Promise.all(
+    Array.from({ length: count }, (_, index) => node.handle(new CreateSession(target(`${prefix}${index}`)))),
+  );
+
+describe('one owner per lane', () => {
+  it('given a node that stops in the middle of a batch, when another took over and wrote, then the batch of the first is refused, and every row is there once', async () => {
+    let open = (): void => undefined;
+    let paused = 0;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    const zombie = await start([
+      journal(() => {
+        paused += 1;
+        return gate;
+      }),
+    ]);
+    await createMany(zombie, 'a');
+    await until(() => Promise.resolve(paused > 0), 5_000);
+    zombie.stopBeating();
+    expect(await inJournal()).toBe(0);
+
+    await db.setClock({ offsetMs: LEASE_MS + 1_000 });
+    const heir = await start([journal()]);
+    await createMany(heir, 'b');
+    await until(async () => (await inJournal()) === 80, 5_000);
+    open();
+    await createMany(heir, 'c');
+    await until(async () => (await inJournal()) >= 120, 5_000);
+    // Time enough for a batch that was not refused.
+    await sleep(200);
+
+    expect(await inJournal()).toBe(120);
+    await expectJournalOfLog();
+    // It is no failure, and it knows by now.
+    expect(zombie.errors).toEqual([]);
+    const [epochs] = await db.query<{ least: string; most: string }>(
+      'select min(epoch) as least, max(epoch) as most from projection_checkpoint where position > 0',
+    );
+    const owner = await db.query<{ owner: string }>(
+      `select distinct owner from lease where name like 'projection/journal_v1/lane/%'`,
+    );
+    expect(owner).toEqual([{ owner: heir.leases.owner }]);
+    expect(Number(epochs?.least)).toBeGreaterThan(0);
+  });
+
+  it('given a node that took over and was closed in order, when a third comes, then it goes on from there', async () => {
+    const first = await start([journal()]);
+    await createMany(first, 'a');
+    await until(async () => (await inJournal()) === 40, 5_000);
+    first.stopBeating();
+    await db.setClock({ offsetMs: LEASE_MS + 1_000 });
+    const second = await start([journal()]);
+    await createMany(second, 'b');
+    await until(async () => (await inJournal()) === 80, 5_000);
+    await stop(second);
+
+    const third = await start([journal()]);
+    await createMany(third, 'c');
+    await until(async () => (await inJournal()) === 120, 3_000);
+    await expectJournalOfLog();
+  });
+
+  it('given nodes that come and go under load, when all is said, then every event was applied once, in order', async () => {
+    const random = seeded();
+    const writer = await start([]);
+    await start([journal()]);
+    const load = { isOver: false };
+    const writing = (async () => {
+      for (let round = 0; !load.isOver; round += 1) await createMany(writer, `r${round}-`, 8);
+    })();
+    for (let change = 0; change < sized(30, 6); change += 1) {
+      await sleep(random(200));
+      const projecting = nodes.slice(1);
+      const one = projecting[random(projecting.length)];
+      if (projecting.length < 3 || !one) await start([journal()]);
+      else await stop(one);
+    }
+    load.isOver = true;
+    await writing;
+    const total = await inLog();
+    await until(async () => (await inJournal()) >= total, 20_000);
+    await expectJournalOfLog();
+    expect(nodes.flatMap((node) => node.errors)).toEqual([]);
+  }, 60_000);
+
+  it('given a projector’s transaction that is left open, when another node takes over, then it waits no longer than the idle timeout', async () => {
+    const first = await start([journal()]);
+    await createMany(first, 'a');
+    await until(async () => (await inJournal()) === 40, 5_000);
+    await stop(first);
+    // As a process leaves it that is stopped between the statements of its batch.
+    const timeout = sized(5_000, 1_000);
+    const left = await connect(db.url, 'projector', {
+      ...(timeout === 1_000 && { options: '-c idle_in_transaction_session_timeout=1000' }),
+    });
+    await left.query('begin');
+    await left.query('update projection_checkpoint set position = position + 1');
+
+    const heir = await start([journal()]);
+    await createMany(heir, 'b');
+    const waited = await until(async () => (await inJournal()) === 80, timeout + 3_000);
+
+    expect(waited).toBeLessThan(timeout + 1_500);
+    await expectJournalOfLog();
+    await left.end().catch(() => undefined);
+  }, 30_000);
+
+  it('given several nodes that start at once, when they make the tables, then they are made once', async () => {
+    await Promise.all(Array.from({ length: 5 }, () => start()));
+    expect(
+      await db.query('select projection, count(*)::int from projection_checkpoint group by 1 order by 1'),
+    ).toEqual(
+      READ_MODELS.map((projection) => ({ projection: tableOf(projection), count: 16 })).sort((a, b) =>
+        a.projection < b.projection ? -1 : 1,
+      ),
+    );
+  });
+
+  it('given a read model that cannot apply an event for a while, when it can again, then nothing is missing', async () => {
+    let failures = 2;
+    const node = await start([
+      journal(() => {
+        failures -= 1;
+        return failures >= 0 ? Promise.reject(new Error('not now')) : Promise.resolve();
+      }),
+    ]);
+    await createMany(node, 'a');
+    await until(async () => (await inJournal()) === 40, 5_000);
+    expect(node.errors).toHaveLength(2);
+    await expectJournalOfLog();
+  });
+
+  it('given a log that was there before the read model, when a node starts, then it catches up through many batches', async () => {
+    const writer = await start([]);
+    const ids = ['long1', 'long2'];
+    for (const id of ids) await writer.handle(new CreateSession(target(id)));
+    const batch = Array.from({ length: 400 }, (_, index) => ({ type: 'SessionResumed', data: { index } }));
+    for (const streamId of ids) {
+      for (let part = 0; part < 3; part += 1) {
+        await writer.store.append({
+          stream: { tenant: TENANT, streamId },
+          expected: 1 + part * 400,
+          incarnation: 1,
+          activity: true,
+          state: {},
+          stateVersion: 99,
+          actor: 'tester',
+          correlationId: 'test',
+          causationId: null,
+          events: batch.map((event) => ({ ...event, schemaVersion: 1 })),
+        });
+      }
+    }
+    await start([journal()]);
+    await until(async () => (await inJournal()) === 2_402, 10_000);
+    await expectJournalOfLog();
+  });
+});
+
+describe('the read models after crashes', () => {
+  it('given nodes whose projector connections are cut and which vanish, when all is caught up, then the rows are a plain fold of the log', async () => {
+    const random = seeded();
+    const writer = await start([]);
+    let projecting = await start();
+    const ids = Array.from({ length: 30 }, (_, index) => `s${index}`);
+    // Not while a node starts: one that cannot start ends, and is started again by whoever runs it.
+    const cutting = { isOver: false, isPaused: false };
+    let cuts = 0;
+    const cutter = (async () => {
+      while (!cutting.isOver) {
+        await sleep(20 + random(30));
+        if (cutting.isPaused) continue;
+        const cut = await db.query(
+          `select pg_terminate_backend(pid) from pg_stat_activity
+           where application_name = 'colloquy projector' and datname = current_database() and random() < 0.5`,
+        );
+        cuts += cut.length;
+      }
+    })();
+    for (let round = 1; round <= sized(12, 3); round += 1) {
+      await Promise.all([1, 2, 3, 4].map(() => writer.live(random, ids, sized(150, 60))));
+      // It is gone without letting go, and another one starts after its leases are over.
+      projecting.stopBeating();
+      await db.setClock({ offsetMs: round * (LEASE_MS + 1_000) });
+      cutting.isPaused = true;
+      await sleep(60);
+      projecting = await start();
+      cutting.isPaused = false;
+    }
+    cutting.isOver = true;
+    await cutter;
+    await until(async () => (await projecting.projector.lag()).every(({ behind }) => behind === 0), 20_000);
+
+    expect(cuts).toBeGreaterThan(10);
+    const folded = fold((await readAll(writer)) as SessionRecord[]);
+    expect(folded.sessions.length).toBeGreaterThan(20);
+    expect(folded.usage.length).toBeGreaterThan(10);
+    expect(
+      await db.query(
+        `select session_id, incarnation, version, status, title, metadata, message_count, generation_id,
+                input_tokens::int, output_tokens::int, cached_tokens::int
+         from ${tableOf(sessionsProjection)} order by session_id`,
+      ),
+    ).toEqual(folded.sessions);
+    expect(
+      await db.query(
+        `select session_id, version, incarnation, message ->> 'id' as id from ${tableOf(historyProjection)}
+         order by session_id, version`,
+      ),
+    ).toEqual(folded.history);
+    expect(
+      await db.query(
+        `select session_id, model, generations::int, input_tokens::int, output_tokens::int
+         from ${tableOf(usageProjection)} order by session_id, model`,
+      ),
+    ).toEqual(folded.usage);
+  }, 120_000);
+
+  async function readAll(node: Node) {
+    const after = new Map(Array.from({ length: node.store.lanes }, (_, lane) => [lane, 0]));
+    return node.store.readLanes(after, 1_000_000);
+  }
+
+  /** The read models once more, by way of the domain's own fold and nothing of the projections' code. */
+  function fold(events: readonly SessionRecord[]) {
+    const states = new Map<string, SessionState>();
+    const kept = new Map<string, Record<string, unknown>>();
+    const history: object[] = [];
+    const usage = new Map<string, { generations: number; input_tokens: number; output_tokens: number }>();
+    for (const event of events) {
+      const before = states.get(event.streamId) ?? sessionDecider.initialState;
+      const state = sessionDecider.evolve(before, event as unknown as SessionEvent);
+      states.set(event.streamId, state);
+      const isDeleted = event.type === 'SessionDeleted';
+      // A deleted session keeps its last row.
+      const shown = isDeleted ? before : state;
+      kept.set(event.streamId, {
+        session_id: event.streamId,
+        incarnation: shown.incarnation,
+        version: event.version,
+        status: state.status,
+        title: shown.title,
+        metadata: shown.metadata,
+        message_count: shown.messageCount,
+        generation_id: state.generation?.id ?? null,
+        input_tokens: shown.usage.inputTokens,
+        output_tokens: shown.usage.outputTokens,
+        cached_tokens: shown.usage.cachedTokens,
+      });
+      if (['SessionCreated', 'ConversationReset', 'MessageAppended'].includes(event.type)) {
+        history.push({
+          session_id: event.streamId,
+          version: event.version,
+          incarnation: event.incarnation,
+          id: event.type === 'MessageAppended' ? event.data.messageId : null,
+        });
+      }
+      if (/^Generation(Completed|Failed|Cancelled)$/.test(event.type)) {
+        const { model, usage: used } = event.data as {
+          model: string;
+          usage?: { inputTokens: number; outputTokens: number };
+        };
+        const key = JSON.stringify([event.streamId, model]);
+        const sum = usage.get(key) ?? { generations: 0, input_tokens: 0, output_tokens: 0 };
+        usage.set(key, {
+          generations: sum.generations + 1,
+          input_tokens: sum.input_tokens + (used?.inputTokens ?? 0),
+          output_tokens: sum.output_tokens + (used?.outputTokens ?? 0),
+        });
+      }
+    }
+    const bySession = <Row extends Record<string, unknown>>(rows: Row[], then: keyof Row): Row[] =>
+      rows.sort((a, b) =>
+        a['session_id'] === b['session_id']
+          ? a[then] < b[then]
+            ? -1
+            : 1
+          : String(a['session_id']) < String(b['session_id'])
+            ? -1
+            : 1,
+      );
+    return {
+      sessions: bySession([...kept.values()], 'version'),
+      history: bySession(history as Record<string, unknown>[], 'version'),
+      usage: bySession(
+        [...usage].map(([key, sums]) => {
+          const [session_id, model] = JSON.parse(key) as [string, string];
+          return { session_id, model, ...sums };
+        }),
+        'model',
+      ),
+    };
+  }
+});

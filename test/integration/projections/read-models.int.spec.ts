@@ -1,0 +1,336 @@
+import {
+  AppendMessages,
+  ChangeSessionDetails,
+  CompleteGeneration,
+  CreateSession,
+  DeleteSession,
+  ExpireSession,
+  FailGeneration,
+  ResetConversation,
+  StartGeneration,
+} from '../../../src/domain/session.js';
+import { readHistory } from '../../../src/projections/history.projection.js';
+import { tableOf } from '../../../src/projections/projection.js';
+import { ProjectionLagging } from '../../../src/projections/read-models.js';
+import { findSession, listSessions } from '../../../src/projections/sessions.projection.js';
+import { sessionUsage } from '../../../src/projections/usage.projection.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { expectSoundLog, seeded, sized } from '../event-store/fixture.js';
+import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+
+let db: TestDatabase;
+const nodes: Node[] = [];
+const start = async (projections = READ_MODELS): Promise<Node> => {
+  const node = await Node.start(db.url, projections);
+  nodes.push(node);
+  return node;
+};
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await Promise.all(nodes.splice(0).map((node) => node.stop()));
+  await expectSoundLog(db).finally(() => db.drop());
+});
+
+const AT = (minutes: number) => `2026-11-22T10:0${minutes}:00.000Z`;
+const clockAt = (minutes: number) =>
+  db.query(`create or replace function colloquy_now() returns timestamptz language sql volatile as
+    $$ select timestamptz '${AT(minutes)}' $$`);
+
+describe('the rows of a life', () => {
+  const to = target('chat');
+  const all = { status: 'all', limit: 50 } as const;
+  const begun = { order: 'asc', limit: 50, at: 1e9 } as const;
+
+  it('given the life of a session on one node, when it is read on another, then sessions, history and usage tell it', async () => {
+    await clockAt(0);
+    const [one, two] = [await start(), await start()];
+    const other = () => two.endOf('chat');
+
+    await one.handle(new CreateSession(to, { title: 'Trip', metadata: { user: 'alice' } }));
+    await clockAt(1);
+    await one.handle(
+      new StartGeneration(to, { generationId: 'g1', model: 'small' }, message('hello', { messageId: 'm1' })),
+    );
+    await clockAt(2);
+    await one.handle(
+      new CompleteGeneration(
+        to,
+        {
+          generationId: 'g1',
+          finishReason: 'stop',
+          usage: { inputTokens: 10, outputTokens: 4, cachedTokens: 3 },
+        },
+        { messageId: 'm2', content: 'hi' },
+      ),
+    );
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
+      id: 'chat',
+      status: 'active',
+      title: 'Trip',
+      metadata: { user: 'alice' },
+      messageCount: 2,
+      version: 5,
+      createdAt: AT(0),
+      lastActivityAt: AT(2),
+      usage: { inputTokens: 10, outputTokens: 4, cachedTokens: 3, reasoningTokens: 0 },
+    });
+    const chat = { tenant: TENANT, sessionId: 'chat', incarnation: 1 };
+    expect(await readHistory(two.models, await other(), chat, begun)).toEqual({
+      start: 1,
+      messages: [
+        { id: 'm1', role: 'user', content: 'hello', status: 'complete', version: 2, createdAt: AT(1) },
+        {
+          id: 'm2',
+          role: 'assistant',
+          content: 'hi',
+          status: 'complete',
+          generationId: 'g1',
+          version: 4,
+          createdAt: AT(2),
+        },
+      ],
+    });
+
+    // A generation that fails counts, and what it used.
+    await one.handle(new StartGeneration(to, { generationId: 'g2', model: 'big' }, message('again')));
+    await one.handle(
+      new FailGeneration(to, {
+        generationId: 'g2',
+        code: 'model-failed',
+        message: 'no',
+        usage: { inputTokens: 7, outputTokens: 0, reasoningTokens: 2 },
+      }),
+    );
+    await one.handle(new ChangeSessionDetails(to, { title: null, metadata: { user: 'bob' } }));
+    await clockAt(3);
+    await one.handle(new ResetConversation(to));
+    expect(await readHistory(two.models, await other(), chat, begun)).toEqual({ start: 10, messages: [] });
+    // As it was before.
+    expect(await readHistory(two.models, await other(), chat, { ...begun, at: 9 })).toMatchObject({
+      start: 1,
+      messages: [{ version: 2 }, { version: 4 }, { version: 6 }],
+    });
+    const usage = [
+      {
+        model: 'big',
+        day: '2026-11-22',
+        generations: 1,
+        inputTokens: 7,
+        outputTokens: 0,
+        cachedTokens: 0,
+        reasoningTokens: 2,
+      },
+      {
+        model: 'small',
+        day: '2026-11-22',
+        generations: 1,
+        inputTokens: 10,
+        outputTokens: 4,
+        cachedTokens: 3,
+        reasoningTokens: 0,
+      },
+    ];
+    expect(await sessionUsage(two.models, await other(), TENANT, 'chat')).toEqual(usage);
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
+      title: null,
+      metadata: { user: 'bob' },
+      messageCount: 0,
+      lastActivityAt: AT(3),
+      usage: { inputTokens: 17, outputTokens: 4, cachedTokens: 3, reasoningTokens: 2 },
+    });
+
+    await clockAt(4);
+    await one.handle(new ExpireSession(to, 'ttl', AT(3)));
+    // Expiry is no activity.
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
+      status: 'expired',
+      lastActivityAt: AT(3),
+    });
+    expect(
+      await listSessions(two.models, await two.models.ends(), TENANT, { ...all, status: 'active' }),
+    ).toEqual([]);
+    expect(
+      await listSessions(two.models, await two.models.ends(), TENANT, { ...all, status: 'expired' }),
+    ).toHaveLength(1);
+    await one.handle(new AppendMessages(to, [message('back', { messageId: 'm9' })]));
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
+      status: 'active',
+      messageCount: 1,
+    });
+
+    await one.handle(new DeleteSession(to));
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toBeUndefined();
+    expect(await listSessions(two.models, await two.models.ends(), TENANT, all)).toEqual([]);
+
+    // The same id again: nothing of before, but the usage of the key stays on the bill.
+    await clockAt(5);
+    await one.handle(new CreateSession(to));
+    expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
+      id: 'chat',
+      status: 'active',
+      title: null,
+      metadata: {},
+      messageCount: 0,
+      version: 15,
+      createdAt: AT(5),
+      lastActivityAt: AT(5),
+      usage: { inputTokens: 0, outputTokens: 0, cachedTokens: 0, reasoningTokens: 0 },
+    });
+    expect(await readHistory(two.models, await other(), { ...chat, incarnation: 2 }, begun)).toEqual({
+      start: 15,
+      messages: [],
+    });
+    expect(await readHistory(two.models, await other(), chat, begun)).toMatchObject({
+      start: 10,
+      messages: [{ id: 'm9' }],
+    });
+    expect(await readHistory(two.models, await other(), { ...chat, incarnation: 3 }, begun)).toBeUndefined();
+    expect(await sessionUsage(two.models, await other(), TENANT, 'chat')).toEqual(usage);
+    expect(nodes.flatMap((node) => node.errors)).toEqual([]);
+  });
+
+  it('given many sessions, when they are listed by pages and filters, then each is found once and no other tenant’s', async () => {
+    const node = await start();
+    const created = await Promise.all(
+      Array.from({ length: 25 }, (_, index) =>
+        node.handle(
+          new CreateSession(target(`s${index}`), {
+            ...(index % 2 === 0 && { title: `Reise nach Köln ${index}` }),
+            metadata: { even: String(index % 2 === 0), place: index === 7 ? 'LONDON' : 'x' },
+          }),
+        ),
+      ),
+    );
+    expect(created).toHaveLength(25);
+    const wanted = await node.models.ends();
+    const list = (more: object) => listSessions(node.models, wanted, TENANT, { ...all, ...more });
+
+    const pages = [];
+    for (let after: { createdAt: string; id: string } | undefined; ;) {
+      const page = await list({ limit: 4, after });
+      pages.push(...page);
+      const last = page.at(-1);
+      if (!last || page.length < 4) break;
+      after = { createdAt: last.createdAt, id: last.id };
+    }
+    expect(pages.map(({ id }) => id).sort()).toEqual(
+      Array.from({ length: 25 }, (_, index) => `s${index}`).sort(),
+    );
+    expect(pages).toEqual(await list({}));
+    expect(await list({ q: 'nach köln' })).toHaveLength(13);
+    expect((await list({ q: 'london' })).map(({ id }) => id)).toEqual(['s7']);
+    expect(await list({ metadata: { even: 'false' } })).toHaveLength(12);
+    expect(await list({ metadata: { even: 'false', none: 'x' } })).toEqual([]);
+    expect(await listSessions(node.models, wanted, 'beta', all)).toEqual([]);
+  });
+
+  it('given a history of many messages, when it is read by pages, then forwards and backwards each message comes once', async () => {
+    const node = await start();
+    await node.handle(new CreateSession(to));
+    await node.handle(
+      new AppendMessages(
+        to,
+        Array.from({ length: 23 }, (_, index) => message(`${index}`)),
+      ),
+    );
+    const wanted = await node.endOf('chat');
+    const chat = { tenant: TENANT, sessionId: 'chat', incarnation: 1 };
+    for (const order of ['asc', 'desc'] as const) {
+      const read: unknown[] = [];
+      for (let after: number | undefined; ;) {
+        const page = await readHistory(node.models, wanted, chat, { at: 20, after, order, limit: 5 });
+        if (!page || page.messages.length === 0) break;
+        read.push(...page.messages.map(({ content }) => content));
+        after = page.messages.at(-1)?.version;
+      }
+      const expected = Array.from({ length: 19 }, (_, index) => `${index}`);
+      expect(read).toEqual(order === 'asc' ? expected : expected.reverse());
+    }
+  });
+});
+
+describe('strong reads', () => {
+  it('given steady load on two nodes, when each write is read at once on the other node, then no acknowledged write is missed', async () => {
+    const pair = [await start(), await start()] as const;
+    let isOver = false;
+    const noise = pair.map(async (node, index) => {
+      const random = seeded(index);
+      const ids = Array.from({ length: 40 }, (_, number) => `noise${index}-${number}`);
+      while (!isOver) await Promise.all([1, 2, 3, 4].map(() => node.live(random, ids, 5)));
+    });
+    const rounds = sized(100, 15);
+    const waits: number[] = [];
+    const timed = async <T>(read: () => Promise<T>): Promise<T> => {
+      const began = performance.now();
+      const result = await read();
+      waits.push(performance.now() - began);
+      return result;
+    };
+
+    await Promise.all(
+      Array.from({ length: 8 }, async (_, loop) => {
+        const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
+        const id = `mine${loop}`;
+        await writer.handle(new CreateSession(target(id), { metadata: { loop: String(loop) } }));
+        for (let round = 1; round <= rounds; round += 1) {
+          const text = `${id} ${round}`;
+          const { state } = await writer.handle(new AppendMessages(target(id), [message(text)]));
+          const found = await timed(async () =>
+            findSession(reader.models, await reader.endOf(id), TENANT, id),
+          );
+          expect(found).toMatchObject({ version: state.version, messageCount: round });
+          const listed = await timed(async () =>
+            listSessions(reader.models, await reader.models.ends(), TENANT, {
+              status: 'active',
+              limit: 5,
+              metadata: { loop: String(loop) },
+            }),
+          );
+          expect(listed).toMatchObject([{ id, messageCount: round }]);
+          const page = await readHistory(
+            reader.models,
+            await reader.endOf(id),
+            { tenant: TENANT, sessionId: id, incarnation: 1 },
+            { at: state.version, order: 'desc', limit: 1 },
+          );
+          expect(page?.messages[0]?.content).toBe(text);
+        }
+      }),
+    );
+    isOver = true;
+    await Promise.all(noise);
+
+    expect(Math.max(...waits)).toBeLessThan(2_000);
+    expect(nodes.flatMap((node) => node.errors)).toEqual([]);
+  }, 120_000);
+
+  it('given no projector at work, when a strong read asks for what was just written, then it lags after 2 s; an eventual one answers at once', async () => {
+    const projecting = await start();
+    await projecting.handle(new CreateSession(target('seen')));
+    await findSession(projecting.models, await projecting.endOf('seen'), TENANT, 'seen');
+    await projecting.projector.stop();
+    const node = await start([]);
+    await node.handle(new CreateSession(target('unseen')));
+
+    const began = Date.now();
+    const lagging = await findSession(node.models, await node.endOf('unseen'), TENANT, 'unseen').catch(
+      (error: unknown) => error,
+    );
+    const waited = Date.now() - began;
+
+    expect(lagging).toBeInstanceOf(ProjectionLagging);
+    expect(lagging).toMatchObject({ code: 'projection-lagging' });
+    expect(waited).toBeGreaterThanOrEqual(2_000);
+    expect(waited).toBeLessThan(3_000);
+    // Nothing is made up, and what was seen is there, also for a strong read of its own lane.
+    expect(await findSession(node.models, 'whatever there is', TENANT, 'unseen')).toBeUndefined();
+    expect(await findSession(node.models, 'whatever there is', TENANT, 'seen')).toBeDefined();
+    expect(await findSession(node.models, await node.endOf('seen'), TENANT, 'seen')).toBeDefined();
+    expect(Date.now() - began - waited).toBeLessThan(500);
+    expect(await projecting.projector.lag()).toEqual(
+      READ_MODELS.map((projection) => ({ projection: tableOf(projection), behind: 1 })),
+    );
+  });
+});

@@ -1,0 +1,161 @@
+import { Logger } from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import { type NestFastifyApplication } from '@nestjs/platform-fastify';
+import { AppModule } from '../../../src/app.module.js';
+import { loadConfig } from '../../../src/config.js';
+import {
+  AppendMessages,
+  CreateSession,
+  type SessionCommand,
+  StartGeneration,
+} from '../../../src/domain/session.js';
+import { EventStore } from '../../../src/event-store/event-store.js';
+import { Leases } from '../../../src/event-store/leases.js';
+import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
+import { ReadModels } from '../../../src/projections/read-models.js';
+import { SESSIONS } from '../../../src/projections/sessions.projection.js';
+import { newId } from '../../../src/sessions/ids.js';
+import { type HandledSession, SessionCommands } from '../../../src/sessions/session-commands.js';
+import { TenantPolicies } from '../../../src/sessions/tenant-policies.js';
+import { Sweeper } from '../../../src/sweeper/sweeper.js';
+import { type TestDatabase } from '../../support/database.js';
+
+export const TENANT = 'default';
+export const HOUR = 3_600_000;
+
+export interface Settings {
+  readonly sessions?: object;
+  readonly tenants?: object;
+  readonly auth?: object;
+}
+
+/** A whole node in this process, as the composition root makes it; requests are injected. */
+export class Node {
+  private constructor(readonly app: NestFastifyApplication) {}
+
+  readonly commands = this.app.get(SessionCommands);
+  readonly policies = this.app.get(TenantPolicies);
+  readonly sweeper = this.app.get(Sweeper);
+  readonly store = this.app.get(EventStore);
+  readonly leases = this.app.get(Leases);
+  private readonly models = this.app.get(ReadModels);
+
+  static async start(db: TestDatabase, settings: Settings = {}): Promise<Node> {
+    Logger.overrideLogger(false);
+    const config = loadConfig({ env: {}, cwd: '/nonexistent', overrides: settings });
+    const app = await NestFactory.create<NestFastifyApplication>(
+      AppModule.create(config, db.url),
+      createHttpAdapter(config),
+      { logger: false, abortOnError: false },
+    );
+    configureApp(app, { ...config, version: 'test' });
+    await app.init();
+    await app.getHttpAdapter().getInstance().ready();
+    return new Node(app);
+  }
+
+  async stop(): Promise<void> {
+    await this.app.close();
+  }
+
+  create(sessionId: string, tenant = TENANT): Promise<HandledSession> {
+    return this.commands.handle(new CreateSession(to(sessionId, tenant)));
+  }
+
+  say(sessionId: string, content: string, tenant = TENANT): Promise<HandledSession> {
+    return this.commands.handle(
+      new AppendMessages(to(sessionId, tenant), [
+        { messageId: newId('msg'), role: 'user', content, status: 'complete' },
+      ]),
+    );
+  }
+
+  /** Begins a generation, under a lease of this node's or under none. */
+  async generate(sessionId: string, generationId: string, lease: 'held' | 'missing' = 'held'): Promise<void> {
+    if (lease === 'held') await this.leases.take([`generation:${generationId}`]);
+    await this.commands.handle(
+      new StartGeneration(
+        to(sessionId),
+        { generationId, model: 'm' },
+        { messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' },
+      ),
+    );
+  }
+
+  handle(command: SessionCommand): Promise<HandledSession> {
+    return this.commands.handle(command);
+  }
+
+  /** Until the read models have seen what is in the log by now. */
+  async caughtUp(): Promise<void> {
+    await this.models.read(SESSIONS, await this.models.ends(), 'select 1 as one', []);
+  }
+
+  /** A sweep of all lanes that knows of all that was written before it. */
+  async sweep(): Promise<Awaited<ReturnType<Sweeper['sweep']>>> {
+    await this.caughtUp();
+    return this.sweeper.sweep('all');
+  }
+
+  async inject(
+    method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
+    url: string,
+    body?: object,
+    headers: Record<string, string> = {},
+  ): Promise<{ status: number; body: Record<string, unknown>; headers: Record<string, unknown> }> {
+    const answer = await this.app.inject({ method, url, headers, ...(body && { payload: body }) });
+    return {
+      status: answer.statusCode,
+      headers: answer.headers,
+      body: answer.body === '' ? {} : answer.json<Record<string, unknown>>(),
+    };
+  }
+}
+
+export const to = (sessionId: string, tenant = TENANT) => ({
+  tenant,
+  sessionId,
+  actor: 'tester',
+  correlationId: 'test',
+});
+
+/** `type` or `type:reason` of a session's events, oldest first. */
+export async function logOf(db: TestDatabase, sessionId: string, tenant = TENANT): Promise<string[]> {
+  const rows = await db.query<{ type: string; reason: string | null }>(
+    `select type, data ->> 'reason' as reason from event where tenant = $1 and stream_id = $2 order by version`,
+    [tenant, sessionId],
+  );
+  return rows.map(({ type, reason }) => (reason === null ? type : `${type}:${reason}`));
+}
+
+export async function activeInLog(db: TestDatabase, tenant = TENANT): Promise<number> {
+  const [row] = await db.query<{ active: number }>(
+    `select count(*)::int as active from (
+       select distinct on (stream_id) type from event
+       where tenant = $1 and type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
+       order by stream_id, version desc
+     ) last where type in ('SessionCreated', 'SessionResumed')`,
+    [tenant],
+  );
+  return row?.active ?? 0;
+}
+/**
+ * What must hold of every expiry, whoever did it: it says when the session was last used, by the log; it is not the
+ * second one in a row; and one for idleness comes no earlier than the time to live after the last use.
+ */
+export async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promise<void> {
+  const wrong = await db.query(
+    `select * from (
+       select e.tenant, e.stream_id, e.version, e.type, e.time, e.data, p.type as before,
+              (select u.time from event u where (u.tenant, u.stream_id) = (e.tenant, e.stream_id)
+                 and u.version < e.version and u.type <> 'SessionExpired' order by u.version desc limit 1) as used
+       from event e left join event p
+         on (p.tenant, p.stream_id, p.version) = (e.tenant, e.stream_id, e.version - 1)
+       where e.type = 'SessionExpired'
+     ) expiry
+     where before = 'SessionExpired' or used <> (data ->> 'lastActivityAt')::timestamptz
+        or (data ->> 'reason' = 'ttl' and time - used < $1::bigint * interval '1 millisecond')`,
+    [sessionTTL],
+  );
+  expect(wrong).toEqual([]);
+}

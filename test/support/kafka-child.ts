@@ -1,0 +1,101 @@
+import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createPool } from '../../src/database/connection.js';
+import { EventStore } from '../../src/event-store/event-store.js';
+import { Leases } from '../../src/event-store/leases.js';
+import { Relay } from '../../src/kafka/relay.js';
+import { upcast } from '../../src/domain/session.events.js';
+
+/*
+ * Programs of the Kafka tests:
+ *   kafka-child.ts broker <folder> <pid>          the broker of a run of Jest, which ends with the process <pid>
+ *   kafka-child.ts relay <url> <brokers> <topic>  a node that publishes and does nothing else
+ */
+
+/** Says on its standard output what became of it: `brokers <host:port>` or `none <reason>`; then ends. */
+async function broker(folder: string, owner: string): Promise<void> {
+  const result = join(folder, 'result');
+  const read = () => {
+    try {
+      return readFileSync(result, 'utf8');
+    } catch {
+      return '';
+    }
+  };
+  let mine = true;
+  try {
+    mkdirSync(folder);
+  } catch {
+    mine = false; // Another worker starts it, or has.
+  }
+  if (mine) {
+    const log = join(folder, 'log');
+    const output = openSync(log, 'w');
+    const script = join(__dirname, '../../scripts/kafka.mjs');
+    const child = spawn(process.execPath, [script], { detached: true, stdio: ['ignore', output, output] });
+    const guard =
+      'while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 1; done; kill "$2"; rm -rf "$3"';
+    spawn('sh', ['-c', guard, 'sh', owner, String(child.pid), folder], {
+      cwd: '/',
+      detached: true,
+      stdio: 'ignore',
+    }).unref();
+    const ended = () => child.exitCode !== null;
+    for (;;) {
+      const said = readFileSync(log, 'utf8');
+      const brokers = /^KAFKA_BROKERS=(.*)$/m.exec(said)?.[1];
+      if (brokers !== undefined) writeFileSync(result, `brokers ${brokers}`);
+      else if (ended()) writeFileSync(result, `none ${said.trim().replaceAll('\n', ' ')}`);
+      if (brokers !== undefined || ended()) break;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    child.unref();
+  }
+  while (read() === '') await new Promise((resolve) => setTimeout(resolve, 50));
+  process.stdout.write(read());
+}
+
+async function relay(url: string, brokers: string, topic: string): Promise<void> {
+  const store = await EventStore.open(url, { upcast });
+  const pool = createPool(url, 'relay', { settings: '-c synchronous_commit=off' });
+  const leases = new Leases(store.pool, randomUUID());
+  const node = new Relay(store, pool, leases, {
+    kafka: { brokers: [brokers] },
+    topic,
+    partitions: 4,
+    retentionMs: 3_600_000,
+    maxMessageBytes: 1_048_576,
+    compression: 'gzip',
+    onTrouble: (error, forGood) => {
+      process.stdout.write(`trouble ${String(forGood)} ${error.message}\n`);
+    },
+    onRecovered: () => {
+      process.stdout.write('recovered\n');
+    },
+  });
+  node.start();
+  process.stdout.write('ready\n');
+  process.once('SIGTERM', () => {
+    void (async () => {
+      await node.stop();
+      await leases.close();
+      await pool.end();
+      await store.close();
+      process.exit(0);
+    })();
+  });
+}
+
+const [program, ...args] = process.argv.slice(2);
+const [first = '', second = '', third = ''] = args;
+(program === 'broker' ? broker(first, second) : relay(first, second, third)).then(
+  () => {
+    if (program === 'broker') process.exit(0);
+  },
+  (error: unknown) => {
+    console.error(error);
+    process.exit(1);
+  },
+);

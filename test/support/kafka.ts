@@ -1,0 +1,235 @@
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { Kafka, logLevel, type KafkaMessage } from 'kafkajs';
+
+const ROOT = join(__dirname, '../..');
+const HOOK = join(__dirname, 'typescript-hook.cjs');
+const CHILD = join(__dirname, 'kafka-child.ts');
+
+type Found = { readonly brokers: string } | { readonly reason: string };
+
+/**
+ * Tests with a real broker: that of KAFKA_BROKERS, else one from the released jars (scripts/kafka.mjs), started once
+ * for a run of Jest. Without either they are skipped and say so; with REQUIRE_KAFKA=1 that is a failure.
+ */
+export function describeWithKafka(name: string, tests: (brokers: string) => void): void {
+  const found = findKafka();
+  if ('brokers' in found) {
+    describe(name, () => {
+      tests(found.brokers);
+    });
+    return;
+  }
+  if (process.env['REQUIRE_KAFKA'] === '1') {
+    it(`${name}: needs Kafka`, () => {
+      throw new Error(`REQUIRE_KAFKA=1, and there is no Kafka: ${found.reason}`);
+    });
+    return;
+  }
+  process.stderr.write(`\nSKIPPED, FOR WANT OF KAFKA: ${name} (${found.reason})\n`);
+  describe.skip(name, () => {
+    tests('');
+  });
+}
+
+/** Synchronous: which tests there are has to be known when their file is read. */
+function findKafka(): Found {
+  const given = process.env['KAFKA_BROKERS'];
+  if (given !== undefined && given !== '') return { brokers: given };
+  // A worker of Jest is forked by the run's main process; a single file runs in that one itself.
+  const owner = process.send === undefined ? process.pid : process.ppid;
+  const folder = join(tmpdir(), `colloquy-kafka-run-${owner}`);
+  const { stdout, stderr } = spawnSync(
+    process.execPath,
+    ['-r', HOOK, CHILD, 'broker', folder, String(owner)],
+    { encoding: 'utf8', timeout: 300_000 },
+  );
+  const [, what, rest = ''] = /^(brokers|none) (.*)$/s.exec(stdout) ?? [];
+  if (what === 'brokers') return { brokers: rest };
+  return { reason: `${rest}${stderr}`.trim() || 'it did not start' };
+}
+
+/** A broker of a test's own, which it may stop and start again: same port, same data. */
+export interface OwnBroker {
+  readonly brokers: string;
+  start(): Promise<void>;
+  /** In order; data and port stay for the next start. */
+  stop(): Promise<void>;
+  remove(): Promise<void>;
+}
+
+export async function ownBroker(): Promise<OwnBroker> {
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address() as AddressInfo;
+  probe.close();
+  const folder = mkdtempSync(join(tmpdir(), 'colloquy-kafka-own-'));
+  let child: ChildProcess | undefined;
+  const stop = async (): Promise<void> => {
+    if (!child) return;
+    const exit = once(child, 'exit');
+    child.kill('SIGTERM');
+    await exit;
+    child = undefined;
+  };
+  const start = async (): Promise<void> => {
+    const started = spawn(process.execPath, [join(ROOT, 'scripts/kafka.mjs')], {
+      env: { ...process.env, KAFKA_DATA_DIR: folder, KAFKA_PORT: String(port) },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    child = started;
+    for await (const line of createInterface(started.stdout)) if (line.startsWith('KAFKA_BROKERS=')) return;
+    throw new Error('the broker did not start');
+  };
+  await start();
+  return {
+    brokers: `127.0.0.1:${port}`,
+    start,
+    stop,
+    remove: async () => {
+      await stop();
+      rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+/** A node that publishes and does nothing else, in a process of its own. */
+export interface RelayProcess {
+  signal(signal: NodeJS.Signals): void;
+  kill9(): Promise<void>;
+  stop(): Promise<void>;
+  output(): string;
+}
+
+const nodes = new Set<RelayProcess>();
+
+/** Ends those that a failed test left behind. */
+export async function killRelays(): Promise<void> {
+  await Promise.all([...nodes].map((node) => node.kill9()));
+}
+
+export async function startRelay(url: string, brokers: string, topic: string): Promise<RelayProcess> {
+  const child = spawn(process.execPath, ['-r', HOOK, CHILD, 'relay', url, brokers, topic], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let output = '';
+  const exit = once(child, 'exit');
+  const ready = new Promise<void>((resolve, reject) => {
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+      output += chunk;
+      if (output.includes('ready')) resolve();
+    });
+    child.stderr.setEncoding('utf8').on('data', (chunk: string) => (output += chunk));
+    child.once('exit', () => {
+      reject(new Error(`the relay ended: ${output}`));
+    });
+  });
+  const end = async (signal: NodeJS.Signals): Promise<void> => {
+    if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+    await exit;
+    nodes.delete(node);
+  };
+  const node: RelayProcess = {
+    signal: (signal) => {
+      child.kill(signal);
+    },
+    kill9: () => end('SIGKILL'),
+    stop: () => end('SIGTERM'),
+    output: () => output,
+  };
+  nodes.add(node);
+  await ready;
+  return node;
+}
+
+export const kafka = (brokers: string): Kafka =>
+  new Kafka({ brokers: brokers.split(','), logLevel: logLevel.NOTHING, retry: { retries: 10 } });
+
+/** A consumer that is not ours: everything that is on the topic, in the order of its partitions. */
+export interface Tap {
+  readonly records: readonly TapRecord[];
+  /** Resolves once there are so many different events on the topic. */
+  distinct(count: number, limitMs?: number): Promise<void>;
+  stop(): Promise<void>;
+}
+
+export interface TapRecord {
+  readonly partition: number;
+  readonly message: KafkaMessage;
+  readonly id: string;
+  readonly key: string;
+  readonly version: number;
+  /** `Date.now()` */
+  readonly at: number;
+}
+
+const header = (message: KafkaMessage, name: string): string => message.headers?.[name]?.toString() ?? '';
+
+export async function tap(brokers: string, topic: string): Promise<Tap> {
+  const client = kafka(brokers);
+  const consumer = client.consumer({
+    groupId: `tap-${topic}-${Math.random()}`,
+    maxWaitTimeInMs: 100,
+    maxBytes: 20_000_000,
+  });
+  await consumer.connect();
+  await consumer.subscribe({ topics: [topic], fromBeginning: true });
+  const records: TapRecord[] = [];
+  const ids = new Set<string>();
+  await consumer.run({
+    eachBatch: ({ batch }) => {
+      for (const message of batch.messages) {
+        const id = header(message, 'ce_id');
+        ids.add(id);
+        records.push({
+          partition: batch.partition,
+          message,
+          id,
+          key: message.key?.toString() ?? '',
+          version: Number(header(message, 'ce_sessionversion')),
+          at: Date.now(),
+        });
+      }
+      return Promise.resolve();
+    },
+  });
+  return {
+    records,
+    distinct: async (count, limitMs = 60_000) => {
+      const deadline = Date.now() + limitMs;
+      while (ids.size < count) {
+        if (Date.now() > deadline)
+          throw new Error(`${ids.size} of ${count} events are on the topic after ${limitMs} ms`);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    },
+    stop: () => consumer.disconnect(),
+  };
+}
+
+/** What must be true of the topic at any time: a description of each offence. */
+export function offences(
+  records: readonly TapRecord[],
+  log: ReadonlyMap<string, readonly string[]>,
+): string[] {
+  const last = new Map<string, number>();
+  const partitions = new Map<string, number>();
+  const found: string[] = [];
+  for (const { key, version, id, partition } of records) {
+    if (log.get(key)?.[version - 1] !== id)
+      found.push(`${key} ${version} on the topic is not that of the log`);
+    if ((partitions.get(key) ?? partition) !== partition) found.push(`${key} is in two partitions`);
+    partitions.set(key, partition);
+    const seen = last.get(key) ?? 0;
+    if (version > seen + 1) found.push(`${key}: version ${version} came for the first time after ${seen}`);
+    if (version === seen + 1) last.set(key, version);
+  }
+  for (const [key, ids] of log)
+    if (last.get(key) !== ids.length) found.push(`${key}: ${last.get(key) ?? 0} of ${ids.length} versions`);
+  return found;
+}

@@ -1,0 +1,21 @@
+import { type TestDatabase } from './database.js';
+
+/**
+ * The counters of active sessions are what a recount of the log gives, for every tenant; the recount knows nothing of
+ * the service's code.
+ */
+export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): Promise<void> {
+  const differences = await db.query(
+    `select * from (
+       select tenant, count(*)::int as active from (
+         select distinct on (tenant, stream_id) tenant, type from event
+         where type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
+         order by tenant, stream_id, version desc
+       ) last where type in ('SessionCreated', 'SessionResumed') group by tenant
+     ) log full join (
+       select substr(key, 8) as tenant, value::int as counted from counter where starts_with(key, 'active:') and value <> 0
+     ) counter using (tenant)
+     where active is distinct from counted`,
+  );
+  expect(differences).toEqual([]);
+}
