@@ -63,8 +63,7 @@ export async function httpAppends(server, { full }) {
     const { rows } = await database.query(
       `select count(*) as events, count(distinct id) as different from event where type = 'MessageAppended'`,
     );
-    const whole =
-      refused.size === 0 && rows[0].events === acknowledged && rows[0].different === acknowledged;
+    const whole = refused.size === 0 && rows[0].events === acknowledged && rows[0].different === acknowledged;
     for (const connection of [...toService, ...toEcho]) connection.close();
     return [
       {
@@ -74,7 +73,9 @@ export async function httpAppends(server, { full }) {
         ratio: ratio(rates.service, rates.echo),
         atLeast: 0.12,
         spread: Math.max(spread(rates.service), spread(rates.echo)),
-        note: Number.isFinite(cpu) ? `${((cpu / acknowledged) * 1e6).toFixed(0)} µs of processor time each` : '',
+        note: Number.isFinite(cpu)
+          ? `${((cpu / acknowledged) * 1e6).toFixed(0)} µs of processor time each`
+          : '',
       },
       {
         name: 'acknowledged appends that are in the log, once',

@@ -60,13 +60,9 @@ export function request(method, path, body) {
   if (body === undefined) return Buffer.from([...lines, '', ''].join('\r\n'));
   const text = JSON.stringify(body);
   return Buffer.from(
-    [
-      ...lines,
-      'Content-Type: application/json',
-      `Content-Length: ${Buffer.byteLength(text)}`,
-      '',
-      text,
-    ].join('\r\n'),
+    [...lines, 'Content-Type: application/json', `Content-Length: ${Buffer.byteLength(text)}`, '', text].join(
+      '\r\n',
+    ),
   );
 }
 

@@ -8,7 +8,12 @@ export const CONTENT =
   'Could you tell me how far along my order is? I was told that it would be here by the end of the week.';
 
 /** The data of a `MessageAppended`. */
-export const message = () => ({ messageId: `msg_${randomUUID()}`, role: 'user', content: CONTENT, status: 'complete' });
+export const message = () => ({
+  messageId: `msg_${randomUUID()}`,
+  role: 'user',
+  content: CONTENT,
+  status: 'complete',
+});
 
 const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'SessionCreated', data: {} });
 

@@ -119,6 +119,15 @@ interface InProcess {
 
 const told = new Set<string>();
 
+/** Says it once in the life of the process. */
+function tell(warning: string): void {
+  if (!told.has(warning)) console.warn(warning);
+  told.add(warning);
+}
+
+/** How often in a row a stream is asked for again that brings nothing. */
+const RESUMPTIONS = 10;
+
 /**
  * Conversations with a model that survive restarts: the service in this process, or a running one by `url`.
  *
@@ -133,38 +142,52 @@ const told = new Set<string>();
 export class Agent {
   private connection: Connection | undefined;
   private service: InProcess | undefined;
+  private starting: Promise<void> | undefined;
 
   constructor(private readonly options: AgentOptions = {}) {}
 
   /** @throws Error when a setting is wrong, the data folder is in use, or the service cannot be reached */
-  async start(): Promise<void> {
-    if (this.connection) return;
+  start(): Promise<void> {
+    this.starting ??= this.connect().catch((error: unknown) => {
+      this.starting = undefined;
+      throw error;
+    });
+    return this.starting;
+  }
+
+  /** Answers what is running, then stops what `start` started. */
+  async stop(): Promise<void> {
+    await this.starting?.catch(() => undefined);
+    const { service } = this;
+    this.connection = undefined;
+    this.service = undefined;
+    this.starting = undefined;
+    await service?.stop();
+  }
+
+  private async connect(): Promise<void> {
     const { url, apiKey, tenant } = this.options;
     const headers = {
       ...(apiKey !== undefined && url !== undefined && { authorization: `Bearer ${apiKey}` }),
       ...(tenant !== undefined && { 'colloquy-tenant': tenant }),
     };
     if (url === undefined) {
+      if (apiKey !== undefined) tell('apiKey has no meaning without url: a service in this process needs no key.');
       // Loaded only here: a client of a running service needs none of it.
       const { startInProcess } = await import('./in-process.js');
-      this.service = await startInProcess(this.options, (warning) => {
-        if (!told.has(warning)) console.warn(warning);
-        told.add(warning);
-      });
+      this.service = await startInProcess(this.options, tell);
       this.connection = new Connection(this.service.fetch, headers);
-    } else {
-      const base = url.replace(/\/+$/, '');
-      this.connection = new Connection((path, init) => fetch(base + path, init), headers);
-      await this.connection.json('GET', '/health/live');
+      return;
     }
-  }
-
-  /** Answers what is running, then stops what `start` started. */
-  async stop(): Promise<void> {
-    const { service } = this;
-    this.connection = undefined;
-    this.service = undefined;
-    await service?.stop();
+    for (const option of ['llm', 'sessions', 'storage'] as const) {
+      if (this.options[option]) {
+        tell(`${option} has no meaning with url: the service there has settings of its own.`);
+      }
+    }
+    const base = url.replace(/\/+$/, '');
+    const connection = new Connection((path, init) => fetch(base + path, init), headers);
+    await connection.json('GET', '/health/live');
+    this.connection = connection;
   }
 
   /** A new session; with an id that exists, that session, active again if it was expired. */
@@ -210,30 +233,32 @@ export class Agent {
   async *stream(message: string, options: GenerateOptions = {}): AsyncGenerator<StreamEvent> {
     const { sessionId, signal, ...ask } = options;
     const path = session(sessionId ?? (await this.createSession()).id);
-    let source = this.connected.events('POST', `${path}/generate`, {
-      body: { message, ...ask },
-      headers: { 'idempotency-key': randomUUID() },
-      signal,
-    });
+    // Under one key: asked again before the generation had a name, it attaches to the one that was started.
+    const headers = { 'idempotency-key': randomUUID() };
     let generationId: string | undefined;
     let lastId = '';
-    for (;;) {
+    for (let fruitless = 0; ; fruitless += 1) {
+      const source =
+        generationId === undefined
+          ? this.connected.events('POST', `${path}/generate`, { body: { message, ...ask }, headers, signal })
+          : this.connected.events('GET', `${path}/generations/${generationId}/stream`, {
+              headers: { 'last-event-id': lastId },
+              signal,
+            });
       try {
         for await (const event of source) {
+          fruitless = 0;
           lastId = event.id;
-          if (event.event === 'generation.started') generationId = event.data.generationId as string;
+          if (event.event === 'generation.started') generationId = event.data['generationId'] as string;
           if (event.event === 'generation.failed') throw failed(event);
           yield { type: event.event, ...event.data } as StreamEvent;
           if (event.event === 'message.completed' || event.event === 'generation.cancelled') return;
         }
+        if (fruitless >= RESUMPTIONS) throw new Error('the service ended the stream before the reply');
       } catch (error) {
-        if (error instanceof ColloquyError || signal?.aborted || generationId === undefined) throw error;
+        if (error instanceof ColloquyError || signal?.aborted || fruitless >= RESUMPTIONS) throw error;
       }
-      if (generationId === undefined) throw new Error('the stream ended before the generation began');
-      source = this.connected.events('GET', `${path}/generations/${generationId}/stream`, {
-        headers: { 'last-event-id': lastId },
-        signal,
-      });
+      if (fruitless > 0) await new Promise((resolve) => setTimeout(resolve, 50 * 2 ** fruitless));
     }
   }
 

@@ -237,6 +237,8 @@ export const isActivity = (event: { readonly type: string }): boolean => event.t
 
 /** The most approvals a session holds; they are part of the state that every append stores. */
 const MAX_APPROVALS = 100;
+/** The most tool calls that may wait for a result; for the same reason. */
+const MAX_OPEN_TOOL_CALLS = 512;
 
 const NOTHING: Decision<SessionEvent> = { events: [] };
 
@@ -411,6 +413,7 @@ function checkMessages(messages: readonly NewMessage[], state: SessionState, bas
   const open = new Map<string, number>();
   const count = (id: string, by: 1 | -1) => open.set(id, (open.get(id) ?? 0) + by);
   for (const call of state.openToolCalls) count(call.id, 1);
+  let total = state.openToolCalls.length;
   messages.forEach((message, index) => {
     const at = base ?? `/messages/${index}`;
     if (message.role === 'tool') {
@@ -430,6 +433,7 @@ function checkMessages(messages: readonly NewMessage[], state: SessionState, bas
         );
       }
       count(message.toolCallId, -1);
+      total -= 1;
     }
     message.toolCalls?.forEach((call, position) => {
       if (open.get(call.id)) {
@@ -438,7 +442,19 @@ function checkMessages(messages: readonly NewMessage[], state: SessionState, bas
         });
       }
       count(call.id, 1);
+      total += 1;
     });
+    if (total > MAX_OPEN_TOOL_CALLS) {
+      throw new DomainError(
+        'invalid-request',
+        `more than ${MAX_OPEN_TOOL_CALLS} tool calls would wait for a result`,
+        {
+          errors: [
+            { pointer: `${at}/toolCalls`, in: 'body', detail: 'are too many beside those without a result' },
+          ],
+        },
+      );
+    }
   });
 }
 

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 
 export interface StreamId {
   readonly tenant: string;
@@ -13,6 +13,6 @@ export const streamKey = ({ tenant, streamId }: StreamId): string => `${tenant}/
  * It never changes, and consumers may compute it too: test/unit/event-store keeps vectors.
  */
 export function laneOf(stream: StreamId, lanes: number): number {
-  const digest = createHash('sha256').update(streamKey(stream)).digest();
+  const digest = hash('sha256', streamKey(stream), 'buffer');
   return Number(digest.readBigUInt64BE(0) % BigInt(lanes));
 }

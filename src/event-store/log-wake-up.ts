@@ -19,6 +19,7 @@ type Listener = (lanes: Iterable<number>) => void;
 export class LogWakeUp {
   private readonly origin = randomUUID();
   private readonly listeners = new Set<Listener>();
+  private readonly hurried = new Set<() => void>();
   private readonly all: readonly number[];
   private readonly untold = new Set<number>();
   private telling = false;
@@ -52,6 +53,17 @@ export class LogWakeUp {
     this.emit(lanes);
     this.ensureConnected();
     void this.tell();
+  }
+
+  /** Calls back when a reader on this node waits: no time to let work gather. Returns how to stop that. */
+  onHurry(listener: () => void): () => void {
+    this.hurried.add(listener);
+    return () => this.hurried.delete(listener);
+  }
+
+  /** A reader waits for whoever follows the log on this node. */
+  hurry(): void {
+    for (const listener of this.hurried) listener();
   }
 
   async close(): Promise<void> {

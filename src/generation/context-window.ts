@@ -1,5 +1,5 @@
 import { type ContextWindow, type NewMessage } from '../domain/session.js';
-import { type ToolDefinition } from '../domain/session.events.js';
+import { type ContentPart, type ToolDefinition } from '../domain/session.events.js';
 
 export interface VersionedMessage {
   readonly version: number;
@@ -9,6 +9,16 @@ export interface VersionedMessage {
 /** Tokens that each message costs beside its text, for role and separators. */
 const MESSAGE_OVERHEAD = 4;
 
+/** What an image or a file is taken for: what it costs depends on the model, and its URL says nothing of it. */
+const ATTACHMENT_TOKENS = 1_000;
+
+/**
+ * The tokenizer takes time that grows with the square of the longest run of letters or of blanks: a message of 1 MB
+ * without a blank would hold up the process for minutes. A cut costs at most one token too many.
+ */
+const LONG_RUNS = /\S{256}(?=\S)/gu;
+const LONG_BLANKS = /\s{256}(?=\s)/gu;
+
 let count: ((text: string) => number) | undefined;
 
 /** Tokens by the encoding of OpenAI's current models; for others a close estimate. Loaded when first needed. */
@@ -16,46 +26,56 @@ export async function loadTokenizer(): Promise<(text: string) => number> {
   if (!count) {
     const { countTokens } = await import('gpt-tokenizer/encoding/o200k_base');
     // Text that looks like a control token is just text here.
-    count = (text) => countTokens(text, { disallowedSpecial: new Set() });
+    count = (text) => {
+      const tame = text.replaceAll(LONG_RUNS, '$& ').replaceAll(LONG_BLANKS, '$&x');
+      return countTokens(tame, { disallowedSpecial: new Set() });
+    };
   }
   return count;
 }
 
 /**
- * What of a history fits a budget. Whole turns fall out, the oldest first; a turn begins with a user's message, so a
- * tool call is never parted from its result. System messages stay, and so does the turn that is to be answered, whatever it costs.
+ * What of a history fits a budget. Whole turns fall out, the oldest first. A turn begins with a user's message, unless a
+ * tool call before it has its result only after it: a call is never parted from its result. System messages stay, and
+ * so does the turn that is to be answered, whatever it costs.
  *
  * @param budget tokens for the messages, after what instructions, tools and the new message take
- * @param asked whether a new message follows, so that no turn of the history must stay
+ * @param cost tokens of a message; asked only for those that may stay
+ * @param asked whether a new turn follows, so that none of the history must stay
  */
 export function fitWindow(
   history: readonly VersionedMessage[],
   budget: number,
-  tokens: (text: string) => number,
+  cost: (message: VersionedMessage) => number,
   asked: boolean,
 ): ContextWindow | undefined {
   const upTo = history.at(-1)?.version;
   if (upTo === undefined) return undefined;
-  const costs = history.map(({ message }) => messageTokens(message, tokens));
   let left = budget;
-  history.forEach(({ message }, index) => {
-    if (message.role === 'system') left -= costs[index] ?? 0;
-  });
+  for (const one of history) if (one.message.role === 'system') left -= cost(one);
+  const begins = turnStarts(history);
   // Backwards by turns; `from` is where the kept turns begin.
   let from = history.length;
-  let cost = 0;
   for (let index = history.length - 1; index >= 0; index -= 1) {
-    const role = history[index]?.message.role;
-    if (role !== 'system') cost += costs[index] ?? 0;
-    const begins = role === 'user' || index === 0;
-    if (!begins) continue;
-    if ((asked || from < history.length) && cost > left) break;
-    left -= cost;
-    cost = 0;
-    from = index;
+    const one = history[index];
+    if (one && one.message.role !== 'system') left -= cost(one);
+    const mustStay = !asked && from === history.length;
+    if (left < 0 && !mustStay) break;
+    if (begins[index]) from = index;
   }
   const kept = history.map(({ message }, index) => index >= from || message.role === 'system');
   return { ranges: rangesOf(history, kept), upTo };
+}
+
+/** Where turns begin: nothing that came before is waiting for a result there. */
+function turnStarts(history: readonly VersionedMessage[]): boolean[] {
+  const open = new Set<string>();
+  return history.map(({ message }, index) => {
+    const starts = index === 0 || (message.role === 'user' && open.size === 0);
+    for (const call of message.toolCalls ?? []) open.add(call.id);
+    if (message.toolCallId !== undefined) open.delete(message.toolCallId);
+    return starts;
+  });
 }
 
 /** Runs of kept messages as inclusive ranges of versions. */
@@ -75,9 +95,14 @@ export function messageTokens(
   tokens: (text: string) => number,
 ) {
   const { content, toolCalls } = message;
-  const text = typeof content === 'string' ? content : content.map((part) => JSON.stringify(part)).join('\n');
-  return MESSAGE_OVERHEAD + tokens(text) + (toolCalls ? tokens(JSON.stringify(toolCalls)) : 0);
+  const parts = typeof content === 'string' ? tokens(content) : sum(content.map((part) => partTokens(part, tokens)));
+  return MESSAGE_OVERHEAD + parts + (toolCalls ? tokens(JSON.stringify(toolCalls)) : 0);
 }
+
+const partTokens = (part: ContentPart, tokens: (text: string) => number): number =>
+  part.type === 'text' ? tokens(part.text) : ATTACHMENT_TOKENS;
+
+const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0);
 
 export const definitionTokens = (
   tools: readonly ToolDefinition[] | undefined,

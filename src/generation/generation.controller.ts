@@ -2,12 +2,19 @@ import { Body, Controller, Get, Headers, Param, Post, Req, Res } from '@nestjs/c
 import { CommandBus } from '@nestjs/cqrs';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
-import { CancelGeneration, ChangeSessionDetails, CreateSession, type NewMessage } from '../domain/session.js';
+import {
+  CancelGeneration,
+  ChangeSessionDetails,
+  type CommandTarget,
+  CreateSession,
+  type NewMessage,
+} from '../domain/session.js';
+import { VersionMismatch } from '../event-store/stream-handler.js';
 import { Caller } from '../http/auth.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { derivedId, newId } from '../sessions/ids.js';
-import { dispatch, SessionCommands } from '../sessions/session-commands.js';
+import { dispatch, type HandledSession, SessionCommands } from '../sessions/session-commands.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { Session, sessionPath } from '../sessions/session.schemas.js';
 import { drafted, target, WRITE_EXISTING } from '../sessions/sessions.controller.js';
@@ -22,7 +29,7 @@ import {
   generationPath,
   TitleBody,
 } from './generation.schemas.js';
-import { Generations } from './generations.js';
+import { Generations, storable } from './generations.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
 import { placeOf, sendEvents, wantsEvents } from './sse.js';
 
@@ -119,7 +126,7 @@ export class GenerationController {
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
-    problems: ['not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'database-unavailable'],
   })
   describe(
     @Caller() { tenant }: Caller,
@@ -133,7 +140,7 @@ export class GenerationController {
   @Answers(200, Generated, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
     stream: true,
-    problems: ['not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'database-unavailable'],
   })
   async follow(
     @Caller() { tenant }: Caller,
@@ -161,12 +168,33 @@ export class GenerationController {
     const { tenant } = write.caller;
     const to = target(write, sessionId, `POST /v1/sessions/${sessionId}/title`, { overwrite });
     const { state } = await this.commands.load(tenant, sessionId);
-    const wanted = overwrite || state.title === null;
-    const details = wanted && state.messageCount > 0 ? await this.titleOf(tenant, sessionId) : {};
-    const done = await dispatch(this.bus, new ChangeSessionDetails(to, details));
-    const session = this.queries.answer(tenant, sessionId, done);
+    const known = to.idempotency && (await this.generations.isKnown(tenant, to.idempotency));
+    const wanted = !known && (overwrite || state.title === null) && state.messageCount > 0;
+    const details = wanted ? await this.titleOf(tenant, sessionId) : {};
+    const session = this.queries.answer(tenant, sessionId, await this.entitle(to, details, overwrite));
     reply.header('etag', etag(session.version));
     return session;
+  }
+
+  /** A title that somebody gave while the model thought is not overwritten either. */
+  private async entitle(
+    to: CommandTarget,
+    details: { title?: string },
+    overwrite: boolean,
+  ): Promise<HandledSession> {
+    if (overwrite || to.ifMatch !== undefined) return dispatch(this.bus, new ChangeSessionDetails(to, details));
+    for (;;) {
+      const { state } = await this.commands.load(to.tenant, to.sessionId);
+      const given = state.title === null ? details : {};
+      try {
+        return await dispatch(
+          this.bus,
+          new ChangeSessionDetails({ ...to, ifMatch: [state.version] }, given),
+        );
+      } catch (error) {
+        if (!(error instanceof VersionMismatch)) throw error;
+      }
+    }
   }
 
   private async titleOf(tenant: string, sessionId: string): Promise<{ title?: string }> {
@@ -180,7 +208,8 @@ export class GenerationController {
     const answer = await this.generations.aside({ tenant, sessionId }, TITLE_INSTRUCTIONS, [
       { role: 'user', content: said },
     ]);
-    const title = answer.trim().split('\n')[0]?.slice(0, 300);
+    // A cut must not leave half of a surrogate pair.
+    const title = storable((answer.trim().split('\n')[0] ?? '').slice(0, 300));
     return title ? { title } : {};
   }
 }

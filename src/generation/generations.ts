@@ -1,4 +1,6 @@
+import { Logger } from '@nestjs/common';
 import { type CommandBus } from '@nestjs/cqrs';
+import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import { toolCall, type ToolCall, type ToolDefinition, type Usage } from '../domain/session.events.js';
 import {
@@ -19,7 +21,7 @@ import { type Leases } from '../event-store/leases.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../projections/projection.js';
 import { newId } from '../sessions/ids.js';
-import { type PartialReplies } from '../sessions/partial-replies.js';
+import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
 import { dispatch, type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
 import { type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
 import {
@@ -51,8 +53,9 @@ export interface GenerationSettings {
 
 /** How long a reply that was paid for is kept trying to reach a database that is away. */
 const STORE_PATIENCE_MS = 60_000;
-/** How often somebody who follows a generation of another node looks again. */
+/** How often somebody who follows a generation of another node looks again, and every how many looks at its lease. */
 const FOLLOW_MS = 100;
+const LOOKS_PER_LEASE = 10;
 /** What arrives is shared with other nodes, and safe from this one's end, after at most this. */
 const FLUSH_MS = 50;
 /** How soon a node stops a model call whose generation was ended by somebody else. */
@@ -75,8 +78,10 @@ interface Running {
   readonly controller: AbortController;
   /** Version of the session when it was last seen to be generating this. */
   version: number;
-  /** Number of the last chunk that was handed to the table. */
+  /** Number of the last chunk. */
   chunk: number;
+  /** What the table does not have yet: pieces that were numbered but not written, and text that comes after them. */
+  unwritten: Chunk[];
   unshared: string;
 }
 
@@ -86,7 +91,13 @@ interface Running {
  */
 export class Generations {
   private readonly running = new Map<string, Running>();
+  /** Generations of other nodes that somebody here follows: one copy serves all of them. */
+  private readonly followed = new Map<string, { readonly session: Session; readonly live: LiveReply }>();
+  private readonly costs = new LRUCache<string, number>({ max: 50_000 });
+  private readonly asides = new Set<AbortController>();
+  private stopping = false;
   private readonly queues = new Map<string, { tail: Promise<void>; length: number }>();
+  private readonly logger = new Logger('generation');
   private flushing: NodeJS.Timeout | undefined;
   private flushed: Promise<void> = Promise.resolve();
   private watching: NodeJS.Timeout | undefined;
@@ -114,22 +125,34 @@ export class Generations {
     return ask.queue ? this.inTurn(to, ask) : this.startNow(to, ask);
   }
 
-  /** A generation's reply, wherever it runs or ran. @throws ApiError `not-found` */
+  /**
+   * A generation's reply, wherever it runs or ran.
+   * @throws ApiError `not-found`; DomainError `session-not-found` when the session was deleted since
+   */
   async follow(session: Session, generationId: string): Promise<LiveReply> {
-    const running = this.running.get(generationId);
-    if (running?.session.tenant === session.tenant && running.session.sessionId === session.sessionId) {
-      return running.live;
+    return this.attach(session, generationId, await this.incarnationOf(session));
+  }
+
+  /** @param incarnation that the generation must be of, unless any will do */
+  private async attach(session: Session, generationId: string, incarnation?: number): Promise<LiveReply> {
+    const known = this.running.get(generationId) ?? this.followed.get(generationId);
+    if (known?.session.tenant === session.tenant && known.session.sessionId === session.sessionId) {
+      return known.live;
     }
-    const started = await this.findStart(session, generationId);
+    const started = await this.findStart(session, generationId, incarnation);
     const live = new LiveReply(session.sessionId, generationId, started.data.model);
     const to = { ...session, actor: started.actor, correlationId: started.correlationId };
-    void this.copy(to, live, started.version);
+    const followed = { session, live };
+    this.followed.set(generationId, followed);
+    void this.copy(to, live, started.version).finally(() => {
+      if (this.followed.get(generationId) === followed) this.followed.delete(generationId);
+    });
     return live;
   }
 
   /** What a generation was given and how it ended, from the log alone. @throws ApiError `not-found` */
   async describe(session: Session, generationId: string): Promise<GenerationDescription> {
-    const started = await this.findStart(session, generationId);
+    const started = await this.findStart(session, generationId, await this.incarnationOf(session));
     const { model, instructions, tools, context } = started.data;
     const end = await this.recorded(session, generationId, started.version);
     const messages: PromptMessage[] = buildPrompt(
@@ -155,14 +178,18 @@ export class Generations {
   /** A model's answer that is part of no conversation. @throws ApiError `model-failed`, `model-timeout` */
   async aside(session: Session, instructions: string, messages: readonly PromptMessage[]): Promise<string> {
     const request = { model: this.settings.defaultModel, instructions, messages };
+    const controller = new AbortController();
+    this.asides.add(controller);
     let text = '';
     try {
-      for await (const piece of this.model.answer(request, new AbortController().signal)) {
+      for await (const piece of this.model.answer(request, controller.signal)) {
         if (piece.type === 'text') text += piece.text;
       }
     } catch (error) {
-      if (error instanceof ModelError) throw new ApiError(error.code, error.message);
+      if (error instanceof ModelError) throw new ApiError(error.code, error.message, { details: session });
       throw error;
+    } finally {
+      this.asides.delete(controller);
     }
     return storable(text);
   }
@@ -173,9 +200,10 @@ export class Generations {
     return messages.map((one) => one.message);
   }
 
-  /** Ends the model calls that still run; their generations fail, and their sessions go on. */
+  /** Ends the model calls that still run, and begins no more; their generations fail, and their sessions go on. */
   abortAll(): void {
-    for (const { controller } of this.running.values()) {
+    this.stopping = true;
+    for (const controller of [...this.asides, ...[...this.running.values()].map((one) => one.controller)]) {
       controller.abort(new ModelError('model-failed', SERVICE_STOPPED));
     }
   }
@@ -192,6 +220,7 @@ export class Generations {
   }
 
   private async startNow(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+    if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
     const lease = generationLease(generationId);
     const model = ask.model ?? this.settings.defaultModel;
@@ -210,7 +239,8 @@ export class Generations {
     }
     if (started.duplicate) {
       await this.letGo(lease);
-      return this.follow(to, (started.duplicate.reference as { generationId: string }).generationId);
+      // Its outcome is the answer to this request, whatever became of the session since.
+      return this.attach(to, (started.duplicate.reference as { generationId: string }).generationId);
     }
     const live = new LiveReply(to.sessionId, generationId, model);
     const running: Running = {
@@ -220,12 +250,25 @@ export class Generations {
       controller: new AbortController(),
       version: started.state.version,
       chunk: 0,
+      unwritten: [],
       unshared: '',
     };
     this.running.set(generationId, running);
-    const unregister = this.partials.register(generationId, () => live.text);
+    const unregister = this.partials.register(generationId, {
+      text: () => live.text,
+      ended: () => {
+        running.controller.abort(new Superseded());
+      },
+    });
     void this.turn(to, ask, started, running)
-      .catch((error: unknown): ReplyEnd => ({ type: 'failed', error }))
+      .catch((error: unknown): ReplyEnd => {
+        // Nobody may be there to hear of it.
+        const { code } = error as { code?: unknown };
+        if (code !== 'session-not-found' && code !== 'database-unavailable' && code !== 'overloaded') {
+          this.logger.error(`${generationId} was not recorded`, error instanceof Error ? error.stack : undefined);
+        }
+        return { type: 'failed', error };
+      })
       .then(async (end) => {
         live.finish(end);
         unregister();
@@ -300,11 +343,14 @@ export class Generations {
         { model, instructions, messages, tools },
         controller.signal,
       )) {
+        // What comes after an end has no place in what is kept.
+        controller.signal.throwIfAborted();
         if (piece.type === 'text') this.arrived(running, text.add(piece.text));
         else {
           this.arrived(running, text.end());
           toolCalls = checkedCalls(piece.toolCalls);
-          ({ usage, finishReason } = piece);
+          ({ usage } = piece);
+          finishReason = storable(piece.finishReason).slice(0, 64);
         }
       }
       controller.signal.throwIfAborted();
@@ -314,7 +360,8 @@ export class Generations {
         error instanceof ModelError
           ? error
           : new ModelError('model-failed', 'the model call failed', { cause: error });
-      const { code, message } = failure;
+      const { code } = failure;
+      const message = storable(failure.message);
       const partial = live.text === '' ? undefined : { messageId: newId('msg'), content: live.text };
       const failed = new FailGeneration(
         next,
@@ -360,21 +407,39 @@ export class Generations {
     if (text === '') return;
     running.live.append(text);
     running.unshared += text;
+    this.shareSoon();
+  }
+
+  private shareSoon(): void {
     this.flushing ??= setTimeout(() => {
-      this.flushing = undefined;
-      this.flushed = this.share().catch(() => undefined); // others then see it later, or as the whole reply
+      // One write after the other: whoever reads a chunk must find those before it.
+      this.flushed = this.share().finally(() => {
+        this.flushing = undefined;
+        if ([...this.running.values()].some(hasUnshared)) this.shareSoon();
+      });
     }, FLUSH_MS);
   }
 
   private async share(): Promise<void> {
-    const chunks = [...this.running.values()].flatMap((running) => {
-      if (running.unshared === '') return [];
+    const sharing = [...this.running.values()].filter(hasUnshared);
+    for (const running of sharing) {
+      if (running.unshared === '') continue;
       running.chunk += 1;
-      const text = running.unshared;
+      running.unwritten.push({
+        generation: running.live.generationId,
+        number: running.chunk,
+        text: running.unshared,
+      });
       running.unshared = '';
-      return [{ generation: running.live.generationId, number: running.chunk, text }];
-    });
-    if (chunks.length > 0) await this.partials.write(chunks);
+    }
+    const chunks = sharing.flatMap((running) => running.unwritten);
+    if (chunks.length === 0) return;
+    try {
+      await this.partials.write(chunks);
+      for (const running of sharing) running.unwritten = [];
+    } catch {
+      // Written or not, nobody knows: the same chunks are sent again, and others see them later.
+    }
   }
 
   /** Looks, now and then, whether somebody ended a generation that runs here. */
@@ -404,29 +469,35 @@ export class Generations {
 
   /** Follows a generation of another node, or one that has ended, into `live`. */
   private async copy(to: CommandTarget, live: LiveReply, from: number): Promise<void> {
-    try {
-      let chunk = 0;
-      for (;;) {
-        const woken = this.woken(this.store.laneOf({ tenant: to.tenant, streamId: to.sessionId }), FOLLOW_MS);
-        try {
-          const end = await this.recorded(to, live.generationId, from);
-          if (end) {
-            live.finish(end);
-            return;
-          }
-          for (const { number, text } of await this.partials.readAfter(live.generationId, chunk)) {
-            chunk = number;
-            live.append(text);
-          }
-          if ((await this.leases.standing([generationLease(live.generationId)])).size === 0) {
-            await this.abandon(to, live.generationId);
-          } else await woken.soon;
-        } finally {
-          woken.end();
+    let chunk = 0;
+    let deadline = Date.now() + STORE_PATIENCE_MS;
+    for (let look = 0; ; look += 1) {
+      const woken = this.woken(this.store.laneOf({ tenant: to.tenant, streamId: to.sessionId }), FOLLOW_MS);
+      try {
+        const end = await this.recorded(to, live.generationId, from);
+        if (end) {
+          live.finish(end);
+          return;
         }
+        for (const { number, text } of await this.partials.readAfter(live.generationId, chunk)) {
+          chunk = number;
+          live.append(text);
+        }
+        const lease = generationLease(live.generationId);
+        if (look % LOOKS_PER_LEASE === 0 && (await this.leases.standing([lease])).size === 0) {
+          await this.abandon(to, live.generationId);
+        } else await woken.soon;
+        deadline = Date.now() + STORE_PATIENCE_MS;
+      } catch (error) {
+        const isAway = (error as { code?: unknown }).code === 'database-unavailable';
+        if (!isAway || Date.now() > deadline) {
+          live.finish({ type: 'failed', error });
+          return;
+        }
+        await woken.soon;
+      } finally {
+        woken.end();
       }
-    } catch (error) {
-      live.finish({ type: 'failed', error });
     }
   }
 
@@ -445,14 +516,25 @@ export class Generations {
     });
   }
 
+  /** @throws DomainError `session-not-found` */
+  private async incarnationOf({ tenant, sessionId }: Session): Promise<number> {
+    const { state } = await this.commands.load(tenant, sessionId);
+    if (state.status === 'active' || state.status === 'expired') return state.incarnation;
+    throw sessionNotFound();
+  }
+
   private async findStart(
     { tenant, sessionId }: Session,
     generationId: string,
+    incarnation?: number,
   ): Promise<SessionRecord & { type: 'GenerationStarted' }> {
     const stream = { tenant, streamId: sessionId };
     for await (const recorded of this.store.streamEvents(stream, { types: ['GenerationStarted'] })) {
       const event = recorded as SessionRecord & { type: 'GenerationStarted' };
-      if (event.data.generationId === generationId) return event;
+      if (event.data.generationId !== generationId) continue;
+      // What a deleted session held is gone for all but the audit trail.
+      if (incarnation !== undefined && event.incarnation !== incarnation) break;
+      return event;
     }
     throw new ApiError('not-found', 'there is no such generation in this session');
   }
@@ -465,30 +547,37 @@ export class Generations {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     let reply: (SessionRecord & { type: 'MessageAppended' }) | undefined;
     let started: (SessionRecord & { type: 'GenerationStarted' }) | undefined;
+    let end: (SessionRecord & { type: 'GenerationCompleted' | 'GenerationCancelled' }) | undefined;
     for await (const recorded of this.store.streamEvents(stream, { from, types: OUTCOME_EVENTS })) {
       const event = recorded as SessionRecord;
+      const isSameAppend = end?.version === event.version - 1 && end.correlationId === event.correlationId;
+      // It was the deletion that ended it.
+      if (end?.type === 'GenerationCancelled' && event.type === 'SessionDeleted' && isSameAppend) {
+        return { type: 'failed', error: sessionNotFound() };
+      }
       if (!('generationId' in event.data) || event.data.generationId !== generationId) continue;
       if (event.type === 'MessageAppended') reply = event;
       if (event.type === 'GenerationStarted') started = event;
       if (event.type === 'GenerationFailed') {
         const code = event.data.code === 'model-timeout' ? 'model-timeout' : 'model-failed';
-        return { type: 'failed', error: problem(code, event.data.message, session, generationId) };
+        const error = problem(code, event.data.message, session, generationId);
+        return { type: 'failed', error, content: reply && textOf(reply.data.content) };
       }
-      if (event.type !== 'GenerationCompleted' && event.type !== 'GenerationCancelled') continue;
-      return {
-        type: event.type === 'GenerationCompleted' ? 'completed' : 'cancelled',
-        version: event.version,
-        answer: {
-          content: reply ? textOf(reply.data.content) : '',
-          message: reply ? await this.viewOf(session, reply, started) : null,
-          usage: event.data.usage ?? null,
-          finishReason: event.type === 'GenerationCancelled' ? 'cancelled' : event.data.finishReason,
-          sessionId: session.sessionId,
-          generationId,
-        },
-      };
+      if (event.type === 'GenerationCompleted' || event.type === 'GenerationCancelled') end = event;
     }
-    return undefined;
+    if (!end) return undefined;
+    return {
+      type: end.type === 'GenerationCompleted' ? 'completed' : 'cancelled',
+      version: end.version,
+      answer: {
+        content: reply ? textOf(reply.data.content) : '',
+        message: reply ? await this.viewOf(session, reply, started) : null,
+        usage: end.data.usage ?? null,
+        finishReason: end.type === 'GenerationCancelled' ? 'cancelled' : end.data.finishReason,
+        sessionId: session.sessionId,
+        generationId,
+      },
+    };
   }
 
   private async viewOf(
@@ -536,7 +625,15 @@ export class Generations {
       (ask.message ? messageTokens(ask.message, tokens) : 0) +
       (ask.instructions === undefined ? 0 : messageTokens({ content: ask.instructions }, tokens)) +
       definitionTokens(ask.tools, tokens);
-    return fitWindow(history, maxInputTokens - fixed, tokens, ask.message !== undefined);
+    // What is recorded does not change, and neither does its cost.
+    const cost = ({ version, message }: VersionedMessage): number => {
+      const key = `${to.tenant}/${to.sessionId}/${version}`;
+      const known = this.costs.get(key) ?? messageTokens(message, tokens);
+      this.costs.set(key, known);
+      return known;
+    };
+    // A tool's result or a system message belongs to the turn that is there already.
+    return fitWindow(history, maxInputTokens - fixed, cost, ask.message?.role === 'user');
   }
 
   private woken(lane: number, ms: number): { soon: Promise<void>; end: () => void } {
@@ -581,6 +678,7 @@ const OUTCOME_EVENTS = [
   'GenerationCompleted',
   'GenerationFailed',
   'GenerationCancelled',
+  'SessionDeleted',
 ];
 
 export interface GenerationDescription {
@@ -602,7 +700,11 @@ const replyToolCalls = z.array(toolCall).max(128);
 
 /** @throws ModelError when the calls cannot be recorded. */
 function checkedCalls(calls: readonly ToolCall[]): ToolCall[] {
-  const clean = calls.map((call) => ({ ...call, arguments: storable(call.arguments) }));
+  const clean = calls.map(({ id, name, arguments: text }) => ({
+    id: storable(id),
+    name,
+    arguments: storable(text),
+  }));
   if (
     !replyToolCalls.safeParse(clean).success ||
     new Set(clean.map((call) => call.id)).size !== clean.length
@@ -627,8 +729,12 @@ function reported(
   });
 }
 
+const hasUnshared = ({ unwritten, unshared }: Running): boolean => unwritten.length > 0 || unshared !== '';
+
+const sessionNotFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
+
 /** PostgreSQL stores neither U+0000 nor half of a surrogate pair. */
-const storable = (text: string): string => Buffer.from(text).toString().replaceAll('\0', '');
+export const storable = (text: string): string => Buffer.from(text).toString().replaceAll('\0', '');
 
 /** Text in pieces, each of them storable: a pair that is cut in two is put together again. */
 class StorableText {

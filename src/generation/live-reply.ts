@@ -4,7 +4,8 @@ import { type GeneratedAnswer } from './generation.schemas.js';
 /** How a generation ended. `version` is the session's after it. */
 export type ReplyEnd =
   | { readonly type: 'completed' | 'cancelled'; readonly answer: GeneratedAnswer; readonly version: number }
-  | { readonly type: 'failed'; readonly error: unknown };
+  /** `content`: what had arrived and is kept. */
+  | { readonly type: 'failed'; readonly error: unknown; readonly content?: string | undefined };
 
 /** A tool call as clients see it: `required` when the session has no approval for it. */
 export type ReportedCall = ToolCall & { readonly approval?: 'required' | 'granted' | undefined };
@@ -61,7 +62,7 @@ export class LiveReply {
 
   finish(end: ReplyEnd): void {
     // What this process did not see arrive, because another one ran the generation or the last piece was not shared.
-    const content = end.type === 'failed' ? '' : end.answer.content;
+    const content = end.type === 'failed' ? (end.content ?? '') : end.answer.content;
     if (content.length > this.length) this.append(content.slice(this.length));
     const calls = end.type === 'failed' ? [] : (end.answer.message?.toolCalls ?? []);
     for (const call of calls.slice(this.calls.length)) this.addToolCall(call);
@@ -75,9 +76,27 @@ export class LiveReply {
     return this.ended;
   }
 
-  /** From a place on: what is there at once, in one piece, then what arrives, then the end. */
-  async *events(from?: ReplyPlace): AsyncGenerator<ReplyEvent> {
-    let offset = Math.min(from?.offset ?? 0, Number.MAX_SAFE_INTEGER);
+  /**
+   * From a place on: what is there at once, in one piece, then what arrives, then the end.
+   * @param gone ends it early, when the reader went away
+   */
+  async *events(from?: ReplyPlace, gone?: AbortSignal): AsyncGenerator<ReplyEvent> {
+    const leave = (): void => {
+      this.wake();
+    };
+    gone?.addEventListener('abort', leave, { once: true });
+    try {
+      yield* this.eventsFrom(from, gone);
+    } finally {
+      gone?.removeEventListener('abort', leave);
+    }
+  }
+
+  private async *eventsFrom(
+    from: ReplyPlace | undefined,
+    gone: AbortSignal | undefined,
+  ): AsyncGenerator<ReplyEvent> {
+    let offset = from?.offset ?? 0;
     let calls = from?.toolCalls ?? 0;
     if (!from) yield { type: 'started' };
     let piece = 0;
@@ -104,6 +123,7 @@ export class LiveReply {
         yield this.ended;
         return;
       }
+      if (gone?.aborted) return;
       await this.change();
     }
   }

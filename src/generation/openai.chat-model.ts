@@ -1,3 +1,5 @@
+import { setTimeout as pause } from 'node:timers/promises';
+import { createParser } from 'eventsource-parser';
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from 'openai';
 import { z } from 'zod';
 import { type ContentPart, type ToolCall, type Usage } from '../domain/session.events.js';
@@ -25,6 +27,17 @@ export interface OpenAiSettings {
   readonly maxConcurrency: number;
 }
 
+/** Tries of a call that the provider refuses for now, and the pause before the second; it doubles. */
+const TRIES = 3;
+const BACK_OFF_MS = 500;
+/** What a piece counts that holds no text: a provider that only ever sends such must come to an end, too. */
+const EMPTY_PIECE_BYTES = 16;
+/** Of a line of the stream, beyond the text that it may hold: its JSON, and escapes. */
+const LINE_FACTOR = 6;
+const LINE_EXTRA = 65_536;
+/** Of an error's body; the rest is not read. */
+const ERROR_BYTES = 65_536;
+
 /** What is used of a piece. Servers that merely imitate the API leave out what the SDK's types promise. */
 const Piece = z.object({
   choices: z
@@ -51,6 +64,8 @@ const Piece = z.object({
       }),
     )
     .default([]),
+  /** Something went wrong after the answer had begun. */
+  error: z.union([z.string(), z.object({ message: z.string() })]).nullish(),
   usage: z
     .object({
       prompt_tokens: z.int().nonnegative(),
@@ -62,8 +77,7 @@ const Piece = z.object({
 });
 
 /**
- * Streamed chat completions by the official SDK, which also retries 429 and 5xx with back-off and honours
- * `Retry-After`. Streamed always: what has arrived can then be shown, kept and cut off.
+ * Streamed chat completions by the official SDK. Streamed always: what has arrived can then be shown, kept and cut off.
  */
 export class OpenAiModel implements ChatModel {
   private readonly client: OpenAI;
@@ -76,6 +90,10 @@ export class OpenAiModel implements ChatModel {
       apiKey: settings.apiKey ?? 'none',
       baseURL: settings.baseURL ?? null,
       timeout: settings.timeoutMs,
+      // Its pauses cannot be broken off: a cancelled call would wait for as long as `Retry-After` says.
+      maxRetries: 0,
+      // It reads the bodies of errors whole.
+      fetch: async (url, init) => shortened(await fetch(url, init)),
       // Its log would hold prompts.
       logLevel: 'off',
     });
@@ -105,46 +123,85 @@ export class OpenAiModel implements ChatModel {
     signal: AbortSignal,
     silence: Silence,
   ): AsyncGenerator<ModelPiece> {
-    const stream = await this.client.chat.completions.create(toParams(request), { signal });
+    const response = await this.respond(request, signal);
     const calls = new Map<number, ToolCall>();
     let finishReason: string | undefined;
     let usage: Usage | undefined;
     let bytes = 0;
-    for await (const chunk of stream) {
+    for await (const data of this.dataOf(response)) {
       silence.broken();
-      const parsed = Piece.safeParse(chunk);
+      const parsed = Piece.safeParse(JSON.parse(data));
       if (!parsed.success) throw unreadable(parsed.error);
-      const choice = parsed.data.choices[0];
+      const { choices, error } = parsed.data;
+      if (error) throw this.refused(typeof error === 'string' ? error : error.message);
+      const choice = choices[0];
       const text = choice?.delta?.content ?? choice?.delta?.refusal ?? '';
-      bytes += Buffer.byteLength(text);
+      let size = Buffer.byteLength(text);
       for (const part of choice?.delta?.tool_calls ?? []) {
         const call = calls.get(part.index) ?? { id: '', name: '', arguments: '' };
         call.id ||= part.id ?? '';
         call.name ||= part.function?.name ?? '';
         call.arguments += part.function?.arguments ?? '';
-        bytes += Buffer.byteLength(part.function?.arguments ?? '');
+        size += Buffer.byteLength(part.function?.arguments ?? '');
         calls.set(part.index, call);
       }
-      if (bytes > this.settings.maxOutputBytes) {
-        throw new ModelError(
-          'model-failed',
-          `the answer is longer than ${this.settings.maxOutputBytes} bytes`,
-        );
-      }
+      bytes += size === 0 ? EMPTY_PIECE_BYTES : size;
+      if (bytes > this.settings.maxOutputBytes) throw this.tooLong();
       if (text !== '') yield { type: 'text', text };
       finishReason = choice?.finish_reason ?? finishReason;
       usage = usageOf(parsed.data.usage) ?? usage;
     }
     signal.throwIfAborted();
-    // A connection that breaks off between two pieces looks like an end to the SDK.
+    // A connection that breaks off between two pieces looks like an end.
     if (finishReason === undefined) {
       throw new ModelError('model-failed', 'the model provider broke off its answer');
     }
     yield { type: 'end', toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
   }
 
+  /** Asks, and again after a pause when the provider is busy, broken or out of reach for the moment. */
+  private async respond(request: ModelRequest, signal: AbortSignal): Promise<Response> {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.client.chat.completions.create(toParams(request), { signal }).asResponse();
+      } catch (error) {
+        signal.throwIfAborted();
+        const wait = pauseBefore(error) ?? BACK_OFF_MS * 2 ** (attempt - 1) * (1 - Math.random() / 4);
+        if (attempt === TRIES || !isPassing(error) || wait >= this.settings.timeoutMs) throw error;
+        await pause(wait, undefined, { signal });
+      }
+    }
+  }
+
+  /** The `data` of a response's events, up to `[DONE]`. */
+  private async *dataOf(response: Response): AsyncGenerator<string> {
+    let ready: string[] = [];
+    let tooLong = false;
+    const parser = createParser({
+      onEvent: ({ data }) => {
+        ready.push(data);
+      },
+      onError: ({ type }) => {
+        tooLong ||= type === 'max-buffer-size-exceeded';
+      },
+      maxBufferSize: this.settings.maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
+    });
+    const decoder = new TextDecoder();
+    for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
+      parser.feed(decoder.decode(chunk, { stream: true }));
+      const events = ready;
+      ready = [];
+      for (const data of events) {
+        if (data.startsWith('[DONE]')) return;
+        yield data;
+      }
+      if (tooLong) throw this.tooLong();
+    }
+  }
+
   /** First come, first served. */
   private async enter(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
     if (this.running < this.settings.maxConcurrency) {
       this.running += 1;
       return;
@@ -174,16 +231,16 @@ export class OpenAiModel implements ChatModel {
     if (error instanceof APIConnectionError) {
       return new ModelError('model-failed', 'the model provider cannot be reached', { cause: error });
     }
-    if (error instanceof APIError) {
-      return new ModelError(
-        'model-failed',
-        this.withoutKeys(`the model provider answered: ${error.message}`),
-        {
-          cause: error,
-        },
-      );
-    }
+    if (error instanceof APIError) return this.refused(error.message, error);
     return unreadable(error);
+  }
+
+  private refused(message: string, cause?: unknown): ModelError {
+    return new ModelError('model-failed', this.withoutKeys(`the model provider answered: ${message}`), { cause });
+  }
+
+  private tooLong(): ModelError {
+    return new ModelError('model-failed', `the answer is longer than ${this.settings.maxOutputBytes} bytes`);
   }
 
   /** Providers quote the key they were given; and their texts have no bound. */
@@ -196,6 +253,41 @@ export class OpenAiModel implements ChatModel {
 
 const unreadable = (cause: unknown): ModelError =>
   new ModelError('model-failed', 'the model provider sent an answer that cannot be read', { cause });
+
+/** Whether it may go better in a moment. */
+function isPassing(error: unknown): boolean {
+  if (!(error instanceof APIError)) return false;
+  const { status, headers } = error as APIError<number | undefined, Headers | undefined>;
+  if (status === undefined) return error instanceof APIConnectionError;
+  const advice = headers?.get('x-should-retry');
+  if (advice === 'true' || advice === 'false') return advice === 'true';
+  return status === 408 || status === 409 || status === 429 || status >= 500;
+}
+
+/** Milliseconds that the provider asks to be left alone. */
+function pauseBefore(error: unknown): number | undefined {
+  if (!(error instanceof APIError)) return undefined;
+  const headers = error.headers as Headers | undefined;
+  const ms = Number.parseFloat(headers?.get('retry-after-ms') ?? '');
+  if (ms >= 0) return ms;
+  const after = headers?.get('retry-after') ?? '';
+  const seconds = /^\s*[\d.]+\s*$/.test(after)
+    ? Number.parseFloat(after)
+    : (Date.parse(after) - Date.now()) / 1000;
+  return Number.isNaN(seconds) ? undefined : Math.max(0, seconds * 1000);
+}
+
+/** An error's response with no more of its body than is of use. */
+async function shortened(response: Response): Promise<Response> {
+  if (response.ok || !response.body) return response;
+  let text = '';
+  const decoder = new TextDecoder();
+  for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
+    text += decoder.decode(chunk, { stream: true });
+    if (text.length > ERROR_BYTES) break;
+  }
+  return new Response(text, { status: response.status, headers: response.headers });
+}
 
 /** Aborts when nothing was heard for a while. */
 class Silence {

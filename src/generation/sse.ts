@@ -1,3 +1,4 @@
+import { type ServerResponse } from 'node:http';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { renderProblem } from '../http/problem.js';
 import { type LiveReply, type ReplyEvent, type ReplyPlace } from './live-reply.js';
@@ -19,34 +20,58 @@ export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined
  * Sends a reply as server-sent events. The id of each is the place up to which a client has the reply, so that it can
  * come back with `Last-Event-ID` and miss nothing. A client that goes away ends the stream, not the generation.
  */
-export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
-  const headers = { ...reply.getHeaders(), 'content-type': 'text/event-stream', 'cache-control': 'no-store' };
+export async function sendEvents(
+  reply: FastifyReply,
+  live: LiveReply,
+  from?: ReplyPlace,
+  keepAliveMs = KEEP_ALIVE_MS,
+): Promise<void> {
+  const headers = {
+    ...reply.getHeaders(),
+    'content-type': 'text/event-stream',
+    'cache-control': 'no-store',
+    // nginx would collect the pieces.
+    'x-accel-buffering': 'no',
+  };
   reply.hijack();
   const { raw } = reply;
+  const gone = new AbortController();
+  raw.once('close', () => {
+    gone.abort();
+  });
   raw.writeHead(200, headers as Record<string, string>);
-  const keepAlive = setInterval(() => raw.write(': keep-alive\n\n'), KEEP_ALIVE_MS);
-  const closed = new Promise<void>((resolve) => raw.once('close', resolve));
+  const keepAlive = setInterval(() => {
+    // Behind what a client does not take, nothing more is put.
+    if (!raw.writableNeedDrain) raw.write(': keep-alive\n\n');
+  }, keepAliveMs);
   let offset = from?.offset ?? 0;
   let calls = from?.toolCalls ?? 0;
-  const events = live.events(from);
   try {
-    for (;;) {
-      const next = await Promise.race([events.next(), closed]);
-      if (!next || next.done) break;
-      const event = next.value;
+    for await (const event of live.events(from, gone.signal)) {
       if (event.type === 'delta') ({ offset } = event);
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
       const text = `id: ${offset}-${calls}\nevent: ${name}\ndata: ${JSON.stringify(data)}\n\n`;
       // A slow client holds up nothing: what arrives meanwhile comes to it in one piece.
-      if (!raw.write(text))
-        await Promise.race([new Promise((resolve) => raw.once('drain', resolve)), closed]);
+      if (!raw.write(text) && !gone.signal.aborted) await drained(raw, gone.signal);
+      if (gone.signal.aborted) return;
     }
   } finally {
     clearInterval(keepAlive);
     raw.end();
   }
 }
+
+const drained = (raw: ServerResponse, gone: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    const go = (): void => {
+      raw.off('drain', go);
+      gone.removeEventListener('abort', go);
+      resolve();
+    };
+    raw.once('drain', go);
+    gone.addEventListener('abort', go, { once: true });
+  });
 
 function present(event: ReplyEvent, live: LiveReply): { name: string; data: unknown } {
   switch (event.type) {

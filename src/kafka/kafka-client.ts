@@ -105,10 +105,11 @@ function kafkajs(): typeof KafkaJs {
 /** As kafkajs makes its sockets, but without Nagle's delay: a lone message leaves at once. */
 const socketFactory: ISocketFactory = ({ host, port, ssl, onConnect }) => {
   const servername = isIP(host) === 0 ? { servername: host } : {};
-  const socket =
-    (ssl as object | undefined) === undefined
-      ? connectPlain({ host, port }, onConnect)
-      : connectTls({ host, port, ...servername, ...ssl }, onConnect);
+  // Typed as always there; it is null or absent without TLS.
+  const tls = ssl as typeof ssl | null | undefined;
+  const socket = tls
+    ? connectTls({ host, port, ...servername, ...tls }, onConnect)
+    : connectPlain({ host, port }, onConnect);
   socket.setKeepAlive(true, 60_000);
   socket.setNoDelay(true);
   return socket;

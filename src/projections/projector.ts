@@ -9,6 +9,11 @@ const BATCH = 500;
 /** Any number that nothing else locks: it serialises the making of tables. */
 const TABLES_LOCK = 7302;
 const RETRY_MS = 500;
+/**
+ * After a turn events gather for so long, unless a reader waits: under load a turn per commit cost more processor
+ * time than the appends themselves (measured).
+ */
+const GATHER_MS = 20;
 
 export interface ProjectionLag {
   readonly projection: string;
@@ -101,6 +106,8 @@ class Runner {
   private readonly dirty = new Set<number>();
   private running: Promise<void> | undefined;
   private unsubscribe: (() => void) | undefined;
+  private hurried = false;
+  private endGathering: (() => void) | undefined;
   private stopped = false;
 
   constructor(
@@ -118,15 +125,24 @@ class Runner {
   }
 
   async start(): Promise<void> {
-    this.unsubscribe = this.store.wakeUp.subscribe((lanes) => {
+    const { wakeUp } = this.store;
+    const unsubscribe = wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
+    const unhurry = wakeUp.onHurry(() => {
+      this.hurry();
+    });
+    this.unsubscribe = () => {
+      unsubscribe();
+      unhurry();
+    };
     await this.share.balance();
   }
 
   async stop(): Promise<void> {
     this.stopped = true;
     this.unsubscribe?.();
+    this.hurry();
     await this.running;
   }
 
@@ -138,8 +154,10 @@ class Runner {
 
   private async run(): Promise<void> {
     while (this.dirty.size > 0 && !this.stopped) {
+      this.hurried = false;
       try {
         await this.turn();
+        await this.gather();
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
@@ -147,6 +165,23 @@ class Runner {
     }
     // In the same step as the last look at `dirty`: a wake-up in between would be lost.
     this.running = undefined;
+  }
+
+  private hurry(): void {
+    this.hurried = true;
+    this.endGathering?.();
+  }
+
+  private async gather(): Promise<void> {
+    if (this.hurried || this.stopped) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, GATHER_MS);
+      this.endGathering = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.endGathering = undefined;
   }
 
   private async turn(): Promise<void> {

@@ -77,6 +77,7 @@ export class ReadModels {
       );
       if (rows[0]?.ready) return rows.filter((row) => row.found);
       if (Date.now() >= deadline) throw new ProjectionLagging();
+      this.store.wakeUp.hurry();
       await progress.within(pause);
     }
   }

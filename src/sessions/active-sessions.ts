@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type EventStore } from '../event-store/event-store.js';
-import { type ReadModels } from '../projections/read-models.js';
+import { type ReadModels, type Wanted } from '../projections/read-models.js';
 import { type Candidate, leastRecentlyUsed, overdueSessionsOf } from '../projections/session-candidates.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
@@ -84,28 +84,28 @@ export class RoomMaker {
       await overdueSessionsOf(this.models, tenant, { ttl: sessionTTL }, { limit: AT_ONCE }),
     );
     await this.expireAll(overdue, 'ttl', sessionTTL);
-    // Also what others made room for in the meantime, and a cap that was lowered.
-    const room = maxSessions - (await this.store.counterValue(activeSessions(tenant)));
-    if (room >= asked || capPolicy === 'reject') {
-      return { places: Math.min(Math.max(room, 0), asked), left: overdue.length };
+    const room = async () => maxSessions - (await this.store.counterValue(activeSessions(tenant)));
+    if (capPolicy === 'reject') {
+      // Also what others made room for in the meantime.
+      return { places: within(await room(), asked), left: overdue.length };
     }
-    const victims = await this.victims(tenant, Math.min(asked - room, AT_ONCE));
+    // The counter is read after the candidates: those that leave in between are then counted, and tried in vain. The
+    // other way round more would leave than must.
+    const limit = asked + AT_ONCE;
+    let idlest = await this.idlest('whatever there is', tenant, limit);
+    let needed = asked - (await room());
+    if (needed > idlest.length) {
+      // Those that came in or were used a moment ago are missing: only who has seen all can say that nobody is left.
+      idlest = await this.idlest(await this.models.ends(), tenant, limit);
+      needed = asked - (await room());
+    }
+    const victims = idlest.slice(0, Math.min(Math.max(needed, 0), AT_ONCE));
     const evicted = await this.expireAll(victims, 'cap');
-    return {
-      places: Math.min(Math.max(room + evicted, 0), asked),
-      left: overdue.length + victims.length,
-    };
+    return { places: within(asked - needed + evicted, asked), left: overdue.length + victims.length };
   }
 
-  private async victims(tenant: string, wanted: number): Promise<Candidate[]> {
-    const limit = wanted + AT_ONCE;
-    const known = this.untried(await leastRecentlyUsed(this.models, 'whatever there is', tenant, limit));
-    // Those that came in or were used a moment ago may be missing; only who has seen them can say that nobody is left.
-    const found =
-      known.length >= wanted
-        ? known
-        : this.untried(await leastRecentlyUsed(this.models, await this.models.ends(), tenant, limit));
-    return found.slice(0, wanted);
+  private async idlest(wanted: Wanted, tenant: string, limit: number): Promise<Candidate[]> {
+    return this.untried(await leastRecentlyUsed(this.models, wanted, tenant, limit));
   }
 
   private untried<C extends Candidate>(candidates: readonly C[]): C[] {
@@ -129,4 +129,5 @@ export class RoomMaker {
   }
 }
 
+const within = (places: number, most: number): number => Math.min(Math.max(places, 0), most);
 const keyOf = ({ tenant, sessionId }: Candidate): string => `${tenant}/${sessionId}`;

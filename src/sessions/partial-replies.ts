@@ -8,19 +8,27 @@ export interface Chunk {
   readonly text: string;
 }
 
+/** A reply that is being generated in this process. */
+export interface OwnReply {
+  /** All that has arrived. */
+  text(): string;
+  /** Its generation was ended by a command of this process. */
+  ended(): void;
+}
+
 /**
  * The text of replies that are still being generated, shared by all nodes: any of them can show, end or clean up a
  * generation that another one runs. It is no history, and it is dropped when the generation has ended.
  */
 export class PartialReplies {
-  private readonly own = new Map<string, () => string>();
+  private readonly own = new Map<string, OwnReply>();
 
   /** @param pool whose commits need not wait for the disk: what a crash of the database loses was never promised. */
   constructor(private readonly pool: Pool) {}
 
   /** The generation runs in this process, which knows more than the table. Returns how to end that. */
-  register(generation: string, text: () => string): () => void {
-    this.own.set(generation, text);
+  register(generation: string, reply: OwnReply): () => void {
+    this.own.set(generation, reply);
     return () => this.own.delete(generation);
   }
 
@@ -42,7 +50,7 @@ export class PartialReplies {
   /** What has arrived so far. */
   async read(generation: string): Promise<string> {
     const own = this.own.get(generation);
-    if (own) return own();
+    if (own) return own.text();
     return (await this.readAfter(generation, 0)).map((chunk) => chunk.text).join('');
   }
 
@@ -58,7 +66,9 @@ export class PartialReplies {
     return rows;
   }
 
+  /** The generation has ended; what arrived is kept elsewhere, or by nobody. */
   async drop(generation: string): Promise<void> {
+    this.own.get(generation)?.ended();
     await available(() =>
       this.pool.query('delete from generation_chunk where generation = $1', [generation]),
     );

@@ -253,26 +253,28 @@ export class Sweeper {
     for (const [tenant, { maxSessions }] of policies.named()) {
       caps.set(`${ACTIVE_SESSIONS}${tenant}`, maxSessions);
     }
-    const above = () => store.countersAbove(ACTIVE_SESSIONS, policies.defaults.maxSessions, caps);
-    for (const { key, value, limit: max } of await above()) {
+    const above = await store.countersAbove(ACTIVE_SESSIONS, policies.defaults.maxSessions, caps);
+    for (const { key, value, limit: max } of above) {
       const tenant = key.slice(ACTIVE_SESSIONS.length);
       const seen = new Set<string>();
-      for (let active = value; active > max;) {
-        const excess = active - max;
-        const oldest = await leastRecentlyUsed(
+      for (;;) {
+        const idlest = await leastRecentlyUsed(
           models,
           await models.ends(),
           tenant,
-          listed ? excess : Math.min(excess, CAP_PAGE),
+          listed ? value - max : CAP_PAGE,
         ).catch((error: unknown) => {
           // Who is the least recently used one cannot be told now; the next sweep tries again.
           if (error instanceof ProjectionLagging) return [];
           throw error;
         });
-        const ours = oldest.filter(
-          ({ lane, sessionId }) =>
-            lanes.includes(lane) && !seen.has(sessionId) && !listed?.has(`${tenant}/${sessionId}`),
-        );
+        // Read after the candidates: those that leave in between are counted, and tried in vain. The other way round
+        // more would leave than must.
+        const active = await store.counterValue(key);
+        const ours = idlest
+          .slice(0, Math.max(active - max, 0))
+          .filter(({ lane, sessionId }) => lanes.includes(lane) && !seen.has(sessionId))
+          .filter(({ sessionId }) => !listed?.has(`${tenant}/${sessionId}`));
         // The rest is for the nodes that have the other lanes.
         if (ours.length === 0) break;
         for (const { sessionId } of ours) seen.add(sessionId);
@@ -284,7 +286,6 @@ export class Sweeper {
           carryOut: () => commands.expire(candidate, 'cap', by),
         }));
         if (listed) break;
-        active = await store.counterValue(key);
       }
     }
   }

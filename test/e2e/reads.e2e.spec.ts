@@ -11,7 +11,7 @@ import {
 } from './fixture.js';
 
 const LOOPS = FULL ? 64 : 16;
-const ROUNDS = FULL ? 60 : 15;
+const ROUNDS = FULL ? 60 : 6;
 /** What a stopped node can hold up: its leases run out, and somebody else looks. */
 const TAKE_OVER_MS = 15_000;
 

@@ -68,13 +68,12 @@ describe('a support desk', () => {
     expect((await api.get('/v1/sessions/user-alice-support')).status).toBe(404);
     expect(await list()).not.toContain('user-alice-support');
     const trail = await api.get<{ data: EventAnswer[] }>('/v1/sessions/user-alice-support/events');
+    const turn = ['MessageAppended', 'GenerationStarted', 'MessageAppended', 'GenerationCompleted'];
     expect(trail.body.data.map((event) => event.type)).toEqual([
       'SessionCreated',
-      ...Array(3)
-        .fill(['MessageAppended', 'GenerationStarted', 'MessageAppended', 'GenerationCompleted'])
-        .flat(),
+      ...[...turn, ...turn, ...turn],
       'ConversationReset',
-      ...['MessageAppended', 'GenerationStarted', 'MessageAppended', 'GenerationCompleted'],
+      ...turn,
       'SessionDeleted',
     ]);
     const anew = await chat('Who am I?', 'user-alice-support');

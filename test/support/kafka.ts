@@ -177,6 +177,12 @@ export async function tap(brokers: string, topic: string): Promise<Tap> {
     maxWaitTimeInMs: 100,
     maxBytes: 20_000_000,
   });
+  const admin = client.admin();
+  await admin.connect();
+  // Whoever publishes first makes it.
+  while (!(await admin.listTopics()).includes(topic))
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  await admin.disconnect();
   await consumer.connect();
   await consumer.subscribe({ topics: [topic], fromBeginning: true });
   const records: TapRecord[] = [];

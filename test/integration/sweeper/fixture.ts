@@ -18,7 +18,9 @@ import { newId } from '../../../src/sessions/ids.js';
 import { type HandledSession, SessionCommands } from '../../../src/sessions/session-commands.js';
 import { TenantPolicies } from '../../../src/sessions/tenant-policies.js';
 import { Sweeper } from '../../../src/sweeper/sweeper.js';
-import { type TestDatabase } from '../../support/database.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { expectCountersMatchLog } from '../../support/recount.js';
+import { expectSoundLog } from '../event-store/fixture.js';
 
 export const TENANT = 'default';
 export const HOUR = 3_600_000;
@@ -139,23 +141,61 @@ export async function activeInLog(db: TestDatabase, tenant = TENANT): Promise<nu
   );
   return row?.active ?? 0;
 }
+
 /**
  * What must hold of every expiry, whoever did it: it says when the session was last used, by the log; it is not the
  * second one in a row; and one for idleness comes no earlier than the time to live after the last use.
  */
-export async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promise<void> {
+async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promise<void> {
   const wrong = await db.query(
     `select * from (
-       select e.tenant, e.stream_id, e.version, e.type, e.time, e.data, p.type as before,
-              (select u.time from event u where (u.tenant, u.stream_id) = (e.tenant, e.stream_id)
-                 and u.version < e.version and u.type <> 'SessionExpired' order by u.version desc limit 1) as used
-       from event e left join event p
-         on (p.tenant, p.stream_id, p.version) = (e.tenant, e.stream_id, e.version - 1)
-       where e.type = 'SessionExpired'
+       select tenant, stream_id, version, type, time, data, lag(type) over w as before,
+              max(time) filter (where type <> 'SessionExpired')
+                over (w rows between unbounded preceding and 1 preceding) as used
+       from event window w as (partition by tenant, stream_id order by version)
      ) expiry
-     where before = 'SessionExpired' or used <> (data ->> 'lastActivityAt')::timestamptz
-        or (data ->> 'reason' = 'ttl' and time - used < $1::bigint * interval '1 millisecond')`,
+     where type = 'SessionExpired'
+       and (before = 'SessionExpired' or used <> (data ->> 'lastActivityAt')::timestamptz
+            or (data ->> 'reason' = 'ttl' and time - used < $1::bigint * interval '1 millisecond'))`,
     [sessionTTL],
   );
   expect(wrong).toEqual([]);
+}
+
+/** The nodes of one test file, on a database of each test's own, which must be sound in the end. */
+export class World {
+  db!: TestDatabase;
+  private readonly nodes: Node[] = [];
+  private ttl = HOUR;
+
+  /** To be called at the top of a file. */
+  static perTest(): World {
+    const world = new World();
+    beforeEach(async () => {
+      world.ttl = HOUR;
+      world.db = await createTestDatabase();
+    });
+    afterEach(async () => {
+      await world.stopAll();
+      await expectCountersMatchLog(world.db);
+      await expectSoundLog(world.db);
+      await expectRightExpiries(world.db, world.ttl);
+      await world.db.drop();
+    }, 30_000);
+    return world;
+  }
+
+  async start(settings: Settings = {}): Promise<Node> {
+    const ttls = [settings.sessions, ...Object.values(settings.tenants ?? {})].map(
+      (one) => (one as { sessionTTL?: number } | undefined)?.sessionTTL ?? HOUR,
+    );
+    this.ttl = Math.min(this.ttl, ...ttls);
+    const node = await Node.start(this.db, settings);
+    this.nodes.push(node);
+    return node;
+  }
+
+  async stopAll(): Promise<void> {
+    await Promise.all(this.nodes.splice(0).map((node) => node.stop()));
+  }
 }

@@ -171,4 +171,18 @@ describe('ids of tool calls', () => {
       .when(append(calling('m2', { c1: 'mail' })))
       .then([said(calling('m2', { c1: 'mail' }))]);
   });
+
+  it('are refused when more than 512 calls would wait for a result', () => {
+    const many = (message: number) =>
+      calling(
+        `m${message}`,
+        Object.fromEntries(Array.from({ length: 128 }, (_, call) => [`c${message}.${call}`, 'search'])),
+      );
+    given(created, ...[1, 2, 3].map((message) => said(many(message))))
+      .when(append(many(4)))
+      .then([said(many(4))]);
+    given(created, ...[1, 2, 3, 4].map((message) => said(many(message))))
+      .when(append(user('m5'), calling('m6', { c: 'search' })))
+      .then({ refused: 'invalid-request', at: ['/messages/1/toolCalls'] });
+  });
 });

@@ -1,0 +1,203 @@
+import { createHash } from 'node:crypto';
+import { CompleteGeneration } from '../../../src/domain/session.js';
+import { HOUR, logOf, to, World } from './fixture.js';
+
+const world = World.perTest();
+const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
+const DAY = 24 * HOUR;
+const hash = (key: string) => createHash('sha256').update(key).digest('hex');
+
+describe('generations whose node is gone', () => {
+  it('given leases that stand and one that is over, when it is swept, then the dead generation fails and the others go on', async () => {
+    const node = await world.start();
+    for (const id of ['dead', 'alive', 'forgotten']) await node.create(id);
+    await node.generate('dead', 'gen-dead');
+    await node.generate('alive', 'gen-alive');
+    // As after a restart on the embedded database, which forgets all leases.
+    await node.generate('forgotten', 'gen-forgotten', 'missing');
+    await world.db.query(`update lease set until = colloquy_now() where name = 'generation:gen-dead'`);
+
+    expect((await node.sweep()).swept).toEqual({ ...none, lease: 2 });
+
+    for (const id of ['dead', 'forgotten']) {
+      const events = await world.db.query<{
+        type: string;
+        data: { code?: string };
+        actor: string;
+        causation_id: string;
+      }>('select type, data, actor, causation_id from event where stream_id = $1 order by version', [id]);
+      expect(events.at(-1)).toMatchObject({
+        type: 'GenerationFailed',
+        data: { code: 'lease-expired', generationId: `gen-${id}` },
+        actor: 'system:sweeper',
+        causation_id: `gen-${id}`,
+      });
+    }
+    expect((await logOf(world.db, 'alive')).at(-1)).toBe('GenerationStarted');
+    // A reply that comes after all is dropped.
+    const late = new CompleteGeneration(
+      to('dead'),
+      { generationId: 'gen-dead', finishReason: 'stop' },
+      { messageId: 'late', content: 'too late' },
+    );
+    expect((await node.handle(late)).events).toEqual([]);
+    // And the session can generate again.
+    await node.generate('dead', 'gen-next');
+    expect((await node.sweep()).found.lease).toBe(0);
+  });
+});
+
+describe('retention', () => {
+  it('given no deleteAfter, when sessions stay expired for years, then none is deleted', async () => {
+    const node = await world.start();
+    await node.create('a');
+    await world.db.setClock({ offsetMs: 2 * HOUR });
+    await node.sweep();
+    await world.db.setClock({ offsetMs: 2_000 * DAY });
+    expect((await node.sweep()).found).toEqual(none);
+  });
+
+  it('given deleteAfter, when sessions stayed expired that long, then they are deleted, but not those that were used or are held', async () => {
+    const node = await world.start({ sessions: { deleteAfter: 30 * DAY } });
+    for (const id of ['gone', 'held', 'used', 'active']) await node.create(id);
+    await node.inject('PATCH', '/v1/sessions/held', { legalHold: true });
+    await world.db.setClock({ offsetMs: 2 * HOUR });
+    expect((await node.sweep()).swept).toEqual({ ...none, ttl: 4 });
+    await world.db.setClock({ offsetMs: 20 * DAY });
+    await node.say('used', 'back');
+    await world.db.setClock({ offsetMs: 20 * DAY + 2 * HOUR });
+    await node.sweep();
+
+    await world.db.setClock({ offsetMs: 30 * DAY });
+    await node.say('active', 'here');
+    expect((await node.sweep()).swept).toEqual(none);
+    await world.db.setClock({ offsetMs: 30 * DAY + 2 * HOUR + 60_000 });
+    await node.say('active', 'still here');
+    expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
+    expect(await logOf(world.db, 'gone')).toEqual([
+      'SessionCreated',
+      'SessionExpired:ttl',
+      'SessionDeleted:retention',
+    ]);
+    expect((await node.inject('GET', '/v1/sessions/gone')).status).toBe(404);
+    expect(await logOf(world.db, 'held')).toEqual([
+      'SessionCreated',
+      'SessionDetailsChanged',
+      'SessionExpired:ttl',
+    ]);
+
+    // Held as long as the hold stands; the clock begins anew with nothing but a use.
+    await node.inject('PATCH', '/v1/sessions/held', { legalHold: false });
+    expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
+    expect(await logOf(world.db, 'held')).toContain('SessionDeleted:retention');
+    await world.db.setClock({ offsetMs: 51 * DAY });
+    await node.say('active', 'and still');
+    expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
+    expect((await logOf(world.db, 'used')).at(-1)).toBe('SessionDeleted:retention');
+  });
+});
+
+describe('a legal hold', () => {
+  const auth = {
+    mode: 'api-key',
+    keys: [
+      { name: 'app', tenant: 'default', sha256: hash('app-key') },
+      { name: 'root', tenant: '*', sha256: hash('root-key') },
+    ],
+  };
+  const app = { authorization: 'Bearer app-key' };
+  const root = { authorization: 'Bearer root-key' };
+
+  it('given an operator, when a session is held, then nobody can delete it until the hold is taken back', async () => {
+    const node = await world.start({ auth });
+    await node.create('a');
+    const refused = await node.inject('PATCH', '/v1/sessions/a', { legalHold: true }, app);
+    expect([refused.status, refused.body['code']]).toEqual([403, 'forbidden']);
+    expect(await logOf(world.db, 'a')).toEqual(['SessionCreated']);
+    expect((await node.inject('PATCH', '/v1/sessions/a', { title: 'mine' }, app)).status).toBe(200);
+
+    expect((await node.inject('PATCH', '/v1/sessions/a', { legalHold: true }, root)).status).toBe(200);
+    for (const who of [app, root]) {
+      const kept = await node.inject('DELETE', '/v1/sessions/a', undefined, who);
+      expect([kept.status, kept.body['code']]).toEqual([409, 'legal-hold']);
+    }
+    // It may be used, and expires like any other.
+    expect((await node.say('a', 'hello')).state.status).toBe('active');
+
+    expect((await node.inject('PATCH', '/v1/sessions/a', { legalHold: false }, app)).status).toBe(403);
+    expect((await node.inject('PATCH', '/v1/sessions/a', { legalHold: false }, root)).status).toBe(200);
+    expect((await node.inject('DELETE', '/v1/sessions/a', undefined, app)).status).toBe(204);
+  });
+
+  it('given a key that is no operator’s, when it asks for the admin routes, then it is forbidden', async () => {
+    const node = await world.start({ auth });
+    for (const [method, url, body] of [
+      ['GET', '/v1/admin/sweep', undefined],
+      ['POST', '/v1/admin/sweep', undefined],
+      ['GET', '/v1/admin/tenants/default', undefined],
+      ['PUT', '/v1/admin/tenants/default', { maxSessions: 1_000 }],
+    ] as const) {
+      expect((await node.inject(method, url, body, app)).status).toBe(403);
+      expect((await node.inject(method, url, body)).status).toBe(401);
+      expect((await node.inject(method, url, body, root)).status).toBe(200);
+    }
+  });
+});
+
+describe('a dry run', () => {
+  it('given something due for every reason, when it is asked, then it says what and why, and does nothing', async () => {
+    const node = await world.start({
+      sessions: { deleteAfter: 10 * DAY },
+      tenants: { small: { maxSessions: 5 } },
+    });
+    await node.create('old');
+    await world.db.setClock({ offsetMs: 2 * HOUR });
+    await node.sweep();
+    await world.db.setClock({ offsetMs: 11 * DAY });
+    await node.create('idle');
+    for (const id of ['s1', 's2', 's3']) await node.create(id, 'small');
+    await world.db.setClock({ offsetMs: 11 * DAY + 2 * HOUR });
+    for (const id of ['s3', 's2']) await node.say(id, 'used', 'small');
+    await node.create('dead');
+    await node.generate('dead', 'gen-dead', 'missing');
+    await node.inject('PUT', '/v1/admin/tenants/small', { maxSessions: 1 });
+    await node.caughtUp();
+    const before = await world.db.query('select count(*) from event');
+
+    const { status, body } = await node.inject('GET', '/v1/admin/sweep?dryRun=true');
+
+    expect(status).toBe(200);
+    const { actions, isComplete } = body['dryRun'] as {
+      actions: Record<string, string>[];
+      isComplete: boolean;
+    };
+    expect(isComplete).toBe(true);
+    expect(
+      actions.map(({ tenant, sessionId, action, reason }) => [tenant, sessionId, action, reason]),
+    ).toEqual([
+      ['default', 'dead', 'fail-generation', 'lease'],
+      ['default', 'idle', 'expire', 'ttl'],
+      ['small', 's1', 'expire', 'ttl'],
+      // After `s1` two are left, of which one is the least recently used.
+      ['small', 's3', 'expire', 'cap'],
+      ['default', 'old', 'delete', 'retention'],
+    ]);
+    for (const { why } of actions) expect(why).toMatch(/gone|sessionTTL is|maxSessions is 1|deleteAfter is/);
+    expect(await world.db.query('select count(*) from event')).toEqual(before);
+    expect((await node.inject('GET', '/v1/admin/sweep?dryRun=true&limit=2')).body).toMatchObject({
+      dryRun: { actions: [{ sessionId: 'dead' }, { sessionId: 'idle' }], isComplete: false },
+    });
+    expect((await node.inject('GET', '/v1/admin/sweep?dryRun=maybe')).status).toBe(400);
+
+    // And it is what a sweep then does.
+    expect((await node.inject('POST', '/v1/admin/sweep')).body).toMatchObject({
+      swept: { lease: 1, ttl: 2, cap: 1, retention: 1 },
+    });
+    expect((await node.inject('GET', '/v1/admin/sweep')).body).toMatchObject({
+      intervalMs: 60_000,
+      lanes: 16,
+      last: { swept: { lease: 1, ttl: 2, cap: 1, retention: 1 } },
+      totals: { lease: 1, ttl: 3, cap: 1, retention: 1, restored: 0, rejected: 0 },
+    });
+  });
+});
