@@ -30,11 +30,20 @@ if (unknown.length > 0) {
 const wanted = positionals.length > 0 ? positionals : Object.keys(MEASURES);
 
 const server = await startServer();
+for (const signal of ['SIGINT', 'SIGTERM']) {
+  process.once(signal, () => void server.stop().then(() => process.exit(1)));
+}
 const rows = [];
 try {
   for (const name of wanted) {
     process.stderr.write(`${name} …\n`);
-    rows.push(...(await MEASURES[name](server, values)));
+    try {
+      rows.push(...(await MEASURES[name](server, values)));
+    } catch (error) {
+      // The others may still tell something.
+      console.error(error);
+      rows.push({ name, ours: 'broke off', pass: false });
+    }
   }
 } finally {
   await server.stop();

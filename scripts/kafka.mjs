@@ -99,12 +99,15 @@ async function run(jars) {
 
   const java = ['-Xms128m', '-Xmx512m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', ...logging(home)];
   const program = ['-cp', join(jars, '*')];
-  const id = randomBytes(16).toString('base64url');
-  const format = ['kafka.tools.StorageTool', 'format', '--ignore-formatted', '-t', id, '-c', config];
-  const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
-  if (formatted.status !== 0) {
-    if (!given) rmSync(home, { recursive: true, force: true });
-    fail(`Kafka's storage could not be formatted:\n${formatted.stdout}${formatted.stderr}`);
+  // Data that is there already keeps the id of its cluster.
+  if (!existsSync(join(home, 'data', 'meta.properties'))) {
+    const id = randomBytes(16).toString('base64url');
+    const format = ['kafka.tools.StorageTool', 'format', '-t', id, '-c', config];
+    const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
+    if (formatted.status !== 0) {
+      if (!given) rmSync(home, { recursive: true, force: true });
+      fail(`Kafka's storage could not be formatted:\n${formatted.stdout}${formatted.stderr}`);
+    }
   }
 
   // In a session of its own: Ctrl-C in a terminal reaches this process, which then ends the broker in order.

@@ -100,34 +100,26 @@ const BATCH_BYTES = 8 * 1024 * 1024;
 const PATIENCE_MS = 4_000;
 
 /**
- * Lanes are split in two halves, even and odd. A half gets a commit of its own beside the other's only if so many
- * of its appends wait: with fewer, one bigger batch for both is cheaper than two commits side by side (measured).
- */
-const HALF_APPENDS = 32;
-
-/**
  * Coalesces appends: what arrives while a commit is in flight forms the next batch. Nothing waits for a timer: an
  * idle writer commits at the end of the event loop's turn.
  *
- * Under load there are two commits in flight, one per half of the lanes, so that one batch is prepared while another
- * is flushed to disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at
- * any point holds no lock.
+ * Lanes are split over two connections, even and odd, so that one batch is prepared while another is flushed to
+ * disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at any point
+ * holds no lock.
  */
 export class BatchWriter {
   /** Appends that were asked for so far. */
   appends = 0;
-  private readonly halves: readonly Half[];
+  private readonly shards: readonly Shard[];
   private readonly queueLimit: number;
   private readonly queueBytes: number;
-  private readonly commits = new Set<Promise<void>>();
-  private starting = false;
 
   constructor(
     connect: () => Promise<Client>,
     onCommit: (lanes: Iterable<number>) => void,
     options: WriterOptions = {},
   ) {
-    this.halves = [0, 1].map(() => new Half(new Committer(connect, onCommit)));
+    this.shards = [new Shard(connect, onCommit), new Shard(connect, onCommit)];
     this.queueLimit = options.queueLimit ?? 10_000;
     this.queueBytes = options.queueBytes ?? 64 * 1024 * 1024;
   }
@@ -138,97 +130,27 @@ export class BatchWriter {
    */
   append(append: Append): Promise<AppendResult> {
     this.appends += 1;
-    const half = this.halves[append.lane % this.halves.length];
-    if (!half) throw new Error('no half');
-    const waiting = this.halves.reduce((sum, one) => sum + one.queue.length, 0);
-    const bytes = this.halves.reduce((sum, one) => sum + one.bytes, 0);
+    const shard = this.shards[append.lane % this.shards.length];
+    if (!shard) throw new Error('no shard');
+    const waiting = this.shards.reduce((sum, one) => sum + one.waiting, 0);
+    const bytes = this.shards.reduce((sum, one) => sum + one.waitingBytes, 0);
     if (waiting >= this.queueLimit || bytes >= this.queueBytes) {
       return Promise.reject(new Overloaded('more arrives than the database takes at the moment; try again'));
     }
-    return new Promise((resolve, reject) => {
-      const pending = { append, key: streamKey(append.stream), bytes: weigh(append), resolve, reject };
-      half.queue.push(pending);
-      half.bytes += pending.bytes;
-      this.start();
-    });
+    return shard.append(append);
   }
 
   /** Ends when all that was accepted is answered. */
   async close(): Promise<void> {
-    while (this.starting || this.commits.size > 0) {
-      await Promise.all(this.commits);
-      await endOfTurn();
-    }
-    await Promise.all(this.halves.map((half) => half.committer.close()));
-  }
-
-  /** At the end of the event loop's turn, so that requests which arrived together are committed together. */
-  private start(): void {
-    if (this.starting) return;
-    this.starting = true;
-    void endOfTurn().then(() => {
-      this.starting = false;
-      this.startCommits();
-    });
-  }
-
-  private startCommits(): void {
-    const full = this.halves.filter((half) => !half.busy && half.queue.length >= HALF_APPENDS);
-    const idle = this.halves.every((half) => !half.busy);
-    if (idle && full.length < this.halves.length) this.commit(this.halves);
-    else for (const half of full) this.commit([half]);
-  }
-
-  private commit(halves: readonly Half[]): void {
-    const batch = take(halves);
-    const [first] = halves;
-    if (!first || batch.length === 0) return;
-    for (const half of halves) half.busy = true;
-    const commit = first.committer.commit(batch).finally(() => {
-      this.commits.delete(commit);
-      for (const half of halves) half.busy = false;
-      this.startCommits();
-    });
-    this.commits.add(commit);
+    await Promise.all(this.shards.map((shard) => shard.close()));
   }
 }
 
-const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-
-/** What waits for one half of the lanes. */
-class Half {
-  queue: Pending[] = [];
-  bytes = 0;
-  busy = false;
-
-  constructor(readonly committer: Committer) {}
-}
-
-/** The next batch: a stream stands in it once, further appends to it wait, in order, for the next one. */
-function take(halves: readonly Half[]): Pending[] {
-  const batch: Pending[] = [];
-  const streams = new Set<string>();
-  let bytes = 0;
-  for (const half of halves) {
-    const rest: Pending[] = [];
-    for (const pending of half.queue) {
-      const fits =
-        batch.length < BATCH_APPENDS && (batch.length === 0 || bytes + pending.bytes <= BATCH_BYTES);
-      if (fits && !streams.has(pending.key)) {
-        batch.push(pending);
-        bytes += pending.bytes;
-        half.bytes -= pending.bytes;
-      } else rest.push(pending);
-      streams.add(pending.key);
-    }
-    half.queue = rest;
-  }
-  return batch;
-}
-
-/** One connection that commits one batch at a time. */
-class Committer {
+class Shard {
+  waitingBytes = 0;
+  private queue: Pending[] = [];
   private client: Client | undefined;
+  private running: Promise<void> | undefined;
   private outageSince: number | undefined;
 
   constructor(
@@ -236,13 +158,54 @@ class Committer {
     private readonly onCommit: (lanes: Iterable<number>) => void,
   ) {}
 
+  get waiting(): number {
+    return this.queue.length;
+  }
+
+  append(append: Append): Promise<AppendResult> {
+    return new Promise((resolve, reject) => {
+      const pending = { append, key: streamKey(append.stream), bytes: weigh(append), resolve, reject };
+      this.queue.push(pending);
+      this.waitingBytes += pending.bytes;
+      this.running ??= this.run();
+    });
+  }
+
   async close(): Promise<void> {
+    await this.running;
     await this.client?.end().catch(() => undefined);
     this.client = undefined;
   }
 
+  private async run(): Promise<void> {
+    // One turn of the event loop, so that requests which arrived together are committed together.
+    await new Promise((resolve) => setImmediate(resolve));
+    while (this.queue.length > 0) await this.commit(this.take());
+    this.running = undefined;
+  }
+
+  /** The next batch: a stream stands in it once, further appends to it wait, in order, for the next one. */
+  private take(): Pending[] {
+    const batch: Pending[] = [];
+    const rest: Pending[] = [];
+    const streams = new Set<string>();
+    let bytes = 0;
+    for (const pending of this.queue) {
+      const fits =
+        batch.length < BATCH_APPENDS && (batch.length === 0 || bytes + pending.bytes <= BATCH_BYTES);
+      if (fits && !streams.has(pending.key)) {
+        batch.push(pending);
+        bytes += pending.bytes;
+      } else rest.push(pending);
+      streams.add(pending.key);
+    }
+    this.queue = rest;
+    this.waitingBytes -= bytes;
+    return batch;
+  }
+
   /** @param sent whether it was sent before and may be committed already. */
-  async commit(batch: Pending[], sent = false): Promise<void> {
+  private async commit(batch: Pending[], sent = false): Promise<void> {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {

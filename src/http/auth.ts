@@ -115,7 +115,13 @@ function isOpen(url = ''): boolean {
   const end = url.indexOf('?');
   const path = end === -1 ? url : url.slice(0, end);
   return (
-    path.startsWith('/health/') || path === '/openapi.json' || path === '/docs' || path.startsWith('/docs/')
+    path.startsWith('/health/') ||
+    path === '/openapi.json' ||
+    path === '/asyncapi.json' ||
+    path === '/schemas' ||
+    path.startsWith('/schemas/') ||
+    path === '/docs' ||
+    path.startsWith('/docs/')
   );
 }
 

@@ -19,6 +19,7 @@ export interface HttpSettings {
 
 /** Milliseconds in which a client must have sent its whole request. Answers may take as long as they like. */
 const REQUEST_TIMEOUT_MS = 60_000;
+const CLOSE_IDLE_MS = 50;
 
 /** The HTTP side of the service, to be given to `NestFactory.create`; `configureApp` does the rest. */
 export function createHttpAdapter(settings: HttpSettings): FastifyAdapter {
@@ -78,6 +79,25 @@ class HttpAdapter extends FastifyAdapter {
         }
       },
     );
+
+    // Closing waits for connections, and one that was busy when it began would be kept open after its answer for over
+    // a minute. Clients are told to leave with the answer; who does not is cut off.
+    let closing = false;
+    fastify.addHook('preClose', (done) => {
+      closing = true;
+      const { server: http } = fastify;
+      const timer = setInterval(() => {
+        http.closeIdleConnections();
+      }, CLOSE_IDLE_MS);
+      http.once('close', () => {
+        clearInterval(timer);
+      });
+      done();
+    });
+    fastify.addHook('onSend', (_request, reply, payload, done) => {
+      if (closing) reply.header('connection', 'close');
+      done(null, payload);
+    });
 
     // Before the body is read: nobody without a key makes the server parse a megabyte.
     const authenticate = createAuthenticator(auth);

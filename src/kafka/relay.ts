@@ -441,7 +441,6 @@ function pause(ms: number): { promise: Promise<void>; cancel: () => void } {
   let cancel = (): void => undefined;
   const promise = new Promise<void>((resolve) => {
     const timer = setTimeout(resolve, ms);
-    timer.unref();
     cancel = () => {
       clearTimeout(timer);
       resolve();

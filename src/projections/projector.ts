@@ -215,7 +215,12 @@ class Runner {
     }
     await this.apply(events, from, to, owned);
     for (const [lane, position] of to) this.positions.set(lane, position);
-    for (const [lane, count] of counts) if (count === BATCH) this.dirty.add(lane);
+    for (const [lane, count] of counts) {
+      if (count < BATCH) continue;
+      this.dirty.add(lane);
+      // More than a batch waits already: there is nothing to let gather.
+      this.hurried = true;
+    }
     this.onProgress();
   }
 

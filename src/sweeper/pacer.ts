@@ -1,5 +1,5 @@
 const LEAST = 8;
-const MOST = 256;
+const MOST = 512;
 /** How often the pace is thought over. */
 const WINDOW_MS = 25;
 /** From this part of our own appends on, those of others count as work that we hold up. */
@@ -30,39 +30,43 @@ export class Pacer {
   ): Promise<void> {
     this.window = { at: performance.now(), all: this.appends(), began: this.began };
     const errors: unknown[] = [];
-    const running = new Set<Promise<void>>();
+    let running = 0;
+    let ended = (): void => undefined;
+    const run = async (item: T): Promise<void> => {
+      this.began += 1;
+      running += 1;
+      try {
+        await work(item);
+      } catch (error) {
+        errors.push(error);
+      }
+      running -= 1;
+      this.think();
+      ended();
+    };
+    // One callback, not a race between all that run: that would cost each of them as much as there are.
+    const until = async (isEnough: () => boolean): Promise<void> => {
+      while (!isEnough()) await new Promise<void>((resolve) => (ended = resolve));
+    };
     const take = (from: number): { some: readonly T[]; ready: Promise<unknown> } => {
       const some = items.slice(from, from + 2 * this.limit);
-      return {
-        some,
-        ready:
-          some.length > 0 ? prepare(some).catch((error: unknown) => errors.push(error)) : Promise.resolve(),
-      };
+      const ready = some.length > 0 ? prepare(some) : Promise.resolve();
+      return { some, ready: ready.catch((error: unknown) => errors.push(error)) };
     };
     let next = take(0);
-    for (let from = 0; next.some.length > 0;) {
+    for (let from = 0; next.some.length > 0 && errors.length === 0;) {
       const { some, ready } = next;
       await ready;
       from += some.length;
       next = take(from);
       for (const item of some) {
-        while (running.size >= this.limit) await Promise.race(running);
+        if (running >= this.limit) await until(() => running < this.limit);
         if (errors.length > 0) break;
-        this.began += 1;
-        const done = work(item)
-          .catch((error: unknown) => {
-            errors.push(error);
-          })
-          .finally(() => {
-            running.delete(done);
-            this.think();
-          });
-        running.add(done);
+        void run(item);
       }
-      if (errors.length > 0) break;
     }
     await next.ready;
-    await Promise.all(running);
+    await until(() => running === 0);
     if (errors.length > 0) throw errors[0];
   }
 

@@ -76,6 +76,8 @@ async function relay(url: string, brokers: string, topic: string): Promise<void>
     },
   });
   node.start();
+  // As the HTTP server does in a service: while the database is away nothing else keeps the process alive.
+  setInterval(() => undefined, 60_000);
   process.stdout.write('ready\n');
   process.once('SIGTERM', () => {
     void (async () => {

@@ -72,9 +72,11 @@ export async function ownBroker(): Promise<OwnBroker> {
   let child: ChildProcess | undefined;
   const stop = async (): Promise<void> => {
     if (!child) return;
-    const exit = once(child, 'exit');
-    child.kill('SIGTERM');
-    await exit;
+    if (child.exitCode === null) {
+      const exit = once(child, 'exit');
+      child.kill('SIGTERM');
+      await exit;
+    }
     child = undefined;
   };
   const start = async (): Promise<void> => {

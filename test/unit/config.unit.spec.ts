@@ -39,10 +39,24 @@ describe('settings', () => {
 
   it('given nothing, when they are loaded, then the defaults stand', () => {
     expect(load()).toEqual({
-      llm: { provider: 'echo', model: 'echo', timeoutMs: 60_000 },
+      llm: {
+        provider: 'echo',
+        model: 'echo',
+        timeoutMs: 60_000,
+        maxOutputBytes: 1_048_576,
+        maxConcurrency: 256,
+      },
       sessions: { maxSessions: 100, sessionTTL: 3_600_000, capPolicy: 'reject' },
       storage: { dataDir: join(cwd, '.colloquy') },
-      kafka: { brokers: [], topic: 'colloquy.session-events', partitions: 16 },
+      kafka: {
+        brokers: [],
+        topic: 'colloquy.session-events',
+        partitions: 16,
+        retentionMs: 604_800_000,
+        maxMessageBytes: 8_388_608,
+        compression: 'gzip',
+        ssl: false,
+      },
       auth: { mode: 'none', keys: [] },
       server: { host: '127.0.0.1', port: 3000, bodyLimit: 1_048_576, shutdownGraceMs: 10_000 },
       tenants: {},
@@ -52,13 +66,22 @@ describe('settings', () => {
 
   it('given a whole file, when it is loaded, then every setting counts', () => {
     const config = load(`
-llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5 }
-sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict }
+llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5, maxInputTokens: 7, maxOutputBytes: 9, maxConcurrency: 2 }
+sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000 }
 storage:
   cache: { type: redis, url: "redis://localhost:6379" }
   database: { type: postgresql, url: "postgres://u:p@db/x" }
   dataDir: data
-kafka: { brokers: ["a:9092", "[::1]:9093"], topic: t, partitions: 4 }
+kafka:
+  brokers: ["a:9092", "[::1]:9093"]
+  topic: t
+  partitions: 4
+  replication: 3
+  retentionMs: 60000
+  maxMessageBytes: 65536
+  compression: none
+  ssl: { ca: pem }
+  sasl: { mechanism: plain, username: u, password: p }
 auth:
   mode: api-key
   keys:
@@ -76,10 +99,28 @@ tenants:
         apiKey: 'sk-1',
         baseURL: 'http://127.0.0.1:9/v1',
         timeoutMs: 5,
+        maxInputTokens: 7,
+        maxOutputBytes: 9,
+        maxConcurrency: 2,
       },
-      sessions: { maxSessions: 1000, sessionTTL: 86_400_000, capPolicy: 'evict' },
+      sessions: {
+        maxSessions: 1000,
+        sessionTTL: 86_400_000,
+        capPolicy: 'evict',
+        deleteAfter: 86_400_000,
+      },
       storage: { database: { type: 'postgresql', url: 'postgres://u:p@db/x' }, dataDir: join(cwd, 'data') },
-      kafka: { brokers: ['a:9092', '[::1]:9093'], topic: 't', partitions: 4 },
+      kafka: {
+        brokers: ['a:9092', '[::1]:9093'],
+        topic: 't',
+        partitions: 4,
+        replication: 3,
+        retentionMs: 60_000,
+        maxMessageBytes: 65_536,
+        compression: 'none',
+        ssl: { ca: 'pem' },
+        sasl: { mechanism: 'plain', username: 'u', password: 'p' },
+      },
       server: { host: '0.0.0.0', port: 8080, bodyLimit: 10, shutdownGraceMs: 0 },
     });
     expect({ ...config.tenants }).toEqual({
@@ -214,7 +255,7 @@ server: { host: localhost, port: 1 }
     ['colour: 1', /^colour \(colloquy\.yml\) is not a known key; known here: llm, sessions, storage/],
     [
       'sessions: { ttl: 1 }',
-      /^sessions\.ttl \(colloquy\.yml\) is not a known key; known here: maxSessions, sessionTTL, capPolicy$/,
+      /^sessions\.ttl \(colloquy\.yml\) is not a known key; known here: maxSessions, sessionTTL, capPolicy, deleteAfter$/,
     ],
     [
       'sessions: { maxSessions: 0 }',

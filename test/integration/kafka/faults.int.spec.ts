@@ -112,7 +112,9 @@ describeWithKafka('relay under faults', () => {
     );
     await client.end();
     const log = new Map(rows.map(({ key, ids }) => [key, ids]));
-    await listening.distinct(countOf(log), 60_000);
+    await listening.distinct(countOf(log), 60_000).catch((error: unknown) => {
+      throw new Error(nodes.map((node) => node.output()).join('\n'), { cause: error });
+    });
     expect(offences(listening.records, log)).toEqual([]);
     const deadline = Date.now() + 90_000;
     for (;;) {

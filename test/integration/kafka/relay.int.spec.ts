@@ -135,9 +135,10 @@ describeWithKafka('relay', (brokers) => {
           `select count(*)::int as lanes from lease where name like 'relay/lane/%' group by owner order by 1`,
         )
       ).map(({ lanes }) => lanes);
-    for (const deadline = Date.now() + 15_000; ; await sleep(100)) {
-      if ((await shared()).join() === '8,8') break;
-      if (Date.now() > deadline) throw new Error(`the lanes are shared ${(await shared()).join()}`);
+    const sharing = Date.now();
+    while ((await shared()).join() !== '8,8') {
+      if (Date.now() - sharing > 15_000) throw new Error(`the lanes are shared ${(await shared()).join()}`);
+      await sleep(100);
     }
     await writers.round(1);
     const listening = await listen();

@@ -1,0 +1,109 @@
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { createServer, type AddressInfo } from 'node:net';
+import { createTestDatabase, type TestDatabase } from '../support/database.js';
+import { describeWithKafka, tap } from '../support/kafka.js';
+import { type RunningService, startService } from '../support/process.js';
+
+let db: TestDatabase;
+let service: RunningService | undefined;
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await service?.stop();
+  service = undefined;
+  await db.drop();
+});
+
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function start(env: Record<string, string> = {}): Promise<RunningService> {
+  service = await startService({ env: { DATABASE_URL: db.url, ...env } });
+  return service;
+}
+
+async function chat(url: string, message: string): Promise<void> {
+  const response = await fetch(`${url}/v1/chat`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ message, sessionId: 'first' }),
+  });
+  expect(response.status).toBe(200);
+}
+
+const health = async (url: string) => {
+  const response = await fetch(`${url}/health/ready`);
+  const { checks } = (await response.json()) as {
+    checks: Record<string, { status: string; detail?: string }>;
+  };
+  return { status: response.status, kafka: checks['kafka'] };
+};
+
+it('given brokers that cannot be reached, when the service starts, then it serves, and says so in health and log without a flood', async () => {
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address() as AddressInfo;
+  probe.close();
+  const running = await start({ KAFKA_BROKERS: `127.0.0.1:${port}` });
+  const { url } = running;
+  await chat(url, 'hello');
+  await sleep(8_000);
+  await chat(url, 'still there?');
+
+  const { status, kafka } = await health(url);
+  expect(status).toBe(200);
+  expect(kafka).toEqual({
+    status: 'degraded',
+    detail: expect.stringMatching(/ECONNREFUSED.*; [1-9]\d* events behind the log/) as string,
+  });
+  expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
+  // Its greeting, and the one line of the outage.
+  expect(running.output().split('\n').length).toBeLessThan(20);
+}, 60_000);
+
+it('given no brokers, then health has no word of Kafka, and the contract is served without a key', async () => {
+  const { url } = await start({ COLLOQUY_API_KEYS: 'one:acme:secret' });
+  expect((await health(url)).kafka).toBeUndefined();
+  const asyncapi = (await (await fetch(`${url}/asyncapi.json`)).json()) as { asyncapi: string };
+  expect(asyncapi.asyncapi).toBe('3.0.0');
+  const schema = await fetch(`${url}/schemas/MessageAppended.v1.json`);
+  expect(schema.headers.get('content-type')).toContain('application/schema+json');
+  expect(await schema.json()).toMatchObject({ $id: 'urn:colloquy:event:MessageAppended:v1' });
+  expect((await fetch(`${url}/schemas/nothing.json`)).status).toBe(404);
+}, 60_000);
+
+describeWithKafka('a service with Kafka', (brokers) => {
+  it('given events from before brokers were named, when they are named, then all arrive since the first', async () => {
+    const before = await start();
+    await chat(before.url, 'before');
+    await before.stop();
+
+    const config = { KAFKA_BROKERS: brokers };
+    const running = await start(config);
+    const { url } = running;
+    await chat(url, 'after');
+    // The default topic; other runs may have published to it, so only this database's events are looked at.
+    const listening = await tap(brokers, 'colloquy.session-events');
+    const ids = (await db.query<{ id: string }>('select id::text from event')).map(({ id }) => id);
+    const deadline = Date.now() + 20_000;
+    const missing = () => ids.filter((id) => !listening.records.some((record) => record.id === id));
+    while (missing().length > 0 && Date.now() < deadline) await sleep(100);
+    await listening.stop();
+    expect(missing()).toEqual([]);
+    expect(running.output()).toContain('events go to the topic colloquy.session-events');
+    expect((await health(url)).kafka).toEqual({ status: 'ok', detail: '0 events behind the log' });
+  }, 60_000);
+});
+
+it('given no brokers, when the relay is loaded, then nothing of kafkajs is', () => {
+  jest.isolateModules(() => {
+    const name = randomUUID();
+    jest.doMock('kafkajs', () => {
+      throw new Error(`loaded ${name}`);
+    });
+    // eslint-disable-next-line @typescript-eslint/no-require-imports
+    expect(() => require('../../src/kafka/relay.ts') as unknown).not.toThrow();
+    jest.dontMock('kafkajs');
+  });
+});
