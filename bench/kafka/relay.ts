@@ -59,10 +59,14 @@ async function main(): Promise<void> {
     );
 
     await latency(store, postgres.url, kafka);
+    // A database of its own: nothing is left to catch up with.
+    await store.pool.query('create database idle');
     await store.close();
+    const empty = new URL(postgres.url);
+    empty.pathname = '/idle';
     const service = process.argv[process.argv.indexOf('--service') + 1];
     if (process.argv.includes('--service') && service !== undefined)
-      for (const brokers of ['', broker.address]) await idle(service, postgres.url, brokers);
+      for (const brokers of ['', broker.address]) await idle(service, empty.href, brokers);
   } finally {
     await broker.stop();
     await postgres.stop();

@@ -172,7 +172,8 @@ export class Agent {
       ...(tenant !== undefined && { 'colloquy-tenant': tenant }),
     };
     if (url === undefined) {
-      if (apiKey !== undefined) tell('apiKey has no meaning without url: a service in this process needs no key.');
+      if (apiKey !== undefined)
+        tell('apiKey has no meaning without url: a service in this process needs no key.');
       // Loaded only here: a client of a running service needs none of it.
       const { startInProcess } = await import('./in-process.js');
       this.service = await startInProcess(this.options, tell);

@@ -95,7 +95,8 @@ export function messageTokens(
   tokens: (text: string) => number,
 ) {
   const { content, toolCalls } = message;
-  const parts = typeof content === 'string' ? tokens(content) : sum(content.map((part) => partTokens(part, tokens)));
+  const parts =
+    typeof content === 'string' ? tokens(content) : sum(content.map((part) => partTokens(part, tokens)));
   return MESSAGE_OVERHEAD + parts + (toolCalls ? tokens(JSON.stringify(toolCalls)) : 0);
 }
 

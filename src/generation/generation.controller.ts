@@ -182,15 +182,13 @@ export class GenerationController {
     details: { title?: string },
     overwrite: boolean,
   ): Promise<HandledSession> {
-    if (overwrite || to.ifMatch !== undefined) return dispatch(this.bus, new ChangeSessionDetails(to, details));
+    if (overwrite || to.ifMatch !== undefined)
+      return dispatch(this.bus, new ChangeSessionDetails(to, details));
     for (;;) {
       const { state } = await this.commands.load(to.tenant, to.sessionId);
       const given = state.title === null ? details : {};
       try {
-        return await dispatch(
-          this.bus,
-          new ChangeSessionDetails({ ...to, ifMatch: [state.version] }, given),
-        );
+        return await dispatch(this.bus, new ChangeSessionDetails({ ...to, ifMatch: [state.version] }, given));
       } catch (error) {
         if (!(error instanceof VersionMismatch)) throw error;
       }
@@ -209,7 +207,7 @@ export class GenerationController {
       { role: 'user', content: said },
     ]);
     // A cut must not leave half of a surrogate pair.
-    const title = storable((answer.trim().split('\n')[0] ?? '').slice(0, 300));
+    const title = storable((answer.trim().split('\n')[0] ?? '').trim().slice(0, 300));
     return title ? { title } : {};
   }
 }

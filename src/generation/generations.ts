@@ -64,7 +64,8 @@ const WATCH_MS = 100;
 const QUEUE_LENGTH = 16;
 const QUEUE_MS = 60_000;
 
-const SERVICE_STOPPED = 'the service was stopped before the model had answered';
+const serviceStopped = (): ModelError =>
+  new ModelError('model-failed', 'the service was stopped before the model had answered');
 
 type Session = Pick<CommandTarget, 'tenant' | 'sessionId'>;
 
@@ -204,7 +205,7 @@ export class Generations {
   abortAll(): void {
     this.stopping = true;
     for (const controller of [...this.asides, ...[...this.running.values()].map((one) => one.controller)]) {
-      controller.abort(new ModelError('model-failed', SERVICE_STOPPED));
+      controller.abort(serviceStopped());
     }
   }
 
@@ -254,6 +255,7 @@ export class Generations {
       unshared: '',
     };
     this.running.set(generationId, running);
+    if (this.stopping) running.controller.abort(serviceStopped());
     const unregister = this.partials.register(generationId, {
       text: () => live.text,
       ended: () => {
@@ -265,7 +267,10 @@ export class Generations {
         // Nobody may be there to hear of it.
         const { code } = error as { code?: unknown };
         if (code !== 'session-not-found' && code !== 'database-unavailable' && code !== 'overloaded') {
-          this.logger.error(`${generationId} was not recorded`, error instanceof Error ? error.stack : undefined);
+          this.logger.error(
+            `${generationId} was not recorded`,
+            error instanceof Error ? error.stack : undefined,
+          );
         }
         return { type: 'failed', error };
       })

@@ -236,7 +236,9 @@ export class OpenAiModel implements ChatModel {
   }
 
   private refused(message: string, cause?: unknown): ModelError {
-    return new ModelError('model-failed', this.withoutKeys(`the model provider answered: ${message}`), { cause });
+    return new ModelError('model-failed', this.withoutKeys(`the model provider answered: ${message}`), {
+      cause,
+    });
   }
 
   private tooLong(): ModelError {

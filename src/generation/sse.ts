@@ -40,6 +40,8 @@ export async function sendEvents(
     gone.abort();
   });
   raw.writeHead(200, headers as Record<string, string>);
+  // Whoever resumes where nothing new has come would else not even know that it is connected.
+  raw.flushHeaders();
   const keepAlive = setInterval(() => {
     // Behind what a client does not take, nothing more is put.
     if (!raw.writableNeedDrain) raw.write(': keep-alive\n\n');

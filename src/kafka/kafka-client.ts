@@ -79,6 +79,8 @@ const CONNECTION_TIMEOUT_MS = 3_000;
 const REQUEST_TIMEOUT_MS = 10_000;
 /** Brokers take a batch of this size when nobody has set anything. */
 const DEFAULT_MAX_MESSAGE_BYTES = 1_048_588;
+/** A few small messages, spread over partitions and compressed one by one, take more time than they save bytes. */
+const WORTH_COMPRESSING = 16_384;
 /** `disconnect` waits for requests that may never be answered. */
 const DISCONNECT_LIMIT_MS = 2_000;
 
@@ -265,13 +267,16 @@ export class Publisher {
       throw new Error('a publisher sends one batch at a time, and none after a failure');
     this.inFlight = true;
     const { CompressionTypes } = kafkajs();
+    let bytes = 0;
+    for (const { value } of messages) bytes += value.length;
+    const compressed = this.compression === 'gzip' && bytes > WORTH_COMPRESSING;
     try {
       await this.producer.send({
         topic,
         messages: messages as OutgoingMessage[],
         acks: -1,
         timeout: REQUEST_TIMEOUT_MS,
-        compression: this.compression === 'gzip' ? CompressionTypes.GZIP : CompressionTypes.None,
+        compression: compressed ? CompressionTypes.GZIP : CompressionTypes.None,
       });
     } catch (error) {
       this.failed = true;

@@ -66,7 +66,7 @@ export class Pacer {
       }
     }
     await next.ready;
-    await until(() => running === 0);
+    await until(() => running < 1);
     if (errors.length > 0) throw errors[0];
   }
 

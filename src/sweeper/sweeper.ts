@@ -73,6 +73,11 @@ export interface SweeperParts {
 
 const LONGEST_INTERVAL_MS = 60_000;
 const SHORTEST_INTERVAL_MS = 50;
+/**
+ * A tenant gets above its cap only when the cap is lowered, of which every node hears, or between nodes whose settings
+ * differ: a look at all counters that found none is good for so long, unless an operator asks.
+ */
+const CAPS_LOOK_MS = 600_000;
 const PAGE = 1_000;
 /** Sessions of one tenant that leave before its counter is looked at again. */
 const CAP_PAGE = 256;
@@ -93,6 +98,8 @@ export class Sweeper {
   private began = -Infinity;
   private running: Promise<unknown> = Promise.resolve();
   private stopped = false;
+  /** When no tenant was above its cap. */
+  private withinCaps = -Infinity;
 
   constructor(private readonly parts: SweeperParts) {
     this.share = new LaneShare(parts.leases, 'sweeper', parts.store.lanes, () => undefined);
@@ -103,6 +110,7 @@ export class Sweeper {
   async start(): Promise<void> {
     await this.share.balance();
     this.parts.policies.onChange(() => {
+      this.withinCaps = -Infinity;
       this.schedule();
     });
     this.schedule();
@@ -145,10 +153,13 @@ export class Sweeper {
    * @throws Overloaded, DatabaseUnavailable; what was done until then stays done
    */
   sweep(lanes: 'own' | 'all' = 'own'): Promise<SweepReport> {
-    const sweep = this.running.then(() =>
-      this.sweepLanes(lanes === 'all' ? this.allLanes() : [...this.share.owned.keys()]),
-    );
-    this.running = sweep.catch(() => undefined);
+    const sweep = this.running.then(() => {
+      if (lanes === 'all') this.withinCaps = -Infinity;
+      return this.sweepLanes(lanes === 'all' ? this.allLanes() : [...this.share.owned.keys()]);
+    });
+    this.running = sweep.catch(() => {
+      this.withinCaps = -Infinity;
+    });
     return sweep;
   }
 
@@ -253,7 +264,13 @@ export class Sweeper {
     for (const [tenant, { maxSessions }] of policies.named()) {
       caps.set(`${ACTIVE_SESSIONS}${tenant}`, maxSessions);
     }
+    if (!listed) {
+      if (performance.now() - this.withinCaps < CAPS_LOOK_MS) return;
+      // Before the look, so that a cap which is lowered meanwhile leads to another one.
+      this.withinCaps = performance.now();
+    }
     const above = await store.countersAbove(ACTIVE_SESSIONS, policies.defaults.maxSessions, caps);
+    if (above.length > 0) this.withinCaps = -Infinity;
     for (const { key, value, limit: max } of above) {
       const tenant = key.slice(ACTIVE_SESSIONS.length);
       const seen = new Set<string>();

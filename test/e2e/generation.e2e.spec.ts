@@ -433,14 +433,18 @@ describe('generation', () => {
         const id = `w-3-${where.replaceAll(' ', '-')}`;
         const { reply, answer } = await thinking(id, {}, where === 'this node' ? api : other);
         expect((await api.post(`/v1/sessions/${id}/reset`)).status).toBe(200);
-        // Before the old reply comes, the next one may be asked for.
-        expect((await generate(id, { message: 'anew' })).status).toBe(200);
+        // The next one may be asked for before the old reply comes, which must not be taken for its own.
+        const second = held(says('the second'));
+        model.next(second.reply);
+        const anew = generate(id, { message: 'anew' });
+        await second.asked;
         reply.release();
         const { status, body } = await answer;
         expect(status).toBe(200);
         expect(body).toMatchObject({ content: '', message: null, finishReason: 'cancelled', sessionId: id });
-        expect((await texts(api, id))[0]).toBe('anew');
-        expect(await texts(api, id)).toHaveLength(2);
+        second.release();
+        expect((await anew).body.content).toBe('the second');
+        expect(await texts(api, id)).toEqual(['anew', 'the second']);
         const events = await logged(world.database, id);
         const reset = events.findIndex((event) => event.type === 'ConversationReset');
         expect(events[reset - 1]?.type).toMatch(/^Generation(Cancelled|Failed)$/);

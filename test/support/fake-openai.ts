@@ -37,6 +37,9 @@ export interface FakeOpenAi {
   next(...replies: readonly Reply[]): void;
   /** All requests without a reply of their own get this. */
   always(reply: Reply): void;
+  /** From now on a prompt that a provider might refuse is answered 400, and noted in `faults`. */
+  beStrict(): void;
+  readonly faults: readonly string[];
   close(): Promise<void>;
 }
 
@@ -51,6 +54,8 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
   const requests: ChatRequest[] = [];
   const replies: Reply[] = [];
   let standing: Reply | undefined;
+  let isStrict = false;
+  const faults: string[] = [];
   const server = createServer((request, response) => {
     let text = '';
     request.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
@@ -62,6 +67,12 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
       const { authorization } = request.headers;
       const chat = { ...(JSON.parse(text) as Omit<ChatRequest, 'authorization'>), authorization };
       requests.push(chat);
+      const fault = isStrict ? promptFault(chat.messages) : undefined;
+      if (fault !== undefined) {
+        faults.push(`${fault}: ${JSON.stringify(chat.messages)}`);
+        void fails(400, fault)(chat, response);
+        return;
+      }
       const reply = replies.shift() ?? standing ?? says(`reply ${requests.length}`);
       void reply(chat, response);
     });
@@ -82,12 +93,41 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
     always: (reply) => {
       standing = reply;
     },
+    beStrict: () => {
+      isStrict = true;
+    },
+    faults,
     close: async () => {
       server.close();
       server.closeAllConnections();
       await once(server, 'close');
     },
   };
+}
+
+/** What the strictest of providers would find wrong with a prompt. */
+export function promptFault(messages: readonly ChatMessage[]): string | undefined {
+  const open = new Set<string>();
+  let before: string | undefined;
+  for (const { role, content, tool_calls: calls, tool_call_id: answered } of messages) {
+    if (role === 'tool') {
+      if (!open.delete(answered ?? '')) return 'a tool result that answers no call';
+      continue;
+    }
+    if (open.size > 0) return 'a tool call without its result';
+    if (role === 'system') continue;
+    if (role !== 'user' && role !== 'assistant') return `a role ${role}`;
+    if ((content === '' || content === null) && !calls) return `an empty ${role} message`;
+    if (role === 'assistant' && before === 'assistant' && !calls) return 'two replies in a row';
+    for (const { id } of calls ?? []) {
+      if (open.has(id)) return 'two calls with one id';
+      open.add(id);
+    }
+    before = calls ? 'calls' : role;
+  }
+  if (open.size > 0) return 'a tool call without its result';
+  const last = messages.findLast(({ role }) => role !== 'system')?.role;
+  return last === 'user' || last === 'tool' ? undefined : `a last message of ${last ?? 'nobody'}`;
 }
 
 const json = (response: ServerResponse, status: number, body: unknown): void => {
@@ -233,3 +273,75 @@ export function heldAfter(said: string, rest: string, then?: (response: ServerRe
     },
   };
 }
+
+/** A reply that a test gives piece by piece. */
+export interface ConductedReply {
+  readonly reply: Reply;
+  /** The request is here, and the answer has begun. */
+  readonly asked: Promise<void>;
+  /** Whoever asked went away before the end. */
+  readonly abandoned: Promise<void>;
+  say(...texts: readonly string[]): void;
+  /** Sends this as it is. */
+  send(bytes: string): void;
+  end(usage?: Usage | null): void;
+  /** Breaks the connection. */
+  drop(): void;
+}
+
+export function conducted(): ConductedReply {
+  let arrive = (): void => undefined;
+  let leave = (): void => undefined;
+  const asked = new Promise<void>((resolve) => (arrive = resolve));
+  const abandoned = new Promise<void>((resolve) => (leave = resolve));
+  let to: ServerResponse | undefined;
+  const response = (): ServerResponse => {
+    if (!to) throw new Error('nobody has asked yet');
+    return to;
+  };
+  return {
+    asked,
+    abandoned,
+    reply: (_, given) => {
+      to = given;
+      given.once('close', () => {
+        if (!given.writableEnded) leave();
+      });
+      begin(given);
+      arrive();
+    },
+    say: (...texts) => {
+      for (const content of texts) response().write(piece({ delta: { content } }));
+    },
+    send: (bytes) => {
+      response().write(bytes);
+    },
+    end: (usage = USAGE) => {
+      response().write(piece({ delta: {}, finish_reason: 'stop' }));
+      response().end(`${usage ? piece(null, { usage }) : ''}data: [DONE]\n\n`);
+    },
+    drop: () => {
+      response().socket?.destroy();
+    },
+  };
+}
+
+/** Refuses for the moment; `headers` say for how long. */
+export const refuses =
+  (status: number, headers: Readonly<Record<string, string>> = {}): Reply =>
+  (_, response) => {
+    response
+      .writeHead(status, { 'content-type': 'application/json', ...headers })
+      .end(JSON.stringify({ error: { message: 'not now' } }));
+  };
+
+/** Sends `bytes` again and again, for as long as anybody takes them. */
+export const floods =
+  (status: number, bytes: string): Reply =>
+  async (_, response) => {
+    response.writeHead(status, { 'content-type': 'text/event-stream', 'x-should-retry': 'false' });
+    while (!response.destroyed) {
+      if (response.write(bytes)) await new Promise(setImmediate);
+      else await Promise.race([once(response, 'drain'), once(response, 'close')]).catch(() => undefined);
+    }
+  };

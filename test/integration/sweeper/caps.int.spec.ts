@@ -1,5 +1,5 @@
 import { SessionLimitReached } from '../../../src/sessions/session-commands.js';
-import { activeInLog, HOUR, logOf, type Node, World } from './fixture.js';
+import { activeInLog, HOUR, logOf, nth, type Node, World } from './fixture.js';
 
 const world = World.perTest();
 
@@ -9,9 +9,9 @@ const CAP = 100;
 /** Creates at once on all nodes; looks at the tenant all the while. */
 async function createAtOnce(nodes: readonly Node[], count = CREATES, prefix = 's') {
   let most = 0;
-  let running = true;
+  const state = { running: true };
   const sampling = (async () => {
-    while (running) {
+    while (state.running) {
       const [row] = await world.db.query<{ value: number }>(
         `select value::int from counter where key = 'active:default'`,
       );
@@ -19,9 +19,9 @@ async function createAtOnce(nodes: readonly Node[], count = CREATES, prefix = 's
     }
   })();
   const results = await Promise.allSettled(
-    Array.from({ length: count }, (_, index) => nodes[index % nodes.length]?.create(`${prefix}${index}`)),
+    Array.from({ length: count }, (_, index) => nth(nodes, index).create(`${prefix}${index}`)),
   );
-  running = false;
+  state.running = false;
   await sampling;
   const refused = results
     .filter((result) => result.status === 'rejected')
@@ -165,7 +165,7 @@ describe('at the cap under evict', () => {
         `select stream_id from event where type = 'SessionExpired' order by stream_id limit 60`,
       )
     ).map((row) => row.stream_id);
-    await Promise.all(ids.map((id, index) => nodes[index % 2]?.say(id, 'all of us')));
+    await Promise.all(ids.map((id, index) => nth(nodes, index).say(id, 'all of us')));
     expect(await activeInLog(world.db)).toBe(20);
   }, 60_000);
 });

@@ -186,8 +186,8 @@ export class World {
   }
 
   async start(settings: Settings = {}): Promise<Node> {
-    const ttls = [settings.sessions, ...Object.values(settings.tenants ?? {})].map(
-      (one) => (one as { sessionTTL?: number } | undefined)?.sessionTTL ?? HOUR,
+    const ttls = [settings.sessions ?? {}, ...(Object.values(settings.tenants ?? {}) as object[])].map(
+      (one: { sessionTTL?: number }) => one.sessionTTL ?? HOUR,
     );
     this.ttl = Math.min(this.ttl, ...ttls);
     const node = await Node.start(this.db, settings);
@@ -198,4 +198,11 @@ export class World {
   async stopAll(): Promise<void> {
     await Promise.all(this.nodes.splice(0).map((node) => node.stop()));
   }
+}
+
+/** Round robin. */
+export function nth<T>(items: readonly T[], index: number): T {
+  const item = items[index % items.length];
+  if (item === undefined) throw new Error('there is none');
+  return item;
 }

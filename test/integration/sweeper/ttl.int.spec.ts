@@ -1,7 +1,7 @@
 import { ExpireSession } from '../../../src/domain/session.js';
 import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
 import { seeded, sized } from '../event-store/fixture.js';
-import { HOUR, logOf, to, World } from './fixture.js';
+import { HOUR, logOf, nth, to, World } from './fixture.js';
 
 const world = World.perTest();
 const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
@@ -184,7 +184,7 @@ it('given two nodes that sweep everything at once, when sessions are due, then e
     await world.start({ sessions: { maxSessions: 1_000 } }),
     await world.start({ sessions: { maxSessions: 1_000 } }),
   ];
-  await Promise.all(Array.from({ length: 400 }, (_, index) => nodes[index % 2]?.create(`s${index}`)));
+  await Promise.all(Array.from({ length: 400 }, (_, index) => nth(nodes, index).create(`s${index}`)));
   await world.db.setClock({ offsetMs: 2 * HOUR });
   await Promise.all(nodes.map((node) => node.caughtUp()));
 

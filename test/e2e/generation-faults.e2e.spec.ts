@@ -1,0 +1,433 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  callsTools,
+  conducted,
+  type ConductedReply,
+  type FakeOpenAi,
+  held,
+  says,
+} from '../support/fake-openai.js';
+import { type EventStream, openEvents } from '../support/event-stream.js';
+import { type Api, eventually, expectProblem } from '../support/http.js';
+import {
+  createWorld,
+  expectWellFormed,
+  type GeneratedAnswer,
+  logged,
+  type MessageView,
+  type Node,
+  texts,
+  type World,
+} from './fixture.js';
+
+const LEASE_OVER_MS = 10_000;
+type Stage = 'before the first token' | 'in the middle of the text';
+const STAGES: readonly Stage[] = ['before the first token', 'in the middle of the text'];
+
+/** What ends a generation early, at every stage and from every node; the model checks each prompt as strictly as any. */
+describe('generations that are ended early', () => {
+  let world: World;
+  let model: FakeOpenAi;
+  let api: Api;
+  /** Another node on the same database. */
+  let other: Api;
+  let folder: string;
+
+  beforeAll(async () => {
+    world = await createWorld();
+    model = await world.model();
+    model.beStrict();
+    folder = await world.folder();
+    // The clock is moved on: nothing is to expire by that.
+    await writeFile(
+      join(folder, 'colloquy.yml'),
+      'sessions: { maxSessions: 10000, sessionTTL: 86400000000 }',
+    );
+    [{ api }, { api: other }] = await Promise.all([world.node({}, folder), world.node({}, folder)]);
+  });
+  afterAll(() => world.end());
+  afterEach(async () => {
+    expect(model.faults).toEqual([]);
+    const ids = await world.database.query<{ stream_id: string }>('select distinct stream_id from event');
+    for (const { stream_id: id } of ids) expectWellFormed(await logged(world.database, id));
+  });
+
+  const create = (id: string) => api.post('/v1/sessions', { id });
+  const generate = (id: string, body: object, through = api, headers = {}) =>
+    through.post<GeneratedAnswer>(`/v1/sessions/${id}/generate`, body, headers);
+  const cancel = (id: string, through = api, headers = {}) =>
+    through.post<{ cancelled: boolean }>(`/v1/sessions/${id}/cancel`, undefined, headers);
+  /** Strong reads wait for the lanes of a node that was killed until another one has taken them. */
+  const history = (id: string) =>
+    eventually(async () => {
+      const answer = await api.get<{ data: MessageView[] }>(`/v1/sessions/${id}/messages?limit=200`);
+      return answer.status === 503 ? undefined : answer.body.data;
+    }, 20_000);
+  const chunks = (generation: string) =>
+    world.database.query<{ text: string }>(
+      'select text from generation_chunk where generation = $1 order by number',
+      [generation],
+    );
+  /** Until every node may know so much of a reply. */
+  const shared = (generation: string, text: string) =>
+    eventually(async () => (await chunks(generation)).map((one) => one.text).join('') === text);
+  const types = async (id: string) => (await logged(world.database, id)).map(({ type }) => type);
+
+  /** The next turn is taken on either node, and the model accepts its prompt. */
+  async function usable(id: string): Promise<void> {
+    for (const through of [api, other]) {
+      const next = await generate(id, { message: 'and now?' }, through);
+      expect(next.status).toBe(200);
+      expect(next.body.finishReason).toBe('stop');
+    }
+    // Nothing is answered twice.
+    const roles = (await history(id)).map(({ role, status }) => (status === 'complete' ? role : `${role}?`));
+    expect(roles.join()).not.toMatch(/assistant,assistant/);
+  }
+
+  interface Streaming {
+    readonly reply: ConductedReply;
+    readonly stream: EventStream;
+    readonly generationId: string;
+    /** What has arrived. */
+    readonly text: string;
+  }
+  async function streaming(id: string, stage: Stage, through: Api, headers = {}): Promise<Streaming> {
+    await create(id);
+    const reply = conducted();
+    model.next(reply.reply);
+    const stream = await openEvents(`${through.url}/v1/sessions/${id}/generate`, {
+      body: { message: 'question' },
+      headers,
+    });
+    const generationId = String((await stream.next()).data['generationId']);
+    await reply.asked;
+    if (stage === 'before the first token') return { reply, stream, generationId, text: '' };
+    reply.say('Once \ud83d', '\ude00upon');
+    const text = await stream.text('Once 😀upon'.length);
+    await shared(generationId, text);
+    return { reply, stream, generationId, text };
+  }
+  const partialOf = (text: string) =>
+    text === '' ? [] : [{ role: 'assistant', content: text, status: 'incomplete' }];
+
+  describe('cancel', () => {
+    const cases = STAGES.flatMap((stage) => [
+      { stage, where: 'the same node', from: () => api },
+      { stage, where: 'the other node', from: () => other },
+    ]);
+    it.each(cases)(
+      'given a reply $stage, when $where cancels it, then what had arrived is kept and the session is free',
+      async ({ stage, where, from }) => {
+        const id = `c-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
+        // Both nodes know the session of old, from before the generation began.
+        await create(id);
+        for (const through of [api, other]) await through.patch(`/v1/sessions/${id}`, { title: through.url });
+        const { reply, stream, generationId, text } = await streaming(id, stage, api);
+        const answer = await cancel(id, from());
+        expect(answer.body).toEqual({ cancelled: true });
+        // At once: no lease has to run out.
+        expect((await generate(id, { message: 'next' }, from())).status).toBe(200);
+        await reply.abandoned;
+        const [last] = await stream.rest();
+        expect(last).toMatchObject({
+          event: 'generation.cancelled',
+          data: { content: text, finishReason: 'cancelled', generationId, sessionId: id },
+        });
+        expect(await history(id)).toMatchObject([
+          { role: 'user', content: 'question' },
+          ...partialOf(text),
+          { role: 'user', content: 'next' },
+          { role: 'assistant' },
+        ]);
+        await eventually(async () => (await chunks(generationId)).length === 0);
+        await usable(id);
+      },
+    );
+
+    it('given a reply that has ended, or none, when it is cancelled, then there was nothing to cancel', async () => {
+      await create('c-end');
+      expect((await cancel('c-end')).body).toEqual({ cancelled: false });
+      await generate('c-end', { message: 'question' });
+      for (const through of [api, other]) {
+        expect((await cancel('c-end', through)).body).toEqual({ cancelled: false });
+      }
+      expectProblem(await cancel('c-none'), 404, 'session-not-found');
+      await usable('c-end');
+    });
+
+    it('given a cancel under a key, when it is sent again, then the next generation goes on', async () => {
+      const { stream } = await streaming('c-key', 'in the middle of the text', api);
+      const key = { 'idempotency-key': 'cancel once' };
+      expect((await cancel('c-key', other, key)).body).toEqual({ cancelled: true });
+      await stream.rest();
+      const reply = held(says('finished'));
+      model.next(reply.reply);
+      const next = generate('c-key', { message: 'next' });
+      await reply.asked;
+      expect((await cancel('c-key', api, key)).body).toEqual({ cancelled: true });
+      reply.release();
+      expect((await next).body.content).toBe('finished');
+    });
+
+    it('given tool calls of a reply that was cut off, when the next turn is taken, then no half of a pair is left', async () => {
+      await create('c-tools');
+      model.next(callsTools([{ id: 'c1', name: 'look', arguments: '{}' }]));
+      await generate('c-tools', { message: 'look', tools: [{ name: 'look' }] });
+      const reply = conducted();
+      model.next(reply.reply);
+      const going = generate('c-tools', { message: { role: 'tool', toolCallId: 'c1', content: 'seen' } });
+      await reply.asked;
+      const call = { index: 0, id: 'c2', type: 'function', function: { name: 'look', arguments: '{"a' } };
+      reply.send(`data: ${JSON.stringify({ choices: [{ index: 0, delta: { tool_calls: [call] } }] })}\n\n`);
+      await cancel('c-tools', other);
+      expect((await going).body).toMatchObject({ finishReason: 'cancelled', message: null });
+      expect((await generate('c-tools', {})).status).toBe(200);
+      await usable('c-tools');
+    });
+  });
+
+  describe('reset and delete', () => {
+    const cases = STAGES.flatMap((stage) =>
+      ['the same node', 'the other node'].map((where) => ({ stage, where })),
+    );
+    it.each(cases)(
+      'given a reply $stage, when $where resets the session, then it begins anew',
+      async ({ stage, where }) => {
+        const id = `r-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
+        const from = where === 'the same node' ? api : other;
+        await create(id);
+        for (const through of [api, other]) await through.patch(`/v1/sessions/${id}`, { title: through.url });
+        await api.put(`/v1/sessions/${id}/approvals/pay`, { scope: 'session' });
+        const { reply, stream, text } = await streaming(id, stage, api);
+        expect((await from.post(`/v1/sessions/${id}/reset`)).status).toBe(200);
+        await reply.abandoned;
+        expect((await stream.rest())[0]).toMatchObject({
+          event: 'generation.cancelled',
+          data: { content: text },
+        });
+        expect(await history(id)).toEqual([]);
+        expect((await api.get(`/v1/sessions/${id}/approvals`)).body).toEqual({ data: [] });
+        await usable(id);
+        expect(
+          model.requests.slice(-2).flatMap(({ messages }) => messages.map((one) => one.content)),
+        ).not.toContain('question');
+        // What had arrived belongs to the history before the reset.
+        const events = await logged(world.database, id);
+        const reset = events.findIndex(({ type }) => type === 'ConversationReset');
+        expect(events.slice(0, reset).filter(({ data }) => data['status'] === 'incomplete')).toMatchObject(
+          partialOf(text).map((data) => ({ data })),
+        );
+      },
+    );
+
+    it.each(cases)(
+      'given a reply $stage, when $where deletes the session, then nothing of it comes back',
+      async ({ stage, where }) => {
+        const id = `d-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
+        const { reply, stream } = await streaming(id, stage, api);
+        expect((await (where === 'the same node' ? api : other).delete(`/v1/sessions/${id}`)).status).toBe(
+          204,
+        );
+        await reply.abandoned;
+        expect((await stream.rest())[0]).toMatchObject({
+          event: 'generation.failed',
+          data: { code: 'session-not-found' },
+        });
+        expectProblem(await generate(id, { message: 'x' }), 404, 'session-not-found');
+        await create(id);
+        expect(await history(id)).toEqual([]);
+        await usable(id);
+      },
+    );
+  });
+
+  describe('kill -9', () => {
+    /** Long enough ahead for the leases of all who went before. */
+    let offsetMs = 0;
+    const leaseOver = () => world.database.setClock({ offsetMs: (offsetMs += LEASE_OVER_MS) });
+
+    async function killed(id: string, stage: Stage, headers = {}): Promise<Streaming> {
+      const victim: Node = await world.node({}, folder);
+      // Both nodes know the session of old, from before the generation began.
+      await create(id);
+      for (const through of [api, other]) await through.patch(`/v1/sessions/${id}`, { title: through.url });
+      const running = await streaming(id, stage, victim.api, headers);
+      await victim.service.kill9();
+      await running.stream.rest().catch(() => undefined);
+      return running;
+    }
+
+    it.each(STAGES)(
+      'given a node that was killed %s, when the next turn is asked for, then it waits for the lease and keeps what had arrived',
+      async (stage) => {
+        const id = `k-${STAGES.indexOf(stage)}`;
+        const { generationId, text } = await killed(id, stage);
+        expectProblem(await generate(id, { message: 'too soon' }), 409, 'session-busy');
+        await leaseOver();
+        expect((await generate(id, { message: 'next' }, other)).status).toBe(200);
+        expect(await history(id)).toMatchObject([
+          { role: 'user', content: 'question' },
+          ...partialOf(text),
+          { role: 'user', content: 'next' },
+          { role: 'assistant', status: 'complete' },
+        ]);
+        expect(
+          (await logged(world.database, id)).find(({ type }) => type === 'GenerationFailed')?.data,
+        ).toMatchObject({
+          generationId,
+          code: 'lease-expired',
+        });
+        await eventually(async () => (await chunks(generationId)).length === 0);
+        await usable(id);
+      },
+    );
+
+    it.each([
+      ['cancelled', (id: string) => cancel(id, other)],
+      ['reset', (id: string) => other.post(`/v1/sessions/${id}/reset`)],
+    ])(
+      'given a node that was killed, when the session is %s before its lease is over, then it is free',
+      async (what, end) => {
+        const id = `k-${what}`;
+        const { text } = await killed(id, 'in the middle of the text');
+        expect((await end(id)).status).toBe(200);
+        expect(
+          (await logged(world.database, id)).find(({ data }) => data['status'] === 'incomplete')?.data,
+        ).toMatchObject({
+          content: text,
+        });
+        await usable(id);
+      },
+    );
+
+    it('given a reader on another node, when the node that generates is killed, then the reader hears of it', async () => {
+      const victim = await world.node({}, folder);
+      const { generationId, text, stream } = await streaming(
+        'k-read',
+        'in the middle of the text',
+        victim.api,
+      );
+      const reader = await openEvents(`${other.url}/v1/sessions/k-read/generations/${generationId}/stream`);
+      await reader.next();
+      expect(await reader.text(text.length)).toBe(text);
+      await victim.service.kill9();
+      await stream.rest().catch(() => undefined);
+      await leaseOver();
+      expect(await reader.rest()).toMatchObject([
+        { event: 'generation.failed', data: { code: 'model-failed' } },
+      ]);
+      await usable('k-read');
+    });
+
+    it('given a request under a key, when its node is killed and it is sent again, then it attaches, and hears of the end', async () => {
+      const key = { 'idempotency-key': 'killed' };
+      const { generationId, text } = await killed('k-key', 'in the middle of the text', key);
+      const before = model.requests.length;
+      const whole = generate('k-key', { message: 'question' }, other, key);
+      const stream = await openEvents(`${api.url}/v1/sessions/k-key/generate`, {
+        body: { message: 'question' },
+        headers: key,
+      });
+      expect((await stream.next()).data).toMatchObject({ generationId });
+      expect(await stream.text(text.length)).toBe(text);
+      await leaseOver();
+      expectProblem(await whole, 502, 'model-failed');
+      expect(await stream.rest()).toMatchObject([{ event: 'generation.failed' }]);
+      expect(model.requests.length).toBe(before);
+      await usable('k-key');
+    });
+
+    it('given a reply that ended, when its node is killed and another one started, then a retry gets it without the model', async () => {
+      const victim = await world.node({}, folder);
+      await create('k-end');
+      const key = { 'idempotency-key': 'ended' };
+      const first = await generate('k-end', { message: 'question' }, victim.api, key);
+      await victim.service.kill9();
+      const before = model.requests.length;
+      const reborn = await world.node({}, folder);
+      expect((await generate('k-end', { message: 'question' }, reborn.api, key)).body).toEqual(first.body);
+      expect(model.requests.length).toBe(before);
+      await usable('k-end');
+    });
+  });
+
+  describe('a stop', () => {
+    it('given a reply under way and one that waits, when the node is stopped, then both hear of it and the sessions go on', async () => {
+      const impatient = await world.folder();
+      await writeFile(
+        join(impatient, 'colloquy.yml'),
+        'server: { shutdownGraceMs: 0 }\nsessions: { maxSessions: 10000, sessionTTL: 86400000000 }',
+      );
+      const node = await world.node({}, impatient);
+      const { stream, text } = await streaming('s-1', 'in the middle of the text', node.api);
+      const waiting = generate('s-1', { message: 'me too', onBusy: 'queue' }, node.api).catch(
+        () => undefined,
+      );
+      await node.api.get('/v1/sessions/s-1');
+      const asked = model.requests.length;
+      expect(await node.service.stop()).toBe(0);
+      expect((await stream.rest())[0]).toMatchObject({
+        event: 'generation.failed',
+        data: { code: 'model-failed' },
+      });
+      // Refused, or begun in the last moment and ended at once; or it came too late for a connection.
+      expect([502, 503, undefined]).toContain((await waiting)?.status);
+      expect(model.requests.length).toBe(asked);
+      expect(await history('s-1')).toMatchObject([{ content: 'question' }, ...partialOf(text)]);
+      await usable('s-1');
+    });
+  });
+
+  describe('a busy session', () => {
+    it('given requests that queue, when the session is free, then they are answered in their order', async () => {
+      await create('q-1');
+      const first = held(says('first'));
+      model.next(first.reply);
+      const going = generate('q-1', { message: '0' });
+      await first.asked;
+      const waiting: Promise<unknown>[] = [];
+      for (let n = 1; n <= 16; n += 1) {
+        waiting.push(generate('q-1', { message: String(n), onBusy: 'queue' }));
+        // Sent one after the other, on connections of their own: the next only when this one has arrived.
+        await api.get('/v1/sessions/q-1');
+      }
+      expectProblem(await generate('q-1', { message: 'no', onBusy: 'queue' }), 409, 'session-busy');
+      expectProblem(await generate('q-1', { message: 'no' }), 409, 'session-busy');
+      first.release();
+      await going;
+      for (const one of await Promise.all(waiting)) expect(one).toMatchObject({ status: 200 });
+      const asked = (await texts(api, 'q-1')).filter((_, index) => index % 2 === 0);
+      expect(asked).toEqual(Array.from({ length: 17 }, (_, n) => String(n)));
+      expect((await generate('q-1', { message: 'again', onBusy: 'queue' })).status).toBe(200);
+    });
+
+    it('given a generation on one node, when a request queues on the other, then it gets its turn', async () => {
+      const { reply, stream } = await streaming('q-2', 'in the middle of the text', api);
+      const waiting = generate('q-2', { message: 'next', onBusy: 'queue' }, other);
+      reply.end();
+      await stream.rest();
+      expect((await waiting).status).toBe(200);
+      expect(await texts(api, 'q-2')).toEqual(['question', 'Once 😀upon', 'next', expect.any(String)]);
+    });
+
+    it('given a request that queues, when the session is deleted, then it hears that', async () => {
+      const { stream } = await streaming('q-3', 'before the first token', api);
+      const waiting = generate('q-3', { message: 'next', onBusy: 'queue' });
+      await api.delete('/v1/sessions/q-3');
+      expectProblem(await waiting, 404, 'session-not-found');
+      await stream.rest();
+    });
+  });
+
+  it('given all of that, when it is over, then nothing is left in the table of what is in flight', async () => {
+    await eventually(async () => {
+      const [{ n } = { n: -1 }] = await world.database.query<{ n: number }>(
+        'select count(*)::int as n from generation_chunk',
+      );
+      return n === 0;
+    });
+    expect(await types('c-end')).not.toContain('GenerationFailed');
+  });
+});
