@@ -239,6 +239,7 @@ async function latency(store: EventStore, url: string, kafka: { brokers: string[
     await sleep(5_000);
     const versions = Array.from({ length: 1_000 }, () => 0);
     const began = performance.now();
+    const usedBefore = process.cpuUsage();
     const running: Promise<void>[] = [];
     const TOTAL = 20_000;
     for (let n = 0; n < TOTAL;) {
@@ -247,7 +248,12 @@ async function latency(store: EventStore, url: string, kafka: { brokers: string[
       await sleep(1);
     }
     await Promise.all(running);
-    console.log(`appended ${TOTAL} events in ${((performance.now() - began) / 1_000).toFixed(1)} s`);
+    const seconds = (performance.now() - began) / 1_000;
+    const used = process.cpuUsage(usedBefore);
+    const core = (used.user + used.system) / 10_000 / seconds;
+    console.log(
+      `appended ${TOTAL} events in ${seconds.toFixed(1)} s; this process (writer, relay, consumer) took ${core.toFixed(0)} % of a core`,
+    );
     const deadline = Date.now() + 20_000;
     while (arrived.size < TOTAL && Date.now() < deadline) await sleep(50);
 

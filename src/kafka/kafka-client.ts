@@ -322,6 +322,7 @@ export interface Following {
 const SESSION_TIMEOUT_MS = 30_000;
 /** No sign of life of the consumer's loop for so long, outside of our own work: it has stalled. */
 const STALL_MS = 60_000;
+const COMMIT_MS = 1_000;
 const RESTART_MS = 1_000;
 
 /** Follows a topic as a member of a group, from its beginning, until stopped; mends what breaks. */
@@ -361,6 +362,18 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
   let seen = performance.now();
   let leaving = false;
   const works = new Set<Promise<void>>();
+  // By partition: the next offset, while it is not committed. kafkajs would commit after each partition's batch and
+  // wait for it, sixteen times for sixteen partitions, before it looks for more.
+  const offsets = new Map<number, string>();
+  const commit = async (): Promise<void> => {
+    const due = [...offsets].map(([partition, offset]) => ({ topic: options.topic, partition, offset }));
+    offsets.clear();
+    // What is not committed comes again, and is dropped by its version.
+    if (due.length > 0) await consumer.commitOffsets(due).catch(() => undefined);
+  };
+  const committing = setInterval(() => {
+    void commit();
+  }, COMMIT_MS);
   let watch: NodeJS.Timeout | undefined;
   let onAbort = (): void => undefined;
   const ended = new Promise<void>((resolve, reject) => {
@@ -376,7 +389,11 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     };
     consumer.on(HEARTBEAT, alive);
     consumer.on(FETCH, alive);
-    consumer.on(GROUP_JOIN, alive);
+    consumer.on(GROUP_JOIN, () => {
+      alive();
+      // What was done may be somebody else's by now, who may have come further.
+      offsets.clear();
+    });
     // After a rebalance a consumer can stall without a word (tulios/kafkajs#659, #1441).
     watch = setInterval(() => {
       if (works.size === 0 && performance.now() - seen > STALL_MS)
@@ -393,6 +410,7 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     await consumer.subscribe({ topics: [options.topic], fromBeginning: true });
     await consumer.run({
       eachBatchAutoResolve: false,
+      autoCommit: false,
       partitionsConsumedConcurrently: options.concurrency,
       eachBatch: async (payload) => {
         const { batch } = payload;
@@ -403,6 +421,7 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
           beat: () => payload.heartbeat(),
           done: ({ offset }) => {
             payload.resolveOffset(offset);
+            offsets.set(batch.partition, String(BigInt(offset) + 1n));
           },
         });
         works.add(work);
@@ -417,12 +436,13 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     await ended;
   } finally {
     clearInterval(watch);
+    clearInterval(committing);
     signal.removeEventListener('abort', onAbort);
     leaving = true;
-    const disconnected = consumer.disconnect();
     // However long it takes: what a batch works with may be closed as soon as we are through.
     await Promise.allSettled(works);
-    await settle(disconnected);
+    await settle(commit());
+    await settle(consumer.disconnect());
   }
 }
 

@@ -30,23 +30,23 @@ export class Pacer {
   ): Promise<void> {
     this.window = { at: performance.now(), all: this.appends(), began: this.began };
     const errors: unknown[] = [];
-    let running = 0;
-    let ended = (): void => undefined;
+    const hasFailed = (): boolean => errors.length > 0;
+    const now = { running: 0, ended: (): void => undefined };
     const run = async (item: T): Promise<void> => {
       this.began += 1;
-      running += 1;
+      now.running += 1;
       try {
         await work(item);
       } catch (error) {
         errors.push(error);
       }
-      running -= 1;
+      now.running -= 1;
       this.think();
-      ended();
+      now.ended();
     };
     // One callback, not a race between all that run: that would cost each of them as much as there are.
     const until = async (isEnough: () => boolean): Promise<void> => {
-      while (!isEnough()) await new Promise<void>((resolve) => (ended = resolve));
+      while (!isEnough()) await new Promise<void>((resolve) => (now.ended = resolve));
     };
     const take = (from: number): { some: readonly T[]; ready: Promise<unknown> } => {
       const some = items.slice(from, from + 2 * this.limit);
@@ -54,20 +54,20 @@ export class Pacer {
       return { some, ready: ready.catch((error: unknown) => errors.push(error)) };
     };
     let next = take(0);
-    for (let from = 0; next.some.length > 0 && errors.length === 0;) {
+    for (let from = 0; next.some.length > 0 && !hasFailed();) {
       const { some, ready } = next;
       await ready;
       from += some.length;
       next = take(from);
       for (const item of some) {
-        if (running >= this.limit) await until(() => running < this.limit);
-        if (errors.length > 0) break;
+        if (now.running >= this.limit) await until(() => now.running < this.limit);
+        if (hasFailed()) break;
         void run(item);
       }
     }
     await next.ready;
-    await until(() => running < 1);
-    if (errors.length > 0) throw errors[0];
+    await until(() => now.running === 0);
+    if (hasFailed()) throw errors[0];
   }
 
   /** The writer has refused us: it has more than enough to do. */

@@ -176,7 +176,7 @@ describe('bad input', () => {
       ['patch', '/v1/sessions/s', { title: '' }, '/title'],
       ['patch', '/v1/sessions/s', { metadata: null }, '/metadata'],
       ['patch', '/v1/sessions/s', { metadata: { a: long(16_384) } }, '/metadata'],
-      ['patch', '/v1/sessions/s', { legalHold: true }, '/legalHold'],
+      ['patch', '/v1/sessions/s', { legalHold: 'yes' }, '/legalHold'],
       ['patch', '/v1/sessions/s', [], ''],
       ['post', '/v1/sessions/s/reset', { reason: 1 }, '/reason'],
       ['post', '/v1/sessions/s/reset', { reason: long(1001) }, '/reason'],
@@ -188,9 +188,12 @@ describe('bad input', () => {
       ['post', '/v1/chat', { message: 'x', sessionId: long(129) }, '/sessionId'],
       ['post', '/v1/chat', { message: 'x', model: 'y' }, '/model'],
     ];
-    it.each(others)('given %s %s with %j, then 400', async (method, path, body, pointer) => {
-      expectProblem(await api[method](path, body), 400, 'invalid-request', pointer);
-    });
+    it.each(others.map((one) => [one[3], ...one] as const))(
+      'given a wrong %s in %s %s, then 400',
+      async (_, method, path, body, pointer) => {
+        expectProblem(await api[method](path, body), 400, 'invalid-request', pointer);
+      },
+    );
 
     it('given a reason that is wrong, when a session is deleted, then 400 and it stays', async () => {
       expectProblem(

@@ -10,11 +10,11 @@ export { type EventAnswer, type SessionAnswer } from '../../src/sessions/session
 export { type GeneratedAnswer } from '../../src/generation/generation.schemas.js';
 export { type MessageView } from '../../src/projections/history.projection.js';
 
-// Nodes are processes: on a busy machine two of them need more than Jest's five seconds to come up.
-jest.setTimeout(60_000);
-
 /** Big sizes on request only. */
 export const FULL = process.env['FULL'] === '1';
+
+// Nodes are processes: on a busy machine two of them need more than Jest's five seconds to come up.
+jest.setTimeout(FULL ? 300_000 : 60_000);
 
 /** Unlike any word that a message could hold. */
 export const MODEL_KEY = 'sk-fake-3f9c1d7b5a';

@@ -10,8 +10,8 @@ import {
   type World,
 } from './fixture.js';
 
-const LOOPS = FULL ? 64 : 16;
-const ROUNDS = FULL ? 60 : 6;
+const LOOPS = FULL ? 32 : 16;
+const ROUNDS = FULL ? 40 : 6;
 /** What a stopped node can hold up: its leases run out, and somebody else looks. */
 const TAKE_OVER_MS = 15_000;
 

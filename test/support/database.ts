@@ -4,6 +4,7 @@ import { basename, join } from 'node:path';
 import { Client } from 'pg';
 import { type MigrationInterface } from 'typeorm';
 import { migrate } from '../../src/database/migrate.js';
+import { expectCountersMatchLog } from './recount.js';
 
 const SOURCES = join(__dirname, '../../src');
 
@@ -101,13 +102,14 @@ async function open(name: string): Promise<TestDatabase> {
   await client.connect();
   // One connection, so that its settings and locks last; one statement at a time on it.
   let turn: Promise<unknown> = Promise.resolve();
+  const query = async <Row>(sql: string, params: readonly unknown[] = []): Promise<Row[]> => {
+    const result = turn.then(() => client.query(sql, [...params]));
+    turn = result.catch(() => undefined);
+    return (await result).rows as Row[];
+  };
   return {
     url,
-    query: async <Row>(sql: string, params: readonly unknown[] = []) => {
-      const result = turn.then(() => client.query(sql, [...params]));
-      turn = result.catch(() => undefined);
-      return (await result).rows as Row[];
-    },
+    query,
     setClock: async ({ offsetMs }) => {
       await client.query(
         `create or replace function colloquy_now() returns timestamptz language sql volatile as
@@ -115,8 +117,13 @@ async function open(name: string): Promise<TestDatabase> {
       );
     },
     drop: async () => {
-      await client.end();
-      await asAdmin((admin) => admin.query(`drop database if exists ${name} with (force)`));
+      try {
+        // Every suite ends with this, whatever it was about.
+        await expectCountersMatchLog({ query });
+      } finally {
+        await client.end();
+        await asAdmin((admin) => admin.query(`drop database if exists ${name} with (force)`));
+      }
     },
   };
 }

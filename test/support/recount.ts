@@ -5,6 +5,15 @@ import { type TestDatabase } from './database.js';
  * the service's code.
  */
 export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): Promise<void> {
+  const [log] = await db.query<{ exists: boolean }>(
+    `select to_regclass('event') is not null and to_regclass('counter') is not null as exists`,
+  );
+  // A database without a schema, or one whose streams are no sessions: its counters count something else.
+  if (
+    !log?.exists ||
+    (await db.query(`select from event where type = 'SessionCreated' limit 1`)).length === 0
+  )
+    return;
   const differences = await db.query(
     `select * from (
        select tenant, count(*)::int as active from (
