@@ -2,18 +2,12 @@ import { Readable } from 'node:stream';
 import { type FastifyInstance } from 'fastify';
 import { loadConfig } from '../config.js';
 import { createService } from '../service.js';
+import { type AgentOptions } from './agent.js';
 import { type Fetch } from './connection.js';
-
-/** The settings of a service, as in its settings file. */
-interface Settings {
-  readonly llm?: object;
-  readonly sessions?: object;
-  readonly storage?: { readonly database?: { readonly url?: string | undefined } };
-}
 
 /** Runs the service in this process, without opening a port: requests go to it by function call. */
 export async function startInProcess(
-  { llm, sessions, storage }: Settings,
+  { llm, sessions, storage }: AgentOptions,
   warn: (warning: string) => void,
 ): Promise<{ fetch: Fetch; stop: () => Promise<void> }> {
   // Nobody else can reach it, so it needs no keys.
@@ -39,19 +33,53 @@ export async function startInProcess(
 
   const fetch: Fetch = async (path, { method, headers, body, signal }) => {
     signal?.throwIfAborted();
-    const response = await fastify.inject({
+    const injected = fastify.inject({
       method: method as 'GET',
       url: path,
       headers: headers as Record<string, string>,
       payloadAsStream: true,
       ...(typeof body === 'string' && { payload: body }),
-      ...(signal && { signal }),
     });
+    const response = await (signal ? unlessAborted(injected, signal) : injected);
+    const stream = response.stream();
+    // Whoever stops reading is a client that went away; the service is not told so otherwise.
+    stream.once('close', () => response.raw.res.destroy());
+    signal?.addEventListener('abort', () => stream.destroy(signal.reason as Error), { once: true });
     const empty = response.statusCode === 204;
-    return new Response(empty ? null : (Readable.toWeb(response.stream()) as ReadableStream), {
+    return new Response(empty ? null : (Readable.toWeb(stream) as ReadableStream), {
       status: response.statusCode,
       headers: response.headers as Record<string, string>,
     });
   };
   return { fetch, stop: () => service.stop() };
+}
+
+/** The injection's own signal does not end the wait for an answer that has not begun. */
+async function unlessAborted<T extends { stream(): Readable }>(
+  answer: Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  let leave = (): void => undefined;
+  const gone = new Promise<never>((_, reject) => {
+    leave = () => {
+      reject(signal.reason as Error);
+    };
+    signal.addEventListener('abort', leave, { once: true });
+  });
+  try {
+    return await Promise.race([answer, gone]);
+  } catch (error) {
+    // It may come later, to nobody.
+    answer.then(
+      (late) =>
+        late
+          .stream()
+          .on('error', () => undefined)
+          .destroy(),
+      () => undefined,
+    );
+    throw error;
+  } finally {
+    signal.removeEventListener('abort', leave);
+  }
 }

@@ -60,7 +60,7 @@ export async function sendEvents(
     }
   } finally {
     clearInterval(keepAlive);
-    raw.end();
+    if (!gone.signal.aborted) raw.end();
   }
 }
 

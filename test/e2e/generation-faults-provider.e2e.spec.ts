@@ -4,7 +4,6 @@ import {
   callsTools,
   type ChatMessage,
   conducted,
-  drops,
   echoesPrompt,
   fails,
   type FakeOpenAi,
@@ -79,7 +78,7 @@ describe('what a model provider does', () => {
       ['429 with Retry-After', [refuses(429, { 'retry-after': '0.2' })], 200],
       ['429 with a date', [refuses(429, { 'retry-after': new Date(0).toUTCString() })], 0],
       ['500 twice', [refuses(500), refuses(503, { 'retry-after-ms': '50' })], 50],
-      ['a broken connection', [drops], 0],
+      ['a broken connection', [((_, response) => response.destroy()) as Reply], 0],
     ])(
       'given %s, when the model is asked, then it is asked again after the pause',
       async (name, replies, atLeastMs) => {
