@@ -217,8 +217,12 @@ export class EventStore {
     const { rows } = await available(() =>
       this.pool.query<StreamRow & { tenant: string; stream_id: string }>({
         name: 'load_streams',
-        text: `select ${STREAM_COLUMNS}, tenant, stream_id
-               from unnest($1::text[], $2::text[]) as w (tenant, stream_id) join stream using (tenant, stream_id)`,
+        // One by one through the index: for many streams the planner would rather read the whole table.
+        text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
+               cross join lateral (
+                 select ${STREAM_COLUMNS}, tenant, stream_id from stream
+                 where tenant = w.tenant and stream_id = w.stream_id limit 1
+               ) s`,
         values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
       }),
     );

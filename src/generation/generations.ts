@@ -220,6 +220,11 @@ export class Generations {
     await this.flushed;
   }
 
+  /** Asked anew each time: it changes while a start is under way. */
+  private isStopping(): boolean {
+    return this.stopping;
+  }
+
   private async startNow(to: CommandTarget, ask: Ask): Promise<LiveReply> {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
@@ -255,7 +260,7 @@ export class Generations {
       unshared: '',
     };
     this.running.set(generationId, running);
-    if (this.stopping) running.controller.abort(serviceStopped());
+    if (this.isStopping()) running.controller.abort(serviceStopped());
     const unregister = this.partials.register(generationId, {
       text: () => live.text,
       ended: () => {

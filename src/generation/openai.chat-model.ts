@@ -176,13 +176,13 @@ export class OpenAiModel implements ChatModel {
   /** The `data` of a response's events, up to `[DONE]`. */
   private async *dataOf(response: Response): AsyncGenerator<string> {
     let ready: string[] = [];
-    let tooLong = false;
+    const seen = { tooLong: false };
     const parser = createParser({
       onEvent: ({ data }) => {
         ready.push(data);
       },
       onError: ({ type }) => {
-        tooLong ||= type === 'max-buffer-size-exceeded';
+        seen.tooLong ||= type === 'max-buffer-size-exceeded';
       },
       maxBufferSize: this.settings.maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
     });
@@ -195,7 +195,7 @@ export class OpenAiModel implements ChatModel {
         if (data.startsWith('[DONE]')) return;
         yield data;
       }
-      if (tooLong) throw this.tooLong();
+      if (seen.tooLong) throw this.tooLong();
     }
   }
 
@@ -259,7 +259,7 @@ const unreadable = (cause: unknown): ModelError =>
 /** Whether it may go better in a moment. */
 function isPassing(error: unknown): boolean {
   if (!(error instanceof APIError)) return false;
-  const { status, headers } = error as APIError<number | undefined, Headers | undefined>;
+  const { status, headers } = error as APIError;
   if (status === undefined) return error instanceof APIConnectionError;
   const advice = headers?.get('x-should-retry');
   if (advice === 'true' || advice === 'false') return advice === 'true';

@@ -81,8 +81,11 @@ export const sessionsProjection: Projection = {
     const keyOf = (event: SessionRecord) => `${event.tenant}/${event.streamId}`;
     const ids = new Map(events.map((event) => [keyOf(event), event]));
     const known = await read<SessionRow>(
+      // One by one through the index: for a big batch the planner would rather read the whole table.
       `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
-       join ${table} r using (tenant, session_id)`,
+       cross join lateral (
+         select * from ${table} where tenant = k.tenant and session_id = k.session_id limit 1
+       ) r`,
       [[...ids.values()].map((event) => event.tenant), [...ids.values()].map((event) => event.streamId)],
     );
     const rows = new Map(known.map((row) => [`${row.tenant}/${row.session_id}`, row]));

@@ -184,7 +184,8 @@ export class SessionCommands {
       command instanceof CancelGeneration ||
       command instanceof AbandonGeneration;
     if (!ends || command.partial) return command;
-    const { state } = await this.streams.peek({ tenant: command.to.tenant, streamId: command.to.sessionId });
+    // Loaded anew: a cached state does not know of a generation that another node began.
+    const { state } = await this.load(command.to.tenant, command.to.sessionId);
     if (!state.generation) return command;
     const content = await this.partials.read(state.generation.id);
     if (content === '') return command;

@@ -4,6 +4,7 @@ import {
   callsTools,
   type ChatMessage,
   conducted,
+  drops,
   echoesPrompt,
   fails,
   type FakeOpenAi,
@@ -78,7 +79,7 @@ describe('what a model provider does', () => {
       ['429 with Retry-After', [refuses(429, { 'retry-after': '0.2' })], 200],
       ['429 with a date', [refuses(429, { 'retry-after': new Date(0).toUTCString() })], 0],
       ['500 twice', [refuses(500), refuses(503, { 'retry-after-ms': '50' })], 50],
-      ['a broken connection', [((_, response) => response.destroy()) as Reply], 0],
+      ['a broken connection', [drops], 0],
     ])(
       'given %s, when the model is asked, then it is asked again after the pause',
       async (name, replies, atLeastMs) => {
@@ -301,7 +302,7 @@ describe('what a model provider does', () => {
       expect((await title('ti-1', undefined, key)).body.title).toBe('About nothing');
       expect((await title('ti-1')).body.title).toBe('About nothing');
       expect(model.requests.length).toBe(before);
-      model.next(says(`${'😀'.repeat(150)}`));
+      model.next(says('😀'.repeat(150)));
       expect((await title('ti-1', { overwrite: true })).body.title).toBe('😀'.repeat(150));
       model.next(says(`a${'😀'.repeat(200)}`));
       expect((await title('ti-1', { overwrite: true })).status).toBe(200);

@@ -136,12 +136,13 @@ describe('the programs of the seeds', () => {
     },
   ];
 
-  describe.each(modes)('$name', ({ line, env, over }) => {
+  describe.each(modes)('$name', (mode) => {
+    const { line } = mode;
     let environment: Record<string, string>;
     beforeAll(async () => {
-      environment = await env();
+      environment = await mode.env();
     });
-    afterAll(() => over());
+    afterAll(() => mode.over());
 
     /** Its output, without what is said of options that have no meaning here. */
     async function outputOf(name: Name, ...replies: string[]): Promise<string[]> {

@@ -58,7 +58,7 @@ describe('the library', () => {
     },
     {
       name: 'in one process with the service',
-      make: () =>
+      make: (): Agent =>
         new Agent({
           llm: { provider: 'openai', model: 'gpt-5-mini', apiKey: MODEL_KEY, baseURL: model.url },
           sessions: { maxSessions: 1000 },
@@ -67,11 +67,12 @@ describe('the library', () => {
     },
   ];
 
-  describe.each(modes)('$name', ({ name, make }) => {
+  describe.each(modes)('$name', (mode) => {
+    const { name } = mode;
     let agent: Agent;
     const own = (id: string) => `${name.startsWith('in') ? 'in' : 'by'}-${id}`;
     beforeAll(async () => {
-      agent = make();
+      agent = mode.make();
       await agent.start();
     });
     afterAll(() => agent.stop());

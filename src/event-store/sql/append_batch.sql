@@ -106,8 +106,14 @@ begin
               a_scope, a_key, a_fingerprint)
        with ordinality as a (tenant, stream_id, expected, incarnation, activity, idle_for, before, lease_over,
                              scope, key, fingerprint, n)
-  left join stream s on s.tenant = a.tenant and s.stream_id = a.stream_id
-  left join command c on c.tenant = a.tenant and c.scope = a.scope and c.key = a.key and c.time > v_now - c_kept;
+  -- One by one through the index: a plan made while the tables were small would read all of them for every batch.
+  left join lateral (
+    select * from stream where tenant = a.tenant and stream_id = a.stream_id limit 1
+  ) s on true
+  left join lateral (
+    select * from command
+    where tenant = a.tenant and scope = a.scope and key = a.key and time > v_now - c_kept limit 1
+  ) c on true;
 
   if cardinality(array_remove(a_key, null)) > 0 then
     with keyed as (
