@@ -138,6 +138,19 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     });
   }
 
+  /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
+  async preload(streams: readonly StreamId[]): Promise<void> {
+    for (const { state, ...stored } of await this.store.loadStreams(streams)) {
+      const key = streamKey(stored);
+      // What is stored under another number is folded when it is needed.
+      if (stored.stateVersion !== this.kind.stateVersion) continue;
+      if ((this.cache.get(key)?.state.version ?? 0) >= stored.version) continue;
+      const { lane, position, time, createdAt, lastActivityAt } = stored;
+      const known = state as State & { version: number };
+      this.cache.set(key, { state: known, lane, position, time, createdAt, lastActivityAt });
+    }
+  }
+
   /** The state as the log has it now. */
   async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
     const { decider, stateVersion } = this.kind;
