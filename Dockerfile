@@ -14,6 +14,8 @@ COPY --from=build /app/node_modules ./node_modules
 COPY --from=build /app/dist ./dist
 COPY package.json ./
 COPY scripts ./scripts
+# The contract of the topic, as it is served.
+COPY schemas ./schemas
 COPY docker/entrypoint.mjs ./docker/
 # PostgreSQL, when it is the embedded one, refuses root, and so do we.
 RUN mkdir /data && chown node:node /data

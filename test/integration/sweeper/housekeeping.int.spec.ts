@@ -97,6 +97,17 @@ describe('retention', () => {
   });
 });
 
+it('given a session that expires soon after it was made, when retention is counted, then from the expiry', async () => {
+  const node = await world.start({ sessions: { sessionTTL: 60_000, deleteAfter: 600_000 } });
+  await node.create('a');
+  await world.db.setClock({ offsetMs: 120_000 });
+  await node.sweep();
+  await world.db.setClock({ offsetMs: 690_000 });
+  expect((await node.sweep()).found).toEqual(none);
+  await world.db.setClock({ offsetMs: 730_000 });
+  expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
+});
+
 describe('a legal hold', () => {
   const auth = {
     mode: 'api-key',
