@@ -1,13 +1,18 @@
 import { Readable } from 'node:stream';
-import { type FastifyInstance } from 'fastify';
 import { loadConfig } from '../config.js';
 import { createService } from '../service.js';
-import { type AgentOptions } from './agent.js';
 import { type Fetch } from './connection.js';
+
+/** The settings of a service, as in its settings file. */
+interface Settings {
+  readonly llm?: object;
+  readonly sessions?: object;
+  readonly storage?: { readonly database?: { readonly url?: string | undefined } };
+}
 
 /** Runs the service in this process, without opening a port: requests go to it by function call. */
 export async function startInProcess(
-  { llm, sessions, storage }: AgentOptions,
+  { llm, sessions, storage }: Settings,
   warn: (warning: string) => void,
 ): Promise<{ fetch: Fetch; stop: () => Promise<void> }> {
   // Nobody else can reach it, so it needs no keys.
@@ -28,7 +33,7 @@ export async function startInProcess(
   for (const warning of config.warnings) warn(warning);
   const service = await createService(config);
   await service.app.init();
-  const fastify = service.app.getHttpAdapter().getInstance() as unknown as FastifyInstance;
+  const fastify = service.app.getHttpAdapter().getInstance();
   await fastify.ready();
 
   const fetch: Fetch = async (path, { method, headers, body, signal }) => {

@@ -86,13 +86,6 @@ interface Running {
   unshared: string;
 }
 
-/** The messages of a session at a version, while they are read. */
-interface History {
-  readonly historyStart: number;
-  readonly version: number;
-  readonly messages: Promise<VersionedMessage[]> | undefined;
-}
-
 /**
  * Turns of conversations: message and start in one append, the model call outside of any transaction under a lease,
  * reply and end in one append. Whoever asked may go away: the turn goes on.
@@ -227,17 +220,20 @@ export class Generations {
     await this.flushed;
   }
 
+  /** Asked anew each time: it changes while a start is under way. */
+  private isStopping(): boolean {
+    return this.stopping;
+  }
+
   private async startNow(to: CommandTarget, ask: Ask): Promise<LiveReply> {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
     const lease = generationLease(generationId);
     const model = ask.model ?? this.settings.defaultModel;
     let started: HandledSession;
-    let before: History;
     try {
       // The lease before the append: a generation whose lease is missing counts as over.
-      [before] = await Promise.all([this.history(to), this.leases.take([lease])]);
-      const window = await this.window(to, ask, before);
+      const [window] = await Promise.all([this.window(to, ask), this.leases.take([lease])]);
       const { instructions, tools } = ask;
       started = await dispatch(
         this.bus,
@@ -264,14 +260,14 @@ export class Generations {
       unshared: '',
     };
     this.running.set(generationId, running);
-    if (this.stopping) running.controller.abort(serviceStopped());
+    if (this.isStopping()) running.controller.abort(serviceStopped());
     const unregister = this.partials.register(generationId, {
       text: () => live.text,
       ended: () => {
         running.controller.abort(new Superseded());
       },
     });
-    void this.turn(to, ask, started, running, before)
+    void this.turn(to, ask, started, running)
       .catch((error: unknown): ReplyEnd => {
         // Nobody may be there to hear of it.
         const { code } = error as { code?: unknown };
@@ -331,7 +327,6 @@ export class Generations {
     ask: Ask,
     started: HandledSession,
     running: Running,
-    before: History,
   ): Promise<ReplyEnd> {
     const { live, controller } = running;
     const { generationId, model } = live;
@@ -351,8 +346,7 @@ export class Generations {
     try {
       const start = started.events.at(-1);
       const context = start?.type === 'GenerationStarted' ? start.data.context : [];
-      const seen = await this.seen(to, context, before, started);
-      const messages = buildPrompt(seen.map((one) => one.message));
+      const messages = buildPrompt((await this.messages(to, context)).map((one) => one.message));
       const { instructions, tools } = ask;
       const text = new StorableText();
       for await (const piece of this.model.answer(
@@ -629,43 +623,14 @@ export class Generations {
     return messages;
   }
 
-  /** What is read ahead, so that the model need not wait for it after the append. */
-  private async history(to: CommandTarget): Promise<History> {
-    const { state } = await this.commands.load(to.tenant, to.sessionId);
-    const { historyStart, version } = state;
-    // Of a session that is busy, or not there, nobody will want it.
-    const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
-    const messages = isWanted ? this.messages(to, [[historyStart + 1, version]]) : undefined;
-    messages?.catch(() => undefined); // is told to whoever waits for it, if anybody does
-    return { historyStart, version, messages };
-  }
-
-  /** The messages in the ranges of a generation that has started: those read ahead, unless they are out of date. */
-  private async seen(
-    to: CommandTarget,
-    context: readonly (readonly [number, number])[],
-    before: History,
-    { state, events }: HandledSession,
-  ): Promise<VersionedMessage[]> {
-    const first = state.version - events.length + 1;
-    const isCurrent = before.version === first - 1 && before.historyStart === state.historyStart;
-    if (!before.messages || !isCurrent) return this.messages(to, context);
-    const own = events.flatMap((event, index) =>
-      event.type === 'MessageAppended' ? [{ version: first + index, message: event.data }] : [],
-    );
-    return [...(await before.messages), ...own].filter(({ version }) =>
-      context.some(([from, last]) => from <= version && version <= last),
-    );
-  }
-
-  private async window(to: CommandTarget, ask: Ask, before: History): Promise<ContextWindow | undefined> {
+  private async window(to: CommandTarget, ask: Ask): Promise<ContextWindow | undefined> {
     const { maxInputTokens } = this.settings;
     if (maxInputTokens === undefined) return undefined;
-    const { historyStart, version } = before;
-    const [tokens, history] = await Promise.all([
+    const [tokens, { state }] = await Promise.all([
       loadTokenizer(),
-      before.messages ?? this.messages(to, [[historyStart + 1, version]]),
+      this.commands.load(to.tenant, to.sessionId),
     ]);
+    const history = await this.messages(to, [[state.historyStart + 1, state.version]]);
     const fixed =
       (ask.message ? messageTokens(ask.message, tokens) : 0) +
       (ask.instructions === undefined ? 0 : messageTokens({ content: ask.instructions }, tokens)) +
@@ -779,8 +744,7 @@ const hasUnshared = ({ unwritten, unshared }: Running): boolean => unwritten.len
 const sessionNotFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
 
 /** PostgreSQL stores neither U+0000 nor half of a surrogate pair. */
-export const storable = (text: string): string =>
-  /[\0\uD800-\uDFFF]/.test(text) ? Buffer.from(text).toString().replaceAll('\0', '') : text;
+export const storable = (text: string): string => Buffer.from(text).toString().replaceAll('\0', '');
 
 /** Text in pieces, each of them storable: a pair that is cut in two is put together again. */
 class StorableText {
