@@ -31,11 +31,11 @@ const typeParsers = new TypeOverrides();
 typeParsers.setTypeParser(TIMESTAMPTZ, rfc3339);
 typeParsers.setTypeParser(BIGINT, Number);
 
-export function connectionConfig(url: string, name: string): ClientConfig {
+export function connectionConfig(url: string, name: string, settings = ''): ClientConfig {
   return {
     connectionString: url,
     application_name: `colloquy ${name}`,
-    options: SESSION_SETTINGS,
+    options: `${SESSION_SETTINGS} ${settings}`,
     types: typeParsers,
     connectionTimeoutMillis: 3_000,
     keepAlive: true,
@@ -52,12 +52,8 @@ export function createPool(
   name: string,
   options: { max?: number; settings?: string } = {},
 ): Pool {
-  const config: PoolConfig = connectionConfig(url, name);
-  const pool = new Pool({
-    ...config,
-    max: options.max ?? 10,
-    options: `${SESSION_SETTINGS} ${options.settings ?? ''}`,
-  });
+  const config: PoolConfig = connectionConfig(url, name, options.settings);
+  const pool = new Pool({ ...config, max: options.max ?? 10 });
   // A connection that breaks is replaced by the next query. Without listeners it would end the process: the pool's
   // covers idle ones, the other those that are lent out.
   pool.on('error', () => undefined);
@@ -67,9 +63,16 @@ export function createPool(
   return pool;
 }
 
-/** @throws whatever `pg` throws when the server cannot be reached. */
-export async function connect(url: string, name: string, overrides: ClientConfig = {}): Promise<Client> {
-  const client = new Client({ ...connectionConfig(url, name), ...overrides });
+/**
+ * @param options.settings more server settings; the rest is for `pg`.
+ * @throws whatever `pg` throws when the server cannot be reached.
+ */
+export async function connect(
+  url: string,
+  name: string,
+  { settings, ...overrides }: ClientConfig & { settings?: string } = {},
+): Promise<Client> {
+  const client = new Client({ ...connectionConfig(url, name, settings), ...overrides });
   client.on('error', () => undefined);
   await client.connect();
   return client;

@@ -1,8 +1,8 @@
 import { type Client, type QueryResultRow } from 'pg';
 import { type GuardCondition } from '../domain/decider.js';
-import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
+import { DatabaseUnavailable, isConnectionError, rfc3339 } from '../database/connection.js';
 import { type StreamId, streamKey } from './lane.js';
-import { type StoredPayload } from './payload-codec.js';
+import { type EncodedPayload } from './payload-codec.js';
 
 export interface Append {
   readonly stream: StreamId;
@@ -12,7 +12,7 @@ export interface Append {
   readonly incarnation: number;
   /** Whether this counts as use of the stream for `idleFor`. */
   readonly activity: boolean;
-  readonly state: StoredPayload;
+  readonly state: EncodedPayload;
   readonly stateVersion: number;
   readonly actor: string;
   readonly correlationId: string;
@@ -28,7 +28,7 @@ export interface AppendEvent {
   readonly id: string;
   readonly type: string;
   readonly schemaVersion: number;
-  readonly payload: StoredPayload;
+  readonly payload: EncodedPayload;
 }
 
 export interface CounterChange {
@@ -100,26 +100,34 @@ const BATCH_BYTES = 8 * 1024 * 1024;
 const PATIENCE_MS = 4_000;
 
 /**
+ * Lanes are split in two halves, even and odd. A half gets a commit of its own beside the other's only if so many
+ * of its appends wait: with fewer, one bigger batch for both is cheaper than two commits side by side (measured).
+ */
+const HALF_APPENDS = 32;
+
+/**
  * Coalesces appends: what arrives while a commit is in flight forms the next batch. Nothing waits for a timer: an
  * idle writer commits at the end of the event loop's turn.
  *
- * Lanes are split over two connections, even and odd, so that one batch is prepared while another is flushed to
- * disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at any point
- * holds no lock.
+ * Under load there are two commits in flight, one per half of the lanes, so that one batch is prepared while another
+ * is flushed to disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at
+ * any point holds no lock.
  */
 export class BatchWriter {
   /** Appends that were asked for so far. */
   appends = 0;
-  private readonly shards: readonly Shard[];
+  private readonly halves: readonly Half[];
   private readonly queueLimit: number;
   private readonly queueBytes: number;
+  private readonly commits = new Set<Promise<void>>();
+  private starting = false;
 
   constructor(
     connect: () => Promise<Client>,
     onCommit: (lanes: Iterable<number>) => void,
     options: WriterOptions = {},
   ) {
-    this.shards = [new Shard(connect, onCommit), new Shard(connect, onCommit)];
+    this.halves = [0, 1].map(() => new Half(new Committer(connect, onCommit)));
     this.queueLimit = options.queueLimit ?? 10_000;
     this.queueBytes = options.queueBytes ?? 64 * 1024 * 1024;
   }
@@ -130,27 +138,97 @@ export class BatchWriter {
    */
   append(append: Append): Promise<AppendResult> {
     this.appends += 1;
-    const shard = this.shards[append.lane % this.shards.length];
-    if (!shard) throw new Error('no shard');
-    const waiting = this.shards.reduce((sum, one) => sum + one.waiting, 0);
-    const bytes = this.shards.reduce((sum, one) => sum + one.waitingBytes, 0);
+    const half = this.halves[append.lane % this.halves.length];
+    if (!half) throw new Error('no half');
+    const waiting = this.halves.reduce((sum, one) => sum + one.queue.length, 0);
+    const bytes = this.halves.reduce((sum, one) => sum + one.bytes, 0);
     if (waiting >= this.queueLimit || bytes >= this.queueBytes) {
       return Promise.reject(new Overloaded('more arrives than the database takes at the moment; try again'));
     }
-    return shard.append(append);
+    return new Promise((resolve, reject) => {
+      const pending = { append, key: streamKey(append.stream), bytes: weigh(append), resolve, reject };
+      half.queue.push(pending);
+      half.bytes += pending.bytes;
+      this.start();
+    });
   }
 
   /** Ends when all that was accepted is answered. */
   async close(): Promise<void> {
-    await Promise.all(this.shards.map((shard) => shard.close()));
+    while (this.starting || this.commits.size > 0) {
+      await Promise.all(this.commits);
+      await endOfTurn();
+    }
+    await Promise.all(this.halves.map((half) => half.committer.close()));
+  }
+
+  /** At the end of the event loop's turn, so that requests which arrived together are committed together. */
+  private start(): void {
+    if (this.starting) return;
+    this.starting = true;
+    void endOfTurn().then(() => {
+      this.starting = false;
+      this.startCommits();
+    });
+  }
+
+  private startCommits(): void {
+    const full = this.halves.filter((half) => !half.busy && half.queue.length >= HALF_APPENDS);
+    const idle = this.halves.every((half) => !half.busy);
+    if (idle && full.length < this.halves.length) this.commit(this.halves);
+    else for (const half of full) this.commit([half]);
+  }
+
+  private commit(halves: readonly Half[]): void {
+    const batch = take(halves);
+    const [first] = halves;
+    if (!first || batch.length === 0) return;
+    for (const half of halves) half.busy = true;
+    const commit = first.committer.commit(batch).finally(() => {
+      this.commits.delete(commit);
+      for (const half of halves) half.busy = false;
+      this.startCommits();
+    });
+    this.commits.add(commit);
   }
 }
 
-class Shard {
-  waitingBytes = 0;
-  private queue: Pending[] = [];
+const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+/** What waits for one half of the lanes. */
+class Half {
+  queue: Pending[] = [];
+  bytes = 0;
+  busy = false;
+
+  constructor(readonly committer: Committer) {}
+}
+
+/** The next batch: a stream stands in it once, further appends to it wait, in order, for the next one. */
+function take(halves: readonly Half[]): Pending[] {
+  const batch: Pending[] = [];
+  const streams = new Set<string>();
+  let bytes = 0;
+  for (const half of halves) {
+    const rest: Pending[] = [];
+    for (const pending of half.queue) {
+      const fits =
+        batch.length < BATCH_APPENDS && (batch.length === 0 || bytes + pending.bytes <= BATCH_BYTES);
+      if (fits && !streams.has(pending.key)) {
+        batch.push(pending);
+        bytes += pending.bytes;
+        half.bytes -= pending.bytes;
+      } else rest.push(pending);
+      streams.add(pending.key);
+    }
+    half.queue = rest;
+  }
+  return batch;
+}
+
+/** One connection that commits one batch at a time. */
+class Committer {
   private client: Client | undefined;
-  private running: Promise<void> | undefined;
   private outageSince: number | undefined;
 
   constructor(
@@ -158,54 +236,13 @@ class Shard {
     private readonly onCommit: (lanes: Iterable<number>) => void,
   ) {}
 
-  get waiting(): number {
-    return this.queue.length;
-  }
-
-  append(append: Append): Promise<AppendResult> {
-    return new Promise((resolve, reject) => {
-      const pending = { append, key: streamKey(append.stream), bytes: weigh(append), resolve, reject };
-      this.queue.push(pending);
-      this.waitingBytes += pending.bytes;
-      this.running ??= this.run();
-    });
-  }
-
   async close(): Promise<void> {
-    await this.running;
     await this.client?.end().catch(() => undefined);
     this.client = undefined;
   }
 
-  private async run(): Promise<void> {
-    // One turn of the event loop, so that requests which arrived together are committed together.
-    await new Promise((resolve) => setImmediate(resolve));
-    while (this.queue.length > 0) await this.commit(this.take());
-    this.running = undefined;
-  }
-
-  /** The next batch: a stream stands in it once, further appends to it wait, in order, for the next one. */
-  private take(): Pending[] {
-    const batch: Pending[] = [];
-    const rest: Pending[] = [];
-    const streams = new Set<string>();
-    let bytes = 0;
-    for (const pending of this.queue) {
-      const fits =
-        batch.length < BATCH_APPENDS && (batch.length === 0 || bytes + pending.bytes <= BATCH_BYTES);
-      if (fits && !streams.has(pending.key)) {
-        batch.push(pending);
-        bytes += pending.bytes;
-      } else rest.push(pending);
-      streams.add(pending.key);
-    }
-    this.queue = rest;
-    this.waitingBytes -= bytes;
-    return batch;
-  }
-
   /** @param sent whether it was sent before and may be committed already. */
-  private async commit(batch: Pending[], sent = false): Promise<void> {
+  async commit(batch: Pending[], sent = false): Promise<void> {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {
@@ -233,8 +270,12 @@ class Shard {
     }
   }
 
-  private async settle(client: Client, batch: Pending[], rows: Row[], repeated: boolean): Promise<void> {
-    const results = rows.map(toResult);
+  private async settle(
+    client: Client,
+    batch: Pending[],
+    results: AppendResult[],
+    repeated: boolean,
+  ): Promise<void> {
     if (repeated) await this.recognise(client, batch, results);
     const lanes = new Set<number>();
     results.forEach((result, index) => {
@@ -304,17 +345,15 @@ interface StreamTimes {
 }
 
 /** A rough size; only its order of magnitude matters to the bounds. */
-const weigh = (append: Append): number => {
-  let bytes = 512;
-  for (const { payload } of append.events) {
-    bytes += payload.sealed ? payload.sealed.length : JSON.stringify(payload.data).length;
-  }
-  return bytes;
-};
+const weigh = (append: Append): number =>
+  append.events.reduce(
+    (sum, { payload }) => sum + (payload.json?.length ?? 0) + (payload.sealed?.length ?? 0),
+    512,
+  );
 
-async function send(client: Client, batch: Pending[]): Promise<Row[]> {
+async function send(client: Client, batch: Pending[]): Promise<AppendResult[]> {
   const [only] = batch;
-  if (only && batch.length === 1 && isPlain(only.append)) return sendOne(client, only.append);
+  if (only && batch.length === 1 && isPlain(only.append)) return [await sendOne(client, only.append)];
   return sendBatch(
     client,
     batch.map((pending) => pending.append),
@@ -324,19 +363,19 @@ async function send(client: Client, batch: Pending[]): Promise<Row[]> {
 const isPlain = (append: Append): boolean =>
   append.events.length === 1 && !append.guard && !append.counters?.length && !append.key;
 
-async function sendOne(client: Client, append: Append): Promise<Row[]> {
+async function sendOne(client: Client, append: Append): Promise<AppendResult> {
   const [event] = append.events;
   if (!event) throw new Error('append_one needs an event');
-  const { rows } = await client.query<Row>({
+  const { rows } = await client.query<{ stored: string[] }>({
     name: 'append_one',
-    text: `select * from append_one($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)`,
+    text: `select append_one($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19) as stored`,
     values: [
       append.lane,
       append.stream.tenant,
       append.stream.streamId,
       append.expected,
       append.activity,
-      json(append.state.data),
+      append.state.json,
       append.stateVersion,
       append.state.sealed,
       append.state.keyId,
@@ -347,15 +386,18 @@ async function sendOne(client: Client, append: Append): Promise<Row[]> {
       append.actor,
       append.correlationId,
       append.causationId,
-      json(event.payload.data),
+      event.payload.json,
       event.payload.sealed,
       event.payload.keyId,
     ],
   });
-  return rows;
+  const [status, version, position, ...times] = rows[0]?.stored ?? [];
+  if (status !== 'ok') return { status: 'conflict', version: Number(version) };
+  const [time = '', createdAt = '', lastActivityAt = ''] = times.map(rfc3339);
+  return { status, version: Number(version), position: Number(position), time, createdAt, lastActivityAt };
 }
 
-async function sendBatch(client: Client, appends: readonly Append[]): Promise<Row[]> {
+async function sendBatch(client: Client, appends: readonly Append[]): Promise<AppendResult[]> {
   const lanes = [...new Set(appends.map((append) => append.lane))].sort((a, b) => a - b);
   const laneNumber = new Map(lanes.map((lane, index) => [lane, index + 1]));
   const events = appends.flatMap((append, index) =>
@@ -375,27 +417,27 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ro
     of((append) => append.activity),
     of((append) => append.actor),
     of((append) => append.correlationId),
-    of((append) => append.causationId),
+    sparse(of((append) => append.causationId)),
     of((append) => append.events.length),
-    jsonArray(of((append) => append.state.data)),
+    jsonArray(of((append) => append.state.json)),
     of((append) => append.stateVersion),
-    of((append) => append.state.sealed),
-    of((append) => append.state.keyId),
-    of((append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null)),
-    of((append) => (append.guard && 'before' in append.guard ? append.guard.before : null)),
-    of((append) => (append.guard && 'leaseOver' in append.guard ? append.guard.leaseOver : null)),
-    of((append) => append.key?.scope ?? null),
-    of((append) => append.key?.key ?? null),
-    of((append) => append.key?.fingerprint ?? null),
-    jsonArray(of((append) => append.key?.reference ?? null)),
+    sparse(of((append) => append.state.sealed)),
+    sparse(of((append) => append.state.keyId)),
+    sparse(of((append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null))),
+    sparse(of((append) => (append.guard && 'before' in append.guard ? append.guard.before : null))),
+    sparse(of((append) => (append.guard && 'leaseOver' in append.guard ? append.guard.leaseOver : null))),
+    sparse(of((append) => append.key?.scope)),
+    sparse(of((append) => append.key?.key)),
+    sparse(of((append) => append.key?.fingerprint)),
+    jsonArray(of((append) => append.key && JSON.stringify(append.key.reference))),
     events.map((event) => event.append),
     events.map((event) => event.ordinal),
     events.map((event) => event.id),
     events.map((event) => event.type),
     events.map((event) => event.schemaVersion),
-    jsonArray(events.map((event) => event.payload.data)),
-    events.map((event) => event.payload.sealed),
-    events.map((event) => event.payload.keyId),
+    jsonArray(events.map((event) => event.payload.json)),
+    sparse(events.map((event) => event.payload.sealed)),
+    sparse(events.map((event) => event.payload.keyId)),
     counters.map((counter) => counter.append),
     counters.map((counter) => counter.key),
     counters.map((counter) => counter.delta),
@@ -406,11 +448,16 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ro
     text: `select * from append_batch(${values.map((_, index) => `$${index + 1}`).join()})`,
     values,
   });
-  return rows;
+  return rows.map(toResult);
 }
 
-const json = (data: unknown): string | null => (data === null ? null : JSON.stringify(data));
-const jsonArray = (items: readonly unknown[]): string => JSON.stringify(items);
+/** Texts of JSON as one; null when there is nothing in it. */
+const jsonArray = (texts: readonly (string | null | undefined)[]): string | null =>
+  texts.some((text) => text != null) ? `[${texts.map((text) => text ?? 'null').join()}]` : null;
+
+/** A column that is null all through is sent as null: unnest fills it up, and nobody makes and parses an array. */
+const sparse = <T>(column: readonly (T | null | undefined)[]): readonly (T | null | undefined)[] | null =>
+  column.some((value) => value != null) ? column : null;
 
 function toResult(row: Row): AppendResult {
   switch (row.status) {

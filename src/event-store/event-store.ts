@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto';
+import { LRUCache } from 'lru-cache';
 import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
 import { type Append, type AppendResult, BatchWriter, type WriterOptions } from './batch-writer.js';
-import { laneOf, type StreamId } from './lane.js';
+import { laneOf, type StreamId, streamKey } from './lane.js';
 import { LogWakeUp } from './log-wake-up.js';
 import { type PayloadCodec, plainCodec } from './payload-codec.js';
 import { PositionTokens } from './position-tokens.js';
@@ -105,6 +106,12 @@ interface StreamRow {
 
 const STATE = '~state';
 
+/** The plans of the append functions do not depend on their parameters; on the functions it would cost each call. */
+const WRITER_SETTINGS = '-c plan_cache_mode=force_generic_plan';
+
+/** Lanes of the streams in use: a hash for each append would be dearer. */
+const KNOWN_LANES = 20_000;
+
 /**
  * An append-only log of streams in PostgreSQL.
  *
@@ -114,6 +121,7 @@ const STATE = '~state';
 export class EventStore {
   readonly wakeUp: LogWakeUp;
   private readonly writer: BatchWriter;
+  private readonly knownLanes = new LRUCache<string, number>({ max: KNOWN_LANES });
 
   private constructor(
     readonly pool: Pool,
@@ -126,7 +134,7 @@ export class EventStore {
   ) {
     this.wakeUp = new LogWakeUp(url, lanes);
     this.writer = new BatchWriter(
-      () => connect(url, 'writer'),
+      () => connect(url, 'writer', { settings: WRITER_SETTINGS }),
       (changed) => {
         this.wakeUp.appended(changed);
       },
@@ -170,7 +178,13 @@ export class EventStore {
   }
 
   laneOf(stream: StreamId): number {
-    return laneOf(stream, this.lanes);
+    const key = streamKey(stream);
+    let lane = this.knownLanes.get(key);
+    if (lane === undefined) {
+      lane = laneOf(stream, this.lanes);
+      this.knownLanes.set(key, lane);
+    }
+    return lane;
   }
 
   /**

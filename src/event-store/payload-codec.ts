@@ -5,17 +5,24 @@ export interface StoredPayload {
   readonly keyId: string | null;
 }
 
+/** The same on its way into the log: JSON as text, made once and then weighed and sent. */
+export interface EncodedPayload {
+  readonly json: string | null;
+  readonly sealed: Buffer | null;
+  readonly keyId: string | null;
+}
+
 /**
  * The one door between payloads and the database, for event data and for stream states alike.
  * Erasure by key destruction will live behind it: whoever stores a payload elsewhere cannot erase it.
  */
 export interface PayloadCodec {
-  encode(type: string, data: unknown): StoredPayload;
+  encode(type: string, data: unknown): EncodedPayload;
   decode(type: string, stored: StoredPayload): unknown;
 }
 
 /** Stores payloads as they are. */
 export const plainCodec: PayloadCodec = {
-  encode: (_type, data) => ({ data, sealed: null, keyId: null }),
+  encode: (_type, data) => ({ json: data === null ? null : JSON.stringify(data), sealed: null, keyId: null }),
   decode: (_type, { data }) => data,
 };

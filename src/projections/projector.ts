@@ -13,7 +13,7 @@ const RETRY_MS = 500;
  * After a turn events gather for so long, unless a reader waits: under load a turn per commit cost more processor
  * time than the appends themselves (measured).
  */
-const GATHER_MS = 20;
+const GATHER_MS = 50;
 
 export interface ProjectionLag {
   readonly projection: string;

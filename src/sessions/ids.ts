@@ -1,6 +1,19 @@
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash, randomFillSync } from 'node:crypto';
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
+
+/** Drawn for many ids at once: one system call each would cost more than all else about an id. */
+const randomness = Buffer.alloc(4096);
+let drawn = randomness.length;
+
+function randomBytes(count: number): Buffer {
+  if (drawn + count > randomness.length) {
+    randomFillSync(randomness);
+    drawn = 0;
+  }
+  drawn += count;
+  return randomness.subarray(drawn - count, drawn);
+}
 
 /** `prefix_` and 26 characters: 48 bits of time, so that ids sort by age, and 80 random bits. */
 export function newId(prefix: 'sess' | 'msg' | 'gen'): string {

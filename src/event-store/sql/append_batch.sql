@@ -5,6 +5,7 @@
 -- e_*: one element per event; e_append is the number of its append, e_ordinal its number in there, both from 1.
 -- c_*: one element per change of a counter, in the order of the appends.
 -- The jsonb parameters are JSON arrays in step with their group: cheaper to send than arrays of escaped text.
+-- A column that has nothing but nulls may be null itself; unnest fills it up.
 --
 -- Returns one row per append, in order. Status:
 --   ok         appended; version, position and time are those of its last event
@@ -60,7 +61,6 @@ returns table (
   r_reference jsonb
 )
 language plpgsql
-set plan_cache_mode = force_generic_plan
 as $$
 declare
   -- Keyed results are kept for a day.

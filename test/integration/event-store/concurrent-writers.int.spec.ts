@@ -108,7 +108,7 @@ describe('a batch', () => {
 describe('the two ways into the log', () => {
   const sealing: PayloadCodec = {
     encode: (type, data) => ({
-      data: null,
+      json: null,
       sealed: Buffer.from(JSON.stringify([type, data])),
       keyId: '00000000-0000-4000-8000-000000000001',
     }),
