@@ -26,12 +26,14 @@ import { HealthController } from './health.controller.js';
 import { ContractController, KAFKA_CONTRACT } from './kafka/contract.controller.js';
 import { Relay1770000000003 } from './kafka/migrations/0003-relay.js';
 import { Relay, type RelayOptions } from './kafka/relay.js';
+import { MetricsController } from './metrics.controller.js';
 import { historyProjection } from './projections/history.projection.js';
 import { Checkpoints1770000000002 } from './projections/migrations/0002-checkpoints.js';
 import { Projector } from './projections/projector.js';
 import { ReadModels } from './projections/read-models.js';
 import { sessionsProjection } from './projections/sessions.projection.js';
 import { usageProjection } from './projections/usage.projection.js';
+import { RelayController } from './relay.controller.js';
 import { commandHandlers, SessionCommands } from './sessions/session-commands.js';
 import { GenerationChunks1770000000004 } from './sessions/migrations/0004-generation-chunks.js';
 import { PartialReplies } from './sessions/partial-replies.js';
@@ -248,7 +250,9 @@ export class AppModule implements OnApplicationShutdown {
         ApprovalsController,
         GenerationController,
         HealthController,
+        MetricsController,
         ContractController,
+        RelayController,
         TenantsController,
         SweeperController,
       ],

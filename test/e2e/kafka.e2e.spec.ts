@@ -32,6 +32,9 @@ async function chat(url: string, message: string): Promise<void> {
   expect(response.status).toBe(200);
 }
 
+const json = async (url: string): Promise<unknown> => (await fetch(url)).json();
+const text = async (url: string): Promise<string> => (await fetch(url)).text();
+
 const health = async (url: string) => {
   const response = await fetch(`${url}/health/ready`);
   const { checks } = (await response.json()) as {
@@ -57,6 +60,14 @@ it('given brokers that cannot be reached, when the service starts, then it serve
     status: 'degraded',
     detail: expect.stringMatching(/ECONNREFUSED.*; [1-9]\d* events behind the log/) as string,
   });
+  expect(await json(`${url}/v1/admin/relay`)).toMatchObject({
+    isOn: true,
+    problem: expect.stringContaining('ECONNREFUSED') as string,
+    behind: expect.any(Number) as number,
+  });
+  const metrics = await text(`${url}/metrics`);
+  expect(metrics).toMatch(/^colloquy_relay_up 0$/m);
+  expect(metrics).toMatch(/^colloquy_relay_lag_events\{lane="\d+"\} [1-9]/m);
   expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
   // Its greeting, and the one line of the outage.
   expect(running.output().split('\n').length).toBeLessThan(20);
@@ -93,6 +104,10 @@ describeWithKafka('a service with Kafka', (brokers) => {
     expect(missing()).toEqual([]);
     expect(running.output()).toContain('events go to the topic colloquy.session-events');
     expect((await health(url)).kafka).toEqual({ status: 'ok', detail: '0 events behind the log' });
+    expect(await json(`${url}/v1/admin/relay`)).toMatchObject({ isOn: true, problem: null, behind: 0 });
+    const metrics = await text(`${url}/metrics`);
+    expect(metrics).toMatch(/^colloquy_relay_up 1$/m);
+    expect(metrics.match(/^colloquy_relay_lag_events\{lane="\d+"\} 0$/gm)).toHaveLength(16);
   }, 60_000);
 });
 

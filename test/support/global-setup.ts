@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, mkdtemp } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 // Without `.js`: Jest loads this file outside the module mapping that finds the `.ts`.
 import { startEmbeddedPostgres } from '../../src/database/embedded-postgres';
 import { setTeardown } from './global-teardown';
@@ -33,8 +33,13 @@ export default async function globalSetup(): Promise<void> {
   janitor.unref();
   setTeardown(async () => {
     await postgres.stop();
+    const log = await readFile(join(dirname(postgres.dataDir), 'server.log'), 'utf8');
     janitor.ref();
     janitor.stdin.end();
     await once(janitor, 'exit');
+    // Locks are taken in one order everywhere: whatever a test was about, the server has never had to break a tie.
+    const deadlocks = log.split('\n').filter((line) => line.includes('deadlock detected'));
+    if (deadlocks.length > 0)
+      throw new Error(`the server's log tells of deadlocks:\n${deadlocks.join('\n')}`);
   });
 }

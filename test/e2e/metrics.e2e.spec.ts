@@ -1,0 +1,64 @@
+import { apiOf, expectProblem } from '../support/http.js';
+import { createWorld, say, type World } from './fixture.js';
+
+const HOUR = 3_600_000;
+
+describe('metrics', () => {
+  let world: World;
+  beforeEach(async () => {
+    world = await createWorld();
+  });
+  afterEach(() => world.end());
+
+  /** The samples of a scrape, by name and labels as they are written. */
+  const samples = (text: string): Record<string, number> =>
+    Object.fromEntries(
+      text
+        .split('\n')
+        .filter((line) => line !== '' && !line.startsWith('#'))
+        .map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.slice(line.lastIndexOf(' ') + 1))]),
+    );
+
+  it('given sessions that were refused, swept and restored, when metrics are scraped, then they are counted', async () => {
+    const { api } = await world.node({ MAX_SESSIONS: '2' });
+    for (const id of ['a', 'b', 'c']) await api.post('/v1/sessions', { id });
+    await world.database.setClock({ offsetMs: 2 * HOUR });
+    expect((await api.get('/v1/sessions')).status).toBe(200);
+    expect((await api.post('/v1/admin/sweep')).status).toBe(200);
+    await say(api, 'a', 'back again');
+    expect((await api.get('/v1/sessions')).status).toBe(200);
+
+    const { status, text, headers } = await api.get('/metrics');
+    expect([status, headers.get('content-type')]).toEqual([200, 'text/plain; version=0.0.4; charset=utf-8']);
+    const found = samples(text);
+    expect(found).toMatchObject({
+      colloquy_sessions_rejected_total: 1,
+      'colloquy_sessions_swept_total{reason="ttl"}': 2,
+      'colloquy_sessions_swept_total{reason="cap"}': 0,
+      colloquy_sessions_restored_total: 1,
+      'colloquy_sessions_made_room_total{reason="evicted"}': 0,
+    });
+    // Both were due for an hour.
+    expect(found['colloquy_sweep_lag_seconds']).toBeGreaterThan(3_500);
+    expect(found['colloquy_sweep_lag_seconds']).toBeLessThan(3_700);
+    expect(
+      Object.entries(found).filter(([name]) => name.startsWith('colloquy_projection_lag_events')),
+    ).toEqual([
+      [expect.stringContaining('sessions'), 0],
+      [expect.stringContaining('history'), 0],
+      [expect.stringContaining('usage'), 0],
+    ]);
+    // Nothing is published here, so there is nothing to be behind with.
+    expect(text).not.toMatch(/^colloquy_relay/m);
+  });
+
+  it('given API keys, when metrics or the relay are asked for, then only operators are told', async () => {
+    const { service } = await world.node({ COLLOQUY_API_KEYS: 'ops:*:secret-ops,desk:acme:secret-desk' });
+    const as = (key: string) => apiOf(service.url, { authorization: `Bearer ${key}` });
+    for (const path of ['/metrics', '/v1/admin/relay']) {
+      expect((await as('secret-ops').get(path)).status).toBe(200);
+      expectProblem(await as('secret-desk').get(path), 403, 'forbidden');
+      expectProblem(await apiOf(service.url).get(path), 401, 'unauthenticated');
+    }
+  });
+});
