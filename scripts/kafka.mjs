@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import {
   createWriteStream,
   existsSync,
@@ -17,7 +17,8 @@ import { clearTimeout } from 'node:timers';
 
 /*
  * A real Apache Kafka on this machine, for trying out and for tests: one node, broker and controller in one (KRaft),
- * from the released jars, on free loopback ports. Needs Java 17 and, the first time, Maven; no Docker.
+ * from the released jars, on free loopback ports. Needs Java 17 and, the first time, Maven; no Docker. Where those are
+ * missing and Docker is not, the same release runs in a container (docker/kafka.yml).
  *
  *   npm run kafka      prints KAFKA_BROKERS=host:port on a line of its own when it is ready; Ctrl-C ends it
  *
@@ -26,6 +27,7 @@ import { clearTimeout } from 'node:timers';
  * KAFKA_PORT         a port instead of any free one
  * KAFKA_DATA_DIR     where the broker keeps its data, which then stays; default: a temporary folder, which is removed
  * --classpath        only prints the class path of the jars, for Kafka's own tools
+ * --remove           removes what KAFKA_DATA_DIR holds
  */
 
 const DEFAULT_VERSION = '4.3.1';
@@ -38,7 +40,8 @@ try {
   if (!/^[34]\.\d+\.\d+$/.test(version))
     fail(`KAFKA_VERSION=${version} is not a release like ${DEFAULT_VERSION}.`);
   if (process.argv.includes('--classpath')) console.log(join(fetchJars(), '*'));
-  else await run(fetchJars());
+  else if (process.argv.includes('--remove')) await remove();
+  else await run((await fromJars()) ?? (await fromImage()));
 } catch (error) {
   console.error(error.message);
   process.exitCode = 1;
@@ -89,11 +92,26 @@ function dependency(group, artifact, release) {
   return `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${release}</version></dependency>`;
 }
 
-async function run(jars) {
-  requireProgram('java', ['-version'], 'Java 17 or newer is needed to run Kafka.');
+/** The folder of the broker's data, and whether it stays. */
+function dataFolder() {
   const given = process.env.KAFKA_DATA_DIR;
   const home = given ? resolve(given) : mkdtempSync(join(tmpdir(), 'colloquy-kafka-'));
   mkdirSync(home, { recursive: true });
+  return { home, stays: Boolean(given) };
+}
+
+/** A broker from the jars; undefined where Java or Maven is missing and Docker is at hand. */
+async function fromJars() {
+  let jars;
+  try {
+    jars = fetchJars();
+    requireProgram('java', ['-version'], 'Java 17 or newer is needed to run Kafka.');
+  } catch (error) {
+    if (!hasDocker()) throw error;
+    console.error(`${error.message} Docker is here: its image is taken.`);
+    return undefined;
+  }
+  const { home, stays } = dataFolder();
   const port = Number(process.env.KAFKA_PORT) || (await freePort());
   const config = writeConfig(home, port, await freePort());
 
@@ -105,32 +123,74 @@ async function run(jars) {
     const format = ['kafka.tools.StorageTool', 'format', '-t', id, '-c', config];
     const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
     if (formatted.status !== 0) {
-      if (!given) rmSync(home, { recursive: true, force: true });
+      if (!stays) rmSync(home, { recursive: true, force: true });
       fail(`Kafka's storage could not be formatted:\n${formatted.stdout}${formatted.stderr}`);
     }
   }
+  return {
+    home,
+    port,
+    command: ['java', ...java, ...program, 'kafka.Kafka', config],
+    env: process.env,
+    clearUp: `kill -9 "$1" 2>/dev/null; ${stays ? ':' : 'rm -rf "$2"'}`,
+  };
+}
 
+function hasDocker() {
+  return spawnSync('docker', ['compose', 'version'], { stdio: 'ignore' }).status === 0;
+}
+
+/** A broker in a container; the name of its project, and with it of its volume, is that of the data folder. */
+async function fromImage() {
+  const { home, stays } = dataFolder();
+  const port = Number(process.env.KAFKA_PORT) || (await freePort());
+  const compose = composeOf(home);
+  const env = {
+    ...process.env,
+    KAFKA_VERSION: version,
+    KAFKA_PORT: String(port),
+    KAFKA_CONTROLLER_PORT: String(port === 9093 ? 9094 : 9093),
+  };
+  // The limit on the start is not meant for what has to be fetched first.
+  const { status } = spawnSync('docker', [...compose, 'pull', '-q'], { env, stdio: ['ignore', 2, 2] });
+  if (status !== 0) fail(`The image of Kafka ${version} could not be fetched; see above.`);
+  const down = `docker ${compose.map((part) => `'${part}'`).join(' ')} down${stays ? '' : ' -v'} >/dev/null 2>&1`;
+  return {
+    home,
+    port,
+    command: ['docker', ...compose, 'up', '--no-color', '--no-log-prefix'],
+    env,
+    clearUp: `${down}; ${stays ? ':' : 'rm -rf "$2"'}`,
+  };
+}
+
+function composeOf(home) {
+  const name = createHash('sha256').update(home).digest('hex').slice(0, 12);
+  return ['compose', '-p', `colloquy-kafka-${name}`, '-f', join(import.meta.dirname, '../docker/kafka.yml')];
+}
+
+async function remove() {
+  const { home, stays } = dataFolder();
+  if (!stays) fail('--remove needs KAFKA_DATA_DIR.');
+  const env = { ...process.env, KAFKA_VERSION: version, KAFKA_PORT: '0', KAFKA_CONTROLLER_PORT: '0' };
+  if (hasDocker()) spawnSync('docker', [...composeOf(home), 'down', '-v'], { env, stdio: 'ignore' });
+  rmSync(home, { recursive: true, force: true });
+}
+
+async function run({ home, port, command: [program, ...options], env, clearUp }) {
   // In a session of its own: Ctrl-C in a terminal reaches this process, which then ends the broker in order.
-  const broker = spawn('java', [...java, ...program, 'kafka.Kafka', config], {
-    detached: true,
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const broker = spawn(program, options, { detached: true, env, stdio: ['ignore', 'pipe', 'pipe'] });
   const ended = new Promise((resolveEnd) => {
     broker.once('error', (error) => resolveEnd(error.message));
     broker.once('close', (code, signal) => resolveEnd(signal ?? `exit code ${code}`));
   });
   // However this process dies, even by kill -9, the pipe then closes, and the janitor clears up.
-  const janitor = spawn(
-    'sh',
-    [
-      '-c',
-      'cat >/dev/null; kill -9 "$1" 2>/dev/null; test -z "$2" || rm -rf "$2"',
-      'sh',
-      String(broker.pid),
-      given ? '' : home,
-    ],
-    { cwd: '/', detached: true, stdio: ['pipe', 'ignore', 'ignore'] },
-  );
+  const janitor = spawn('sh', ['-c', `cat >/dev/null; ${clearUp}`, 'sh', String(broker.pid), home], {
+    cwd: '/',
+    detached: true,
+    env,
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
   const cleared = new Promise((resolveEnd) => janitor.once('exit', resolveEnd));
 
   const log = createWriteStream(join(home, 'server.log'), { flags: 'a' });

@@ -1,6 +1,6 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,8 +14,9 @@ const CHILD = join(__dirname, 'kafka-child.ts');
 type Found = { readonly brokers: string } | { readonly reason: string };
 
 /**
- * Tests with a real broker: that of KAFKA_BROKERS, else one from the released jars (scripts/kafka.mjs), started once
- * for a run of Jest. Without either they are skipped and say so; with REQUIRE_KAFKA=1 that is a failure.
+ * Tests with a real broker: that of KAFKA_BROKERS, else one that scripts/kafka.mjs starts once for a run of Jest, from the
+ * released jars or, where there is no Java, from the image. Without any of them the tests are skipped and say so; with
+ * REQUIRE_KAFKA=1 that is a failure.
  */
 export function describeWithKafka(name: string, tests: (brokers: string) => void): void {
   const found = findKafka();
@@ -95,7 +96,9 @@ export async function ownBroker(): Promise<OwnBroker> {
     stop,
     remove: async () => {
       await stop();
-      rmSync(folder, { recursive: true, force: true });
+      spawnSync(process.execPath, [join(ROOT, 'scripts/kafka.mjs'), '--remove'], {
+        env: { ...process.env, KAFKA_DATA_DIR: folder },
+      });
     },
   };
 }

@@ -1,5 +1,14 @@
-import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 
@@ -104,5 +113,74 @@ describe('npm start', () => {
     rmSync(join(folder, 'node_modules'), { recursive: true });
 
     expect(start()).toEqual({ status: 7, stdout: [service], stderr: [''] });
+  });
+});
+
+describe('npm run kafka without Java', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'colloquy docker '));
+    mkdirSync(join(folder, 'bin'));
+    // Notes how it is called; as a broker it says what a broker says, and ends when it is told to.
+    const docker = `#!/bin/sh
+echo "$KAFKA_VERSION $KAFKA_PORT $*" >> '${folder}/calls'
+case "$*" in
+  *' up '*) trap 'exit 0' TERM; echo '[KafkaRaftServer nodeId=1] Kafka Server started'; while :; do sleep 0.05; done;;
+esac
+`;
+    writeFileSync(join(folder, 'bin/docker'), docker, { mode: 0o755 });
+    // All that the janitor and the stand-in need, and nothing of Java.
+    for (const program of ['sh', 'cat', 'sleep', 'rm', 'kill', 'env']) {
+      const { stdout } = spawnSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' });
+      if (stdout.startsWith('/')) symlinkSync(stdout.trim(), join(folder, 'bin', program));
+    }
+  });
+  afterEach(() => {
+    rmSync(folder, { recursive: true });
+  });
+
+  const calls = (): string[] =>
+    readFileSync(join(folder, 'calls'), 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => line.replace(/ -f .*kafka\.yml/, ''));
+
+  it('given Docker, when it is started and stopped, then it is the image of the release, and nothing of it is left', async () => {
+    const child = spawn(process.execPath, [join(SCRIPTS, 'kafka.mjs')], {
+      env: {
+        PATH: join(folder, 'bin'),
+        KAFKA_CACHE_DIR: join(folder, 'cache'),
+        KAFKA_VERSION: '3.9.1',
+        KAFKA_PORT: '19092',
+        TMPDIR: folder,
+      },
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    let said = '';
+    for await (const chunk of child.stdout.setEncoding('utf8')) {
+      said += String(chunk);
+      if (said.includes('KAFKA_BROKERS=')) child.kill('SIGTERM');
+    }
+
+    expect(said).toMatch(/^KAFKA_BROKERS=127\.0\.0\.1:19092$/m);
+    const [, project = ''] = /-p (\S+)/.exec(calls().join()) ?? [];
+    expect(project).toMatch(/^colloquy-kafka-[0-9a-f]{12}$/);
+    expect(calls().map((call) => call.replace(project, 'P'))).toEqual([
+      '3.9.1 19092 compose version',
+      '3.9.1 19092 compose -p P pull -q',
+      '3.9.1 19092 compose -p P up --no-color --no-log-prefix',
+      '3.9.1 19092 compose -p P down -v',
+    ]);
+    expect(readdirSync(folder).sort()).toEqual(['bin', 'calls']);
+  });
+
+  it('given no Docker either, when it is started, then it says what is missing', () => {
+    rmSync(join(folder, 'bin/docker'));
+    const { status, stderr } = spawnSync(process.execPath, [join(SCRIPTS, 'kafka.mjs')], {
+      env: { PATH: join(folder, 'bin'), KAFKA_CACHE_DIR: join(folder, 'cache') },
+      encoding: 'utf8',
+    });
+    expect(status).toBe(1);
+    expect(stderr).toContain('Maven (the program mvn) is needed to fetch Kafka.');
   });
 });
