@@ -26,6 +26,7 @@ import { clearTimeout } from 'node:timers';
  * KAFKA_CACHE_DIR    where the jars are kept; default ~/.cache/colloquy
  * KAFKA_PORT         a port instead of any free one
  * KAFKA_DATA_DIR     where the broker keeps its data, which then stays; default: a temporary folder, which is removed
+ * KAFKA_PROPERTIES   lines for the broker's settings, of which later ones win; from the jars only
  * --classpath        only prints the class path of the jars, for Kafka's own tools
  * --remove           removes what KAFKA_DATA_DIR holds
  */
@@ -252,6 +253,7 @@ transaction.state.log.num.partitions=1
 ${before4 ? '' : 'share.coordinator.state.topic.replication.factor=1\nshare.coordinator.state.topic.min.isr=1\n'}group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 log.cleaner.dedupe.buffer.size=2097152
+${process.env.KAFKA_PROPERTIES ?? ''}
 `,
   );
   return file;

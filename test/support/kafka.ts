@@ -64,11 +64,19 @@ export interface OwnBroker {
   remove(): Promise<void>;
 }
 
-export async function ownBroker(): Promise<OwnBroker> {
+async function freePort(): Promise<number> {
   const probe = createServer().listen(0, '127.0.0.1');
   await once(probe, 'listening');
   const { port } = probe.address() as AddressInfo;
   probe.close();
+  return port;
+}
+
+/** @param properties settings of the broker beside the usual ones, given its port and another free one */
+export async function ownBroker(
+  properties: (port: number, other: number) => string = () => '',
+): Promise<OwnBroker> {
+  const [port, other] = [await freePort(), await freePort()];
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-kafka-own-'));
   let child: ChildProcess | undefined;
   const stop = async (): Promise<void> => {
@@ -82,7 +90,12 @@ export async function ownBroker(): Promise<OwnBroker> {
   };
   const start = async (): Promise<void> => {
     const started = spawn(process.execPath, [join(ROOT, 'scripts/kafka.mjs')], {
-      env: { ...process.env, KAFKA_DATA_DIR: folder, KAFKA_PORT: String(port) },
+      env: {
+        ...process.env,
+        KAFKA_DATA_DIR: folder,
+        KAFKA_PORT: String(port),
+        KAFKA_PROPERTIES: properties(port, other),
+      },
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     child = started;

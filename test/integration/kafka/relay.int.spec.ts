@@ -100,7 +100,7 @@ describeWithKafka('relay', (brokers) => {
     // Nothing failed, so nothing was sent twice.
     expect(listening.records).toHaveLength(countOf(log));
 
-    for (const { message } of listening.records.slice(0, 5_000)) {
+    for (const { message, partition } of listening.records) {
       const headers = Object.fromEntries(
         Object.entries(message.headers ?? {}).map(([name, value]) => [name, value?.toString()]),
       );
@@ -111,9 +111,7 @@ describeWithKafka('relay', (brokers) => {
       expect(event.validate()).toBe(true);
       expect(event.type).toMatch(/^colloquy\.(MessageAppended|GenerationCompleted)\.v1$/);
       expect(`${String(event['tenant'])}/${event.subject ?? ''}`).toBe(message.key?.toString());
-      expect(Number(event['lane']) % 4).toBe(
-        listening.records.find((record) => record.message === message)?.partition,
-      );
+      expect(Number(event['lane']) % 4).toBe(partition);
     }
 
     const console = await consoleConsumer(brokers, topic, countOf(log));
