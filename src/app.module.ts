@@ -12,7 +12,7 @@ import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import { type Pool } from 'pg';
 import { type DataSource } from 'typeorm';
 import { type Config } from './config.js';
-import { connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
+import { connect, connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
 import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
@@ -29,6 +29,7 @@ import { Relay, type RelayOptions } from './kafka/relay.js';
 import { MetricsController } from './metrics.controller.js';
 import { historyProjection } from './projections/history.projection.js';
 import { Checkpoints1770000000002 } from './projections/migrations/0002-checkpoints.js';
+import { Rebuilds1770000000006 } from './projections/migrations/0006-rebuilds.js';
 import { Projector } from './projections/projector.js';
 import { ReadModels } from './projections/read-models.js';
 import { sessionsProjection } from './projections/sessions.projection.js';
@@ -53,6 +54,7 @@ export const migrations = [
   Relay1770000000003,
   GenerationChunks1770000000004,
   TenantStreams1770000000005,
+  Rebuilds1770000000006,
 ];
 
 /** A read model is one file and one line here. */
@@ -108,7 +110,7 @@ export class AppModule implements OnApplicationShutdown {
         provide: RELAXED_POOL,
         // What a crash of the database takes back, rows and checkpoint alike, is simply projected again.
         useFactory: () => ({
-          pool: createPool(databaseUrl, 'relaxed', { max: 6, settings: '-c synchronous_commit=off' }),
+          pool: createPool(databaseUrl, 'relaxed', { max: 10, settings: '-c synchronous_commit=off' }),
         }),
       },
       {
@@ -119,21 +121,25 @@ export class AppModule implements OnApplicationShutdown {
           models: ReadModels,
           { pool }: { readonly pool: Pool },
         ) => {
-          const projector = new Projector(
+          const projector = new Projector({
             store,
             pool,
             leases,
             projections,
-            () => {
+            connect: () => connect(databaseUrl, 'verify', { query_timeout: 3_600_000 }),
+            onProgress: () => {
               models.advanced();
               reported.clear();
             },
+            onNotice: (message) => {
+              logger.warn(message);
+            },
             // Once until it goes on again: a database that is away must not flood the log.
-            (error, projection) => {
+            onError: (error, projection) => {
               if (!reported.has(projection)) logger.error(`${projection} cannot go on for now`, error);
               reported.add(projection);
             },
-          );
+          });
           await projector.start();
           return projector;
         },

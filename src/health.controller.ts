@@ -4,10 +4,7 @@ import { z } from 'zod';
 import { Answers } from './http/openapi.js';
 import { EventStore } from './event-store/event-store.js';
 import { Relay } from './kafka/relay.js';
-import { Projector } from './projections/projector.js';
-
-/** Further behind than this, reads would wait longer than they may. */
-const BEHIND_AT_MOST = 10_000;
+import { BEHIND_AT_MOST, Projector } from './projections/projector.js';
 
 const Health = z
   .object({

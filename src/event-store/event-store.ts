@@ -26,6 +26,9 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
   readonly data: Data;
 }
 
+/** What a lane holds at a position: an event, or with `unreadable` one that this code cannot read, without its data. */
+export type LaneEvent = RecordedEvent & { readonly unreadable?: Error };
+
 /** A stream's row: its end and the state that the last append left. */
 export interface StoredStream {
   readonly version: number;
@@ -320,10 +323,11 @@ export class EventStore {
   }
 
   /**
-   * The next events of several lanes, each lane in order, at most `limit` per lane.
+   * The next events of several lanes, each lane in order, at most `limit` per lane. An event that this code cannot
+   * read is marked and not thrown: it must not hold up what stands beside it.
    * @param after by lane: the last position that the reader has.
    */
-  async readLanes(after: ReadonlyMap<number, number>, limit: number): Promise<RecordedEvent[]> {
+  async readLanes(after: ReadonlyMap<number, number>, limit: number): Promise<LaneEvent[]> {
     const { rows } = await available(() =>
       this.pool.query<EventRow>({
         name: 'read_lanes',
@@ -336,7 +340,13 @@ export class EventStore {
         values: [[...after.keys()], [...after.values()], limit],
       }),
     );
-    return rows.map((row) => this.toEvent(row));
+    return rows.map((row) => {
+      try {
+        return this.toEvent(row);
+      } catch (error) {
+        return { ...envelope(row), data: undefined, unreadable: error as Error };
+      }
+    });
   }
 
   /** The last position of every lane, by lane number. */
@@ -423,22 +433,26 @@ export class EventStore {
   private toEvent(row: EventRow): RecordedEvent {
     const data = this.codec.decode(row.type, { data: row.data, sealed: row.sealed, keyId: row.key_id });
     return {
-      id: row.id,
-      type: row.type,
-      schemaVersion: row.schema_version,
-      tenant: row.tenant,
-      streamId: row.stream_id,
-      incarnation: row.incarnation,
-      version: row.version,
-      lane: row.lane,
-      position: row.position,
-      time: row.time,
-      actor: row.actor,
-      correlationId: row.correlation_id,
-      causationId: row.causation_id,
+      ...envelope(row),
       data: this.options.upcast
         ? this.options.upcast(row.type, row.schema_version, data as Record<string, unknown>)
         : data,
     };
   }
 }
+
+const envelope = (row: EventRow): Omit<RecordedEvent, 'data'> => ({
+  id: row.id,
+  type: row.type,
+  schemaVersion: row.schema_version,
+  tenant: row.tenant,
+  streamId: row.stream_id,
+  incarnation: row.incarnation,
+  version: row.version,
+  lane: row.lane,
+  position: row.position,
+  time: row.time,
+  actor: row.actor,
+  correlationId: row.correlation_id,
+  causationId: row.causation_id,
+});

@@ -65,9 +65,10 @@ export class Leases {
     return this.held.get(name);
   }
 
-  /** Runs with every renewal, after it. */
-  onBeat(work: () => Promise<void>): void {
+  /** Runs with every renewal, after it. Returns how to stop that. */
+  onBeat(work: () => Promise<void>): () => void {
     this.beats.add(work);
+    return () => this.beats.delete(work);
   }
 
   /** How many nodes hold a lease whose name begins with this. */
@@ -80,6 +81,22 @@ export class Leases {
       }),
     );
     return rows[0]?.count ?? 0;
+  }
+
+  /**
+   * Whether somebody holds a lease whose name begins with this, or held one `graceMs` ago and did not let go of it: a
+   * node that hangs may come back.
+   */
+  async wasHeld(prefix: string, graceMs: number): Promise<boolean> {
+    const { rowCount } = await available(() =>
+      this.pool.query({
+        name: 'lease_was_held',
+        text: `select from lease where starts_with(name, $1)
+                 and until > colloquy_now() - $2::bigint * interval '1 millisecond' limit 1`,
+        values: [prefix, graceMs],
+      }),
+    );
+    return rowCount === 1;
   }
 
   /** Which of these somebody holds. */
@@ -120,6 +137,9 @@ export class Leases {
  */
 export class LaneShare {
   private readonly member: string;
+  private readonly stopBalancing: () => void;
+  private balancing: Promise<void> = Promise.resolve();
+  private left = false;
 
   constructor(
     private readonly leases: Leases,
@@ -127,8 +147,28 @@ export class LaneShare {
     private readonly lanes: number,
     private readonly onTaken: (lanes: readonly number[]) => void,
   ) {
-    this.member = `${work}/member/`;
-    leases.onBeat(() => this.balance());
+    this.member = LaneShare.members(work);
+    this.stopBalancing = leases.onBeat(() => this.balance());
+  }
+
+  /** What the names of the leases begin with by which nodes show that they take part in a work. */
+  static members(work: string): string {
+    return `${work}/member/`;
+  }
+
+  /** Shows that this node takes part, before it takes any lane. */
+  async join(): Promise<void> {
+    await this.leases.take([this.member + this.leases.owner]);
+  }
+
+  /** Takes no part any more: the other nodes get its lanes at once. */
+  async leave(): Promise<void> {
+    this.stopBalancing();
+    this.left = true;
+    // What is being taken at this moment would be renewed for ever by a node that does nothing with it.
+    await this.balancing.catch(() => undefined);
+    const lanes = [...this.owned.keys()].map((lane) => this.lease(lane));
+    await this.leases.release([this.member + this.leases.owner, ...lanes]);
   }
 
   /** Lane → epoch of what this node holds. */
@@ -146,8 +186,12 @@ export class LaneShare {
     await this.leases.take([...this.owned.keys()].map((lane) => this.lease(lane)));
   }
 
-  async balance(): Promise<void> {
-    await this.leases.take([this.member + this.leases.owner]);
+  balance(): Promise<void> {
+    return (this.balancing = this.left ? Promise.resolve() : this.takeShare());
+  }
+
+  private async takeShare(): Promise<void> {
+    await this.join();
     const members = Math.max(1, await this.leases.count(this.member));
     const fair = Math.ceil(this.lanes / members);
     const owned = [...this.owned.keys()];

@@ -268,6 +268,8 @@ export class Relay {
       const cursor = this.cursors.get(event.lane);
       const before = from.get(event.lane);
       if (!cursor || before === undefined) continue;
+      // What is newer than this code is for a newer node to publish; skipped, it would be lost.
+      if (event.unreadable) throw event.unreadable;
       messages.push(toMessage(event, this.partitions, this.maxBytes).message);
       cursor.position = event.position;
       counts.set(event.lane, (counts.get(event.lane) ?? 0) + 1);

@@ -118,6 +118,7 @@ export async function readHistory(
      ) m on true
      order by m.version ${page.order}`,
     [session.tenant, session.sessionId, session.incarnation, page.at, page.after ?? null, page.limit],
+    session,
   );
   const [first] = rows;
   if (!first) return undefined;

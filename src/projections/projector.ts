@@ -1,65 +1,119 @@
-import { type Pool } from 'pg';
+import { type Client, type Pool } from 'pg';
 import { available } from '../database/connection.js';
 import { type EventStore } from '../event-store/event-store.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
-import { type Projection, type SessionRecord, tableOf } from './projection.js';
+import { type Leases } from '../event-store/leases.js';
+import { Parking, type ParkedSession, type SessionName } from './parking.js';
+import { type Poison } from './poison.js';
+import { type Projection, tableOf } from './projection.js';
+import { type RebuildProgress, Rebuilds, rebuildsOf } from './rebuild.js';
+import { Runner } from './runner.js';
+import { createTables, pruneTables } from './tables.js';
+import { type Verification, verify } from './verify.js';
 
-/** Events read per lane and turn. */
-const BATCH = 500;
-/** Any number that nothing else locks: it serialises the making of tables. */
-const TABLES_LOCK = 7302;
-const RETRY_MS = 500;
-/**
- * After a turn events gather for so long, unless a reader waits: under load a turn per commit cost more processor
- * time than the appends themselves (measured).
- */
-const GATHER_MS = 50;
+/** Further behind than this, strong reads would wait longer than they may. */
+export const BEHIND_AT_MOST = 10_000;
 
 export interface ProjectionLag {
+  /** The table's name. */
   readonly projection: string;
   /** Events of the log that the read model has not seen yet. */
   readonly behind: number;
 }
 
+export interface ProjectionStatus {
+  readonly name: string;
+  readonly table: string;
+  readonly version: number;
+  /** A table that is being made for the first time, or lags far behind, is not what a node should answer from. */
+  readonly status: 'live' | 'building';
+  readonly behind: number;
+  /** Sessions. */
+  readonly parked: number;
+  readonly rebuild: RebuildProgress | null;
+}
+
+export interface ProjectorParts {
+  readonly store: EventStore;
+  /** Its commits need not wait for the disk: rows and checkpoint go together. */
+  readonly pool: Pool;
+  readonly leases: Leases;
+  readonly projections: readonly Projection[];
+  /** A connection for work of minutes. */
+  readonly connect: () => Promise<Client>;
+  readonly onProgress: () => void;
+  /** What an operator should know, in a sentence. */
+  readonly onNotice: (message: string) => void;
+  /** What is tried again. */
+  readonly onError: (error: unknown, projection: string) => void;
+}
+
 /** Keeps the read models in step with the log: one runner per projection, one owner per lane among all nodes. */
 export class Projector {
   private readonly runners: readonly Runner[];
+  private readonly rebuilds: Rebuilds;
+  private readonly parking: Parking;
 
-  constructor(
-    private readonly store: EventStore,
-    private readonly pool: Pool,
-    leases: Leases,
-    private readonly projections: readonly Projection[],
-    onProgress: () => void,
-    onError: (error: unknown, projection: string) => void,
-  ) {
+  constructor(private readonly parts: ProjectorParts) {
+    const { store, pool, leases, projections, onProgress, onNotice, onError } = parts;
+    const onParked = (projection: Projection, { tenant, sessionId, version, error }: Poison): void => {
+      const what = `${tableOf(projection)} parked session ${sessionId} of ${tenant} at version ${version}`;
+      onNotice(`${what}: ${error.message}`);
+    };
     this.runners = projections.map(
       (projection) =>
-        new Runner(store, pool, leases, projection, onProgress, (error) => {
-          onError(error, tableOf(projection));
-        }),
+        new Runner(
+          store,
+          pool,
+          leases,
+          projection,
+          onProgress,
+          (error) => {
+            onError(error, tableOf(projection));
+          },
+          (poison) => {
+            onParked(projection, poison);
+          },
+        ),
     );
+    this.rebuilds = new Rebuilds({
+      ...{ store, pool, leases, projections, onParked, onNotice },
+      onSwapped: onProgress,
+      onError: (error, projection) => {
+        onError(error, `the rebuild of ${tableOf(projection)}`);
+      },
+    });
+    this.parking = new Parking(store, pool, projections);
   }
 
-  /** Makes missing tables, then follows the log until `stop`. */
+  /** Makes missing tables, then follows the log until `stop`. Rebuilds that were begun go on. */
   async start(): Promise<void> {
-    await this.createTables();
+    // First it is shown what this node uses: nobody may drop a table that it has found already.
+    await Promise.all(this.runners.map((runner) => runner.join()));
+    await createTables(this.parts.pool, this.parts.projections, this.parts.store.lanes);
     await Promise.all(this.runners.map((runner) => runner.start()));
+    this.rebuilds.look();
   }
 
   async stop(): Promise<void> {
+    await this.rebuilds.stop();
     await Promise.all(this.runners.map((runner) => runner.stop()));
   }
 
+  /** The projection of that name, in the version of this code. */
+  find(name: string): Projection | undefined {
+    return this.parts.projections.find((projection) => projection.name === name);
+  }
+
   async lag(): Promise<ProjectionLag[]> {
-    const ends = await this.store.laneEnds();
+    const { store, pool, projections } = this.parts;
+    const ends = await store.laneEnds();
     const { rows } = await available(() =>
-      this.pool.query<{ projection: string; lane: number; position: number }>(
+      pool.query<{ projection: string; lane: number; position: number }>(
         'select projection, lane, position from projection_checkpoint where projection = any ($1)',
-        [this.projections.map(tableOf)],
+        [projections.map(tableOf)],
       ),
     );
-    return this.projections.map((projection) => ({
+    return projections.map((projection) => ({
       projection: tableOf(projection),
       behind: rows
         .filter((row) => row.projection === tableOf(projection))
@@ -67,215 +121,68 @@ export class Projector {
     }));
   }
 
-  private async createTables(): Promise<void> {
-    const client = await this.pool.connect();
-    try {
-      await client.query('begin');
-      await client.query('select pg_advisory_xact_lock($1)', [TABLES_LOCK]);
-      for (const projection of this.projections) {
-        const table = tableOf(projection);
-        const { rowCount } = await client.query('select from projection_checkpoint where projection = $1', [
-          table,
-        ]);
-        if (rowCount) continue;
-        await client.query(projection.createTable(table));
-        await client.query(
-          `insert into projection_checkpoint (projection, lane, position, epoch)
-           select $1, lane, 0, 0 from generate_series(0, $2 - 1) as l (lane)`,
-          [table, this.store.lanes],
-        );
-      }
-      await client.query('commit');
-    } catch (error) {
-      await client.query('rollback').catch(() => undefined);
-      throw error;
-    } finally {
-      client.release();
-    }
-  }
-}
-
-/** Somebody else moved the checkpoint: this node's lease was over without its knowing. */
-class Fenced extends Error {}
-
-class Runner {
-  private readonly table: string;
-  private readonly share: LaneShare;
-  /** Checkpoints of the lanes that this node works on, as it believes. */
-  private readonly positions = new Map<number, number>();
-  private readonly dirty = new Set<number>();
-  private running: Promise<void> | undefined;
-  private unsubscribe: (() => void) | undefined;
-  private hurried = false;
-  private endGathering: (() => void) | undefined;
-  private stopped = false;
-
-  constructor(
-    private readonly store: EventStore,
-    private readonly pool: Pool,
-    leases: Leases,
-    private readonly projection: Projection,
-    private readonly onProgress: () => void,
-    private readonly onError: (error: unknown) => void,
-  ) {
-    this.table = tableOf(projection);
-    this.share = new LaneShare(leases, `projection/${this.table}`, store.lanes, (lanes) => {
-      this.wake(lanes);
-    });
-  }
-
-  async start(): Promise<void> {
-    const { wakeUp } = this.store;
-    const unsubscribe = wakeUp.subscribe((lanes) => {
-      this.wake(lanes);
-    });
-    const unhurry = wakeUp.onHurry(() => {
-      this.hurry();
-    });
-    this.unsubscribe = () => {
-      unsubscribe();
-      unhurry();
-    };
-    await this.share.balance();
-  }
-
-  async stop(): Promise<void> {
-    this.stopped = true;
-    this.unsubscribe?.();
-    this.hurry();
-    await this.running;
-  }
-
-  private wake(lanes: Iterable<number>): void {
-    for (const lane of lanes) this.dirty.add(lane);
-    if (this.stopped || this.dirty.size === 0) return;
-    this.running ??= this.run();
-  }
-
-  private async run(): Promise<void> {
-    while (this.dirty.size > 0 && !this.stopped) {
-      this.hurried = false;
-      try {
-        await this.turn();
-        await this.gather();
-      } catch (error) {
-        this.onError(error);
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      }
-    }
-    // In the same step as the last look at `dirty`: a wake-up in between would be lost.
-    this.running = undefined;
-  }
-
-  private hurry(): void {
-    this.hurried = true;
-    this.endGathering?.();
-  }
-
-  private async gather(): Promise<void> {
-    if (this.hurried || this.stopped) return;
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, GATHER_MS);
-      this.endGathering = () => {
-        clearTimeout(timer);
-        resolve();
+  async status(): Promise<ProjectionStatus[]> {
+    const { pool, projections } = this.parts;
+    const lag = new Map((await this.lag()).map((one) => [one.projection, one.behind]));
+    const rebuilds = await rebuildsOf(pool, projections.map(tableOf));
+    const parked = await this.parking.list();
+    return projections.map((projection) => {
+      const { name, version } = projection;
+      const table = tableOf(projection);
+      const behind = lag.get(table) ?? 0;
+      return {
+        name,
+        table,
+        version,
+        status: behind <= BEHIND_AT_MOST ? 'live' : 'building',
+        behind,
+        parked: parked.filter((one) => one.projection === name).length,
+        rebuild: rebuilds.get(table) ?? null,
       };
     });
-    this.endGathering = undefined;
   }
 
-  private async turn(): Promise<void> {
-    const owned = this.share.owned;
-    for (const lane of this.positions.keys()) if (!owned.has(lane)) this.positions.delete(lane);
-    const lanes = [...this.dirty].filter((lane) => owned.has(lane));
-    this.dirty.clear();
-    if (lanes.length === 0) return;
-    try {
-      await this.advance(lanes, owned);
-    } catch (error) {
-      for (const lane of lanes) this.dirty.add(lane);
-      this.positions.clear();
-      if (!(error instanceof Fenced)) throw error;
-      // Asked at once: until it knows, this node would read and be refused again and again.
-      await this.share.confirm();
-    }
+  /** Begins to build the table anew, or takes note that somebody has. Reads and writes go on. */
+  rebuild(projection: Projection): Promise<void> {
+    return this.rebuilds.begin(projection);
   }
 
-  private async advance(lanes: readonly number[], owned: ReadonlyMap<number, number>): Promise<void> {
-    await this.loadPositions(lanes);
-
-    const from = new Map(lanes.map((lane) => [lane, this.positions.get(lane) ?? 0]));
-    const events = (await this.store.readLanes(from, BATCH)) as SessionRecord[];
-    if (events.length === 0) return;
-    const to = new Map<number, number>();
-    const counts = new Map<number, number>();
-    for (const event of events) {
-      to.set(event.lane, event.position);
-      counts.set(event.lane, (counts.get(event.lane) ?? 0) + 1);
-    }
-    await this.apply(events, from, to, owned);
-    for (const [lane, position] of to) this.positions.set(lane, position);
-    for (const [lane, count] of counts) {
-      if (count < BATCH) continue;
-      this.dirty.add(lane);
-      // More than a batch waits already: there is nothing to let gather.
-      this.hurried = true;
-    }
-    this.onProgress();
+  /** Compares the read model with a fresh fold of the log; takes as long as a rebuild. Reads and writes go on. */
+  async verify(projection: Projection): Promise<Verification> {
+    return available(async () => {
+      const client = await this.parts.connect();
+      try {
+        return await verify(this.parts.store, client, projection);
+      } finally {
+        await client.end();
+      }
+    });
   }
 
-  private async loadPositions(lanes: readonly number[]): Promise<void> {
-    const unknown = lanes.filter((lane) => !this.positions.has(lane));
-    if (unknown.length === 0) return;
-    const { rows } = await this.pool.query<{ lane: number; position: number }>(
-      'select lane, position from projection_checkpoint where projection = $1 and lane = any ($2)',
-      [this.table, unknown],
-    );
-    for (const { lane, position } of rows) this.positions.set(lane, position);
+  /** Drops the tables of versions that no node has used for a minute, nor this code has; returns their names. */
+  prune(): Promise<string[]> {
+    return pruneTables(this.parts.pool, this.parts.leases, this.parts.projections);
+  }
+
+  parked(): Promise<ParkedSession[]> {
+    return this.parking.list();
   }
 
   /**
-   * Rows and checkpoint in one transaction, short because all reading was done before it. Moving the checkpoint is a
-   * compare-and-set that also looks at the epoch: whatever this node believed, a batch is applied once.
+   * Takes a parked session in again, from the event that it was parked at or from the one after it.
+   * @returns undefined when it was not parked; else how it is parked now, null when it no longer is
    */
-  private async apply(
-    events: readonly SessionRecord[],
-    from: ReadonlyMap<number, number>,
-    to: ReadonlyMap<number, number>,
-    epochs: ReadonlyMap<number, number>,
-  ): Promise<void> {
-    const statements = await this.projection.apply(events, this.table, async (text, values) => {
-      const { rows } = await this.pool.query(text, [...values]);
-      return rows as never[];
-    });
-    const lanes = [...to.keys()].sort((a, b) => a - b);
-    const client = await this.pool.connect();
-    let broken: Error | undefined;
-    try {
-      await client.query('begin');
-      const { rowCount } = await client.query({
-        name: 'move_checkpoint',
-        text: `update projection_checkpoint c set position = m.new, epoch = m.epoch
-               from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) as m (lane, old, new, epoch)
-               where c.projection = $1 and c.lane = m.lane and c.position = m.old and c.epoch <= m.epoch`,
-        values: [
-          this.table,
-          lanes,
-          lanes.map((lane) => from.get(lane)),
-          lanes.map((lane) => to.get(lane)),
-          lanes.map((lane) => epochs.get(lane)),
-        ],
-      });
-      if (rowCount !== lanes.length) throw new Fenced();
-      for (const { text, values } of statements) await client.query({ text, values: [...values] });
-      await client.query('commit');
-    } catch (error) {
-      await client.query('rollback').catch((reason: unknown) => {
-        broken = reason as Error;
-      });
-      throw error;
-    } finally {
-      client.release(broken);
-    }
+  async resume(
+    projection: Projection,
+    session: SessionName,
+    from: 'parked' | 'next',
+  ): Promise<{ readonly parked: ParkedSession | null } | undefined> {
+    if (!(await this.parking.resume(projection, session, from))) return undefined;
+    const { name } = projection;
+    const { tenant, sessionId } = session;
+    const parked = (await this.parking.list()).find(
+      (one) => one.projection === name && one.tenant === tenant && one.sessionId === sessionId,
+    );
+    return { parked: parked ?? null };
   }
 }

@@ -240,6 +240,7 @@ export async function findSession(
     wanted,
     `select * from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
     [tenant, sessionId],
+    { tenant, sessionId },
   );
   return row && toView(row);
 }

@@ -99,6 +99,7 @@ export async function sessionUsage(
     wanted,
     `select model, day::text, ${SUMS.join()} from ${TABLE} where tenant = $1 and session_id = $2 order by day, model`,
     [tenant, sessionId],
+    { tenant, sessionId },
   );
   return rows.map((row) => ({
     model: row.model,

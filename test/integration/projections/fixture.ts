@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type Pool } from 'pg';
 import { DataSource } from 'typeorm';
-import { connectionConfig, createPool } from '../../../src/database/connection.js';
+import { connect, connectionConfig, createPool } from '../../../src/database/connection.js';
 import { DomainError } from '../../../src/domain/decider.js';
 import { type NewMessage, type SessionCommand, sessionDecider } from '../../../src/domain/session.js';
 import * as session from '../../../src/domain/session.js';
@@ -37,6 +37,7 @@ export const message = (text: string, more: Partial<NewMessage> = {}): NewMessag
 /** A node as the composition root makes it, without HTTP. */
 export class Node {
   readonly errors: unknown[] = [];
+  readonly notices: string[] = [];
   private readonly sessions: StreamHandler<session.SessionState, SessionCommand, SessionEvent>;
 
   private constructor(
@@ -67,19 +68,22 @@ export class Node {
     }).initialize();
     const models = new ReadModels(source, store);
     const pool = createPool(url, 'projector', { max: 6, settings: '-c synchronous_commit=off' });
-    const report = (error: unknown): void => {
-      node.errors.push(error);
-    };
-    const projector = new Projector(
+    const projector = new Projector({
       store,
       pool,
       leases,
       projections,
-      () => {
+      connect: () => connect(url, 'verify'),
+      onProgress: () => {
         models.advanced();
       },
-      report,
-    );
+      onNotice: (message) => {
+        node.notices.push(message);
+      },
+      onError: (error) => {
+        node.errors.push(error);
+      },
+    });
     const node = new Node(store, leases, models, projector, source, pool);
     await projector.start();
     return node;

@@ -1,0 +1,195 @@
+import { type Pool } from 'pg';
+import { transaction } from '../database/transaction.js';
+import { type EventStore } from '../event-store/event-store.js';
+import { streamKey } from '../event-store/lane.js';
+import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
+import { compute, type Projection, run, type SessionRecord } from './projection.js';
+
+/** What this node believes of a lane. */
+interface Lane {
+  readonly position: number;
+  readonly revision: number;
+  /** Keys of the sessions whose events are left out. */
+  readonly parked: Set<string>;
+}
+
+/**
+ * Folds lanes of the log into a table, batch by batch. Whatever this node believes about its leases and about the rows,
+ * a batch takes effect once: rows and checkpoint are one transaction, and moving the checkpoint is a compare-and-set.
+ */
+export class LaneFold {
+  private readonly known = new Map<number, Lane>();
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly pool: Pool,
+    private readonly projection: Projection,
+    private readonly table: string,
+    private readonly onParked: (poison: Poison) => void,
+  ) {}
+
+  /** Forgets what it believes about all lanes but these. */
+  keep(lanes: ReadonlyMap<number, unknown>): void {
+    for (const lane of this.known.keys()) if (!lanes.has(lane)) this.known.delete(lane);
+  }
+
+  /**
+   * Applies the next events of these lanes, at most `limit` of each.
+   * @param epochs lane → epoch of the lease that this node holds
+   * @returns lane → how many events there were
+   * @throws Fenced when a lane turns out to be somebody else's
+   */
+  async advance(epochs: ReadonlyMap<number, number>, limit: number): Promise<Map<number, number>> {
+    try {
+      const lanes = await this.lanes([...epochs.keys()]);
+      const from = new Map([...lanes].map(([lane, { position }]) => [lane, position]));
+      const events = await this.store.readLanes(from, limit);
+      const counts = new Map<number, number>();
+      const to = new Map<number, number>();
+      for (const { lane, position } of events) {
+        counts.set(lane, (counts.get(lane) ?? 0) + 1);
+        to.set(lane, position);
+      }
+      if (events.length === 0) return counts;
+
+      const poisons: Poison[] = [];
+      const parked = new Set([...lanes.values()].flatMap((lane) => [...lane.parked]));
+      const readable: SessionRecord[] = [];
+      for (const event of events) {
+        const key = streamKey(event);
+        if (parked.has(key)) continue;
+        if (!event.unreadable) readable.push(event as SessionRecord);
+        else {
+          parked.add(key);
+          const { tenant, streamId: sessionId, lane, version, unreadable } = event;
+          poisons.push({ tenant, sessionId, lane, version, error: unreadable });
+        }
+      }
+      await this.apply(readable, poisons, lanes, to, epochs);
+      for (const [number, position] of to) {
+        const lane = lanes.get(number);
+        if (lane) this.known.set(number, { ...lane, position });
+      }
+      for (const { lane, tenant, sessionId } of poisons)
+        this.known.get(lane)?.parked.add(streamKey({ tenant, streamId: sessionId }));
+      poisons.forEach(this.onParked);
+      return counts;
+    } catch (error) {
+      for (const lane of epochs.keys()) this.known.delete(lane);
+      throw error;
+    }
+  }
+
+  /** @param poisons gets those that are found */
+  private async apply(
+    events: readonly SessionRecord[],
+    poisons: Poison[],
+    lanes: ReadonlyMap<number, Lane>,
+    to: ReadonlyMap<number, number>,
+    epochs: ReadonlyMap<number, number>,
+  ): Promise<void> {
+    try {
+      await this.commit(events, poisons, lanes, to, epochs);
+    } catch (error) {
+      if (!isPoison(error)) throw error;
+      const found = await findPoison(events, (some) => this.attempt(some));
+      if (found.length === 0) throw error;
+      poisons.push(...found);
+      const first = new Map(
+        found.map(({ tenant, sessionId, version }) => [streamKey({ tenant, streamId: sessionId }), version]),
+      );
+      const sound = events.filter((event) => event.version < (first.get(streamKey(event)) ?? Infinity));
+      await this.commit(sound, poisons, lanes, to, epochs);
+    }
+  }
+
+  /** The transaction is short because all reading was done before it. */
+  private async commit(
+    events: readonly SessionRecord[],
+    poisons: readonly Poison[],
+    lanes: ReadonlyMap<number, Lane>,
+    to: ReadonlyMap<number, number>,
+    epochs: ReadonlyMap<number, number>,
+  ): Promise<void> {
+    const statements = events.length > 0 ? await this.compute(events) : [];
+    const moved = [...to.keys()].sort((a, b) => a - b);
+    await transaction(this.pool, async (client) => {
+      const { rowCount } = await client.query({
+        name: 'move_checkpoint',
+        text: `update projection_checkpoint c set position = m.new, epoch = m.epoch
+               from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+                    as m (lane, old, new, epoch, revision)
+               where c.projection = $1 and c.lane = m.lane and c.position = m.old and c.revision = m.revision
+                 and c.epoch <= m.epoch`,
+        values: [
+          this.table,
+          moved,
+          moved.map((lane) => lanes.get(lane)?.position),
+          moved.map((lane) => to.get(lane)),
+          moved.map((lane) => epochs.get(lane)),
+          moved.map((lane) => lanes.get(lane)?.revision),
+        ],
+      });
+      if (rowCount !== moved.length) throw new Fenced();
+      await run(client, statements);
+      for (const poison of poisons) await client.query(parkStatement(this.table, poison));
+    });
+  }
+
+  private async attempt(events: readonly SessionRecord[]): Promise<void> {
+    const statements = await this.compute(events);
+    await transaction(this.pool, async (client) => {
+      await run(client, statements);
+      throw new Undone();
+    }).catch((error: unknown) => {
+      if (!(error instanceof Undone)) throw error;
+    });
+  }
+
+  private compute(events: readonly SessionRecord[]): ReturnType<typeof compute> {
+    return compute(this.pool, this.projection, this.table, events);
+  }
+
+  private async lanes(numbers: readonly number[]): Promise<Map<number, Lane>> {
+    const unknown = numbers.filter((lane) => !this.known.has(lane));
+    if (unknown.length > 0) {
+      const { rows } = await this.pool.query<{
+        lane: number;
+        position: number;
+        revision: number;
+        parked: string[];
+      }>(
+        `select lane, position, revision,
+                array(select p.tenant || '/' || p.session_id from projection_parked p
+                      where p.projection = c.projection and p.lane = c.lane) as parked
+         from projection_checkpoint c where projection = $1 and lane = any ($2)`,
+        [this.table, unknown],
+      );
+      for (const { lane, position, revision, parked } of rows)
+        this.known.set(lane, { position, revision, parked: new Set(parked) });
+    }
+    const lanes = new Map<number, Lane>();
+    for (const number of numbers) {
+      const lane = this.known.get(number);
+      if (lane) lanes.set(number, lane);
+    }
+    return lanes;
+  }
+}
+
+/** A transaction that has shown what it should. */
+class Undone extends Error {}
+
+/** Errors quote values: no more of what people wrote than it takes to find the cause. */
+const ERROR_LENGTH = 300;
+
+export const parkStatement = (
+  table: string,
+  { tenant, sessionId, lane, version, error }: Poison,
+): { text: string; values: unknown[] } => ({
+  text: `insert into projection_parked as known (projection, tenant, session_id, lane, version, error, parked_at)
+         values ($1, $2, $3, $4, $5, $6, colloquy_now())
+         on conflict (projection, tenant, session_id) do update
+           set version = excluded.version, error = excluded.error, parked_at = excluded.parked_at`,
+  values: [table, tenant, sessionId, lane, version, error.message.slice(0, ERROR_LENGTH)],
+});

@@ -1,0 +1,145 @@
+import { type Pool, type PoolClient } from 'pg';
+import { available } from '../database/connection.js';
+import { transaction } from '../database/transaction.js';
+import { type EventStore } from '../event-store/event-store.js';
+import { parkStatement } from './lane-fold.js';
+import { isPoison, type Poison } from './poison.js';
+import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
+
+/** A session that a projection does not take in any further. */
+export interface ParkedSession {
+  /** Name of the projection. */
+  readonly projection: string;
+  readonly tenant: string;
+  readonly sessionId: string;
+  /** Of the first event that is missing in the read model. */
+  readonly version: number;
+  readonly error: string;
+  readonly parkedAt: string;
+}
+
+export interface SessionName {
+  readonly tenant: string;
+  readonly sessionId: string;
+}
+
+/** Events applied by one statement while the session is folded anew. */
+const PAGE = 500;
+
+/** The sessions that projections could not take in, and how they come back. */
+export class Parking {
+  constructor(
+    private readonly store: EventStore,
+    private readonly pool: Pool,
+    private readonly projections: readonly Projection[],
+  ) {}
+
+  /** Those of the tables that this code has, the longest parked first. */
+  async list(): Promise<ParkedSession[]> {
+    const names = new Map(this.projections.map((projection) => [tableOf(projection), projection.name]));
+    const { rows } = await available(() =>
+      this.pool.query<Omit<ParkedSession, 'projection'> & { table: string }>(
+        `select projection as "table", tenant, session_id as "sessionId", version, error, parked_at as "parkedAt"
+         from projection_parked where projection = any ($1) order by parked_at, projection, tenant, session_id`,
+        [[...names.keys()]],
+      ),
+    );
+    return rows.map(({ table, ...row }) => ({ projection: names.get(table) ?? table, ...row }));
+  }
+
+  /**
+   * Takes the session in from where it was parked, or from the event after that one.
+   *
+   * The checkpoint of its lane stands still meanwhile, so the session ends up where the lane is: neither an event
+   * twice nor one too few.
+   *
+   * @returns false when it was not parked
+   */
+  async resume(
+    projection: Projection,
+    { tenant, sessionId }: SessionName,
+    from: 'parked' | 'next',
+  ): Promise<boolean> {
+    const table = tableOf(projection);
+    const stream = { tenant, streamId: sessionId };
+    const lane = this.store.laneOf(stream);
+    const key = [table, tenant, sessionId];
+    return available(() =>
+      transaction(this.pool, async (client) => {
+        const position = await lockLane(client, table, lane);
+        const { rows } = await client.query<{ version: number }>(
+          'select version from projection_parked where projection = $1 and tenant = $2 and session_id = $3',
+          key,
+        );
+        const [parked] = rows;
+        if (!parked) return false;
+        const first = from === 'parked' ? parked.version : parked.version + 1;
+        const poison = await this.fold(client, projection, stream, first, position);
+        if (poison) await client.query(parkStatement(table, { tenant, sessionId, lane, ...poison }));
+        else {
+          await client.query(
+            'delete from projection_parked where projection = $1 and tenant = $2 and session_id = $3',
+            key,
+          );
+        }
+        // The lane's owner still leaves the session out, and may have computed rows from what stood here before.
+        await client.query(
+          'update projection_checkpoint set revision = revision + 1 where projection = $1 and lane = $2',
+          [table, lane],
+        );
+        return true;
+      }),
+    );
+  }
+
+  /** @returns the event that could not be applied, with all before it applied; undefined when all were. */
+  private async fold(
+    client: PoolClient,
+    projection: Projection,
+    stream: { readonly tenant: string; readonly streamId: string },
+    first: number,
+    position: number,
+  ): Promise<Pick<Poison, 'version' | 'error'> | undefined> {
+    let next = first;
+    /** Stops at the first error, so that what comes before it is kept. */
+    const apply = async (events: readonly SessionRecord[]): Promise<Error | undefined> => {
+      await client.query('savepoint events');
+      try {
+        await applyOn(client, projection, tableOf(projection), events);
+        await client.query('release savepoint events');
+        return undefined;
+      } catch (error) {
+        if (!isPoison(error)) throw error;
+        await client.query('rollback to savepoint events');
+        return error instanceof Error ? error : new Error(String(error));
+      }
+    };
+    for (;;) {
+      let page: SessionRecord[];
+      try {
+        page = (await this.store.readStream(stream, { from: next, limit: PAGE })) as SessionRecord[];
+      } catch (error) {
+        if (!isPoison(error)) throw error;
+        return { version: next, error: error as Error };
+      }
+      const due = page.filter((event) => event.position <= position);
+      if (due.length > 0 && (await apply(due))) {
+        for (const event of due) {
+          const error = await apply([event]);
+          if (error) return { version: event.version, error };
+        }
+      }
+      next += due.length;
+      if (due.length < PAGE) return undefined;
+    }
+  }
+}
+
+/** The position of a lane, which nobody moves until the end of the transaction. */
+async function lockLane(client: PoolClient, table: string, lane: number): Promise<number> {
+  const { rows } = await client.query<{ position: number }>(
+    'select position from projection_checkpoint where projection = $1 and lane = $2 for update',
+    [table, lane],
+  );
+  return rows[0]?.position ?? 0;
+}

@@ -1,0 +1,86 @@
+import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
+import { streamKey } from '../event-store/lane.js';
+import { type SessionRecord } from './projection.js';
+
+/** The first event of a session that a projection cannot take in. */
+export interface Poison {
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly lane: number;
+  readonly version: number;
+  readonly error: Error;
+}
+
+/** Somebody else moved the checkpoint: this node's lease was over without its knowing. */
+export class Fenced extends Error {
+  override readonly name = 'Fenced';
+}
+
+/** What data can do to a statement: cardinality, data, constraint, limit, and what a function raises. */
+const DATA_ERRORS = /^(21|22|23|54|P0)/;
+
+/**
+ * Whether an error comes from the events or from the projection's code. A database that is away, has no room or lets
+ * somebody wait too long says nothing about either: parking sessions for that would empty the read models.
+ */
+export function isPoison(error: unknown): boolean {
+  if (error instanceof Fenced || error instanceof DatabaseUnavailable || isConnectionError(error))
+    return false;
+  const { severity, code } = (error ?? {}) as { severity?: unknown; code?: unknown };
+  return severity === undefined || (typeof code === 'string' && DATA_ERRORS.test(code));
+}
+
+/**
+ * The sessions that keep a batch from being applied, found by trying ever smaller parts of it.
+ *
+ * @param attempt applies events without keeping what that does
+ * @returns nothing when it is no session's fault: what failed before does not fail again
+ * @throws whatever `attempt` throws that is not poison
+ */
+export async function findPoison(
+  events: readonly SessionRecord[],
+  attempt: (events: readonly SessionRecord[]) => Promise<void>,
+): Promise<Poison[]> {
+  const failure = async (some: readonly SessionRecord[]): Promise<{ readonly error: Error } | undefined> => {
+    try {
+      await attempt(some);
+      return undefined;
+    } catch (error) {
+      if (!isPoison(error)) throw error;
+      return { error: error instanceof Error ? error : new Error(String(error)) };
+    }
+  };
+  const amongSessions = async (sessions: readonly SessionRecord[][]): Promise<Poison[]> => {
+    const failed = await failure(sessions.flat());
+    if (!failed) return [];
+    const [session] = sessions;
+    if (sessions.length === 1 && session) return [await firstIn(session, failed.error)];
+    const half = sessions.length >> 1;
+    return [
+      ...(await amongSessions(sessions.slice(0, half))),
+      ...(await amongSessions(sessions.slice(half))),
+    ];
+  };
+  /** All before `good` can be applied, all up to `bad` cannot. */
+  const firstIn = async (session: readonly SessionRecord[], error: Error): Promise<Poison> => {
+    let [good, bad, why] = [0, session.length, error];
+    while (bad - good > 1) {
+      const middle = (good + bad) >> 1;
+      const failed = await failure(session.slice(0, middle));
+      if (failed) [bad, why] = [middle, failed.error];
+      else good = middle;
+    }
+    const event = session[bad - 1];
+    if (!event) throw error;
+    const { tenant, streamId: sessionId, lane, version } = event;
+    return { tenant, sessionId, lane, version, error: why };
+  };
+  const sessions = new Map<string, SessionRecord[]>();
+  for (const event of events) {
+    const key = streamKey(event);
+    const session = sessions.get(key);
+    if (session) session.push(event);
+    else sessions.set(key, [event]);
+  }
+  return amongSessions([...sessions.values()]);
+}

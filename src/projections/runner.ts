@@ -1,0 +1,139 @@
+import { type Pool } from 'pg';
+import { type EventStore } from '../event-store/event-store.js';
+import { LaneShare, type Leases } from '../event-store/leases.js';
+import { LaneFold } from './lane-fold.js';
+import { Fenced, type Poison } from './poison.js';
+import { type Projection, tableOf } from './projection.js';
+
+/** Events read per lane and turn. */
+const BATCH = 500;
+const RETRY_MS = 500;
+/**
+ * After a turn events gather for so long, unless a reader waits: under load a turn per commit cost more processor
+ * time than the appends themselves (measured).
+ */
+const GATHER_MS = 50;
+
+/** What leases of the work on a table are called. */
+export const workOn = (table: string): string => `projection/${table}`;
+
+/** Keeps one read model in step with the log, in the lanes that are this node's. */
+export class Runner {
+  private readonly share: LaneShare;
+  private readonly fold: LaneFold;
+  private readonly dirty = new Set<number>();
+  private running: Promise<void> | undefined;
+  private unsubscribe: (() => void) | undefined;
+  private hurried = false;
+  private endGathering: (() => void) | undefined;
+  private stopped = false;
+
+  constructor(
+    private readonly store: EventStore,
+    pool: Pool,
+    leases: Leases,
+    projection: Projection,
+    private readonly onProgress: () => void,
+    private readonly onError: (error: unknown) => void,
+    onParked: (poison: Poison) => void,
+  ) {
+    const table = tableOf(projection);
+    this.fold = new LaneFold(store, pool, projection, table, onParked);
+    this.share = new LaneShare(leases, workOn(table), store.lanes, (lanes) => {
+      this.wake(lanes);
+    });
+  }
+
+  /** Shows that this node uses the table. */
+  join(): Promise<void> {
+    return this.share.join();
+  }
+
+  /** Follows the log until `stop`; the table must be there. */
+  async start(): Promise<void> {
+    const { wakeUp } = this.store;
+    const unsubscribe = wakeUp.subscribe((lanes) => {
+      this.wake(lanes);
+    });
+    const unhurry = wakeUp.onHurry(() => {
+      this.hurry();
+    });
+    this.unsubscribe = () => {
+      unsubscribe();
+      unhurry();
+    };
+    await this.share.balance();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    this.unsubscribe?.();
+    this.hurry();
+    await this.running;
+  }
+
+  private wake(lanes: Iterable<number>): void {
+    for (const lane of lanes) this.dirty.add(lane);
+    if (this.stopped || this.dirty.size === 0) return;
+    this.running ??= this.run();
+  }
+
+  private async run(): Promise<void> {
+    while (this.dirty.size > 0 && !this.stopped) {
+      this.hurried = false;
+      try {
+        await this.turn();
+        await this.gather();
+      } catch (error) {
+        this.onError(error);
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      }
+    }
+    // In the same step as the last look at `dirty`: a wake-up in between would be lost.
+    this.running = undefined;
+  }
+
+  private hurry(): void {
+    this.hurried = true;
+    this.endGathering?.();
+  }
+
+  private async gather(): Promise<void> {
+    if (this.hurried || this.stopped) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, GATHER_MS);
+      this.endGathering = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.endGathering = undefined;
+  }
+
+  private async turn(): Promise<void> {
+    const owned = this.share.owned;
+    this.fold.keep(owned);
+    const lanes = [...this.dirty].filter((lane) => owned.has(lane));
+    this.dirty.clear();
+    if (lanes.length === 0) return;
+    try {
+      const counts = await this.fold.advance(
+        new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
+        BATCH,
+      );
+      if (counts.size === 0) return;
+      for (const [lane, count] of counts) {
+        if (count < BATCH) continue;
+        this.dirty.add(lane);
+        // More than a batch waits already: there is nothing to let gather.
+        this.hurried = true;
+      }
+      this.onProgress();
+    } catch (error) {
+      for (const lane of lanes) this.dirty.add(lane);
+      if (!(error instanceof Fenced)) throw error;
+      // Asked at once: until it knows, this node would read and be refused again and again.
+      await this.share.confirm();
+    }
+  }
+}

@@ -1,0 +1,195 @@
+import { type Client } from 'pg';
+import { type EventStore, type LaneEvent } from '../event-store/event-store.js';
+import { streamKey } from '../event-store/lane.js';
+import { findPoison, isPoison } from './poison.js';
+import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
+
+/** How a read model compares with what the log says. */
+export interface Verification {
+  readonly name: string;
+  readonly ok: boolean;
+  /** Of the live table, without what is parked. */
+  readonly rows: number;
+  /** Of all columns of all rows, whatever their order. */
+  readonly hash: string;
+  readonly expectedRows: number;
+  readonly expectedHash: string;
+  /** Sessions that were left out, because they are parked in the read model or cannot be folded at all. */
+  readonly parked: number;
+  /** Of the sessions that differ, the first by tenant and id. */
+  readonly firstDifference: { readonly tenant: string; readonly sessionId: string } | null;
+}
+
+const BATCH = 1_000;
+
+/**
+ * Folds the whole log anew into a temporary table, up to where the live one stands, and compares the two in one
+ * snapshot. Reads and writes go on; only a swap of the live table waits for the end of the comparison.
+ *
+ * @param client a connection of its own: what is left on it goes away with it
+ */
+export async function verify(
+  store: EventStore,
+  client: Client,
+  projection: Projection,
+): Promise<Verification> {
+  const table = tableOf(projection);
+  const fresh = `${table}_fresh`;
+  // Named first, this is where tables are made.
+  const { rows: schemas } = await client.query<{ live: string }>(
+    `select quote_ident(current_schema()) || '.' || $1 as live`,
+    [table],
+  );
+  const live = schemas[0]?.live ?? table;
+  await client.query(`select set_config('search_path', 'pg_temp, ' || current_schema(), false)`);
+  await client.query(projection.createTable(fresh));
+  await client.query('create table left_out (tenant text collate "C", session_id text collate "C")');
+  const fold = new FreshFold(store, client, projection, fresh);
+
+  // Most of the work without a snapshot: one that is kept for long keeps the server from cleaning up.
+  await fold.advance(await checkpoints(client, table));
+
+  await client.query('begin isolation level repeatable read');
+  fold.inTransaction = true;
+  // Before the snapshot is taken: of a table that is swapped after it, the snapshot would show nothing.
+  await client.query(`lock table ${live} in access share mode`);
+  await fold.advance(await checkpoints(client, table));
+  await client.query(
+    `insert into left_out select * from unnest($1::text[], $2::text[])
+     union select tenant, session_id from projection_parked where projection = $3`,
+    [fold.poisoned.map(({ tenant }) => tenant), fold.poisoned.map(({ sessionId }) => sessionId), table],
+  );
+  const found = await digest(client, live);
+  const expected = await digest(client, fresh);
+  const ok = found.rows === expected.rows && found.hash === expected.hash;
+  const firstDifference = ok ? null : await difference(client, live, fresh);
+  const { rows } = await client.query<{ count: number }>('select count(*) from left_out');
+  await client.query('rollback');
+  return {
+    name: projection.name,
+    ok,
+    ...found,
+    expectedRows: expected.rows,
+    expectedHash: expected.hash,
+    parked: rows[0]?.count ?? 0,
+    firstDifference,
+  };
+}
+
+async function checkpoints(client: Client, table: string): Promise<Map<number, number>> {
+  const { rows } = await client.query<{ lane: number; position: number }>(
+    'select lane, position from projection_checkpoint where projection = $1',
+    [table],
+  );
+  return new Map(rows.map(({ lane, position }) => [lane, position]));
+}
+
+const COMPARED = `r where not exists (
+  select from left_out o where o.tenant = r.tenant and o.session_id = r.session_id)`;
+
+async function digest(client: Client, table: string): Promise<{ rows: number; hash: string }> {
+  const { rows } = await client.query<{ rows: number; hash: string }>(
+    // A sum, and not XOR: two equal rows too many would cancel each other out.
+    `select count(*) as rows, coalesce(sum(hashtextextended(r::text, 0)::numeric), 0)::text as hash
+     from ${table} ${COMPARED}`,
+  );
+  return rows[0] ?? { rows: 0, hash: '0' };
+}
+
+async function difference(
+  client: Client,
+  live: string,
+  fresh: string,
+): Promise<Verification['firstDifference']> {
+  const bySession = (table: string): string =>
+    `select tenant, session_id, count(*) as rows, sum(hashtextextended(r::text, 0)::numeric) as hash
+     from ${table} ${COMPARED} group by tenant, session_id`;
+  const { rows } = await client.query<{ tenant: string; session_id: string }>(
+    `select tenant, session_id from (${bySession(live)}) l full join (${bySession(fresh)}) f using (tenant, session_id)
+     where (l.rows, l.hash) is distinct from (f.rows, f.hash) order by tenant, session_id limit 1`,
+  );
+  const [row] = rows;
+  return row ? { tenant: row.tenant, sessionId: row.session_id } : null;
+}
+
+/** A fold of all lanes by one connection. */
+class FreshFold {
+  /** Whether the caller has begun a transaction that the rest is part of. */
+  inTransaction = false;
+  readonly poisoned: { readonly tenant: string; readonly sessionId: string }[] = [];
+  private readonly leftOut = new Set<string>();
+  private readonly positions = new Map<number, number>();
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly client: Client,
+    private readonly projection: Projection,
+    private readonly table: string,
+  ) {}
+
+  /** @param to lane → position of the last event wanted */
+  async advance(to: ReadonlyMap<number, number>): Promise<void> {
+    for (const [lane, end] of to) {
+      let position = this.positions.get(lane) ?? 0;
+      const read = (after: number): Promise<LaneEvent[]> => {
+        const limit = Math.min(BATCH, end - after);
+        return limit > 0 ? this.store.readLanes(new Map([[lane, after]]), limit) : Promise.resolve([]);
+      };
+      let next = read(position);
+      for (;;) {
+        const batch = await next;
+        const last = batch.at(-1);
+        if (!last) break;
+        position = last.position;
+        // While one batch is written the next is read. What fails is told when it is waited for.
+        next = read(position);
+        next.catch(() => undefined);
+        await this.apply(batch);
+      }
+      this.positions.set(lane, position);
+    }
+  }
+
+  private async apply(batch: readonly LaneEvent[]): Promise<void> {
+    const events: SessionRecord[] = [];
+    for (const event of batch) {
+      if (this.leftOut.has(streamKey(event))) continue;
+      if (event.unreadable) this.leaveOut(event.tenant, event.streamId);
+      else events.push(event as SessionRecord);
+    }
+    try {
+      await this.attempt(events, 'keep');
+    } catch (error) {
+      if (!isPoison(error)) throw error;
+      const found = await findPoison(events, (some) => this.attempt(some, 'undo'));
+      if (found.length === 0) throw error;
+      for (const { tenant, sessionId } of found) this.leaveOut(tenant, sessionId);
+      await this.attempt(
+        events.filter((event) => !this.leftOut.has(streamKey(event))),
+        'keep',
+      );
+    }
+  }
+
+  private leaveOut(tenant: string, sessionId: string): void {
+    this.leftOut.add(streamKey({ tenant, streamId: sessionId }));
+    this.poisoned.push({ tenant, sessionId });
+  }
+
+  /** Within the transaction that runs, or one of its own. */
+  private async attempt(events: readonly SessionRecord[], effect: 'keep' | 'undo'): Promise<void> {
+    if (events.length === 0) return;
+    const { client } = this;
+    const [begin, keep, undo] = this.inTransaction
+      ? ['savepoint batch', 'release savepoint batch', 'rollback to savepoint batch']
+      : ['begin', 'commit', 'rollback'];
+    await client.query(begin);
+    try {
+      await applyOn(client, this.projection, this.table, events);
+    } catch (error) {
+      await client.query(undo);
+      throw error;
+    }
+    await client.query(effect === 'keep' ? keep : undo);
+  }
+}
