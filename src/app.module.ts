@@ -11,6 +11,7 @@ import { CommandBus, CqrsModule } from '@nestjs/cqrs';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import { type Pool } from 'pg';
 import { type DataSource } from 'typeorm';
+import { ProjectionsController } from './audit/projections.controller.js';
 import { type Config } from './config.js';
 import { connect, connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
 import { upcast } from './domain/session.events.js';
@@ -261,6 +262,7 @@ export class AppModule implements OnApplicationShutdown {
         RelayController,
         TenantsController,
         SweeperController,
+        ProjectionsController,
       ],
       providers,
     };

@@ -9,7 +9,7 @@ import { applyOn, type Projection, type SessionRecord, tableOf } from './project
 import { workOn } from './runner.js';
 
 /** Events read per lane and turn: more cost memory, fewer cost commits (measured). */
-const BATCH = 2_000;
+const BATCH = 500;
 /** Lanes that a node works on at once: while one is written, another one is read. */
 const WORKERS = 3;
 /** As many events at most are applied while the live table stands still. */

@@ -1,4 +1,4 @@
-import { connect } from '../../../src/database/connection.js';
+import { connect, DatabaseUnavailable } from '../../../src/database/connection.js';
 import { CreateSession, sessionDecider, type SessionState } from '../../../src/domain/session.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
@@ -232,10 +232,11 @@ describe('one owner per lane', () => {
       ...plain,
       apply: async (events, table, read) => {
         failures -= 1;
-        if (failures >= 2) throw new Error('not now');
+        if (failures >= 2) throw new DatabaseUnavailable(new Error('not now'));
         const statements = await plain.apply(events, table, read);
-        // The rows are written, and then something else of the batch is refused.
-        return failures >= 0 ? [...statements, { text: 'select 1 / 0', values: [] }] : statements;
+        // The rows are written, and then the disk is full.
+        const full = `do $$ begin raise exception using errcode = 'disk_full'; end $$`;
+        return failures >= 0 ? [...statements, { text: full, values: [] }] : statements;
       },
     };
     const node = await start([failing]);

@@ -1,0 +1,153 @@
+import {
+  getPostgreSQLEventStore,
+  postgreSQLRawSQLProjection,
+  rebuildPostgreSQLProjections,
+} from '@event-driven-io/emmett-postgresql';
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { connect } from '../support/database.mjs';
+import { CONTENT } from '../support/messages.mjs';
+import { product } from '../support/product.mjs';
+import { median, ratio, sideBySide, spread } from '../support/stats.mjs';
+
+const { createPool } = product('dist/database/connection.js');
+const { upcast } = product('dist/domain/session.events.js');
+const { EventStore } = product('dist/event-store/event-store.js');
+const { Leases } = product('dist/event-store/leases.js');
+const { historyProjection } = product('dist/projections/history.projection.js');
+const { Projector } = product('dist/projections/projector.js');
+
+const SESSION_LENGTH = 50;
+/** It sleeps 50 ms after every 100 events unless told otherwise; this is the fastest that it does. */
+const PULLING = { batchSize: 1_000, pullingFrequencyInMs: 0 };
+const literal = (text) => `'${text.replaceAll("'", "''")}'`;
+
+/** The same messages in both logs, those of all sessions in turn; written by SQL, since appends are not measured. */
+const messages = (events) => `
+  select n, 'session-' || lpad((n % ${Math.ceil(events / SESSION_LENGTH)})::text, 8, '0') as stream_id,
+         n / ${Math.ceil(events / SESSION_LENGTH)} + 1 as version,
+         jsonb_build_object('messageId', 'msg_' || gen_random_uuid(), 'role', 'user', 'status', 'complete',
+                            'content', '${CONTENT}') as data
+  from generate_series(0, ${events - 1}) as n`;
+
+export const oursForProfile = (...a) => ours(...a);
+async function ours(server, events) {
+  const url = await server.database('rebuild');
+  const client = await connect(url, 'bench', { query_timeout: 600_000 });
+  await client.query(`
+    insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
+                       correlation_id, data)
+    select lane, row_number() over (partition by lane order by n), 'default', stream_id, version, 1, gen_random_uuid(),
+           case version when 1 then 'SessionCreated' else 'MessageAppended' end, 1, colloquy_now(), 'bench', 'bench',
+           case version when 1 then '{}' else data end
+    from (select m.*, get_byte(sha256(convert_to('default/' || stream_id, 'UTF8')), 7) % 16 as lane
+          from (${messages(events)}) m) e`);
+  await client.query('vacuum analyze event');
+
+  const store = await EventStore.open(url, { upcast });
+  const leases = new Leases(store.pool, randomUUID());
+  const pool = createPool(url, 'projector', { settings: '-c synchronous_commit=off' });
+  const projector = new Projector({
+    store,
+    pool,
+    leases,
+    projections: [historyProjection],
+    connect: () => connect(url, 'verify', { query_timeout: 600_000 }),
+    onProgress: () => undefined,
+    onNotice: () => undefined,
+    onError: (error) => {
+      throw error;
+    },
+  });
+  await projector.start();
+  const status = async () => (await projector.status())[0];
+  while ((await status()).behind > 0) await sleep(100);
+  return {
+    rebuild: async () => {
+      const began = performance.now();
+      await projector.rebuild(historyProjection);
+      while ((await status()).rebuild) await sleep(25);
+      return events / ((performance.now() - began) / 1_000);
+    },
+    verify: () => projector.verify(historyProjection),
+    count: async () => (await client.query('select count(*) from history_v1')).rows[0].count,
+    close: async () => {
+      await projector.stop();
+      await leases.close();
+      await pool.end();
+      await store.close();
+      await client.end();
+    },
+  };
+}
+
+async function theirs(server, events) {
+  const connectionString = await server.emptyDatabase('rebuild_emmett');
+  const emmett = getPostgreSQLEventStore(connectionString);
+  await emmett.schema.migrate();
+  const client = await connect(connectionString, 'bench', { query_timeout: 600_000 });
+  await client.query(`
+    insert into emt_messages (stream_id, stream_position, message_data, message_metadata, message_schema_version,
+                              message_type, message_id, transaction_id)
+    select stream_id, version, data, '{}', '1', 'MessageAppended', gen_random_uuid(), pg_current_xact_id()
+    from (${messages(events)}) m order by n`);
+  await client.query('vacuum analyze emt_messages');
+  await client.query(
+    'create table history (session_id text, version bigint, message jsonb, primary key (session_id, version))',
+  );
+  const projection = postgreSQLRawSQLProjection({
+    name: 'history',
+    canHandle: ['MessageAppended'],
+    evolve: ({ data, metadata }) =>
+      `insert into history values (${literal(metadata.streamName)}, ${metadata.streamPosition},
+                                   ${literal(JSON.stringify(data))})`,
+  });
+  return {
+    rebuild: async () => {
+      // Its place in the log outlives a rebuild, and the next one would begin at the end.
+      await client.query('truncate history, emt_processors');
+      const consumer = rebuildPostgreSQLProjections({ connectionString, projections: [projection], pulling: PULLING });
+      const began = performance.now();
+      await consumer.start();
+      const seconds = (performance.now() - began) / 1_000;
+      await consumer.close();
+      return events / seconds;
+    },
+    count: async () => (await client.query('select count(*) from history')).rows[0].count,
+    close: async () => {
+      await client.end();
+      await emmett.close();
+    },
+  };
+}
+
+/** The read model `history` built anew from the log, beside the same by emmett's rebuild. */
+export async function rebuild(server, { full }) {
+  const events = full ? 1_000_000 : 200_000;
+  const own = await ours(server, events);
+  const other = await theirs(server, full ? events : events / 10);
+  try {
+    const rates = await sideBySide(full ? 3 : 3, { ours: own.rebuild, theirs: other.rebuild });
+    const counts = [await own.count(), await other.count()];
+    const { ok } = await own.verify();
+    return [
+      {
+        name: `rebuild of history, ${events} events`,
+        ours: `${Math.round(median(rates.ours))}/s`,
+        other: `emmett-postgresql ${Math.round(median(rates.theirs))}/s`,
+        ratio: ratio(rates.ours, rates.theirs),
+        atLeast: 15,
+        spread: Math.max(spread(rates.ours), spread(rates.theirs)),
+      },
+      {
+        name: 'at least 60 000 events/s',
+        ours: `${Math.round(median(rates.ours))}/s`,
+        pass: median(rates.ours) >= 60_000,
+      },
+      { name: 'rows', ours: `${counts[0]}, verified: ${ok}`, other: `${counts[1]}`, pass: ok && counts[0] === events },
+    ];
+  } finally {
+    await own.close();
+    await other.close();
+  }
+}

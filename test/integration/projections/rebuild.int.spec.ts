@@ -1,0 +1,302 @@
+import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
+import { LEASE_MS } from '../../../src/event-store/leases.js';
+import { historyProjection, readHistory } from '../../../src/projections/history.projection.js';
+import { type Projection, tableOf } from '../../../src/projections/projection.js';
+import {
+  findSession,
+  listSessions,
+  sessionsProjection,
+} from '../../../src/projections/sessions.projection.js';
+import { usageProjection } from '../../../src/projections/usage.projection.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
+import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+
+let db: TestDatabase;
+const nodes: Node[] = [];
+const start = async (projections: readonly Projection[] = READ_MODELS): Promise<Node> => {
+  const node = await Node.start(db.url, projections);
+  nodes.push(node);
+  return node;
+};
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await Promise.all(nodes.splice(0).map((node) => node.stop()));
+  await expectSoundLog(db).finally(() => db.drop());
+});
+
+const rebuilt = async (node: Node, limitMs = 60_000): Promise<void> => {
+  const began = Date.now();
+  while ((await node.projector.status()).some(({ rebuild }) => rebuild !== null)) {
+    if (Date.now() - began > limitMs) throw new Error(`not rebuilt within ${limitMs} ms`);
+    await sleep(20);
+  }
+};
+const caughtUp = async (node: Node): Promise<void> => {
+  while ((await node.projector.lag()).some(({ behind }) => behind > 0)) await sleep(10);
+};
+/** Every row of a read model, as text, and what tells that the table is another one. */
+const contents = async (projection: Projection) =>
+  (await db.query<{ row: string }>(`select r::text as row from ${tableOf(projection)} r order by 1`)).map(
+    ({ row }) => row,
+  );
+const oidOf = async (projection: Projection) =>
+  (await db.query<{ oid: number }>('select $1::regclass::oid as oid', [tableOf(projection)]))[0]?.oid;
+const relations = async (): Promise<unknown[]> =>
+  db.query(
+    `select relname, relkind from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'i')
+     order by relname`,
+  );
+
+describe('a rebuild', () => {
+  it('given read models at rest, when each is rebuilt, then every row is as before, in a new table of the same shape', async () => {
+    const node = await start();
+    const ids = Array.from({ length: 30 }, (_, index) => `s${index}`);
+    await node.live(seeded(), ids, 400);
+    await caughtUp(node);
+    const shape = await relations();
+    for (const projection of READ_MODELS) {
+      const [before, oid] = [await contents(projection), await oidOf(projection)];
+      expect(before.length).toBeGreaterThan(5);
+      await node.projector.rebuild(projection);
+      // Twice is once.
+      await node.projector.rebuild(projection);
+      await rebuilt(node);
+      expect(await contents(projection)).toEqual(before);
+      expect(await oidOf(projection)).not.toBe(oid);
+    }
+    expect(await relations()).toEqual(shape);
+    // And it goes on being followed.
+    await node.live(seeded(1), ids, 50);
+    await caughtUp(node);
+    for (const projection of READ_MODELS)
+      expect(await node.projector.verify(projection)).toMatchObject({ ok: true, parked: 0 });
+    expect(nodes.flatMap((one) => one.errors)).toEqual([]);
+  }, 60_000);
+
+  it('given two nodes under load, when every read model is rebuilt again and again, then no read fails or misses what was written before it, and the rows are those of a fresh fold', async () => {
+    const pair = [await start(), await start()] as const;
+    let isOver = false;
+    let reads = 0;
+    const noise = pair.map(async (node, index) => {
+      const random = seeded(index);
+      const ids = Array.from({ length: 40 }, (_, number) => `noise${index}-${number}`);
+      while (!isOver) await Promise.all([1, 2].map(() => node.live(random, ids, 5)));
+    });
+    const readers = Array.from({ length: 4 }, async (_, loop) => {
+      const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
+      const id = `mine${loop}`;
+      await writer.handle(new CreateSession(target(id), { metadata: { loop: String(loop) } }));
+      for (let round = 1; !isOver; round += 1) {
+        const { state } = await writer.handle(new AppendMessages(target(id), [message(`${id} ${round}`)]));
+        const found = await findSession(reader.models, await reader.endOf(id), TENANT, id);
+        expect(found).toMatchObject({ version: state.version, messageCount: round });
+        const page = await readHistory(
+          reader.models,
+          await reader.endOf(id),
+          { tenant: TENANT, sessionId: id, incarnation: 1 },
+          { at: state.version, order: 'desc', limit: 1 },
+        );
+        expect(page?.messages[0]?.content).toBe(`${id} ${round}`);
+        const listed = await listSessions(reader.models, await reader.models.ends(), TENANT, {
+          status: 'active',
+          limit: 5,
+          metadata: { loop: String(loop) },
+        });
+        expect(listed).toMatchObject([{ id, messageCount: round }]);
+        reads += 3;
+      }
+    });
+    const work = Promise.all([...noise, ...readers]);
+    work.catch(() => (isOver = true));
+
+    const rounds = sized(20, 3);
+    for (let round = 0; round < rounds && !isOver; round += 1) {
+      const oids = await Promise.all(READ_MODELS.map(oidOf));
+      for (const projection of READ_MODELS) await pair[round % 2 ? 1 : 0].projector.rebuild(projection);
+      await rebuilt(pair[0]);
+      for (const [index, oid] of (await Promise.all(READ_MODELS.map(oidOf))).entries())
+        expect(oid).not.toBe(oids[index]);
+      // While all goes on.
+      expect(await pair[0].projector.verify(READ_MODELS[round % 3] ?? sessionsProjection)).toMatchObject({
+        ok: true,
+        firstDifference: null,
+      });
+    }
+    isOver = true;
+    await work;
+    expect(reads).toBeGreaterThan(10 * rounds);
+    for (const projection of READ_MODELS) {
+      const verified = await pair[1].projector.verify(projection);
+      expect(verified).toMatchObject({ ok: true, hash: verified.expectedHash, parked: 0 });
+      expect(verified.rows).toBe((await contents(projection)).length);
+    }
+    expect(nodes.flatMap((one) => one.errors)).toEqual([]);
+  }, 180_000);
+
+  it('given read models that somebody dropped, when they are rebuilt, then a read that waited has its answer and all rows are back', async () => {
+    const node = await start();
+    await node.live(
+      seeded(),
+      Array.from({ length: 20 }, (_, index) => `s${index}`),
+      200,
+    );
+    await node.handle(new CreateSession(target('kept')));
+    await caughtUp(node);
+    const before = await Promise.all(READ_MODELS.map(contents));
+
+    for (const projection of READ_MODELS) await db.query(`drop table ${tableOf(projection)}`);
+    const read = node.endOf('kept').then((end) => findSession(node.models, end, TENANT, 'kept'));
+    for (const projection of READ_MODELS) await node.projector.rebuild(projection);
+
+    expect(await read).toMatchObject({ id: 'kept', status: 'active' });
+    await rebuilt(node);
+    expect(await Promise.all(READ_MODELS.map(contents))).toEqual(before);
+  });
+
+  it('given a table that somebody dropped, when a node starts, then it is made again from the beginning of the log', async () => {
+    const first = await start();
+    await first.live(seeded(), ['a', 'b', 'c'], 60);
+    await caughtUp(first);
+    const before = await contents(historyProjection);
+    await nodes.pop()?.stop();
+    await db.query(`drop table ${tableOf(historyProjection)}`);
+
+    await caughtUp(await start());
+    expect(await contents(historyProjection)).toEqual(before);
+  });
+
+  it('given a node that hangs in the middle of a rebuild, when another one takes over its lanes, then the rebuild goes on where it was and is finished, and nothing is there twice', async () => {
+    let open = (): void => undefined;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    let applied = 0;
+    const hanging: Projection = {
+      ...historyProjection,
+      apply: async (events, table, read) => {
+        if (table.includes('_r') && (applied += 1) > 3) await gate;
+        return historyProjection.apply(events, table, read);
+      },
+    };
+    const doomed = await start([hanging]);
+    await Promise.all(
+      Array.from({ length: 60 }, (_, index) => doomed.handle(new CreateSession(target(`s${index}`)))),
+    );
+    await caughtUp(doomed);
+    const before = await contents(historyProjection);
+    await doomed.projector.rebuild(hanging);
+    while (applied <= 3) await sleep(10);
+    const [progress] = await doomed.projector.status();
+    expect(progress?.rebuild?.processed).toBeGreaterThan(0);
+    expect(progress?.rebuild?.processed).toBeLessThan(60);
+    doomed.stopBeating();
+    await db.setClock({ offsetMs: LEASE_MS + 1_000 });
+
+    const heir = await start([historyProjection]);
+    await rebuilt(heir);
+    open();
+    await sleep(100);
+    expect(await contents(historyProjection)).toEqual(before);
+    expect(doomed.errors).toEqual([]);
+    expect(await heir.projector.verify(historyProjection)).toMatchObject({ ok: true, rows: 60 });
+  }, 30_000);
+
+  it('given somebody who reads from the old table for long, when the swap waits for it, then other reads are not held up by that', async () => {
+    const node = await start();
+    await node.handle(new CreateSession(target('one')));
+    await caughtUp(node);
+    const table = tableOf(sessionsProjection);
+    await db.query('begin');
+    await db.query(`select from ${table}`);
+    await node.projector.rebuild(sessionsProjection);
+
+    const waits: number[] = [];
+    const reads = Array.from({ length: 20 }, async (_, index) => {
+      await sleep(index * 60);
+      const began = performance.now();
+      await findSession(node.models, await node.endOf('one'), TENANT, 'one');
+      waits.push(performance.now() - began);
+    });
+    await Promise.all(reads);
+    expect(Math.max(...waits)).toBeLessThan(1_000);
+    expect((await node.projector.status())[0]?.rebuild).not.toBeNull();
+    await db.query('commit');
+    await rebuilt(node);
+    expect(node.errors).toEqual([]);
+  }, 30_000);
+});
+
+describe('verify', () => {
+  it('given a read model with a bug, when it is verified with the right code, then the bug is found; rebuilding mends it', async () => {
+    const buggy: Projection = {
+      ...sessionsProjection,
+      apply: (events, table, read) =>
+        sessionsProjection.apply(
+          // Resets are overlooked.
+          events.filter((event) => event.type !== 'ConversationReset'),
+          table,
+          read,
+        ),
+    };
+    const wrong = await start([buggy]);
+    for (const id of ['b', 'a', 'c']) await wrong.handle(new CreateSession(target(id)));
+    await wrong.handle(new AppendMessages(target('c'), [message('x')]));
+    await wrong.live(seeded(), ['d', 'e', 'f'], 200);
+    await caughtUp(wrong);
+    expect(await wrong.projector.verify(buggy)).toMatchObject({ ok: true });
+    await nodes.pop()?.stop();
+
+    const right = await start();
+    await caughtUp(right);
+    const verified = await right.projector.verify(sessionsProjection);
+    expect(verified).toMatchObject({ name: 'sessions', ok: false });
+    // Those without a reset are right.
+    expect(['d', 'e', 'f']).toContain(verified.firstDifference?.sessionId);
+    await right.projector.rebuild(sessionsProjection);
+    await rebuilt(right);
+    expect(await right.projector.verify(sessionsProjection)).toMatchObject({
+      ok: true,
+      firstDifference: null,
+    });
+  }, 30_000);
+
+  it.each([
+    [
+      'changed',
+      `update history_v1 set message = jsonb_set(message, '{content}', '"forged"') where message is not null`,
+    ],
+    ['lost', 'delete from history_v1 where version = 2'],
+    [
+      'made up',
+      `insert into history_v1 select tenant, session_id, 99, incarnation, created_at, message from history_v1 where version = 2`,
+    ],
+  ])(
+    'given a row that was %s behind the service’s back, when the read model is verified under load, then it names the session',
+    async (_what, sql) => {
+      const node = await start();
+      for (const id of ['a', 'b', 'c', 'd'])
+        for (const command of [new CreateSession(target(id)), new AppendMessages(target(id), [message('x')])])
+          await node.handle(command);
+      await caughtUp(node);
+      await db.query(`${sql}${sql.includes('where') ? ' and' : ' where'} session_id = 'c'`);
+      let isOver = false;
+      const load = (async () => {
+        const random = seeded();
+        while (!isOver) await node.live(random, ['x', 'y', 'z'], 5);
+      })();
+
+      const verified = await node.projector.verify(historyProjection);
+      isOver = true;
+      await load;
+
+      expect(verified).toMatchObject({
+        ok: false,
+        firstDifference: { tenant: TENANT, sessionId: 'c' },
+      });
+      expect(await node.projector.verify(usageProjection)).toMatchObject({ ok: true });
+      // It leaves nothing behind.
+      expect(await db.query(`select from pg_class where relname like '%fresh%'`)).toEqual([]);
+    },
+  );
+});
