@@ -106,7 +106,11 @@ async function theirs(server, events) {
     rebuild: async () => {
       // Its place in the log outlives a rebuild, and the next one would begin at the end.
       await client.query('truncate history, emt_processors');
-      const consumer = rebuildPostgreSQLProjections({ connectionString, projections: [projection], pulling: PULLING });
+      const consumer = rebuildPostgreSQLProjections({
+        connectionString,
+        projections: [projection],
+        pulling: PULLING,
+      });
       const began = performance.now();
       await consumer.start();
       const seconds = (performance.now() - began) / 1_000;
@@ -144,7 +148,12 @@ export async function rebuild(server, { full }) {
         ours: `${Math.round(median(rates.ours))}/s`,
         pass: median(rates.ours) >= 60_000,
       },
-      { name: 'rows', ours: `${counts[0]}, verified: ${ok}`, other: `${counts[1]}`, pass: ok && counts[0] === events },
+      {
+        name: 'rows',
+        ours: `${counts[0]}, verified: ${ok}`,
+        other: `${counts[1]}`,
+        pass: ok && counts[0] === events,
+      },
     ];
   } finally {
     await own.close();

@@ -27,6 +27,7 @@ export interface RunningService {
  * that neither a key nor a database URL leaks in.
  *
  * @param options.dataDir becomes COLLOQUY_DATA_DIR
+ * @param options.main of another build
  * @param options.cwd where `colloquy.yml` would be looked for; the repository's root unless given
  * @throws Error with the output if it ends before it listens, or does not within 60 s (it is then killed)
  */
@@ -34,8 +35,9 @@ export async function startService(options: {
   env?: Readonly<Record<string, string>>;
   dataDir?: string;
   cwd?: string;
+  main?: string;
 }): Promise<RunningService> {
-  const child = spawn(process.execPath, [join(ROOT, 'dist/main.js')], {
+  const child = spawn(process.execPath, [options.main ?? join(ROOT, 'dist/main.js')], {
     cwd: options.cwd ?? ROOT,
     env: {
       PATH: process.env['PATH'],
