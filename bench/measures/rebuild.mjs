@@ -30,7 +30,6 @@ const messages = (events) => `
                             'content', '${CONTENT}') as data
   from generate_series(0, ${events - 1}) as n`;
 
-export const oursForProfile = (...a) => ours(...a);
 async function ours(server, events) {
   const url = await server.database('rebuild');
   const client = await connect(url, 'bench', { query_timeout: 600_000 });
@@ -131,7 +130,7 @@ export async function rebuild(server, { full }) {
   const own = await ours(server, events);
   const other = await theirs(server, full ? events : events / 10);
   try {
-    const rates = await sideBySide(full ? 3 : 3, { ours: own.rebuild, theirs: other.rebuild });
+    const rates = await sideBySide(3, { ours: own.rebuild, theirs: other.rebuild });
     const counts = [await own.count(), await other.count()];
     const { ok } = await own.verify();
     return [

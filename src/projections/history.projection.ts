@@ -67,6 +67,17 @@ export const historyProjection: Projection = {
       },
     ]);
   },
+
+  applyInside: (table) => `
+    insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
+    select tenant, stream_id, version, incarnation, time,
+           case when type = 'MessageAppended'
+                then (data - 'messageId') || jsonb_build_object('id', data -> 'messageId') end
+    from event
+    where lane = $1 and position > $2 and position <= $3
+      and type in ('SessionCreated', 'ConversationReset', 'MessageAppended')
+    -- A session's rows lie together then, and entries of the index are made in its order.
+    order by tenant, stream_id, version`,
 };
 
 /** A message as readers get it. `version` is its event's number in the session; times are RFC 3339. */

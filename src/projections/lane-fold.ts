@@ -1,9 +1,12 @@
-import { type Pool } from 'pg';
+import { type ClientBase, type Pool } from 'pg';
 import { transaction } from '../database/transaction.js';
+import { type EventType, sessionEvents } from '../domain/session.events.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { streamKey } from '../event-store/lane.js';
 import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
 import { compute, type Projection, run, type SessionRecord } from './projection.js';
+
+const EVENT_TYPES = Object.keys(sessionEvents) as EventType[];
 
 /** What this node believes of a lane. */
 interface Lane {
@@ -80,6 +83,45 @@ export class LaneFold {
     }
   }
 
+  /**
+   * Applies the next events of a lane by the projection's own statement, if it has one and that may be used for them.
+   * @returns how many there were; 0 if they are left to `advance`
+   * @throws Fenced
+   */
+  async leap(number: number, epoch: number, limit: number): Promise<number> {
+    const { projection, table } = this;
+    const lane = (await this.lanes([number])).get(number);
+    if (!projection.applyInside || !lane || lane.parked.size > 0) return 0;
+    const statement = projection.applyInside(table);
+    try {
+      const { rows } = await this.pool.query<{ end: number | null; isPlain: boolean | null }>(
+        `select max(position) as end,
+                bool_and(sealed is null and (type, schema_version) in (select * from unnest($3::text[], $4::int[])))
+                  as "isPlain"
+         from event where lane = $1 and position > $2 and position <= $2::bigint + $5::bigint`,
+        [number, lane.position, EVENT_TYPES, EVENT_TYPES.map((type) => sessionEvents[type].version), limit],
+      );
+      const { end, isPlain } = rows[0] ?? {};
+      if (!end || !isPlain) return 0;
+      await transaction(this.pool, async (client) => {
+        await this.move(
+          client,
+          new Map([[number, lane]]),
+          new Map([[number, end]]),
+          new Map([[number, epoch]]),
+        );
+        await client.query(statement, [number, lane.position, end]);
+      });
+      this.known.set(number, { ...lane, position: end });
+      return end - lane.position;
+    } catch (error) {
+      this.known.delete(number);
+      // It says that there is poison, but not where.
+      if (isPoison(error)) return 0;
+      throw error;
+    }
+  }
+
   /** @param poisons gets those that are found */
   private async apply(
     events: readonly SessionRecord[],
@@ -112,28 +154,38 @@ export class LaneFold {
     epochs: ReadonlyMap<number, number>,
   ): Promise<void> {
     const statements = events.length > 0 ? await this.compute(events) : [];
-    const moved = [...to.keys()].sort((a, b) => a - b);
     await transaction(this.pool, async (client) => {
-      const { rowCount } = await client.query({
-        name: 'move_checkpoint',
-        text: `update projection_checkpoint c set position = m.new, epoch = m.epoch
-               from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-                    as m (lane, old, new, epoch, revision)
-               where c.projection = $1 and c.lane = m.lane and c.position = m.old and c.revision = m.revision
-                 and c.epoch <= m.epoch`,
-        values: [
-          this.table,
-          moved,
-          moved.map((lane) => lanes.get(lane)?.position),
-          moved.map((lane) => to.get(lane)),
-          moved.map((lane) => epochs.get(lane)),
-          moved.map((lane) => lanes.get(lane)?.revision),
-        ],
-      });
-      if (rowCount !== moved.length) throw new Fenced();
+      await this.move(client, lanes, to, epochs);
       await run(client, statements);
       for (const poison of poisons) await client.query(parkStatement(this.table, poison));
     });
+  }
+
+  /** Moves checkpoints if they still are what this node believes, and nobody with a newer lease has been there. */
+  private async move(
+    client: ClientBase,
+    lanes: ReadonlyMap<number, Lane>,
+    to: ReadonlyMap<number, number>,
+    epochs: ReadonlyMap<number, number>,
+  ): Promise<void> {
+    const moved = [...to.keys()].sort((a, b) => a - b);
+    const { rowCount } = await client.query({
+      name: 'move_checkpoint',
+      text: `update projection_checkpoint c set position = m.new, epoch = m.epoch
+             from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+                  as m (lane, old, new, epoch, revision)
+             where c.projection = $1 and c.lane = m.lane and c.position = m.old and c.revision = m.revision
+               and c.epoch <= m.epoch`,
+      values: [
+        this.table,
+        moved,
+        moved.map((lane) => lanes.get(lane)?.position),
+        moved.map((lane) => to.get(lane)),
+        moved.map((lane) => epochs.get(lane)),
+        moved.map((lane) => lanes.get(lane)?.revision),
+      ],
+    });
+    if (rowCount !== moved.length) throw new Fenced();
   }
 
   private async attempt(events: readonly SessionRecord[]): Promise<void> {

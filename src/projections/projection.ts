@@ -35,6 +35,12 @@ export interface Projection {
     table: string,
     read: Read,
   ) => Promise<readonly Statement[]>;
+  /**
+   * If there is one, the same as `apply` in one statement that stays inside the database, for the events of lane $1
+   * with a position above $2 and up to $3: rebuilds are several times faster with it. It is used where every event of
+   * the stretch is stored in plain and in its present schema version. `verify` and all other folds go by `apply`.
+   */
+  readonly applyInside?: (table: string) => string;
 }
 
 /** The table's name, which is also the projection's name in checkpoints and leases. */

@@ -6,7 +6,7 @@ import { DomainError } from '../../../src/domain/decider.js';
 import { type NewMessage, type SessionCommand, sessionDecider } from '../../../src/domain/session.js';
 import * as session from '../../../src/domain/session.js';
 import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
-import { EventStore } from '../../../src/event-store/event-store.js';
+import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
 import { type Handled, StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { historyProjection } from '../../../src/projections/history.projection.js';
@@ -18,6 +18,12 @@ import { usageProjection } from '../../../src/projections/usage.projection.js';
 
 export const READ_MODELS: readonly Projection[] = [sessionsProjection, historyProjection, usageProjection];
 export const TENANT = 'acme';
+
+/** Applied by its code alone, so that what a test does to the code is what happens. */
+export function byCode(projection: Projection): Projection {
+  const { applyInside: _inside, ...others } = projection;
+  return others;
+}
 
 export const target = (sessionId: string): session.CommandTarget => ({
   tenant: TENANT,
@@ -58,8 +64,12 @@ export class Node {
   }
 
   /** @param projections none means that this node only reads and writes. */
-  static async start(url: string, projections: readonly Projection[] = READ_MODELS): Promise<Node> {
-    const store = await EventStore.open(url, { upcast });
+  static async start(
+    url: string,
+    projections: readonly Projection[] = READ_MODELS,
+    options: EventStoreOptions = {},
+  ): Promise<Node> {
+    const store = await EventStore.open(url, { upcast, ...options });
     const leases = new Leases(store.pool, randomUUID());
     const source = await new DataSource({
       type: 'postgres',

@@ -10,7 +10,7 @@ import {
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
-import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { byCode, message, Node, READ_MODELS, target, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -39,7 +39,7 @@ const textOf = (event: SessionRecord): unknown =>
 
 /** The projection with a bug: it cannot take messages of this text. */
 const cannotTake = (text: string, projection: Projection): Projection => ({
-  ...projection,
+  ...byCode(projection),
   apply: (events, table, read) => {
     if (events.some((event) => textOf(event) === text)) throw new Error('cannot take this');
     return projection.apply(events, table, read);
@@ -47,7 +47,7 @@ const cannotTake = (text: string, projection: Projection): Projection => ({
 });
 /** The same, but the database is what refuses it. */
 const isRefused = (text: string, projection: Projection): Projection => ({
-  ...projection,
+  ...byCode(projection),
   apply: async (events, table, read) => {
     const statements = await projection.apply(events, table, read);
     const bad = events.some((event) => textOf(event) === text);
@@ -157,7 +157,7 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
   let isFixed = false;
   let [hold, open, isHeld] = [false, (): void => undefined, false];
   const gated: Projection = {
-    ...historyProjection,
+    ...byCode(historyProjection),
     apply: async (events, table, read) => {
       if (!isFixed && events.some((event) => textOf(event) === 'bad')) throw new Error('cannot take this');
       const statements = await historyProjection.apply(events, table, read);
@@ -242,7 +242,7 @@ it('given an event newer than the code, when it stands in the log, then only its
   expect(parked.sort()).toEqual(
     ['history', 'sessions', 'usage'].map((name) => [
       name,
-      expect.stringContaining('newer than this version'),
+      expect.stringContaining('newer than this version') as string,
     ]),
   );
   // What cannot be folded cannot be compared either.

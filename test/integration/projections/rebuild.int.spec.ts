@@ -1,4 +1,6 @@
+import { randomUUID } from 'node:crypto';
 import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
+import { type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection, readHistory } from '../../../src/projections/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projections/projection.js';
@@ -10,12 +12,15 @@ import {
 import { usageProjection } from '../../../src/projections/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
-import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { byCode, message, Node, READ_MODELS, target, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
-const start = async (projections: readonly Projection[] = READ_MODELS): Promise<Node> => {
-  const node = await Node.start(db.url, projections);
+const start = async (
+  projections: readonly Projection[] = READ_MODELS,
+  options: EventStoreOptions = {},
+): Promise<Node> => {
+  const node = await Node.start(db.url, projections, options);
   nodes.push(node);
   return node;
 };
@@ -112,8 +117,8 @@ describe('a rebuild', () => {
     const work = Promise.all([...noise, ...readers]);
     work.catch(() => (isOver = true));
 
-    const rounds = sized(20, 3);
-    for (let round = 0; round < rounds && !isOver; round += 1) {
+    const rounds = sized(20, 2);
+    for (let round = 0; round < rounds; round += 1) {
       const oids = await Promise.all(READ_MODELS.map(oidOf));
       for (const projection of READ_MODELS) await pair[round % 2 ? 1 : 0].projector.rebuild(projection);
       await rebuilt(pair[0]);
@@ -168,12 +173,40 @@ describe('a rebuild', () => {
     expect(await contents(historyProjection)).toEqual(before);
   });
 
+  it('given payloads that are sealed in part, when the read model is rebuilt, then sealed ones are opened by the code, and the rows are as before', async () => {
+    let isSealing = false;
+    const key = randomUUID();
+    const node = await start(READ_MODELS, {
+      codec: {
+        encode: (_type, data) =>
+          isSealing
+            ? { data: null, sealed: Buffer.from(JSON.stringify(data)), keyId: key }
+            : { data, sealed: null, keyId: null },
+        decode: (_type, { data, sealed }) => (sealed ? (JSON.parse(sealed.toString()) as unknown) : data),
+      },
+    });
+    const random = seeded();
+    for (let round = 0; round < 6; round += 1) {
+      await node.live(random, ['a', 'b', 'c', 'd'], 20);
+      isSealing = !isSealing;
+    }
+    await caughtUp(node);
+    const before = await contents(historyProjection);
+    expect(before.length).toBeGreaterThan(20);
+
+    await node.projector.rebuild(historyProjection);
+    await rebuilt(node);
+    expect(await contents(historyProjection)).toEqual(before);
+    expect(await node.projector.parked()).toEqual([]);
+    expect(node.errors).toEqual([]);
+  });
+
   it('given a node that hangs in the middle of a rebuild, when another one takes over its lanes, then the rebuild goes on where it was and is finished, and nothing is there twice', async () => {
     let open = (): void => undefined;
     const gate = new Promise<void>((resolve) => (open = resolve));
     let applied = 0;
     const hanging: Projection = {
-      ...historyProjection,
+      ...byCode(historyProjection),
       apply: async (events, table, read) => {
         if (table.includes('_r') && (applied += 1) > 3) await gate;
         return historyProjection.apply(events, table, read);
@@ -280,15 +313,15 @@ describe('verify', () => {
           await node.handle(command);
       await caughtUp(node);
       await db.query(`${sql}${sql.includes('where') ? ' and' : ' where'} session_id = 'c'`);
-      let isOver = false;
-      const load = (async () => {
+      const load = { isOver: false };
+      const loading = (async () => {
         const random = seeded();
-        while (!isOver) await node.live(random, ['x', 'y', 'z'], 5);
+        while (!load.isOver) await node.live(random, ['x', 'y', 'z'], 5);
       })();
 
       const verified = await node.projector.verify(historyProjection);
-      isOver = true;
-      await load;
+      load.isOver = true;
+      await loading;
 
       expect(verified).toMatchObject({
         ok: false,
