@@ -47,6 +47,12 @@ export class MetricsController {
     this.gauge('projection_lag_events', 'Events that a read model has not seen', ['projection'], async () =>
       (await projector.lag()).map(({ projection, behind }) => [{ projection }, behind]),
     );
+    this.gauge(
+      'projection_parked_sessions',
+      'Sessions that a read model could not take in',
+      ['projection'],
+      async () => (await projector.status()).map(({ table, parked }) => [{ projection: table }, parked]),
+    );
     if (relay.isOn) {
       this.gauge('relay_lag_events', 'Events that Kafka has not acknowledged', ['lane'], async () =>
         (await relay.lag()).lanes.map((behind, lane) => [{ lane: String(lane) }, behind]),

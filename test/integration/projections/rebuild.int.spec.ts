@@ -178,10 +178,11 @@ describe('a rebuild', () => {
     const key = randomUUID();
     const node = await start(READ_MODELS, {
       codec: {
-        encode: (_type, data) =>
-          isSealing
-            ? { data: null, sealed: Buffer.from(JSON.stringify(data)), keyId: key }
-            : { data, sealed: null, keyId: null },
+        encode: (_type, data) => {
+          const json = data === null ? null : JSON.stringify(data);
+          if (!isSealing || json === null) return { json, sealed: null, keyId: null };
+          return { json: null, sealed: Buffer.from(json), keyId: key };
+        },
         decode: (_type, { data, sealed }) => (sealed ? (JSON.parse(sealed.toString()) as unknown) : data),
       },
     });
