@@ -186,6 +186,9 @@ class Rebuild {
         else pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
         await this.wait(pause);
       }
+    } catch (error) {
+      // When another node has put the table in its place already, what fails here is no failure.
+      if ((await this.behind()) !== undefined) throw error;
     } finally {
       await this.share.leave();
     }
@@ -212,9 +215,8 @@ class Rebuild {
     const ended = await Promise.allSettled(Array.from({ length: WORKERS }, worker));
     const failed = ended.flatMap((end) => (end.status === 'rejected' ? [end.reason as unknown] : []));
     for (const error of failed) {
-      if (error instanceof Fenced) await this.share.confirm();
-      // When the table is in its place already, what fails here is no failure.
-      else if ((await this.behind()) !== undefined) throw error;
+      if (!(error instanceof Fenced)) throw error;
+      await this.share.confirm();
     }
   }
 
