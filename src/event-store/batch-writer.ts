@@ -193,7 +193,8 @@ export class BatchWriter {
   }
 }
 
-const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+/** Of the event loop: whatever arrived together has been seen by then. */
+export const endOfTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 /** What waits for one half of the lanes. */
 class Half {

@@ -2,7 +2,13 @@ import { randomUUID } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
-import { type Append, type AppendResult, BatchWriter, type WriterOptions } from './batch-writer.js';
+import {
+  type Append,
+  type AppendResult,
+  BatchWriter,
+  endOfTurn,
+  type WriterOptions,
+} from './batch-writer.js';
 import { laneOf, type StreamId, streamKey } from './lane.js';
 import { LogWakeUp } from './log-wake-up.js';
 import { type PayloadCodec, plainCodec } from './payload-codec.js';
@@ -124,6 +130,8 @@ const KNOWN_LANES = 20_000;
 export class EventStore {
   readonly wakeUp: LogWakeUp;
   private readonly writer: BatchWriter;
+  /** Reads that were asked for in this turn of the event loop: those of the same place are one query. */
+  private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
   private readonly knownLanes = new LRUCache<string, number>({ max: KNOWN_LANES });
 
   private constructor(
@@ -325,9 +333,25 @@ export class EventStore {
   /**
    * The next events of several lanes, each lane in order, at most `limit` per lane. An event that this code cannot
    * read is marked and not thrown: it must not hold up what stands beside it.
+   *
+   * Reads from the same place that are asked for in one turn of the event loop are one query: whoever follows the log
+   * is woken with all others.
    * @param after by lane: the last position that the reader has.
    */
-  async readLanes(after: ReadonlyMap<number, number>, limit: number): Promise<LaneEvent[]> {
+  readLanes(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
+    const place = `${limit}/${[...after].join()}`;
+    let read = this.asked.get(place);
+    if (!read) {
+      read = endOfTurn().then(() => {
+        this.asked.delete(place);
+        return this.readLanesNow(after, limit);
+      });
+      this.asked.set(place, read);
+    }
+    return read;
+  }
+
+  private async readLanesNow(after: ReadonlyMap<number, number>, limit: number): Promise<LaneEvent[]> {
     const { rows } = await available(() =>
       this.pool.query<EventRow>({
         name: 'read_lanes',

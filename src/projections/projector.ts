@@ -6,7 +6,7 @@ import { Parking, type ParkedSession, type SessionName } from './parking.js';
 import { type Poison } from './poison.js';
 import { type Projection, tableOf } from './projection.js';
 import { type RebuildProgress, Rebuilds, rebuildsOf } from './rebuild.js';
-import { Runner } from './runner.js';
+import { Beat, Runner } from './runner.js';
 import { createTables, pruneTables } from './tables.js';
 import { type Verification, verify } from './verify.js';
 
@@ -59,6 +59,7 @@ export class Projector {
       const what = `${tableOf(projection)} parked session ${sessionId} of ${tenant} at version ${version}`;
       onNotice(`${what}: ${error.message}`);
     };
+    const beat = new Beat();
     this.runners = projections.map(
       (projection) =>
         new Runner(
@@ -66,6 +67,7 @@ export class Projector {
           pool,
           leases,
           projection,
+          beat,
           onProgress,
           (error) => {
             onError(error, tableOf(projection));

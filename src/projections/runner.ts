@@ -14,6 +14,22 @@ const RETRY_MS = 500;
  */
 const GATHER_MS = 50;
 
+/**
+ * One timer for all runners: they read together, and as long as they are at the same place that is one query.
+ */
+export class Beat {
+  private next: Promise<void> | undefined;
+
+  wait(): Promise<void> {
+    return (this.next ??= new Promise((resolve) => {
+      setTimeout(() => {
+        this.next = undefined;
+        resolve();
+      }, GATHER_MS);
+    }));
+  }
+}
+
 /** What leases of the work on a table are called. */
 export const workOn = (table: string): string => `projection/${table}`;
 
@@ -33,6 +49,7 @@ export class Runner {
     pool: Pool,
     leases: Leases,
     projection: Projection,
+    private readonly beat: Beat,
     private readonly onProgress: () => void,
     private readonly onError: (error: unknown) => void,
     onParked: (poison: Poison) => void,
@@ -100,20 +117,20 @@ export class Runner {
 
   private async gather(): Promise<void> {
     if (this.hurried || this.stopped) return;
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, GATHER_MS);
-      this.endGathering = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
+    await Promise.race([
+      this.beat.wait(),
+      new Promise<void>((resolve) => {
+        this.endGathering = resolve;
+      }),
+    ]);
     this.endGathering = undefined;
   }
 
   private async turn(): Promise<void> {
     const owned = this.share.owned;
     this.fold.keep(owned);
-    const lanes = [...this.dirty].filter((lane) => owned.has(lane));
+    // In one order, so that runners at the same place ask for the same.
+    const lanes = [...this.dirty].filter((lane) => owned.has(lane)).sort((a, b) => a - b);
     this.dirty.clear();
     if (lanes.length === 0) return;
     try {

@@ -131,7 +131,7 @@ class FreshFold {
   async advance(to: ReadonlyMap<number, number>): Promise<void> {
     for (const [lane, end] of to) {
       let position = this.positions.get(lane) ?? 0;
-      const read = (after: number): Promise<LaneEvent[]> => {
+      const read = (after: number): Promise<readonly LaneEvent[]> => {
         const limit = Math.min(BATCH, end - after);
         return limit > 0 ? this.store.readLanes(new Map([[lane, after]]), limit) : Promise.resolve([]);
       };
