@@ -124,24 +124,25 @@ export class Past {
     const range = { from: from + 1, to, types: GENERATION_TYPES };
     // One at a time, so begin and end take turns, and the first may have begun before.
     const events = await this.store.readStream(streamOf(session), { ...range, limit: 2 * limit + 1 });
-    const found = new Map<string, DiffAnswer['generations'][number]>();
+    const found: DiffAnswer['generations'] = [];
     for (const { type, data, version } of events as unknown as GenerationEvent[]) {
       const { generationId, model } = data;
       if (type === 'GenerationStarted') {
-        found.set(generationId, { generationId, model, status: 'running', started: version, ended: null });
+        found.push({ generationId, model, status: 'running', started: version, ended: null });
         continue;
       }
-      found.set(generationId, {
+      const begun = found.at(-1)?.ended === null ? found.pop() : undefined;
+      found.push({
         generationId,
         model,
         status: ENDS[type],
-        started: found.get(generationId)?.started ?? null,
+        started: begun?.started ?? null,
         ended: version,
         ...('finishReason' in data && data.finishReason !== undefined && { finishReason: data.finishReason }),
         ...('code' in data && { code: data.code }),
       });
     }
-    return [...found.values()].slice(0, limit);
+    return found.slice(0, limit);
   }
 }
 
