@@ -10,7 +10,8 @@ interface Page {
 }
 
 const LOAD = FULL ? { perSecond: 2_000, seconds: 20 } : { perSecond: 300, seconds: 4 };
-const BATCH = 10;
+/** Messages per request. */
+const BATCH = FULL ? 50 : 10;
 const RECONNECT_MS = 1_000;
 
 const tenant = (name: string) => ({ 'colloquy-tenant': name });
