@@ -9,9 +9,8 @@ export const expectProblemCode = (promise: Promise<unknown>, code: string): Prom
 
 type Random = (below: number) => number;
 
-let count = 0;
 const message = (content: string, more: Partial<session.NewMessage> = {}): session.NewMessage => ({
-  messageId: `m${(count += 1)}`,
+  messageId: 'm',
   role: 'user',
   content,
   status: 'complete',

@@ -16,6 +16,7 @@ const SEQUENCES = sized(10_000, 300);
 const COMMANDS = 9;
 /** The main property is shown on all; what else takes long, on this part of the sessions. */
 const PART = sized(1, 3);
+const WRITERS = 64;
 const AT_ONCE = 8;
 const OVERALL_MS = sized(1_800_000, 60_000);
 
@@ -35,6 +36,20 @@ const caughtUp = (node: Node): Promise<boolean> =>
       ),
     OVERALL_MS,
   );
+
+/** So many at a time: more would only wait for connections. */
+async function inTurns<T>(
+  items: readonly T[],
+  atOnce: number,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  const rest = items.values();
+  await Promise.all(
+    Array.from({ length: atOnce }, async () => {
+      for (const item of rest) await work(item);
+    }),
+  );
+}
 
 function expectSame(what: string, actual: unknown, expected: unknown): void {
   // Jest's own comparison prints well, but is too slow to be made so often.
@@ -69,6 +84,8 @@ function historyOf(log: readonly Logged[]): unknown[] {
 describe('the past of sessions that lived through random commands', () => {
   const random = seeded();
   const ids = Array.from({ length: SEQUENCES }, (_, index) => `s${index}`);
+  // One each: how they take turns is up to the database.
+  const randoms = new Map(ids.map((id) => [id, seeded(random(2 ** 31))]));
   let node: Node;
   let past: Past;
   let queries: SessionQueries;
@@ -83,34 +100,31 @@ describe('the past of sessions that lived through random commands', () => {
       // Now and then time stands still, as it does for commands in a row.
       offsetMs += random(3) * 3_600_000;
       await db.setClock({ offsetMs });
-      await Promise.all(
-        ids.map(async (id) => {
-          const commands = [anyCommand(random, id, round), anyCommand(random, id, round + 1)];
-          for (const command of commands.slice(0, 1 + random(2))) {
-            await node.handle(command).catch((error: unknown) => {
-              if (!(error instanceof DomainError)) throw error;
-            });
-          }
-        }),
-      );
+      await inTurns(ids, WRITERS, async (id) => {
+        const own = randoms.get(id) ?? random;
+        const commands = [anyCommand(own, id, round), anyCommand(own, id, round + 1)];
+        for (const command of commands.slice(0, 1 + own(2))) {
+          await node.handle(command).catch((error: unknown) => {
+            if (!(error instanceof DomainError)) throw error;
+          });
+        }
+      });
     }
     for (const id of ids) logs.set(id, await eventsOf(db, id));
     await caughtUp(node);
   }, OVERALL_MS);
   afterAll(() => node.stop());
 
-  /** Work on every session, a few at a time. */
-  async function each(
+  /** Work on every session, or on a part of them. */
+  const each = (
     work: (sessionId: string, log: readonly Logged[]) => Promise<void>,
     part = 1,
-  ): Promise<void> {
-    const rest = [...logs].filter((_, index) => index % part === 0);
-    await Promise.all(
-      Array.from({ length: AT_ONCE }, async () => {
-        for (let next = rest.pop(); next; next = rest.pop()) await work(...next);
-      }),
+  ): Promise<void> =>
+    inTurns(
+      [...logs].filter((_, index) => index % part === 0),
+      AT_ONCE,
+      (one) => work(...one),
     );
-  }
 
   it('has met all that can happen', () => {
     const all = [...logs.values()].flat();
@@ -207,9 +221,10 @@ describe('the past of sessions that lived through random commands', () => {
     async () => {
       await each(async (sessionId, log) => {
         const session = { tenant: TENANT, sessionId };
-        const { incarnation } = log[random(log.length)] ?? { incarnation: 1 };
+        const own = randoms.get(sessionId) ?? random;
+        const { incarnation } = log[own(log.length)] ?? { incarnation: 1 };
         const versions = log.filter((one) => one.incarnation === incarnation).map(({ version }) => version);
-        const [from = 1, to = 1] = [random(versions.length), random(versions.length)]
+        const [from = 1, to = 1] = [own(versions.length), own(versions.length)]
           .sort((a, b) => a - b)
           .map((index) => versions[index] ?? 1);
         const diff = await past.diff(session, { from, to, incarnation, limit: 200 });
@@ -344,7 +359,8 @@ describe('a very long session', () => {
   afterAll(() => node.stop());
 
   /** A quarter was faster: what the work takes, rather than what else the machine does. */
-  const quartile = (times: number[]): number => times.sort((a, b) => a - b)[Math.floor(times.length / 4)] ?? 0;
+  const quartile = (times: number[]): number =>
+    times.sort((a, b) => a - b)[Math.floor(times.length / 4)] ?? 0;
   async function timed(work: (at: number) => Promise<unknown>): Promise<number> {
     const times: number[] = [];
     for (let turn = 0; turn < 20; turn += 1) {
