@@ -371,20 +371,12 @@ export class EventStore {
     stateVersion: number,
     state: { readonly version: number },
   ): Promise<void> {
-    const { data, sealed, keyId } = this.codec.encode(STATE, state);
+    const { json, sealed, keyId } = this.codec.encode(STATE, state);
     await available(() =>
       this.pool.query({
         name: 'save_snapshot',
         text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
-        values: [
-          stream.tenant,
-          stream.streamId,
-          stateVersion,
-          state.version,
-          data === null ? null : JSON.stringify(data),
-          sealed,
-          keyId,
-        ],
+        values: [stream.tenant, stream.streamId, stateVersion, state.version, json, sealed, keyId],
       }),
     );
   }

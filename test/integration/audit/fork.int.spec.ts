@@ -111,7 +111,7 @@ it('given many forks, when they are listed in pages, then each comes once, and t
     const { body } = await node.inject('GET', `/v1/sessions/s/forks?limit=2${cursor}`);
     seen.push(...(body['data'] as { id: string }[]).map(({ id }) => id));
     if (body['nextCursor'] === null) break;
-    cursor = `&cursor=${String(body['nextCursor'])}`;
+    cursor = `&cursor=${body['nextCursor'] as string}`;
     expectProblem(await node.inject('GET', `/v1/sessions/f0/forks?limit=2${cursor}`), 400, 'invalid-cursor');
   }
   expect(seen).toEqual(['f0', 'f1', 'f2', 'f4', 'f5', 'f6']);
