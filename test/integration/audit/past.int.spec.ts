@@ -15,7 +15,7 @@ import { anyCommand, eventsOf, expectProblemCode, type Logged } from './fixture.
 const SEQUENCES = sized(10_000, 300);
 const COMMANDS = 9;
 /** The main property is shown on all; what else takes long, on this part of the sessions. */
-const PART = sized(1, 3);
+const PART = sized(1, 6);
 const WRITERS = 8;
 const AT_ONCE = 8;
 const OVERALL_MS = sized(1_800_000, 60_000);
