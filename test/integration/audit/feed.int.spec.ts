@@ -273,6 +273,8 @@ it('given writers on two nodes and readers that come back again and again, when 
     let id: string | undefined;
     let visits = 0;
     for (; !isDone(); visits += 1) {
+      // One that misses something would come back for ever.
+      if (visits > 2_000) throw new Error(`${seen.length} events after ${visits} visits`);
       const place = await feed.placeOf('acme', id);
       let left = 1 + random(20);
       await readSteps(
