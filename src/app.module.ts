@@ -11,6 +11,10 @@ import { CommandBus, CqrsModule } from '@nestjs/cqrs';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import { type Pool } from 'pg';
 import { type DataSource } from 'typeorm';
+import { AuditController } from './audit/audit.controller.js';
+import { Feed } from './audit/feed.js';
+import { Forks } from './audit/fork.js';
+import { Past } from './audit/past.js';
 import { ProjectionsController } from './audit/projections.controller.js';
 import { type Config } from './config.js';
 import { connect, connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
@@ -18,6 +22,7 @@ import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
+import { Past1770000000010 } from './event-store/migrations/0010-past.js';
 import { type ChatModel } from './generation/chat-model.js';
 import { echoModel } from './generation/echo.chat-model.js';
 import { GenerationController } from './generation/generation.controller.js';
@@ -56,6 +61,7 @@ export const migrations = [
   GenerationChunks1770000000004,
   TenantStreams1770000000005,
   Rebuilds1770000000006,
+  Past1770000000010,
 ];
 
 /** A read model is one file and one line here. */
@@ -195,6 +201,27 @@ export class AppModule implements OnApplicationShutdown {
         inject: [EventStore, ReadModels, SessionCommands, TenantPolicies],
       },
       {
+        provide: Feed,
+        useFactory: (store: EventStore) => new Feed(store),
+        inject: [EventStore],
+      },
+      {
+        provide: Past,
+        useFactory: (
+          store: EventStore,
+          models: ReadModels,
+          commands: SessionCommands,
+          queries: SessionQueries,
+        ) => new Past(store, models, commands, queries),
+        inject: [EventStore, ReadModels, SessionCommands, SessionQueries],
+      },
+      {
+        provide: Forks,
+        useFactory: (store: EventStore, commands: SessionCommands, queries: SessionQueries) =>
+          new Forks(store, commands, queries),
+        inject: [EventStore, SessionCommands, SessionQueries],
+      },
+      {
         provide: Sweeper,
         useFactory: async (
           store: EventStore,
@@ -255,6 +282,7 @@ export class AppModule implements OnApplicationShutdown {
       controllers: [
         SessionsController,
         ApprovalsController,
+        AuditController,
         GenerationController,
         HealthController,
         MetricsController,

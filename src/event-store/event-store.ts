@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { LRUCache } from 'lru-cache';
 import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
@@ -12,7 +14,8 @@ import {
 import { laneOf, type StreamId, streamKey } from './lane.js';
 import { LogWakeUp } from './log-wake-up.js';
 import { type PayloadCodec, plainCodec } from './payload-codec.js';
-import { PositionTokens } from './position-tokens.js';
+import { type LanePosition, PositionTokens } from './position-tokens.js';
+import { VectorTokens } from './vector-tokens.js';
 
 /** An event as the log holds it: the envelope of the design, times as RFC 3339. */
 export interface RecordedEvent<Type extends string = string, Data = unknown> {
@@ -72,6 +75,27 @@ export interface StreamRange {
   readonly to?: number;
   readonly limit?: number;
   readonly types?: readonly string[];
+  /** Data of a type or version that this code does not know comes as it is stored, instead of being an error. */
+  readonly unknownAsStored?: boolean;
+}
+
+/** Which of a tenant's events are wanted; all, unless something is said. Times are RFC 3339. */
+export interface FeedFilter {
+  readonly streamId?: string | undefined;
+  readonly types?: readonly string[] | undefined;
+  readonly actor?: string | undefined;
+  /** Inclusive. */
+  readonly from?: string | undefined;
+  /** Exclusive. */
+  readonly to?: string | undefined;
+}
+
+export interface FeedPage {
+  readonly events: RecordedEvent[];
+  /** By lane: up to where the feed is known after this page, past its last event where others were passed over. */
+  readonly seen: ReadonlyMap<number, number>;
+  /** Whether there may be more by now. */
+  readonly more: boolean;
 }
 
 const COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
@@ -121,6 +145,10 @@ const WRITER_SETTINGS = '-c plan_cache_mode=force_generic_plan';
 /** Lanes of the streams in use: a hash for each append would be dearer. */
 const KNOWN_LANES = 20_000;
 
+/** Events that a page of a feed looks at when a filter may pass over most of them; it may then hold few or none. */
+const FEED_SCAN = 20_000;
+const SCAN_FEED = readFileSync(join(__dirname, 'sql', 'feed.sql'), 'utf8');
+
 /**
  * An append-only log of streams in PostgreSQL.
  *
@@ -140,6 +168,8 @@ export class EventStore {
     readonly lanes: number,
     /** Positions as clients see them. */
     readonly positions: PositionTokens,
+    /** Places of readers of all lanes as clients see them. */
+    readonly vectors: VectorTokens,
     private readonly options: EventStoreOptions,
     private readonly codec: PayloadCodec,
   ) {
@@ -167,6 +197,7 @@ export class EventStore {
         url,
         settings.lanes,
         new PositionTokens(settings.position_key),
+        new VectorTokens(settings.position_key, settings.lanes),
         options,
         options.codec ?? plainCodec,
       );
@@ -288,38 +319,85 @@ export class EventStore {
         ],
       }),
     );
-    return rows.map((row) => this.toEvent(row));
+    return rows.map((row) => this.toEvent(row, range.unknownAsStored));
   }
 
-  /** Version of the last event that an incarnation had at a time, or has now; undefined when it had none. */
+  /** How many events of each type a stream has in a range of versions, both inclusive. */
+  async countTypes(stream: StreamId, from: number, to: number): Promise<Record<string, number>> {
+    const { rows } = await available(() =>
+      this.pool.query<{ type: string; count: number }>({
+        name: 'count_types',
+        text: `select e.type, count(*) from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version between $4 and $5
+               group by e.type order by e.type`,
+        values: [this.laneOf(stream), stream.tenant, stream.streamId, from, to],
+      }),
+    );
+    return Object.fromEntries(rows.map(({ type, count }) => [type, count]));
+  }
+
+  /** The last event that an incarnation had at a time, or has now; undefined when it had none. */
   async lastVersion(
     stream: StreamId,
     incarnation: number,
     at: { readonly time?: string; readonly version?: number } = {},
-  ): Promise<number | undefined> {
+  ): Promise<{ readonly version: number; readonly time: string } | undefined> {
     const { rows } = await available(() =>
-      this.pool.query<{ version: number }>({
+      this.pool.query<{ version: number; time: string }>({
         name: 'last_version',
-        text: `select e.version from event e
-               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.incarnation = $4
-                 and ($5::timestamptz is null or e.time <= $5) and ($6::int is null or e.version <= $6)
-               order by e.version desc limit 1`,
+        text: `select e.version, e.time from last_version($1, $2, $3, $4, $6, $5) as last (version)
+               join event e on e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version = last.version
+               where e.incarnation = $4`,
         values: [
           this.laneOf(stream),
           stream.tenant,
           stream.streamId,
           incarnation,
           at.time ?? null,
-          at.version ?? null,
+          at.version ?? 2_147_483_647,
         ],
       }),
     );
-    return rows[0]?.version;
+    return rows[0];
+  }
+
+  /** The last state that was kept of a stream at or before a version; undefined when there is none. */
+  async loadSnapshot(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
+    const { rows } = await available(() =>
+      this.pool.query<Pick<StreamRow, 'state' | 'sealed' | 'key_id'>>({
+        name: 'load_snapshot',
+        text: `select state, sealed, key_id from stream_snapshot
+               where tenant = $1 and stream_id = $2 and state_version = $3 and version <= $4
+               order by version desc limit 1`,
+        values: [stream.tenant, stream.streamId, stateVersion, upTo],
+      }),
+    );
+    const [row] = rows;
+    return row && this.codec.decode(STATE, { data: row.state, sealed: row.sealed, keyId: row.key_id });
+  }
+
+  /** Keeps the state that a stream had at a version; one that is there already stays. */
+  async saveSnapshot(
+    stream: StreamId,
+    stateVersion: number,
+    state: { readonly version: number },
+  ): Promise<void> {
+    const { json, sealed, keyId } = this.codec.encode(STATE, state);
+    await available(() =>
+      this.pool.query({
+        name: 'save_snapshot',
+        text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
+        values: [stream.tenant, stream.streamId, stateVersion, state.version, json, sealed, keyId],
+      }),
+    );
   }
 
   /** All of a stream's events, a page at a time, so that a long one does not have to fit in memory. */
-  async *streamEvents(stream: StreamId, range: StreamRange = {}): AsyncGenerator<RecordedEvent> {
-    const limit = 1_000;
+  async *streamEvents(
+    stream: StreamId,
+    range: StreamRange = {},
+    limit = 1_000,
+  ): AsyncGenerator<RecordedEvent> {
     let from = range.from ?? 1;
     for (;;) {
       const page = await this.readStream(stream, { ...range, from, limit });
@@ -371,6 +449,66 @@ export class EventStore {
         return { ...envelope(row), data: undefined, unreadable: error as Error };
       }
     });
+  }
+
+  /**
+   * A tenant's next events, merged by time; those of a lane always in its order.
+   * @param after by lane: the last position that the reader has; only these lanes are read.
+   */
+  async readFeed(
+    tenant: string,
+    after: ReadonlyMap<number, number>,
+    limit: number,
+    filter: FeedFilter = {},
+  ): Promise<FeedPage> {
+    const { streamId, types, actor, from, to } = filter;
+    const lanes = [...after.keys()].filter(
+      (lane) => streamId === undefined || lane === this.laneOf({ tenant, streamId }),
+    );
+    const isFiltered = [streamId, types, actor, from, to].some((one) => one !== undefined);
+    const scan = isFiltered ? Math.max(limit, Math.ceil(FEED_SCAN / Math.max(lanes.length, 1))) : limit;
+    const { rows: found } = await available(() =>
+      this.pool.query<{ lane: number; position: number | null; is_event: boolean; more: boolean }>({
+        name: 'scan_feed',
+        text: SCAN_FEED,
+        values: [
+          tenant,
+          lanes,
+          lanes.map((lane) => after.get(lane)),
+          scan + 1,
+          streamId ?? null,
+          types ?? null,
+          actor ?? null,
+          from ?? null,
+          to ?? null,
+          limit,
+        ],
+      }),
+    );
+    const page = found.filter((row) => row.is_event);
+    const ends = found.filter((row) => !row.is_event);
+    const seen = ends.flatMap(({ lane, position }) => (position === null ? [] : [[lane, position] as const]));
+    return {
+      events: page.length === 0 ? [] : await this.readAt(page as LanePosition[]),
+      seen: new Map(seen),
+      more: ends.some((row) => row.more),
+    };
+  }
+
+  /** Events by where they are, in the order asked; of a type that this code does not know as they are stored. */
+  private async readAt(places: readonly LanePosition[]): Promise<RecordedEvent[]> {
+    const { rows } = await available(() =>
+      this.pool.query<EventRow>({
+        name: 'read_at',
+        text: `select ${COLUMNS}
+               from unnest($1::smallint[], $2::bigint[]) with ordinality as w (lane, "position", n)
+               cross join lateral (
+                 select * from event e where e.lane = w.lane and e.position = w.position limit 1
+               ) e order by w.n`,
+        values: [places.map((one) => one.lane), places.map((one) => one.position)],
+      }),
+    );
+    return rows.map((row) => this.toEvent(row, true));
   }
 
   /** The last position of every lane, by lane number. */
@@ -454,14 +592,23 @@ export class EventStore {
     };
   }
 
-  private toEvent(row: EventRow): RecordedEvent {
-    const data = this.codec.decode(row.type, { data: row.data, sealed: row.sealed, keyId: row.key_id });
+  private toEvent(row: EventRow, unknownAsStored = false): RecordedEvent {
+    const stored = this.codec.decode(row.type, { data: row.data, sealed: row.sealed, keyId: row.key_id });
     return {
       ...envelope(row),
-      data: this.options.upcast
-        ? this.options.upcast(row.type, row.schema_version, data as Record<string, unknown>)
-        : data,
+      data: this.lifted(row, stored, unknownAsStored),
     };
+  }
+
+  private lifted(row: EventRow, stored: unknown, unknownAsStored: boolean): unknown {
+    if (!this.options.upcast) return stored;
+    try {
+      return this.options.upcast(row.type, row.schema_version, stored as Record<string, unknown>);
+    } catch (error) {
+      // Written by a newer version of the service, which is being rolled out.
+      if (unknownAsStored) return stored;
+      throw error;
+    }
   }
 }
 

@@ -76,11 +76,14 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   readonly schemaVersion: (type: Event['type']) => number;
   readonly isActivity: (event: Event) => boolean;
   readonly incarnation: (state: State) => number;
+  /** A state is kept about every so many versions, so that one of the past is folded from few events; 1000. */
+  readonly snapshotEvery?: number;
 }
 
 /** A hot stream on several nodes loses a race now and then; losing so many in a row means something is wrong. */
 const ATTEMPTS = 100;
 const CACHED_STATES = 20_000;
+const SNAPSHOT_EVERY = 1_000;
 
 /**
  * Two nodes with a queue for one stream: the one that wins has the next state at hand and wins again, while the other
@@ -102,11 +105,14 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
   private readonly turns = new Map<string, { readonly settled: Promise<void>; readonly run: number }>();
   private appendMs = 0;
+  private readonly snapshotEvery: number;
 
   constructor(
     private readonly store: EventStore,
     private readonly kind: StreamKind<State, Command, Event>,
-  ) {}
+  ) {
+    this.snapshotEvery = kind.snapshotEvery ?? SNAPSHOT_EVERY;
+  }
 
   /**
    * @throws DomainError, VersionMismatch, KeyReused, CounterAtLimit, Overloaded, DatabaseUnavailable
@@ -160,7 +166,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
           state:
             stored.stateVersion === stateVersion
               ? (stored.state as State & { version: number })
-              : await this.fold(stream, stored.version),
+              : await this.stateAt(stream, stored.version),
           lane: stored.lane,
           position: stored.position,
           time: stored.time,
@@ -179,12 +185,26 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     return loaded;
   }
 
-  private async fold(stream: StreamId, to: number): Promise<State & { version: number }> {
-    let state = this.kind.decider.initialState;
-    for await (const event of this.store.streamEvents(stream, { to })) {
-      state = this.kind.decider.evolve(state, event as unknown as Event);
+  /** The state that a stream had at a version which it has reached: folded from the snapshot before it. */
+  async stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
+    const { decider, stateVersion } = this.kind;
+    const known = await this.store.loadSnapshot(stream, stateVersion, version);
+    let state = known === undefined ? decider.initialState : (known as State & { version: number });
+    for await (const event of this.store.streamEvents(stream, { from: state.version + 1, to: version })) {
+      const before = state.version;
+      state = decider.evolve(state, event as unknown as Event);
+      this.keep(stream, before, state);
     }
     return state;
+  }
+
+  /**
+   * Keeps a state as a snapshot if it is the first of its stretch of versions. Nobody waits for it: where one is
+   * missing, the next question about the past folds the events and leaves it behind.
+   */
+  private keep(stream: StreamId, before: number, state: State & { version: number }): void {
+    if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
+    void this.store.saveSnapshot(stream, this.kind.stateVersion, state).catch(() => undefined);
   }
 
   private async attempt(
@@ -244,6 +264,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
           };
           if (decision.events.length === 0) return { ...loaded, events: [] };
           this.cache.set(streamKey(stream), handled);
+          this.keep(stream, loaded.state.version, next);
           return { ...handled, events: decision.events };
         }
         case 'conflict':

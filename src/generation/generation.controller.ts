@@ -11,6 +11,7 @@ import {
 } from '../domain/session.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { Caller } from '../http/auth.js';
+import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { derivedId, newId } from '../sessions/ids.js';
@@ -31,7 +32,7 @@ import {
 } from './generation.schemas.js';
 import { Generations, storable } from './generations.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
-import { placeOf, sendEvents, wantsEvents } from './sse.js';
+import { placeOf, sendEvents } from './sse.js';
 
 const PROBLEMS = [
   'session-busy',

@@ -62,7 +62,7 @@ const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' '
 /** One row per session: what lists show. A deleted session keeps its row, so that its versions stay in order. */
 export const sessionsProjection: Projection = {
   name: 'sessions',
-  version: 2,
+  version: 3,
   // Nothing that most appends change is indexed: their updates stay heap-only.
   createTable: (table) => `
     create table ${table} (
@@ -75,6 +75,8 @@ export const sessionsProjection: Projection = {
     create index ${table}_active on ${table} (since) where status = 'active';
     create index ${table}_active_of_tenant on ${table} (tenant, since) where status = 'active';
     create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
+    create index ${table}_forks on ${table} (tenant, (forked_from ->> 'sessionId'), created_at, session_id)
+      where forked_from is not null;
     create index ${table}_generating on ${table} (generation_id) where generation_id is not null`,
 
   async apply(events, table, read) {
@@ -284,6 +286,35 @@ export async function listSessions(
       metadata.map(([key]) => key),
       metadata.map(([, value]) => value),
       filter.limit,
+    ],
+  );
+  return rows.map(toView);
+}
+
+/** The sessions that were forked from some versions of a session, inclusive, by creation time and id. */
+export async function listForks(
+  models: ReadModels,
+  wanted: Wanted,
+  tenant: string,
+  source: { readonly sessionId: string; readonly from: number; readonly to: number },
+  page: Pick<SessionFilter, 'after' | 'limit'>,
+): Promise<SessionView[]> {
+  const rows = await models.read<SessionRow>(
+    SESSIONS,
+    wanted,
+    `select s.* from ${SESSIONS} s
+     where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
+       and (forked_from ->> 'version')::int between $3 and $4 and status <> 'deleted'
+       and ($5::timestamptz is null or (created_at, session_id) > ($5, $6::text collate "C"))
+     order by created_at, session_id limit $7`,
+    [
+      tenant,
+      source.sessionId,
+      source.from,
+      source.to,
+      page.after?.createdAt ?? null,
+      page.after?.id ?? null,
+      page.limit,
     ],
   );
   return rows.map(toView);

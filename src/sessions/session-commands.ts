@@ -13,6 +13,7 @@ import {
   DeleteSession,
   ExpireSession,
   FailGeneration,
+  ForkSession,
   GrantToolApproval,
   isActivity,
   type PartialReply,
@@ -96,6 +97,11 @@ export class SessionCommands {
   /** The session as the log has it now; `status` tells whether there is one. */
   load(tenant: string, sessionId: string): Promise<Loaded<SessionState>> {
     return this.streams.load({ tenant, streamId: sessionId });
+  }
+
+  /** The state that a session had at a version which it has reached. */
+  stateAt(tenant: string, sessionId: string, version: number): Promise<SessionState> {
+    return this.streams.stateAt({ tenant, streamId: sessionId }, version);
   }
 
   /**
@@ -198,6 +204,7 @@ export class SessionCommands {
 
 const commands = [
   CreateSession,
+  ForkSession,
   ChangeSessionDetails,
   AppendMessages,
   ResetConversation,

@@ -1,17 +1,22 @@
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { type SessionState } from '../domain/session.js';
-import { type EventStore, type RecordedEvent } from '../event-store/event-store.js';
+import { type EventStore } from '../event-store/event-store.js';
 import { type Loaded } from '../event-store/stream-handler.js';
-import { ApiError, invalidRequest } from '../http/problem.js';
+import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { type HistoryPage, readHistory } from '../projections/history.projection.js';
 import { type ReadModels, type Wanted } from '../projections/read-models.js';
-import { findSession, listSessions, type SessionView } from '../projections/sessions.projection.js';
+import {
+  findSession,
+  listForks,
+  listSessions,
+  type SessionView,
+} from '../projections/sessions.projection.js';
 import { sessionUsage, type UsageView } from '../projections/usage.projection.js';
 import { type SessionCommands } from './session-commands.js';
 import {
-  type EventAnswer,
+  type ListForksQuery,
   type ListMessagesQuery,
   type ListSessionsQuery,
   MAX_VERSION,
@@ -82,13 +87,34 @@ export class SessionQueries {
       after,
       limit: limit + 1,
     });
-    const page = found.slice(0, limit);
-    const last = page.at(-1);
-    return {
-      data: page.map((session) => this.present(tenant, session)),
-      nextCursor:
-        last && found.length > limit ? encodeCursor(scope, { createdAt: last.createdAt, id: last.id }) : null,
-    };
+    return this.page(tenant, found, limit, scope);
+  }
+
+  /**
+   * The sessions that were forked from an incarnation of a session.
+   * @throws DomainError `session-not-found`
+   */
+  async forks(
+    session: Session,
+    { limit, cursor, consistency, incarnation: named }: z.infer<typeof ListForksQuery>,
+  ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
+    const { tenant, sessionId } = session;
+    const scope = JSON.stringify(['forks', session, named ?? null]);
+    const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
+    const { state } = await this.commands.load(tenant, sessionId);
+    const incarnation = incarnationIn(state, named);
+    const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
+    const stream = { tenant, streamId: sessionId };
+    const before = await this.store.lastVersion(stream, incarnation - 1);
+    const last = await this.store.lastVersion(stream, incarnation);
+    const found = await listForks(
+      this.models,
+      wanted,
+      tenant,
+      { sessionId, from: (before?.version ?? 0) + 1, to: last?.version ?? 0 },
+      { after, limit: limit + 1 },
+    );
+    return this.page(tenant, found, limit, scope);
   }
 
   /**
@@ -104,13 +130,13 @@ export class SessionQueries {
     const cursor = query.cursor === undefined ? undefined : decodeCursor(scope, query.cursor, MessageCursor);
     const loaded = await this.commands.load(session.tenant, session.sessionId);
     const { state } = loaded;
-    const exists = state.status === 'active' || state.status === 'expired';
-    const incarnation = query.incarnation ?? state.incarnation;
-    const known = query.incarnation === undefined ? exists : incarnation <= state.incarnation;
-    if (!known) throw cursor && state.version > 0 ? cursorExpired() : notFound();
+    const isGone = query.incarnation === undefined && !exists(state) && state.version > 0;
+    if (cursor && isGone) throw cursorExpired();
+    const incarnation = incarnationIn(state, query.incarnation);
 
     const past = query.at !== undefined || query.incarnation !== undefined;
-    const at = cursor?.at ?? (past ? await this.versionAt(session, incarnation, query.at) : state.version);
+    const at =
+      cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
     // The history ends at `at`, which the log has, so the read models must have it too.
     const wanted = query.consistency === 'strong' ? endOf(loaded) : ANYTHING;
     const page = await readHistory(
@@ -132,6 +158,27 @@ export class SessionQueries {
     };
   }
 
+  /**
+   * The last event that an incarnation had at a version or time, or has now.
+   * @param pointer of the parameter that named it
+   * @throws ApiError `invalid-request` when that is not inside the incarnation
+   */
+  async pointAt(
+    { tenant, sessionId }: Session,
+    incarnation: number,
+    at: number | string | undefined,
+    { pointer, in: part }: Pick<InputError, 'pointer' | 'in'> = { pointer: '/at', in: 'query' },
+  ): Promise<{ readonly version: number; readonly time: string }> {
+    const wanted = typeof at === 'number' ? { version: at } : at === undefined ? {} : { time: at };
+    const last = await this.store.lastVersion({ tenant, streamId: sessionId }, incarnation, wanted);
+    if (!last || (typeof at === 'number' && at !== last.version)) {
+      throw invalidRequest([
+        { pointer, in: part, detail: `is not inside incarnation ${incarnation} of the session` },
+      ]);
+    }
+    return last;
+  }
+
   async usage(session: Session, consistency: Consistency): Promise<UsageView[]> {
     const loaded = await this.existing(session);
     const wanted = consistency === 'strong' ? endOf(loaded) : ANYTHING;
@@ -140,17 +187,6 @@ export class SessionQueries {
 
   async approvals(session: Session): Promise<SessionState['approvals']> {
     return (await this.existing(session)).state.approvals;
-  }
-
-  /** The audit trail: every event of every incarnation, also of a deleted session. */
-  async events(
-    session: Session,
-    page: { readonly after: number; readonly limit: number },
-  ): Promise<EventAnswer[]> {
-    const stream = { tenant: session.tenant, streamId: session.sessionId };
-    const events = await this.store.readStream(stream, { from: page.after + 1, limit: page.limit });
-    if (events.length === 0 && !(await this.store.loadStream(stream))) throw notFound();
-    return events.map((event) => this.presentEvent(event));
   }
 
   /** Where a command's last event stands, as clients see it. */
@@ -168,23 +204,23 @@ export class SessionQueries {
 
   private async existing({ tenant, sessionId }: Session): Promise<Loaded<SessionState>> {
     const loaded = await this.commands.load(tenant, sessionId);
-    if (loaded.state.status !== 'active' && loaded.state.status !== 'expired') throw notFound();
+    if (!exists(loaded.state)) throw notFound();
     return loaded;
   }
 
-  private async versionAt(
-    { tenant, sessionId }: Session,
-    incarnation: number,
-    at: number | string | undefined,
-  ): Promise<number> {
-    const wanted = typeof at === 'number' ? { version: at } : at === undefined ? {} : { time: at };
-    const version = await this.store.lastVersion({ tenant, streamId: sessionId }, incarnation, wanted);
-    if (version === undefined || (typeof at === 'number' && at !== version)) {
-      throw invalidRequest([
-        { pointer: '/at', in: 'query', detail: `is not inside incarnation ${incarnation} of the session` },
-      ]);
-    }
-    return version;
+  private page(
+    tenant: string,
+    found: readonly SessionView[],
+    limit: number,
+    scope: string,
+  ): { data: SessionAnswer[]; nextCursor: string | null } {
+    const page = found.slice(0, limit);
+    const last = page.at(-1);
+    return {
+      data: page.map((session) => this.present(tenant, session)),
+      nextCursor:
+        last && found.length > limit ? encodeCursor(scope, { createdAt: last.createdAt, id: last.id }) : null,
+    };
   }
 
   private present(tenant: string, session: SessionView): SessionAnswer {
@@ -200,19 +236,24 @@ export class SessionQueries {
       ...(forkedFrom && { forkedFrom }),
     } as SessionAnswer;
   }
-
-  private presentEvent({ streamId, lane, position, ...event }: RecordedEvent): EventAnswer {
-    return {
-      ...event,
-      sessionId: streamId,
-      position: this.store.positions.encode({ lane, position }),
-    } as EventAnswer;
-  }
 }
 
-const endOf = ({ lane, position }: Loaded<unknown>): Wanted => new Map([[lane, position]]);
+const exists = ({ status }: SessionState): boolean => status === 'active' || status === 'expired';
 
-const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
+/**
+ * The incarnation that a request is about: the present one, or any that it names.
+ * @throws DomainError `session-not-found` when there is none: one that is over shows only when it is named
+ */
+export function incarnationIn(state: SessionState, named: number | undefined): number {
+  const isKnown = named === undefined ? exists(state) : named <= state.incarnation;
+  if (!isKnown) throw notFound();
+  return named ?? state.incarnation;
+}
+
+/** What a strong read of one session must have seen. */
+export const endOf = ({ lane, position }: Loaded<unknown>): Wanted => new Map([[lane, position]]);
+
+export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
 const cursorExpired = (): ApiError =>
   new ApiError(
     'cursor-expired',

@@ -16,7 +16,7 @@ import {
 export const sessionPath = sessionId;
 
 const usageTotals = usage.required();
-const time = z.iso.datetime();
+export const time = z.iso.datetime();
 
 export const Session = z
   .object({
@@ -51,24 +51,6 @@ export const Message = z
     origin: z.object({ sessionId, messageId: z.string(), createdAt: time }).optional(),
   })
   .meta({ id: 'Message' });
-
-export const SessionEventView = z
-  .object({
-    id: z.uuid(),
-    type: z.string(),
-    schemaVersion: z.int().positive(),
-    tenant: z.string(),
-    sessionId: z.string(),
-    incarnation: z.int().positive(),
-    version: z.int().positive(),
-    position: z.string().meta({ description: 'opaque' }),
-    time,
-    actor: z.string(),
-    correlationId: z.string(),
-    causationId: z.string().nullable(),
-    data: z.record(z.string(), z.unknown()),
-  })
-  .meta({ id: 'Event' });
 
 export const CreateSessionBody = z
   .strictObject({ id: sessionId.optional(), title: title.optional(), metadata: metadata.optional() })
@@ -117,7 +99,7 @@ export const AppendedMessages = z.object({
   position: z.string().meta({ description: 'opaque' }),
 });
 
-const limit = z.coerce.number().int().min(1).max(200).default(50);
+export const limit = z.coerce.number().int().min(1).max(200).default(50);
 const cursor = z
   .string()
   .min(1)
@@ -150,36 +132,32 @@ export const ListSessionsQuery = z
 export const MAX_VERSION = 2_147_483_647;
 
 /** A time that PostgreSQL takes: it knows no year 0. */
-const yearful = (time: string): boolean => !time.startsWith('0000');
+export const yearful = (time: string): boolean => !time.startsWith('0000');
 
 /** Where a page of sessions ended. */
 export const SessionCursor = z.strictObject({ createdAt: z.iso.datetime().refine(yearful), id: sessionId });
+
+export const at = z
+  .union([
+    z.coerce.number().int().positive().max(MAX_VERSION),
+    z.iso.datetime({ offset: true }).refine(yearful),
+  ])
+  .optional()
+  .meta({ description: 'a version, or an RFC 3339 time, inside the incarnation' });
+export const incarnation = z.coerce.number().int().positive().optional().meta({
+  description: 'the present one unless given; one that is over is read only when it is named',
+});
 
 export const ListMessagesQuery = z.strictObject({
   limit,
   cursor,
   order: z.enum(['asc', 'desc']).default('asc'),
-  at: z
-    .union([
-      z.coerce.number().int().positive().max(MAX_VERSION),
-      z.iso.datetime({ offset: true }).refine(yearful),
-    ])
-    .optional()
-    .meta({ description: 'a version, or an RFC 3339 time, inside the incarnation' }),
-  incarnation: z.coerce.number().int().positive().optional(),
+  at,
+  incarnation,
   consistency,
 });
 
-export const ListEventsQuery = z.strictObject({
-  after: z.coerce
-    .number()
-    .int()
-    .nonnegative()
-    .max(MAX_VERSION - 1)
-    .default(0)
-    .meta({ description: 'the last version that is known' }),
-  limit,
-});
+export const ListForksQuery = z.strictObject({ limit, cursor, incarnation, consistency });
 
 export const SessionList = z.object({ data: z.array(Session), nextCursor: z.string().nullable() });
 export const MessageList = z.object({
@@ -187,7 +165,6 @@ export const MessageList = z.object({
   nextCursor: z.string().nullable(),
   version: z.int().positive(),
 });
-export const EventList = z.object({ data: z.array(SessionEventView) });
 export const UsageList = z.object({
   data: z.array(
     usageTotals.extend({ model: z.string(), day: z.iso.date(), generations: z.int().nonnegative() }),
@@ -196,4 +173,3 @@ export const UsageList = z.object({
 
 export type NewMessageInput = z.infer<typeof NewMessage>;
 export type SessionAnswer = z.infer<typeof Session>;
-export type EventAnswer = z.infer<typeof SessionEventView>;

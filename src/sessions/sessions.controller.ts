@@ -25,8 +25,7 @@ import {
   ChangeSessionBody,
   ConsistencyQuery,
   CreateSessionBody,
-  EventList,
-  ListEventsQuery,
+  ListForksQuery,
   ListMessagesQuery,
   ListSessionsQuery,
   MessageList,
@@ -253,17 +252,17 @@ export class SessionsController {
     return { data: await this.queries.usage({ tenant, sessionId }, consistency) };
   }
 
-  @Get(':id/events')
-  @Answers(200, EventList, {
-    summary: 'Read the audit trail: all incarnations, deleted sessions too',
-    problems: ['session-not-found', 'database-unavailable'],
+  @Get(':id/forks')
+  @Answers(200, SessionList, {
+    summary: 'List the sessions that were forked from this one, by creation time and id',
+    problems: ['invalid-cursor', ...READ],
   })
-  async events(
+  forks(
     @Caller() { tenant }: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
-    @Query({ schema: ListEventsQuery }) query: z.infer<typeof ListEventsQuery>,
+    @Query({ schema: ListForksQuery }) query: z.infer<typeof ListForksQuery>,
   ) {
-    return { data: await this.queries.events({ tenant, sessionId }, query) };
+    return this.queries.forks({ tenant, sessionId }, query);
   }
 }
 

@@ -6,7 +6,8 @@ import { type FakeOpenAi, startFakeOpenAi } from '../support/fake-openai.js';
 import { type Api, apiOf } from '../support/http.js';
 import { type RunningService, startService } from '../support/process.js';
 
-export { type EventAnswer, type SessionAnswer } from '../../src/sessions/session.schemas.js';
+export { type EventAnswer } from '../../src/audit/audit.schemas.js';
+export { type SessionAnswer } from '../../src/sessions/session.schemas.js';
 export { type GeneratedAnswer } from '../../src/generation/generation.schemas.js';
 export { type MessageView } from '../../src/projections/history.projection.js';
 

@@ -153,11 +153,11 @@ describe('stamps', () => {
       await db.setClock({ offsetMs: version * 60_000 });
       times.push((await append(version, { incarnation: version < 2 ? 1 : 2 })).time);
     }
-    expect(await store.lastVersion(stream, 1)).toBe(2);
-    expect(await store.lastVersion(stream, 2)).toBe(4);
+    expect(await store.lastVersion(stream, 1)).toEqual({ version: 2, time: times[1] });
+    expect(await store.lastVersion(stream, 2)).toMatchObject({ version: 4 });
     expect(await store.lastVersion(stream, 3)).toBeUndefined();
-    expect(await store.lastVersion(stream, 2, { time: times[2] ?? '' })).toBe(3);
-    expect(await store.lastVersion(stream, 2, { version: 3 })).toBe(3);
+    expect(await store.lastVersion(stream, 2, { time: times[2] ?? '' })).toMatchObject({ version: 3 });
+    expect(await store.lastVersion(stream, 2, { version: 3 })).toMatchObject({ version: 3 });
     expect(await store.lastVersion(stream, 2, { time: times[1] ?? '' })).toBeUndefined();
   });
 });

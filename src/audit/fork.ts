@@ -1,0 +1,85 @@
+import { type CommandTarget, ForkSession, type NewMessage } from '../domain/session.js';
+import { type SessionRecord } from '../projections/projection.js';
+import { type EventStore } from '../event-store/event-store.js';
+import { VersionMismatch } from '../event-store/stream-handler.js';
+import { invalidRequest } from '../http/problem.js';
+import { type WriteContext } from '../http/preconditions.js';
+import { newId } from '../sessions/ids.js';
+import { type SessionCommands } from '../sessions/session-commands.js';
+import { incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
+
+/** A fork is one append, which holds up its lane; what is longer is better begun anew. */
+const MAX_MESSAGES = 10_000;
+const MAX_BYTES = 32 * 1024 * 1024;
+
+/** Makes the command that begins a session with a copy of another's history. Nothing is shared afterwards. */
+export class Forks {
+  constructor(
+    private readonly store: EventStore,
+    private readonly commands: SessionCommands,
+    private readonly queries: SessionQueries,
+  ) {}
+
+  /**
+   * @param to the session to be made
+   * @param at a version or time of the source's present incarnation; now unless given
+   * @param ifMatch versions that the source may have
+   * @throws DomainError `session-not-found`; VersionMismatch; ApiError `invalid-request` for what is not inside the
+   * incarnation and for a history that is too long
+   */
+  async command(
+    to: CommandTarget,
+    sessionId: string,
+    at: number | string | undefined,
+    ifMatch: WriteContext['ifMatch'],
+  ): Promise<ForkSession> {
+    // A retry gets what the first request made, whatever has become of the source since.
+    if (to.idempotency && (await this.store.findKeyed(to.tenant, to.idempotency.scope, to.idempotency.key))) {
+      return new ForkSession(to, { sessionId, version: 1 }, []);
+    }
+    const { tenant } = to;
+    const { state: now } = await this.commands.load(tenant, sessionId);
+    const incarnation = incarnationIn(now, undefined);
+    if (Array.isArray(ifMatch) && !ifMatch.includes(now.version)) throw new VersionMismatch(now.version);
+    const pointer = { pointer: '/at', in: 'body' } as const;
+    const { version } = await this.queries.pointAt(
+      { tenant, sessionId },
+      incarnation,
+      at ?? now.version,
+      pointer,
+    );
+    const then = await this.commands.stateAt(tenant, sessionId, version);
+    const messages: NewMessage[] = [];
+    if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
+    let bytes = 0;
+    const range = { from: then.historyStart, to: version, types: ['MessageAppended'] };
+    const events = this.store.streamEvents({ tenant, streamId: sessionId }, range);
+    for await (const event of events as AsyncGenerator<SessionRecord>) {
+      if (event.type !== 'MessageAppended') continue;
+      messages.push(copyOf(sessionId, event));
+      bytes += Buffer.byteLength(JSON.stringify(event.data));
+      if (bytes > MAX_BYTES) throw tooLong(`${MAX_BYTES / 1024 / 1024} MiB`);
+    }
+    return new ForkSession(to, { sessionId, version }, messages, {
+      ...(then.title !== null && { title: then.title }),
+      ...(Object.keys(then.metadata).length > 0 && { metadata: then.metadata }),
+    });
+  }
+}
+
+/** The generation that wrote it is one of the source's, where it can be asked for. */
+function copyOf(
+  sessionId: string,
+  {
+    data: { generationId: _generation, messageId, ...message },
+    time,
+  }: SessionRecord & { type: 'MessageAppended' },
+): NewMessage {
+  const createdAt = message.origin?.createdAt ?? time;
+  return { ...message, messageId: newId('msg'), origin: { sessionId, messageId, createdAt } };
+}
+
+const tooLong = (limit: string): Error =>
+  invalidRequest([
+    { pointer: '/at', in: 'body', detail: `has a history of more than ${limit}: too long to copy` },
+  ]);

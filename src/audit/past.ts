@@ -1,0 +1,168 @@
+import { isDeepStrictEqual } from 'node:util';
+import { type EventOf } from '../domain/session.events.js';
+import { type SessionState } from '../domain/session.js';
+import { type EventStore } from '../event-store/event-store.js';
+import { invalidRequest } from '../http/problem.js';
+import { readHistory } from '../projections/history.projection.js';
+import { type ReadModels } from '../projections/read-models.js';
+import { type SessionCommands } from '../sessions/session-commands.js';
+import { endOf, incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
+import { type DiffAnswer, type StateAnswer } from './audit.schemas.js';
+
+interface Session {
+  readonly tenant: string;
+  readonly sessionId: string;
+}
+type Moment = number | string | undefined;
+type GenerationEvent = EventOf<
+  'GenerationStarted' | 'GenerationCompleted' | 'GenerationFailed' | 'GenerationCancelled'
+> & { readonly version: number };
+
+const GENERATION_TYPES = [
+  'GenerationStarted',
+  'GenerationCompleted',
+  'GenerationFailed',
+  'GenerationCancelled',
+] as const satisfies readonly GenerationEvent['type'][];
+
+/** What sessions were, by the log. */
+export class Past {
+  constructor(
+    private readonly store: EventStore,
+    private readonly models: ReadModels,
+    private readonly commands: SessionCommands,
+    private readonly queries: SessionQueries,
+  ) {}
+
+  /**
+   * What the rules knew of a session at a version or time.
+   * @throws DomainError `session-not-found`; ApiError `invalid-request` for what is not inside the incarnation
+   */
+  async state(
+    session: Session,
+    asked: { readonly at?: Moment; readonly incarnation?: number | undefined },
+  ): Promise<StateAnswer> {
+    const { state } = await this.commands.load(session.tenant, session.sessionId);
+    const incarnation = incarnationIn(state, asked.incarnation);
+    const point = await this.queries.pointAt(session, incarnation, asked.at);
+    const then = await this.stateAt(session, point.version);
+    return { sessionId: session.sessionId, ...then, time: point.time } as StateAnswer;
+  }
+
+  /** What changed in a session from one version or time to another. @throws as `state` */
+  async diff(
+    session: Session,
+    asked: {
+      readonly from: Moment;
+      readonly to?: Moment;
+      readonly incarnation?: number | undefined;
+      readonly limit: number;
+    },
+  ): Promise<DiffAnswer> {
+    const loaded = await this.commands.load(session.tenant, session.sessionId);
+    const incarnation = incarnationIn(loaded.state, asked.incarnation);
+    const at = (pointer: string, moment: Moment) =>
+      this.queries.pointAt(session, incarnation, moment, { pointer, in: 'query' });
+    const [from, to] = await Promise.all([at('/from', asked.from), at('/to', asked.to)]);
+    if (from.version > to.version) {
+      throw invalidRequest([{ pointer: '/to', in: 'query', detail: 'must not be before from' }]);
+    }
+    const [before, after, events, generations] = await Promise.all([
+      this.stateAt(session, from.version),
+      this.stateAt(session, to.version),
+      this.store.countTypes(streamOf(session), from.version + 1, to.version),
+      this.generations(session, from.version, to.version, asked.limit),
+    ]);
+    // With the session its totals go; they were used all the same.
+    const isDeletedBetween = after.status === 'deleted' && from.version < to.version;
+    const last = isDeletedBetween ? await this.stateAt(session, to.version - 1) : after;
+    const history = async (at: number, later = 0) => {
+      const place = { ...session, incarnation };
+      const page = { at, after: later, order: 'asc', limit: asked.limit } as const;
+      return (await readHistory(this.models, endOf(loaded), place, page))?.messages ?? [];
+    };
+    // A reset begins another history, a delete ends the last one.
+    const isSame = before.historyStart === after.historyStart;
+    const added = after.messageCount - (isSame ? before.messageCount : 0);
+    const removed = isSame ? 0 : before.messageCount;
+    return {
+      sessionId: session.sessionId,
+      incarnation,
+      from: from.version,
+      to: to.version,
+      events,
+      ...changed(before, after),
+      messages: {
+        added: { count: added, data: added ? await history(to.version, isSame ? from.version : 0) : [] },
+        removed: { count: removed, data: removed ? await history(from.version) : [] },
+      },
+      approvals: {
+        added: missing(after.approvals, before.approvals),
+        removed: missing(before.approvals, after.approvals),
+      },
+      generations,
+      usage: {
+        inputTokens: last.usage.inputTokens - before.usage.inputTokens,
+        outputTokens: last.usage.outputTokens - before.usage.outputTokens,
+        cachedTokens: last.usage.cachedTokens - before.usage.cachedTokens,
+        reasoningTokens: last.usage.reasoningTokens - before.usage.reasoningTokens,
+      },
+    };
+  }
+
+  private stateAt({ tenant, sessionId }: Session, version: number): Promise<SessionState> {
+    return this.commands.stateAt(tenant, sessionId, version);
+  }
+
+  /** The first generations that began or ended after a version and up to another. */
+  private async generations(
+    session: Session,
+    from: number,
+    to: number,
+    limit: number,
+  ): Promise<DiffAnswer['generations']> {
+    const range = { from: from + 1, to, types: GENERATION_TYPES };
+    // One at a time, so begin and end take turns, and the first may have begun before.
+    const events = await this.store.readStream(streamOf(session), { ...range, limit: 2 * limit + 1 });
+    const found: DiffAnswer['generations'] = [];
+    for (const { type, data, version } of events as unknown as GenerationEvent[]) {
+      const { generationId, model } = data;
+      if (type === 'GenerationStarted') {
+        found.push({ generationId, model, status: 'running', started: version, ended: null });
+        continue;
+      }
+      const begun = found.at(-1)?.ended === null ? found.pop() : undefined;
+      found.push({
+        generationId,
+        model,
+        status: ENDS[type],
+        started: begun?.started ?? null,
+        ended: version,
+        ...('finishReason' in data && data.finishReason !== undefined && { finishReason: data.finishReason }),
+        ...('code' in data && { code: data.code }),
+      });
+    }
+    return found.slice(0, limit);
+  }
+}
+
+const ENDS = {
+  GenerationCompleted: 'completed',
+  GenerationFailed: 'failed',
+  GenerationCancelled: 'cancelled',
+} as const;
+
+const streamOf = ({ tenant, sessionId }: Session) => ({ tenant, streamId: sessionId });
+
+/** `{before, after}` of what differs, among what a state says in one value. */
+function changed(
+  before: SessionState,
+  after: SessionState,
+): Pick<DiffAnswer, 'status' | 'title' | 'metadata' | 'legalHold'> {
+  const names = ['status', 'title', 'metadata', 'legalHold'] as const;
+  const differing = names.filter((name) => !isDeepStrictEqual(before[name], after[name]));
+  return Object.fromEntries(differing.map((name) => [name, { before: before[name], after: after[name] }]));
+}
+
+const missing = (from: SessionState['approvals'], others: SessionState['approvals']) =>
+  from.filter((one) => !others.some((other) => isDeepStrictEqual(one, other)));

@@ -1,0 +1,104 @@
+import { type ServerResponse } from 'node:http';
+import { type FastifyReply, type FastifyRequest } from 'fastify';
+
+/** Proxies close connections on which nothing happens. */
+const KEEP_ALIVE_MS = 15_000;
+/** Who takes nothing for so long is gone, or never meant to read. */
+const PATIENCE_MS = 60_000;
+
+/** Whether the client asks for a stream of events. HEAD gets none: it would stay open without ever being read. */
+export const wantsEvents = ({ method, headers }: FastifyRequest): boolean =>
+  method !== 'HEAD' && (headers.accept?.includes('text/event-stream') ?? false);
+
+export interface StreamEvent {
+  readonly id: string;
+  readonly event: string;
+  readonly data: unknown;
+}
+
+/**
+ * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when it has room for more,
+ * and whoever produces the events is to wait for that.
+ */
+export class EventStream {
+  private readonly controller = new AbortController();
+  private readonly raw: ServerResponse;
+  private readonly keepAlive: NodeJS.Timeout;
+  private readonly patienceMs: number;
+  private unseenId: string | undefined;
+
+  /** Takes the answer over and sends its headers: errors have no status to change from here on. */
+  constructor(
+    reply: FastifyReply,
+    {
+      keepAliveMs = KEEP_ALIVE_MS,
+      patienceMs = PATIENCE_MS,
+    }: { readonly keepAliveMs?: number; readonly patienceMs?: number } = {},
+  ) {
+    const headers = {
+      ...reply.getHeaders(),
+      'content-type': 'text/event-stream',
+      'cache-control': 'no-store',
+      // nginx would collect the pieces.
+      'x-accel-buffering': 'no',
+    };
+    reply.hijack();
+    this.raw = reply.raw;
+    this.patienceMs = patienceMs;
+    this.raw.once('close', () => {
+      this.controller.abort();
+    });
+    // It may have left before anybody listened for that.
+    if (this.raw.destroyed) this.controller.abort();
+    this.raw.writeHead(200, headers as Record<string, string>);
+    // Whoever resumes where nothing new has come would else not even know that it is connected.
+    this.raw.flushHeaders();
+    this.keepAlive = setInterval(() => {
+      // Behind what a client does not take, nothing more is put.
+      if (this.raw.writableNeedDrain) return;
+      this.raw.write(`${this.unseenId === undefined ? '' : `id: ${this.unseenId}\n`}: keep-alive\n\n`);
+      this.unseenId = undefined;
+    }, keepAliveMs);
+  }
+
+  /** Aborted when the client went away. */
+  get gone(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  /** Resolves when the client can take more, or is gone; one that takes nothing for a minute is dropped. */
+  async send({ id, event, data }: StreamEvent): Promise<void> {
+    this.unseenId = undefined;
+    const text = `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
+    if (!this.raw.write(text) && !this.gone.aborted) await this.drained();
+  }
+
+  /**
+   * There was nothing to send up to here. The id goes out with the next keep-alive: browsers come back with it, and
+   * what was passed over is not looked at again.
+   */
+  passed(id: string): void {
+    this.unseenId = id;
+  }
+
+  end(): void {
+    clearInterval(this.keepAlive);
+    if (!this.gone.aborted) this.raw.end();
+  }
+
+  private drained(): Promise<void> {
+    return new Promise((resolve) => {
+      const patience = setTimeout(() => {
+        this.raw.destroy();
+      }, this.patienceMs);
+      const go = (): void => {
+        clearTimeout(patience);
+        this.raw.off('drain', go);
+        this.gone.removeEventListener('abort', go);
+        resolve();
+      };
+      this.raw.once('drain', go);
+      this.gone.addEventListener('abort', go, { once: true });
+    });
+  }
+}

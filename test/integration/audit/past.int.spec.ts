@@ -1,0 +1,427 @@
+import { isDeepStrictEqual } from 'node:util';
+import { Past } from '../../../src/audit/past.js';
+import { DomainError } from '../../../src/domain/decider.js';
+import { sessionDecider, STATE_VERSION } from '../../../src/domain/session.js';
+import { StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { isActivity } from '../../../src/domain/session.js';
+import { SessionQueries } from '../../../src/sessions/session-queries.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { eventually } from '../../support/http.js';
+import { messagesIn, recount } from '../../unit/domain/naive-session.js';
+import { seeded, sized, tallies, by, Nodes } from '../event-store/fixture.js';
+import { Node, TENANT } from '../sweeper/fixture.js';
+import { anyCommand, eventsOf, expectProblemCode, type Logged } from './fixture.js';
+
+const SEQUENCES = sized(10_000, 300);
+const COMMANDS = 9;
+/** The main property is shown on all; what else takes long, on this part of the sessions. */
+const PART = sized(1, 6);
+const WRITERS = 8;
+const AT_ONCE = 8;
+const OVERALL_MS = sized(1_800_000, 60_000);
+
+let db: TestDatabase;
+beforeAll(async () => {
+  db = await createTestDatabase();
+});
+afterAll(() => db.drop());
+
+/** After so much at once the read models may need more than the patience of one read. */
+const caughtUp = (node: Node): Promise<boolean> =>
+  eventually(
+    () =>
+      node.caughtUp().then(
+        () => true,
+        () => false,
+      ),
+    OVERALL_MS,
+  );
+
+/** So many at a time: more would only wait for connections. */
+async function inTurns<T>(
+  items: readonly T[],
+  atOnce: number,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  const rest = items.values();
+  await Promise.all(
+    Array.from({ length: atOnce }, async () => {
+      for (const item of rest) await work(item);
+    }),
+  );
+}
+
+function expectSame(what: string, actual: unknown, expected: unknown): void {
+  // Jest's own comparison prints well, but is too slow to be made so often.
+  if (isDeepStrictEqual(actual, expected)) return;
+  expect({ [what]: actual }).toEqual({ [what]: expected });
+}
+
+/** What a session was after some of its events, counted out of them anew. */
+function stateOf(sessionId: string, log: readonly Logged[]): unknown {
+  const begun =
+    log.findLastIndex(({ type }) => type === 'SessionCreated' || type === 'ConversationReset') + 1;
+  const state = recount(log);
+  return {
+    sessionId,
+    ...state,
+    historyStart: state.status === 'deleted' ? 0 : begun,
+    time: log.at(-1)?.time,
+  };
+}
+
+/** The messages that stood there; a delete leaves the last history to whoever names the incarnation. */
+function historyOf(log: readonly Logged[]): unknown[] {
+  const kept = log.at(-1)?.type === 'SessionDeleted' ? log.slice(0, -1) : log;
+  return messagesIn(kept).map(({ version, message: { messageId, ...message } }) => ({
+    id: messageId,
+    ...message,
+    version,
+    createdAt: log[version - 1]?.time,
+  }));
+}
+
+describe('the past of sessions that lived through random commands', () => {
+  const random = seeded();
+  const ids = Array.from({ length: SEQUENCES }, (_, index) => `s${index}`);
+  // One each: how they take turns is up to the database.
+  const randoms = new Map(ids.map((id) => [id, seeded(random(2 ** 31))]));
+  let node: Node;
+  let past: Past;
+  let queries: SessionQueries;
+  const logs = new Map<string, Logged[]>();
+
+  beforeAll(async () => {
+    node = await Node.start(db, { sessions: { maxSessions: 1_000_000 } });
+    past = node.app.get(Past);
+    queries = node.app.get(SessionQueries);
+    let offsetMs = -100 * 86_400_000;
+    for (let round = 0; round < COMMANDS; round += 1) {
+      // Now and then time stands still, as it does for commands in a row.
+      offsetMs += random(3) * 3_600_000;
+      await db.setClock({ offsetMs });
+      await inTurns(ids, WRITERS, async (id) => {
+        const own = randoms.get(id) ?? random;
+        const commands = [anyCommand(own, id, round), anyCommand(own, id, round + 1)];
+        for (const command of commands.slice(0, 1 + own(2))) {
+          await node.handle(command).catch((error: unknown) => {
+            if (!(error instanceof DomainError)) throw error;
+          });
+        }
+      });
+    }
+    for (const id of ids) logs.set(id, await eventsOf(db, id));
+    await caughtUp(node);
+  }, OVERALL_MS);
+  afterAll(() => node.stop());
+
+  /** Work on every session, or on a part of them. */
+  const each = (
+    work: (sessionId: string, log: readonly Logged[]) => Promise<void>,
+    part = 1,
+  ): Promise<void> =>
+    inTurns(
+      [...logs].filter((_, index) => index % part === 0),
+      AT_ONCE,
+      (one) => work(...one),
+    );
+
+  it('has met all that can happen', () => {
+    const all = [...logs.values()].flat();
+    expect(all.length).toBeGreaterThan(SEQUENCES * 6);
+    expect(new Set(all.map(({ type }) => type)).size).toBe(13);
+    expect(Math.max(...all.map(({ incarnation }) => incarnation))).toBeGreaterThan(2);
+  });
+
+  it(
+    'given any version and its incarnation, when state and messages are asked for, then they are those of a naive fold',
+    async () => {
+      await each(async (sessionId, log) => {
+        const session = { tenant: TENANT, sessionId };
+        for (const { version: at, incarnation } of log) {
+          const before = log.slice(0, at);
+          expectSame(
+            `${sessionId} at ${at}`,
+            await past.state(session, { at, incarnation }),
+            stateOf(sessionId, before),
+          );
+          const page = await queries.messages(session, {
+            at,
+            incarnation,
+            limit: 200,
+            order: 'asc',
+            consistency: 'strong',
+          });
+          expectSame(`messages of ${sessionId} at ${at}`, page.data, historyOf(before));
+        }
+      });
+    },
+    OVERALL_MS,
+  );
+
+  it(
+    'given any time, when state and messages are asked for, then they are those of the last event up to it in that incarnation',
+    async () => {
+      await each(async (sessionId, log) => {
+        const session = { tenant: TENANT, sessionId };
+        for (const { time, incarnation } of log) {
+          const later = new Date(Date.parse(time) + 1_000).toISOString();
+          for (const at of [time, later]) {
+            const last = log.findLastIndex((one) => one.incarnation === incarnation && one.time <= at) + 1;
+            const state = await past.state(session, { at, incarnation });
+            expectSame(`${sessionId} at ${at}`, state, stateOf(sessionId, log.slice(0, last)));
+          }
+          const page = { limit: 200, order: 'asc', consistency: 'strong' } as const;
+          const last = log.findLastIndex((one) => one.incarnation === incarnation && one.time <= time) + 1;
+          const { data } = await queries.messages(session, { ...page, at: time, incarnation });
+          expectSame(`messages of ${sessionId} at ${time}`, data, historyOf(log.slice(0, last)));
+        }
+        const [first] = log;
+        const earlier = new Date(Date.parse(first?.time ?? '') - 1).toISOString();
+        await expectProblemCode(past.state(session, { at: earlier, incarnation: 1 }), 'invalid-request');
+      }, PART);
+    },
+    OVERALL_MS,
+  );
+
+  it(
+    'given an incarnation that is over, when it is not named, then nothing of it shows, by version or by time',
+    async () => {
+      let refused = 0;
+      await each(async (sessionId, log) => {
+        const session = { tenant: TENANT, sessionId };
+        const now = log.at(-1);
+        const isGone = now?.type === 'SessionDeleted';
+        const page = { limit: 200, order: 'asc', consistency: 'strong' } as const;
+        for (const { version, incarnation, time } of log) {
+          if (incarnation === now?.incarnation && !isGone) {
+            const state = await past.state(session, { at: version });
+            expectSame(`${sessionId} at ${version}`, state, stateOf(sessionId, log.slice(0, version)));
+            continue;
+          }
+          const code = isGone ? 'session-not-found' : 'invalid-request';
+          // A time at which both were is that of the present one.
+          const isShared = log.some((one) => one.incarnation === now?.incarnation && one.time <= time);
+          for (const at of isShared && !isGone ? [version] : [version, time]) {
+            await expectProblemCode(past.state(session, { at }), code);
+            await expectProblemCode(queries.messages(session, { ...page, at }), code);
+            refused += 1;
+          }
+        }
+        const next = (now?.incarnation ?? 0) + 1;
+        await expectProblemCode(past.state(session, { incarnation: next }), 'session-not-found');
+      }, PART);
+      expect(refused).toBeGreaterThan(SEQUENCES / PART / 2);
+    },
+    OVERALL_MS,
+  );
+
+  it(
+    'given any two versions of an incarnation, when they are compared, then the difference is that of two naive folds',
+    async () => {
+      await each(async (sessionId, log) => {
+        const session = { tenant: TENANT, sessionId };
+        const own = randoms.get(sessionId) ?? random;
+        const { incarnation } = log[own(log.length)] ?? { incarnation: 1 };
+        const versions = log.filter((one) => one.incarnation === incarnation).map(({ version }) => version);
+        const [from = 1, to = 1] = [own(versions.length), own(versions.length)]
+          .sort((a, b) => a - b)
+          .map((index) => versions[index] ?? 1);
+        const diff = await past.diff(session, { from, to, incarnation, limit: 200 });
+        expectDifference(diff, log, from, to);
+      });
+    },
+    OVERALL_MS,
+  );
+
+  it('given some of these, when they are asked for over HTTP, then they are the same', async () => {
+    for (const id of ids.slice(0, 10)) {
+      const log = logs.get(id) ?? [];
+      for (const { version, incarnation } of log) {
+        const url = `/v1/sessions/${id}/state?at=${version}&incarnation=${incarnation}`;
+        const { status, body, headers } = await node.inject('GET', url);
+        expect({ status, body, etag: headers['etag'] }).toEqual({
+          status: 200,
+          body: stateOf(id, log.slice(0, version)),
+          etag: `"${version}"`,
+        });
+      }
+    }
+  });
+
+  it('given states that were kept of every few versions, when they are used, then each state is that of a naive fold', async () => {
+    const sessions = new StreamHandler(node.store, {
+      decider: sessionDecider,
+      stateVersion: STATE_VERSION + 1,
+      schemaVersion: () => 1,
+      isActivity,
+      incarnation: (state) => state.incarnation,
+      snapshotEvery: 4,
+    });
+    for (const id of ids.slice(0, 20)) {
+      const log = logs.get(id) ?? [];
+      // Twice: the first fold leaves behind what the second begins from.
+      for (const version of [...log, ...log].map((one) => one.version).reverse()) {
+        const { historyStart: _, ...state } = await sessions.stateAt(
+          { tenant: TENANT, streamId: id },
+          version,
+        );
+        expectSame(`${id} at ${version}`, state, recount(log.slice(0, version)));
+      }
+    }
+    const [kept] = await db.query<{ count: number }>('select count(*)::int as count from stream_snapshot');
+    expect(kept?.count).toBeGreaterThan(20);
+  });
+});
+
+function expectDifference(
+  diff: Awaited<ReturnType<Past['diff']>>,
+  log: readonly Logged[],
+  from: number,
+  to: number,
+) {
+  const [before, after] = [log.slice(0, from), log.slice(0, to)];
+  const [one, two] = [recount(before), recount(after)];
+  const versionsIn = (some: readonly Logged[]) => messagesIn(some).map(({ version }) => version);
+  const [older, newer] = [versionsIn(before), versionsIn(after)];
+  const between = log.slice(from, to);
+  const counts: Record<string, number> = {};
+  for (const { type } of between) counts[type] = (counts[type] ?? 0) + 1;
+  const changed = (name: 'status' | 'title' | 'metadata' | 'legalHold') =>
+    isDeepStrictEqual(one[name], two[name]) ? {} : { [name]: { before: one[name], after: two[name] } };
+  const without = (some: readonly unknown[], others: readonly unknown[]) =>
+    some.filter((approval) => !others.some((other) => isDeepStrictEqual(approval, other)));
+  const list = (versions: readonly number[]) => ({ count: versions.length, versions });
+  const ends = between.flatMap((event) => (/^Generation[CF]/.test(event.type) ? [event] : [])) as {
+    data: { usage?: { inputTokens: number } };
+  }[];
+  const { messages, usage, generations, ...rest } = diff;
+  expectSame(`${diff.sessionId} from ${from} to ${to}`, rest, {
+    sessionId: diff.sessionId,
+    incarnation: log[from - 1]?.incarnation,
+    from,
+    to,
+    events: counts,
+    ...changed('status'),
+    ...changed('title'),
+    ...changed('metadata'),
+    ...changed('legalHold'),
+    approvals: {
+      added: without(two.approvals, one.approvals),
+      removed: without(one.approvals, two.approvals),
+    },
+  });
+  const shown = ({ count, data }: { count: number; data: { version: number }[] }) => ({
+    count,
+    versions: data.map(({ version }) => version),
+  });
+  expectSame(
+    'the messages added',
+    shown(messages.added),
+    list(newer.filter((version) => !older.includes(version))),
+  );
+  expectSame(
+    'the messages removed',
+    shown(messages.removed),
+    list(older.filter((version) => !newer.includes(version))),
+  );
+  expectSame(
+    'the tokens used',
+    usage.inputTokens,
+    ends.reduce((sum, { data }) => sum + (data.usage?.inputTokens ?? 0), 0),
+  );
+  const versionsOf = (pattern: RegExp) =>
+    between.filter(({ type }) => pattern.test(type)).map((event) => event.version);
+  const told = (which: 'started' | 'ended') => generations.flatMap((generation) => generation[which] ?? []);
+  expectSame('the begins of generations', told('started'), versionsOf(/^GenerationStarted/));
+  expectSame('the ends of generations', told('ended'), versionsOf(/^Generation[CF]/));
+}
+
+describe('a very long session', () => {
+  const LENGTH = sized(100_000, 5_000);
+  const PAGE = { limit: 50, order: 'asc', consistency: 'strong' } as const;
+  let node: Node;
+  const session = { tenant: TENANT, sessionId: 'long' };
+
+  beforeAll(async () => {
+    node = await Node.start(db, { sessions: { maxSessions: 1_000_000 } });
+    await node.create('long');
+    for (let written = 0; written < LENGTH; written += 1_000) {
+      const messages = Array.from({ length: 1_000 }, (_, index) => ({
+        role: 'user',
+        content: `Could you tell me how far along order ${written + index} is? It should have been here by now.`,
+      }));
+      const { status } = await node.inject('POST', '/v1/sessions/long/messages', { messages });
+      expect(status).toBe(201);
+    }
+    await caughtUp(node);
+  }, OVERALL_MS);
+  afterAll(() => node.stop());
+
+  /** A quarter was faster: what the work takes, rather than what else the machine does. */
+  const quartile = (times: number[]): number =>
+    times.sort((a, b) => a - b)[Math.floor(times.length / 4)] ?? 0;
+  async function timed(work: (at: number) => Promise<unknown>): Promise<number> {
+    const times: number[] = [];
+    for (let turn = 0; turn < 20; turn += 1) {
+      const at = 2 + Math.floor((turn * (LENGTH - 1)) / 20);
+      const began = performance.now();
+      await work(at);
+      times.push(performance.now() - began);
+    }
+    return quartile(times);
+  }
+
+  it(
+    'given any version or time, when its state or a page of its history is asked for, then it is there at once',
+    async () => {
+      const past = node.app.get(Past);
+      const queries = node.app.get(SessionQueries);
+      const [{ time: middle } = { time: new Date() }] = await db.query<{ time: Date }>(
+        `select time from event where stream_id = 'long' and version = $1`,
+        [LENGTH / 2],
+      );
+      const at = middle.toISOString();
+      const times = {
+        state: await timed(async (version) => {
+          expect((await past.state(session, { at: version })).messageCount).toBe(version - 1);
+        }),
+        stateByTime: await timed(() => past.state(session, { at })),
+        page: await timed(async (version) => {
+          const { data } = await queries.messages(session, { ...PAGE, at: version, order: 'desc' });
+          expect(data[0]?.version).toBe(version);
+        }),
+        firstPage: await timed((version) => queries.messages(session, { ...PAGE, at: version })),
+        pageByTime: await timed(() => queries.messages(session, { ...PAGE, at })),
+      };
+      if (process.env['FULL'] === '1') console.log(`${LENGTH} messages, ms:`, times);
+      expect(Math.max(times.state, times.stateByTime)).toBeLessThan(sized(150, 1_500));
+      expect(Math.max(times.page, times.firstPage, times.pageByTime)).toBeLessThan(sized(50, 500));
+    },
+    OVERALL_MS,
+  );
+});
+
+describe('states that are kept', () => {
+  const nodes = new Nodes();
+  afterAll(() => nodes.stopAll());
+
+  it('given a stream that grows past a stretch of versions, when a state of then is asked for, then few events are read', async () => {
+    const store = await nodes.start(db.url);
+    const stream = { tenant: 'acme', streamId: 'tally' };
+    const handler = tallies(store, { snapshotEvery: 10 });
+    for (let number = 1; number <= 95; number += 1) await handler.handle(stream, { numbers: [number] }, by);
+    const reads: { from?: number }[] = [];
+    const original = store.streamEvents.bind(store);
+    store.streamEvents = (of, range, limit) => {
+      reads.push(range ?? {});
+      return original(of, range, limit);
+    };
+    expect(await handler.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
+    expect(reads).toEqual([{ from: 91, to: 94 }]);
+    // States of another version of the code are not taken for this one's.
+    const other = tallies(store, { snapshotEvery: 10, stateVersion: 2 });
+    expect(await other.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
+    expect(reads.at(-1)).toEqual({ from: 1, to: 94 });
+  });
+});

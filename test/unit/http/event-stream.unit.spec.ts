@@ -1,0 +1,123 @@
+import { type AddressInfo, connect } from 'node:net';
+import Fastify, { type FastifyInstance } from 'fastify';
+import { EventStream, wantsEvents } from '../../../src/http/event-stream.js';
+
+let app: FastifyInstance;
+let opened: (stream: EventStream) => void;
+let stream: Promise<EventStream>;
+
+async function serve(options: ConstructorParameters<typeof EventStream>[1] = {}): Promise<number> {
+  app = Fastify();
+  stream = new Promise((resolve) => {
+    opened = resolve;
+  });
+  app.get('/', (request, reply) => {
+    if (!wantsEvents(request)) return reply.send('page');
+    opened(new EventStream(reply, options));
+    return reply;
+  });
+  await app.listen({ host: '127.0.0.1', port: 0 });
+  return (app.server.address() as AddressInfo).port;
+}
+afterEach(() => app.close());
+
+/** A client at the level of bytes, which reads only when it is told to. */
+function client(port: number, method = 'GET') {
+  const socket = connect(port, '127.0.0.1');
+  socket.on('error', () => undefined);
+  socket.write(`${method} / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n`);
+  let text = '';
+  let look = (): void => undefined;
+  socket.on('data', (chunk: Buffer) => {
+    text = (text + chunk.toString()).slice(-100_000);
+    look();
+  });
+  return {
+    socket,
+    /** The last of what has come, once this is in it. */
+    until: (part: string): Promise<string> =>
+      new Promise((resolve) => {
+        look = () => {
+          if (text.includes(part)) resolve(text);
+        };
+        look();
+      }),
+  };
+}
+
+const BIG = 'x'.repeat(1_000_000);
+
+describe('EventStream', () => {
+  it('given events, when they are sent, then each is a frame of its own, after headers that nobody caches', async () => {
+    const { socket, until } = client(await serve());
+    const sent = await stream;
+    const headers = await until('\r\n\r\n');
+    expect(headers).toContain('content-type: text/event-stream');
+    expect(headers).toContain('cache-control: no-store');
+    await sent.send({ id: '1', event: 'Said', data: { text: 'two\nlines' } });
+    expect(await until('lines')).toContain('id: 1\nevent: Said\ndata: {"text":"two\\nlines"}\n\n');
+    sent.end();
+    socket.destroy();
+  });
+
+  it('given nothing to send, when time passes, then a comment keeps the connection, with the id that was passed', async () => {
+    const { socket, until } = client(await serve({ keepAliveMs: 5 }));
+    const sent = await stream;
+    await until(': keep-alive\n\n');
+    sent.passed('7');
+    expect(await until('id: 7\n: keep-alive\n\n')).not.toContain('event:');
+    sent.end();
+    socket.destroy();
+  });
+
+  it('given a client that takes nothing, when more is sent than it has room for, then sending waits until it reads on', async () => {
+    const { socket, until } = client(await serve());
+    const sent = await stream;
+    socket.pause();
+    let done = 0;
+    const sending = (async () => {
+      for (let index = 0; index < 20; index += 1) {
+        await sent.send({ id: String(index), event: 'Big', data: BIG });
+        done += 1;
+      }
+    })();
+    // Everything that is ready runs first; only the client can make more of it ready.
+    for (let turn = 0; turn < 1_000; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+    expect(done).toBeLessThan(20);
+    socket.resume();
+    await until('id: 19\n');
+    await sending;
+    sent.end();
+    socket.destroy();
+  });
+
+  it('given a client that takes nothing for too long, then it is dropped and nobody waits for it', async () => {
+    const { socket } = client(await serve({ patienceMs: 20 }));
+    const sent = await stream;
+    socket.pause();
+    for (let index = 0; index < 20 && !sent.gone.aborted; index += 1) {
+      await sent.send({ id: String(index), event: 'Big', data: BIG });
+    }
+    expect(sent.gone.aborted).toBe(true);
+    sent.end();
+    socket.destroy();
+  });
+
+  it('given a client that goes away, when something waits for it, then that ends', async () => {
+    const { socket } = client(await serve());
+    const sent = await stream;
+    socket.pause();
+    const sending = (async () => {
+      while (!sent.gone.aborted) await sent.send({ id: '1', event: 'Big', data: BIG });
+    })();
+    socket.destroy();
+    await sending;
+    sent.end();
+  });
+
+  it('given a HEAD, then no stream is opened', async () => {
+    const { socket, until } = client(await serve(), 'HEAD');
+    expect(await until('\r\n\r\n')).toContain('200 OK');
+    socket.destroy();
+  });
+});
