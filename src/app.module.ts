@@ -17,6 +17,7 @@ import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
+import { Import1770000000009 } from './event-store/migrations/0009-import.js';
 import { type ChatModel } from './generation/chat-model.js';
 import { echoModel } from './generation/echo.chat-model.js';
 import { GenerationController } from './generation/generation.controller.js';
@@ -53,6 +54,7 @@ export const migrations = [
   Relay1770000000003,
   GenerationChunks1770000000004,
   TenantStreams1770000000005,
+  Import1770000000009,
 ];
 
 /** A read model is one file and one line here. */
