@@ -9,7 +9,15 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
 import { message, Node, target, TENANT } from '../projections/fixture.js';
-import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
+import {
+  exportOf,
+  importInto,
+  importMessages,
+  type Line,
+  linesOf,
+  recorded,
+  withStore,
+} from './transfer.fixture.js';
 
 jest.setTimeout(600_000);
 
