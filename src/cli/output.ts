@@ -43,7 +43,8 @@ export async function print<Row>(
       .map((cell, index) => cell.padEnd(widths[index] ?? 0))
       .join('  ')
       .trimEnd()
-      .slice(0, process.stdout.columns),
+      // A terminal that does not know its width says 0.
+      .slice(0, process.stdout.columns || undefined),
   );
   await write(`${lines.join('\n')}\n`);
 }
