@@ -1,4 +1,5 @@
 import { type Client } from 'pg';
+import { jsonArray } from './batch-writer.js';
 import { laneOf, type StreamId } from './lane.js';
 import { type PayloadCodec, STATE } from './payload-codec.js';
 
@@ -102,7 +103,7 @@ export class LogImport {
         of((row) => row.causationId),
         of((row) => row.payload.sealed),
         of((row) => row.payload.keyId),
-        JSON.stringify(of((row) => row.payload.data)),
+        jsonArray(of((row) => row.payload.json)),
       ],
     });
   }
@@ -132,7 +133,7 @@ export class LogImport {
         of((stream) => stream.lastActivityAt),
         of((stream) => stream.stamped !== false),
         of((stream) => stream.stamped === 'use'),
-        JSON.stringify(states.map((state) => state.data)),
+        jsonArray(states.map((state) => state.json)),
         stateVersion,
         states.map((state) => state.sealed),
         states.map((state) => state.keyId),

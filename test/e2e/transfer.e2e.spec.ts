@@ -17,7 +17,7 @@ import {
 
 jest.setTimeout(FULL ? 600_000 : 120_000);
 
-const EVENTS = FULL ? 100_000 : 12_000;
+const EVENTS = FULL ? 100_000 : 8_000;
 const PER_SESSION = 40;
 const SESSIONS = EVENTS / PER_SESSION;
 
