@@ -236,15 +236,13 @@ interface ParkedRow {
   readonly parkedAt: string;
   readonly error: string;
 }
+const PARKED = columns<ParkedRow>('projection', 'tenant', 'sessionId', 'version', 'parkedAt', 'error');
 parked
   .command('list', { isDefault: true })
   .description('list them, with the error')
   .action(async () => {
     const { data } = await connect().json<{ data: ParkedRow[] }>('GET', '/v1/admin/parked');
-    await print(
-      data,
-      columns<ParkedRow>('projection', 'tenant', 'sessionId', 'version', 'parkedAt', 'error'),
-    );
+    await print(data, PARKED);
   });
 for (const [name, description] of [
   ['retry', 'try again, e.g. with a corrected version of the service'],
@@ -255,8 +253,15 @@ for (const [name, description] of [
     .description(description)
     .action(async (projection: string, tenant: string, sessionId: string) => {
       const body = { projection, tenant, sessionId };
-      await connect().json('POST', `/v1/admin/parked/${name}`, { body });
-      await print([body], columns<typeof body>('projection', 'tenant', 'sessionId'));
+      const { parked: still } = await connect().json<{ parked: ParkedRow | null }>(
+        'POST',
+        `/v1/admin/parked/${name}`,
+        { body },
+      );
+      if (still) {
+        await print([still], PARKED);
+        process.exitCode = 1;
+      } else await print([body], columns<typeof body>('projection', 'tenant', 'sessionId'));
     });
 }
 

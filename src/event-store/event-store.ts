@@ -342,12 +342,6 @@ export class EventStore {
     return rows.map((row) => this.toEvent(row));
   }
 
-  /** The database's time, the only one there is. */
-  async now(): Promise<string> {
-    const { rows } = await available(() => this.pool.query<{ now: string }>('select colloquy_now() as now'));
-    return rows[0]?.now ?? '';
-  }
-
   /** The last position of every lane, by lane number. */
   async laneEnds(): Promise<number[]> {
     const { rows } = await available(() =>
@@ -438,6 +432,12 @@ export class EventStore {
         if (rest[0]) rest[0].after = last.version;
       }
     }
+  }
+
+  /** The database's time, the only one there is. */
+  async now(): Promise<string> {
+    const { rows } = await available(() => this.pool.query<{ now: string }>('select colloquy_now() as now'));
+    return rows[0]?.now ?? '';
   }
 
   /** An import of whole streams, on a connection of its own, that the caller closes. */
