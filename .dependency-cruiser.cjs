@@ -39,6 +39,12 @@ module.exports = {
       path('sessions/', 'generation/', 'sweeper/', 'audit/'),
       path('app.module', 'main', 'client/'),
     ),
+    {
+      name: 'nothing-imports-the-command-line',
+      severity: 'error',
+      from: { path: '^src/', pathNot: '^src/cli/' },
+      to: { path: path('cli/') },
+    },
     forbid(
       'http-is-a-leaf',
       path('http/'),

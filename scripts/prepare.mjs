@@ -8,25 +8,28 @@ import { fileURLToPath } from 'node:url';
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** Installs and builds what is missing or out of date; says nothing when nothing is. Exits on failure. */
-export function prepare() {
+/**
+ * Installs and builds what is missing or out of date; says nothing when nothing is. Exits on failure.
+ * @param say where it tells what it does: not on standard output when that is for results
+ */
+export function prepare(say = console.log) {
   const [major, minor] = process.versions.node.split('.').map(Number);
   if (major < 20 || (major === 20 && minor < 19)) {
     fail(`Colloquy needs Node.js 20.19 or newer; this is ${process.versions.node} (${process.execPath}).`);
   }
   // An image holds what was built elsewhere, with production dependencies only.
   if (!existsSync(join(root, 'src'))) return;
-  install();
-  build();
+  install(say);
+  build(say);
 }
 
-function install() {
+function install(say) {
   const lock = readFileSync(join(root, 'package-lock.json'));
   const stamp = join(root, 'node_modules', '.colloquy-install');
   const wanted = hash([lock]);
   if (readIfThere(stamp) === wanted) return;
   if (!installedAlready(JSON.parse(lock))) {
-    console.log('Installing dependencies …');
+    say('Installing dependencies …');
     // Errors only: packages that merely warn about this Node's version would look like trouble to a newcomer.
     const options = ['ci', '--include=dev', '--no-audit', '--no-fund', '--loglevel=error'];
     // `npm start` names the npm that runs us; there may be no other on the PATH.
@@ -54,7 +57,7 @@ function installedAlready(lock) {
   });
 }
 
-function build() {
+function build(say) {
   const sources = ['tsconfig.json', 'tsconfig.build.json', 'nest-cli.json', 'package-lock.json'];
   for (const entry of readdirSync(join(root, 'src'), { recursive: true, withFileTypes: true })) {
     if (entry.isFile()) sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
@@ -63,11 +66,11 @@ function build() {
   const stamp = join(root, 'dist', '.colloquy-build');
   const wanted = hash(parts);
   if (readIfThere(stamp) === wanted && existsSync(join(root, 'dist', 'main.js'))) return;
-  console.log('Building …');
+  say('Building …');
   run(
     process.execPath,
     [join(root, 'node_modules/@nestjs/cli/bin/nest.js'), 'build'],
-    'inherit',
+    say === console.log ? 'inherit' : process.stderr,
     'The build',
   );
   // The hash from before the build: what was edited meanwhile is built next time.

@@ -23,6 +23,7 @@ import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
 import { Past1770000000010 } from './event-store/migrations/0010-past.js';
+import { Import1770000000009 } from './event-store/migrations/0009-import.js';
 import { type ChatModel } from './generation/chat-model.js';
 import { echoModel } from './generation/echo.chat-model.js';
 import { GenerationController } from './generation/generation.controller.js';
@@ -62,6 +63,7 @@ export const migrations = [
   TenantStreams1770000000005,
   Rebuilds1770000000006,
   Past1770000000010,
+  Import1770000000009,
 ];
 
 /** A read model is one file and one line here. */

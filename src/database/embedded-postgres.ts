@@ -135,7 +135,7 @@ export async function startEmbeddedPostgres(options: {
     throw error;
   }
   return {
-    url: `postgres://${ROLE}:${password}@127.0.0.1:${server.port}/${DATABASE}`,
+    url: urlOf(server.port, password),
     serverVersion: server.version,
     dataDir: place.cluster,
     notes: place.notes,
@@ -143,6 +143,42 @@ export async function startEmbeddedPostgres(options: {
     stop: () => supervisor.stop(),
   };
 }
+
+/**
+ * The URL of the server that another process runs on this data folder, once it answers.
+ * @throws Error with a message for the user when none does
+ */
+export async function findEmbeddedPostgres(dataDir: string): Promise<string> {
+  const folder = await realpath(dataDir);
+  const home = (await readIfThere(locationFile(folder)))?.trim() ?? join(folder, 'postgres');
+  const cluster = join(home, 'data');
+  const deadline = performance.now() + ADOPT_LIMIT_MS;
+  for (;;) {
+    const password = (await readIfThere(join(home, 'password')))?.trim();
+    const { pid, port } = await readPidFile({ cluster });
+    let reason = 'it is not running';
+    if (
+      password !== undefined &&
+      port !== undefined &&
+      pid !== undefined &&
+      (await isPostmasterOf(pid, cluster))
+    ) {
+      try {
+        await withClient(port, password, (client) => client.query('SELECT 1'));
+        return urlOf(port, password);
+      } catch (error) {
+        reason = messageOf(error);
+      }
+    }
+    if (performance.now() > deadline) {
+      throw new Error(`The database of the service that runs on ${dataDir} does not answer: ${reason}.`);
+    }
+    await sleep(100);
+  }
+}
+
+const urlOf = (port: number, password: string): string =>
+  `postgres://${ROLE}:${password}@127.0.0.1:${port}/${DATABASE}`;
 
 // Where everything goes
 
@@ -679,7 +715,7 @@ function orphanOf(place: Place, pid: number): Postmaster {
   return { pid, alive, ended };
 }
 
-async function readPidFile(place: Place): Promise<{ pid?: number; port?: number }> {
+async function readPidFile(place: Pick<Place, 'cluster'>): Promise<{ pid?: number; port?: number }> {
   const lines = (await readIfThere(join(place.cluster, 'postmaster.pid')))?.split('\n') ?? [];
   const [pid, port] = [Number(lines[0]), Number(lines[3])];
   return { ...(pid > 0 && { pid }), ...(port > 0 && { port }) };

@@ -453,7 +453,7 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
 }
 
 /** Texts of JSON as one; null when there is nothing in it. */
-const jsonArray = (texts: readonly (string | null | undefined)[]): string | null =>
+export const jsonArray = (texts: readonly (string | null | undefined)[]): string | null =>
   texts.some((text) => text != null) ? `[${texts.map((text) => text ?? 'null').join()}]` : null;
 
 /** A column that is null all through is sent as null: unnest fills it up, and nobody makes and parses an array. */

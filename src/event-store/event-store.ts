@@ -12,8 +12,9 @@ import {
   type WriterOptions,
 } from './batch-writer.js';
 import { laneOf, type StreamId, streamKey } from './lane.js';
+import { LogImport } from './log-import.js';
 import { LogWakeUp } from './log-wake-up.js';
-import { type PayloadCodec, plainCodec } from './payload-codec.js';
+import { type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { VectorTokens } from './vector-tokens.js';
 
@@ -137,7 +138,9 @@ interface StreamRow {
   key_id: string | null;
 }
 
-const STATE = '~state';
+/** Bytes of payloads, as they are stored, that a page of a cut holds; one event may be more. */
+const CUT_PAGE_BYTES = 4 * 1024 * 1024;
+const CUT_PAGE_EVENTS = 1_000;
 
 /** The plans of the append functions do not depend on their parameters; on the functions it would cost each call. */
 const WRITER_SETTINGS = '-c plan_cache_mode=force_generic_plan';
@@ -164,7 +167,7 @@ export class EventStore {
 
   private constructor(
     readonly pool: Pool,
-    url: string,
+    private readonly url: string,
     readonly lanes: number,
     /** Positions as clients see them. */
     readonly positions: PositionTokens,
@@ -520,6 +523,102 @@ export class EventStore {
       }),
     );
     return rows.map((row) => row.position);
+  }
+
+  /**
+   * Streams by tenant and id, with the versions that they have now.
+   * @param only those of this tenant
+   */
+  async streamsAfter(
+    after: StreamId,
+    limit: number,
+    only?: string,
+  ): Promise<(StreamId & { readonly version: number })[]> {
+    const { rows } = await available(() =>
+      this.pool.query<{ tenant: string; stream_id: string; version: number }>({
+        name: 'streams_after',
+        text: `select tenant, stream_id, version from stream
+               where (tenant, stream_id) > ($1, $2) and tenant <= coalesce($4, tenant)
+               order by tenant, stream_id limit $3`,
+        values: [after.tenant, after.streamId, limit, only ?? null],
+      }),
+    );
+    return rows.map((row) => ({ tenant: row.tenant, streamId: row.stream_id, version: row.version }));
+  }
+
+  /**
+   * All events of some streams up to a cut through the log, stream by stream, in pages that fit in memory.
+   *
+   * A cut is what `laneEnds` gave at one moment: since a lane's numbers become visible in order, the events up to it
+   * are what the log held at that moment, however much is appended while they are read. No transaction stays open.
+   * @param streams with versions that need not be exact: they tell how much to ask for at once
+   */
+  async *eventsUpTo(
+    cut: readonly number[],
+    streams: readonly (StreamId & { readonly version: number })[],
+  ): AsyncGenerator<RecordedEvent[]> {
+    let rest = streams.map((stream) => ({ ...stream, after: 0 }));
+    while (rest.length > 0) {
+      let events = 0;
+      const first = rest.findIndex(({ version }) => (events += version) >= CUT_PAGE_EVENTS);
+      const wanted = first < 0 ? rest : rest.slice(0, first + 1);
+      const { rows } = await available(() =>
+        this.pool.query<EventRow & { n: number; total: number }>({
+          name: 'events_up_to',
+          text: `select ${COLUMNS}, e.n, e.total
+                 from (
+                   select p.*, count(*) over () as total,
+                          sum(p.size) over (order by p.n, p.version rows unbounded preceding) - p.size as before
+                   from (
+                     select e.*, s.n,
+                            coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0) as size
+                     from unnest($1::smallint[], $2::text[], $3::text[], $4::int[])
+                          with ordinality as s (lane, tenant, stream_id, after, n)
+                     cross join lateral (
+                       select * from event e
+                       where e.lane = s.lane and e.tenant = s.tenant and e.stream_id = s.stream_id
+                         and e.version > s.after and e.position <= ($5::bigint[])[s.lane + 1]
+                       order by e.version limit $6
+                     ) e
+                     order by s.n, e.version limit $6
+                   ) p
+                 ) e
+                 where e.before < $7 order by e.n, e.version`,
+          values: [
+            wanted.map((stream) => this.laneOf(stream)),
+            wanted.map((stream) => stream.tenant),
+            wanted.map((stream) => stream.streamId),
+            wanted.map((stream) => stream.after),
+            cut,
+            CUT_PAGE_EVENTS,
+            CUT_PAGE_BYTES,
+          ],
+        }),
+      );
+      const last = rows.at(-1);
+      if (last) yield rows.map((row) => this.toEvent(row));
+      if (!last || (rows.length === last.total && last.total < CUT_PAGE_EVENTS)) {
+        rest = rest.slice(wanted.length);
+      } else {
+        rest = rest.slice(last.n - 1);
+        if (rest[0]) rest[0].after = last.version;
+      }
+    }
+  }
+
+  /** The database's time, the only one there is. */
+  async now(): Promise<string> {
+    const { rows } = await available(() => this.pool.query<{ now: string }>('select colloquy_now() as now'));
+    return rows[0]?.now ?? '';
+  }
+
+  /** An import of whole streams, on a connection of its own, that the caller closes. */
+  async beginImport(): Promise<LogImport> {
+    // A stream is committed in one piece, and a long one takes its time.
+    const client = await available(() => connect(this.url, 'import', { query_timeout: 600_000 }));
+    return LogImport.begin(client, this.lanes, this.codec, (lanes) => {
+      this.wakeUp.appended(lanes);
+    });
   }
 
   /** What a keyed append of the last 24 hours left, if there was one. */

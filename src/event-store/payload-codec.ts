@@ -1,3 +1,6 @@
+/** Stands for the type of a stream's state where a payload's type is named. */
+export const STATE = '~state';
+
 /** What the log stores of a payload: readable JSON, or sealed bytes and the key that opens them. */
 export interface StoredPayload {
   readonly data: unknown;

@@ -28,7 +28,7 @@ export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
 }
 
 /** The same id for the same parts: a retry finds what the first request made. */
-export function derivedId(prefix: 'sess' | 'gen', ...parts: readonly string[]): string {
+export function derivedId(prefix: 'sess' | 'msg' | 'gen', ...parts: readonly string[]): string {
   const digest = createHash('sha256').update(JSON.stringify(parts)).digest();
   let text = '';
   for (const byte of digest.subarray(0, 26)) text += ALPHABET[byte % 32] ?? '';

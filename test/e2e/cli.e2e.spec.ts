@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { colloquy as run, startColloquy } from '../support/colloquy.js';
 import { createWorld, type World } from './fixture.js';
 
 const HOUR = 3_600_000;
@@ -49,5 +50,50 @@ describe('the command line', () => {
     expect(await colloquy('sweep', '--url', 'http://127.0.0.1:9')).toMatchObject({ code: 1, out: '' });
     expect(await colloquy('swep')).toMatchObject({ code: 2, out: '' });
     expect(await colloquy('sweep', '--no-such-option')).toMatchObject({ code: 2, out: '' });
+    expect(await run([])).toMatchObject({ code: 2, out: '' });
+    expect(await run(['history'])).toMatchObject({ code: 2, out: '' });
+    expect(await run(['history', 'a', '--limit', '0'])).toMatchObject({ code: 2, out: '' });
+    expect(await run(['import', 'x', '--format', 'xml'])).toMatchObject({ code: 2, out: '' });
+    expect(await run(['--help'])).toMatchObject({ code: 0, err: '' });
+  });
+
+  it('given a history, when it is asked for at a version, of a tenant or of nobody, then it comes as JSON lines or is refused', async () => {
+    const { api } = await world.node({ COLLOQUY_API_KEYS: 'ops:*:secret' });
+    const key = { authorization: 'Bearer secret', 'colloquy-tenant': 'acme' };
+    await api.post('/v1/sessions', { id: 'talk' }, key);
+    const messages = Array.from({ length: 250 }, (_, index) => ({ role: 'user', content: `text ${index}` }));
+    await api.post('/v1/sessions/talk/messages', { messages }, key);
+    const env = { COLLOQUY_URL: api.url, COLLOQUY_API_KEY: 'secret' };
+    const contents = (out: string) =>
+      out
+        .split('\n')
+        .filter(Boolean)
+        .map((line) => (JSON.parse(line) as { content: string }).content);
+
+    const all = await run(['history', 'talk', '--tenant', 'acme'], { env });
+    expect(contents(all.out)).toEqual(messages.map(({ content }) => content));
+    const some = await run(['--tenant', 'acme', 'history', 'talk', '--at', '3', '--limit', '9'], { env });
+    expect(contents(some.out)).toEqual(['text 0', 'text 1']);
+
+    const denied = await run(['history', 'talk', '--tenant', 'acme', '--key', 'wrong'], { env });
+    expect(denied).toMatchObject({ code: 1, out: '' });
+    expect(denied.err).toMatch(/^unauthenticated: /);
+    expect((await run(['history', 'none', '--tenant', 'acme'], { env })).err).toMatch(/^session-not-found: /);
+    // The key is nowhere in the help, where it would be if commander read it from the environment.
+    expect((await run(['--help'], { env })).out).not.toContain('secret');
+  });
+
+  it('given the reader of a long output leaves, then the command ends, and nothing is wrong', async () => {
+    const { api } = await world.node();
+    await api.post('/v1/sessions', { id: 'long' });
+    for (let part = 0; part < 4; part += 1) {
+      const messages = Array.from({ length: 1_000 }, () => ({ role: 'user', content: 'x'.repeat(500) }));
+      await api.post('/v1/sessions/long/messages', { messages });
+    }
+    for (const args of [['history', 'long', '--url', api.url], ['export']]) {
+      const { child, ended } = startColloquy(args, { env: { DATABASE_URL: world.database.url } });
+      child.stdout?.once('data', () => child.stdout?.destroy());
+      expect(await ended).toMatchObject({ code: 0, err: '' });
+    }
   });
 });

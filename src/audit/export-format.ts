@@ -1,0 +1,74 @@
+import { z } from 'zod';
+import { sessionEvents, sessionId } from '../domain/session.events.js';
+import { TENANT_ID } from '../domain/tenant.js';
+import { type RecordedEvent } from '../event-store/event-store.js';
+
+/*
+ * An export is JSON Lines in UTF-8, by tenant, session and version:
+ *
+ *   {"id": …, "type": …, …}                                         one line per event: its envelope as it was recorded
+ *   {"session": {"tenant": …, "sessionId": …, "version": …}}        after the events of a session: its last version
+ *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line; the hash is of all before it
+ *
+ * The manifest stands in the same file, a piece of it behind each session, so that neither side has to hold a list of
+ * all sessions, and so that a file and a pipe are the same thing. Nothing in it depends on the moment of the export:
+ * the same sessions give the same bytes.
+ */
+
+/** Counted up when a reader of before could not read what is written now. */
+export const EXPORT_FORMAT = 1;
+
+const count = z.int().nonnegative();
+const version = z.int().positive();
+
+/** Every field of an event but where it stood in its log. `data` is as it was recorded under `schemaVersion`. */
+export const ExportedEvent = z.strictObject({
+  id: z.uuid(),
+  type: z.enum(Object.keys(sessionEvents) as (keyof typeof sessionEvents)[]),
+  schemaVersion: version,
+  tenant: z.string().regex(TENANT_ID),
+  sessionId,
+  incarnation: version,
+  version,
+  time: z.iso.datetime(),
+  actor: z.string(),
+  correlationId: z.string(),
+  causationId: z.string().nullable(),
+  data: z.record(z.string(), z.unknown()),
+});
+export type ExportedEvent = z.infer<typeof ExportedEvent>;
+
+export const ExportedSession = z.strictObject({
+  session: z.strictObject({ tenant: z.string(), sessionId: z.string(), version }),
+});
+
+export const ExportManifest = z.strictObject({
+  manifest: z.strictObject({
+    format: z.literal(EXPORT_FORMAT),
+    sessions: count,
+    events: count,
+    /** Of all bytes of the lines before this one, 64 hex digits. */
+    sha256: z.string(),
+  }),
+});
+export type ExportManifestData = z.infer<typeof ExportManifest>['manifest'];
+
+/** The fields in the order in which they are written. */
+export function exported(event: RecordedEvent): ExportedEvent {
+  const { id, type, schemaVersion, tenant, streamId, incarnation, version, time } = event;
+  const { actor, correlationId, causationId, data } = event;
+  return {
+    id,
+    type: type as ExportedEvent['type'],
+    schemaVersion,
+    tenant,
+    sessionId: streamId,
+    incarnation,
+    version,
+    time,
+    actor,
+    correlationId,
+    causationId,
+    data: data as ExportedEvent['data'],
+  };
+}

@@ -1,0 +1,78 @@
+import { createHash } from 'node:crypto';
+import { type EventStore, type RecordedEvent } from '../event-store/event-store.js';
+import { EXPORT_FORMAT, exported, type ExportManifestData } from './export-format.js';
+
+const STREAMS = 1_000;
+
+export interface ExportSelection {
+  /** Sessions of this tenant only. */
+  readonly tenant?: string | undefined;
+  /** These sessions of the tenant only; those that do not exist are left out. */
+  readonly sessions?: { readonly tenant: string; readonly sessionIds: readonly string[] } | undefined;
+}
+
+/**
+ * Writes sessions as they were at the moment of the call, whatever is appended meanwhile, deleted ones too; what a
+ * tenant has set for itself is not part of it. Memory does not grow with the log.
+ *
+ * @param store without an upcaster, so that events are written as they were recorded
+ * @param write takes a piece of text, whole lines; the next one comes when it has resolved
+ * @throws whatever `write` throws; DatabaseUnavailable
+ */
+export async function exportSessions(
+  store: EventStore,
+  selection: ExportSelection,
+  write: (text: string) => Promise<void>,
+): Promise<ExportManifestData> {
+  const hash = createHash('sha256');
+  const put = (lines: readonly unknown[]): Promise<void> => {
+    const text = lines.map((line) => `${JSON.stringify(line)}\n`).join('');
+    hash.update(text);
+    return write(text);
+  };
+  let sessions = 0;
+  let events = 0;
+  let last: RecordedEvent | undefined;
+  const endOf = ({ tenant, streamId, version }: RecordedEvent) => {
+    sessions += 1;
+    return { session: { tenant, sessionId: streamId, version } };
+  };
+
+  const cut = await store.laneEnds();
+  for await (const streams of pagesOf(store, selection)) {
+    for await (const page of store.eventsUpTo(cut, streams)) {
+      const lines: unknown[] = [];
+      for (const event of page) {
+        if (last && (last.streamId !== event.streamId || last.tenant !== event.tenant))
+          lines.push(endOf(last));
+        lines.push(exported(event));
+        last = event;
+      }
+      events += page.length;
+      await put(lines);
+    }
+  }
+  if (last) await put([endOf(last)]);
+  const manifest = { format: EXPORT_FORMAT, sessions, events, sha256: hash.digest('hex') } as const;
+  await write(`${JSON.stringify({ manifest })}\n`);
+  return manifest;
+}
+
+async function* pagesOf(store: EventStore, { tenant, sessions }: ExportSelection) {
+  if (sessions) {
+    const ids = [...new Set(sessions.sessionIds)].sort();
+    const streams = ids.map((streamId) => ({ tenant: sessions.tenant, streamId }));
+    const versions = await store.streamVersions(streams);
+    yield streams.map((stream, index) => ({ ...stream, version: versions[index] ?? 0 }));
+    return;
+  }
+  let after = { tenant: tenant ?? '', streamId: '' };
+  for (;;) {
+    const page = await store.streamsAfter(after, STREAMS, tenant);
+    // The stream of a tenant's own settings is no session: its id begins as no session's does.
+    yield page.filter(({ streamId }) => !streamId.startsWith('~'));
+    const end = page.at(-1);
+    if (!end || page.length < STREAMS) return;
+    after = end;
+  }
+}

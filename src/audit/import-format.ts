@@ -1,0 +1,352 @@
+import { isUtf8 } from 'node:buffer';
+import { createHash } from 'node:crypto';
+import { z } from 'zod';
+import { DomainError } from '../domain/decider.js';
+import { AppendMessages, isActivity, sessionDecider, type SessionState } from '../domain/session.js';
+import { sessionEvents, type SessionEvent, sessionId, upcast } from '../domain/session.events.js';
+import { isStorable, NOT_STORABLE } from '../http/json-body.js';
+import { jsonPointer } from '../http/problem.js';
+import { derivedId } from '../sessions/ids.js';
+import { NewMessage } from '../sessions/session.schemas.js';
+import { ExportedEvent, ExportedSession, ExportManifest, type ExportManifestData } from './export-format.js';
+
+/** What was given cannot be imported; the message is for the operator and names the line. */
+export class ImportRefused extends Error {
+  override readonly name = 'ImportRefused';
+}
+
+/** Who records what an import adds. */
+export const BY = { actor: 'system:import', correlationId: 'import' } as const;
+
+/** Events of one session in order. A long session comes in several pieces, so that it need not fit in memory. */
+export interface SessionPiece {
+  readonly tenant: string;
+  readonly sessionId: string;
+  /** These are the session's first events. */
+  readonly begins: boolean;
+  readonly events: readonly ExportedEvent[];
+  /** These are its last ones; what all of them lead to. */
+  readonly end?: SessionFold;
+}
+
+/** Reads all sessions from the beginning, each time it is called. @throws ImportRefused */
+export type ImportFormat = () => AsyncIterable<SessionPiece>;
+
+type Bytes = () => AsyncIterable<Uint8Array>;
+
+const PIECE_EVENTS = 1_000;
+const PIECE_BYTES = 4 * 1024 * 1024;
+/** Far above what a request can bring; without a limit a file without line ends would fill the memory. */
+const LINE_BYTES = 64 * 1024 * 1024;
+
+/** What the events of a session lead to, and whether they can have happened in this order. */
+export class SessionFold {
+  state: SessionState = sessionDecider.initialState;
+  time = '';
+  createdAt = '';
+  lastActivityAt = '';
+
+  /** @throws ImportRefused */
+  add(event: ExportedEvent): void {
+    const { status, version, incarnation } = this.state;
+    if (event.version !== version + 1) {
+      throw new ImportRefused(`version ${event.version} comes after version ${version}`);
+    }
+    if (event.time < this.time) throw new ImportRefused('its time is before that of the event before');
+    const fits = {
+      SessionCreated: status === 'none' || status === 'deleted',
+      SessionExpired: status === 'active',
+      SessionResumed: status === 'expired',
+      other: status === 'active' || status === 'expired',
+    };
+    if (!fits[event.type in fits ? (event.type as keyof typeof fits) : 'other']) {
+      throw new ImportRefused(`${event.type} cannot happen to a session whose status is ${status}`);
+    }
+    if (event.incarnation !== incarnation + (event.type === 'SessionCreated' ? 1 : 0)) {
+      throw new ImportRefused(`it is not of incarnation ${event.incarnation}`);
+    }
+    this.state = sessionDecider.evolve(this.state, current(event));
+    this.time = event.time;
+    if (event.type === 'SessionCreated') this.createdAt = event.time;
+    if (isActivity(event)) this.lastActivityAt = event.time;
+  }
+}
+
+/** The event under today's schema, which its data must hold to; what is recorded stays as it was. */
+function current({ type, schemaVersion, data }: ExportedEvent): SessionEvent {
+  let lifted: Record<string, unknown>;
+  try {
+    lifted = upcast(type, schemaVersion, data);
+  } catch (error) {
+    throw new ImportRefused((error as Error).message);
+  }
+  return { type, data: parsed<unknown>(sessionEvents[type].data, lifted, 'data') } as SessionEvent;
+}
+
+/** Takes one line after the other; gives a piece when one is complete. Both throw ImportRefused. */
+interface LineReader {
+  take(value: object, bytes: Buffer): SessionPiece | undefined;
+  end(): SessionPiece | undefined;
+}
+
+const reading = (bytes: Bytes, reader: () => LineReader): ImportFormat =>
+  async function* () {
+    const lines = reader();
+    let number = 0;
+    for await (const line of linesOf(bytes())) {
+      number += 1;
+      const piece = atLine(number, () => lines.take(jsonObject(line), line));
+      if (piece) yield piece;
+    }
+    const rest = atLine(number + 1, () => lines.end());
+    if (rest) yield rest;
+  };
+
+/** The lines that `exportSessions` writes, held to their manifest. */
+export const readExport = (bytes: Bytes): ImportFormat => reading(bytes, () => new ExportLines());
+
+/**
+ * Plain lines `{sessionId, role, content, createdAt}`, the messages of a session together and in their order; also
+ * `messageId`, and `name`, `toolCalls`, `toolCallId` as in a request. Ids that are not given follow from the line,
+ * so that the same lines are the same events whenever they are read.
+ */
+export const readMessages = (bytes: Bytes, tenant: string): ImportFormat =>
+  reading(bytes, () => new MessageLines(tenant));
+
+/** Events of the session that is being read, up to what a piece holds. */
+class Gathering {
+  readonly fold = new SessionFold();
+  private events: ExportedEvent[] = [];
+  private size = 0;
+  private begins = true;
+
+  constructor(
+    readonly tenant: string,
+    readonly sessionId: string,
+  ) {}
+
+  add(event: ExportedEvent, bytes: number): void {
+    this.fold.add(event);
+    this.events.push(event);
+    this.size += bytes;
+  }
+
+  whenFull(): SessionPiece | undefined {
+    return this.events.length >= PIECE_EVENTS || this.size >= PIECE_BYTES ? this.piece() : undefined;
+  }
+
+  last(): SessionPiece {
+    return { ...this.piece(), end: this.fold };
+  }
+
+  private piece(): SessionPiece {
+    const { tenant, sessionId, begins, events } = this;
+    this.begins = false;
+    this.events = [];
+    this.size = 0;
+    return { tenant, sessionId, begins, events };
+  }
+}
+
+class ExportLines implements LineReader {
+  private readonly hash = createHash('sha256');
+  private session: Gathering | undefined;
+  private before: { readonly tenant: string; readonly sessionId: string } | undefined;
+  private sessions = 0;
+  private events = 0;
+  private isWhole = false;
+
+  take(value: object, bytes: Buffer): SessionPiece | undefined {
+    if (this.isWhole) throw new ImportRefused('something comes after the manifest');
+    if ('manifest' in value) {
+      this.check(parsed(ExportManifest, value).manifest);
+      return undefined;
+    }
+    this.hash.update(bytes).update('\n');
+    return 'session' in value ? this.ended(parsed(ExportedSession, value).session) : this.event(value, bytes);
+  }
+
+  end(): undefined {
+    if (!this.isWhole) throw new ImportRefused('the manifest is missing: this is not a whole export');
+  }
+
+  private event(value: object, bytes: Buffer): SessionPiece | undefined {
+    const given = parsed(ExportedEvent, value);
+    const event = { ...given, time: new Date(given.time).toISOString() };
+    const { tenant, sessionId } = event;
+    if (this.session && (this.session.tenant !== tenant || this.session.sessionId !== sessionId)) {
+      throw new ImportRefused(`the last version of ${this.session.sessionId} is missing before it`);
+    }
+    if (!this.session) {
+      const { before } = this;
+      const isLater =
+        !before || before.tenant < tenant || (before.tenant === tenant && before.sessionId < sessionId);
+      if (!isLater) throw new ImportRefused('sessions must come in the order of tenant and id, each once');
+      this.session = new Gathering(tenant, sessionId);
+      this.before = this.session;
+    }
+    this.session.add(event, bytes.length);
+    this.events += 1;
+    return this.session.whenFull();
+  }
+
+  private ended(end: { tenant: string; sessionId: string; version: number }): SessionPiece {
+    const { session } = this;
+    if (session?.tenant !== end.tenant || session.sessionId !== end.sessionId) {
+      throw new ImportRefused(`the events of ${end.sessionId} are missing before it`);
+    }
+    if (session.fold.state.version !== end.version) {
+      throw new ImportRefused(`events are missing before it: version ${end.version} is the last one`);
+    }
+    this.session = undefined;
+    this.sessions += 1;
+    return session.last();
+  }
+
+  private check(manifest: ExportManifestData): void {
+    if (this.session) throw new ImportRefused(`the last version of ${this.session.sessionId} is missing`);
+    if (manifest.sessions !== this.sessions || manifest.events !== this.events) {
+      throw new ImportRefused(
+        `there are ${this.sessions} sessions with ${this.events} events, and the manifest counts ` +
+          `${manifest.sessions} with ${manifest.events}`,
+      );
+    }
+    if (manifest.sha256 !== this.hash.digest('hex')) {
+      throw new ImportRefused('the lines are not those that were exported: their SHA-256 is another one');
+    }
+    this.isWhole = true;
+  }
+}
+
+const MessageLine = z.looseObject({
+  sessionId,
+  createdAt: z.iso.datetime({ offset: true }),
+  messageId: z.string().min(1).max(128).optional(),
+});
+
+class MessageLines implements LineReader {
+  private session: Gathering | undefined;
+  private readonly seen = new Set<string>();
+
+  constructor(private readonly tenant: string) {}
+
+  take(value: object, bytes: Buffer): SessionPiece | undefined {
+    const { sessionId, createdAt, messageId, ...rest } = parsed(MessageLine, value);
+    const message = parsed(NewMessage, rest);
+    const time = new Date(createdAt).toISOString();
+    let before: SessionPiece | undefined;
+    if (this.session?.sessionId === sessionId) before = this.session.whenFull();
+    else {
+      if (this.seen.has(sessionId)) throw new ImportRefused('the lines of a session must stand together');
+      this.seen.add(sessionId);
+      before = this.session?.last();
+      this.session = new Gathering(this.tenant, sessionId);
+      this.record(this.session, { type: 'SessionCreated', data: { imported: true } }, time, 0);
+    }
+    const { session } = this;
+    const id =
+      messageId ??
+      derivedId('msg', this.tenant, sessionId, JSON.stringify([session.fold.state.version, value]));
+    const origin = { sessionId, messageId: id, createdAt: time };
+    const command = new AppendMessages({ tenant: this.tenant, sessionId, ...BY }, [
+      { ...message, messageId: id, status: 'complete', origin },
+    ]);
+    try {
+      for (const event of sessionDecider.decide(command, session.fold.state).events) {
+        this.record(session, event, time, bytes.length);
+      }
+    } catch (error) {
+      throw error instanceof DomainError ? new ImportRefused(error.message) : error;
+    }
+    return before;
+  }
+
+  end(): SessionPiece | undefined {
+    return this.session?.last();
+  }
+
+  private record(session: Gathering, event: SessionEvent, time: string, bytes: number): void {
+    const { tenant, sessionId } = session;
+    const version = session.fold.state.version + 1;
+    session.add(
+      {
+        ...event,
+        id: derivedUuid(JSON.stringify([tenant, sessionId, version, time, event])),
+        schemaVersion: sessionEvents[event.type].version,
+        tenant,
+        sessionId,
+        incarnation: 1,
+        version,
+        time,
+        ...BY,
+        causationId: null,
+      },
+      bytes,
+    );
+  }
+}
+
+/** RFC 9562, version 8: the bits are ours. */
+function derivedUuid(text: string): string {
+  const hex = createHash('sha256').update(text).digest('hex');
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-a${hex.slice(17, 20)}-${hex.slice(20, 32)}`;
+}
+
+function atLine<T>(number: number, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw error instanceof ImportRefused ? new ImportRefused(`line ${number}: ${error.message}`) : error;
+  }
+}
+
+/** @throws ImportRefused with the place of the first fault; never with what was given: it is personal. */
+function parsed<T>(schema: z.ZodType<T>, value: unknown, at = ''): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  const path = [...(at === '' ? [] : [at]), ...(issue?.path ?? [])];
+  throw new ImportRefused(`${jsonPointer(path) || 'it'}: ${issue?.message ?? 'is not valid'}`);
+}
+
+// Only such an escape can bring in what cannot be stored; an escaped backslash before it costs a needless look.
+const SUSPECT_ESCAPE = /\\u(?:0000|[dD][89a-fA-F])/;
+
+function jsonObject(line: Buffer): object {
+  if (!isUtf8(line)) throw new ImportRefused('it is not UTF-8');
+  const text = line.toString();
+  let value: unknown;
+  try {
+    value = SUSPECT_ESCAPE.test(text) ? JSON.parse(text, storable) : JSON.parse(text);
+  } catch (error) {
+    // The parser's own message quotes the line.
+    throw error instanceof ImportRefused ? error : new ImportRefused('it is not JSON');
+  }
+  if (typeof value !== 'object' || value === null) throw new ImportRefused('it is not a JSON object');
+  return value;
+}
+
+function storable(key: string, value: unknown): unknown {
+  if (!isStorable(key) || (typeof value === 'string' && !isStorable(value))) {
+    throw new ImportRefused(`it must not contain ${NOT_STORABLE}`);
+  }
+  return value;
+}
+
+/** Without their line ends; the last line may lack it. */
+async function* linesOf(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<Buffer> {
+  let parts: Uint8Array[] = [];
+  let length = 0;
+  for await (let chunk of bytes) {
+    for (let end = chunk.indexOf(10); end >= 0; end = chunk.indexOf(10)) {
+      yield Buffer.concat([...parts, chunk.subarray(0, end)]);
+      parts = [];
+      length = 0;
+      chunk = chunk.subarray(end + 1);
+    }
+    parts.push(chunk);
+    length += chunk.length;
+    if (length > LINE_BYTES) throw new ImportRefused(`a line is longer than ${LINE_BYTES} bytes`);
+  }
+  if (length > 0) yield Buffer.concat(parts);
+}

@@ -1,0 +1,211 @@
+import { randomUUID } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
+import { isActivity, sessionDecider, STATE_VERSION } from '../domain/session.js';
+import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
+import { type EventStore } from '../event-store/event-store.js';
+import { type ImportedEvent, type ImportedStream, type LogImport } from '../event-store/log-import.js';
+import { exported } from './export-format.js';
+import {
+  BY,
+  type ImportFormat,
+  ImportRefused,
+  type SessionFold,
+  type SessionPiece,
+} from './import-format.js';
+
+/** Events per commit, and per look at what is there already. A session that is longer is still one commit. */
+const BATCH_EVENTS = 1_000;
+/** The clocks of two databases differ a little; an event of the future would keep its session from ever expiring. */
+const CLOCK_SKEW_MS = 300_000;
+
+/** What an import found and did; `imported + unchanged = sessions`. */
+export interface ImportReport {
+  readonly sessions: number;
+  /** Lines' worth of events, without those that close sessions. */
+  readonly events: number;
+  readonly imported: number;
+  /** Sessions that the database had already, with these very events. */
+  readonly unchanged: number;
+  /** Sessions that were active and are expired now. */
+  readonly closed: number;
+}
+
+/**
+ * Brings sessions into a database with their ids, versions and times.
+ *
+ * All of it is read and checked before anything is written: against its own manifest, against the schemas and the
+ * order of events, and against the sessions that the database has. Then it is read again and written, session by
+ * session and each in one piece, so that one that is killed is completed by starting it again. A session that would
+ * be active is closed: imports are outside the cap, and what was generating is generating no more.
+ *
+ * @param read gives the pieces of all sessions from the beginning; called twice
+ * @throws ImportRefused before anything was written; DatabaseUnavailable
+ */
+export async function importSessions(
+  store: EventStore,
+  read: ImportFormat,
+  onProgress: (events: number, total: number) => void = () => undefined,
+): Promise<ImportReport> {
+  const notAfter = new Date(Date.parse(await store.now()) + CLOCK_SKEW_MS).toISOString();
+  const check = new Pass(store, notAfter);
+  for await (const piece of read()) await check.take(piece);
+  const report = await check.end();
+  if (report.imported === 0) return report;
+
+  const log = await store.beginImport();
+  try {
+    const pass = new Pass(store, notAfter, log, (events) => {
+      onProgress(events, report.events);
+    });
+    for await (const piece of read()) await pass.take(piece);
+    return await pass.end();
+  } finally {
+    await log.close();
+  }
+}
+
+/** Once through all sessions: compares them with the database, and writes those that it lacks if there is a `log`. */
+class Pass {
+  private batch: SessionPiece[] = [];
+  private batchEvents = 0;
+  /** The session that the batch before ended in the midst of, and whether the database had it. */
+  private open: { readonly key: string; readonly isThere: boolean } | undefined;
+  private staged: ImportedStream[] = [];
+  private stagedEvents = 0;
+  private readonly counts = { sessions: 0, events: 0, imported: 0, unchanged: 0, closed: 0 };
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly notAfter: string,
+    private readonly log?: LogImport,
+    private readonly onProgress?: (events: number) => void,
+  ) {}
+
+  async take(piece: SessionPiece): Promise<void> {
+    this.batch.push(piece);
+    this.batchEvents += piece.events.length;
+    const isCommit = piece.end && this.stagedEvents + this.batchEvents >= BATCH_EVENTS;
+    if (isCommit || this.batchEvents >= BATCH_EVENTS) await this.flush();
+    if (isCommit) await this.commit();
+  }
+
+  async end(): Promise<ImportReport> {
+    await this.flush();
+    await this.commit();
+    return this.counts;
+  }
+
+  private async flush(): Promise<void> {
+    const there = await this.versionsThere();
+    const pieces: { begins: boolean; events: ImportedEvent[] }[] = [];
+    const ended: ImportedStream[] = [];
+    for (const piece of this.batch) {
+      const { tenant, sessionId, events, end } = piece;
+      const key = keyOf(piece);
+      const late = events.find((event) => event.time > this.notAfter);
+      if (late) throw new ImportRefused(`${key} has an event of ${late.time}, which is in the future`);
+      const known = there.get(key);
+      // What it was at its first piece holds for all of it: what comes to be meanwhile, the commit finds.
+      const isThere = this.open?.key === key ? this.open.isThere : known !== undefined;
+      if (isThere) await this.compare(piece, known ?? 0);
+      this.open = end ? undefined : { key, isThere };
+      this.counts.events += events.length;
+      if (end) {
+        this.counts.sessions += 1;
+        this.counts[isThere ? 'unchanged' : 'imported'] += 1;
+      }
+      if (isThere) continue;
+      const closed = end && closing(end);
+      if (closed?.events.length) this.counts.closed += 1;
+      pieces.push({ begins: piece.begins, events: [...events, ...(closed?.events ?? [])] });
+      if (closed) ended.push({ tenant, streamId: sessionId, ...closed.stream });
+    }
+    if (this.log && pieces.length > 0) await this.log.add(pieces);
+    this.staged.push(...ended);
+    this.stagedEvents += this.batchEvents;
+    this.batch = [];
+    this.batchEvents = 0;
+  }
+
+  private async versionsThere(): Promise<Map<string, number>> {
+    const keys = new Map(this.batch.map((piece) => [keyOf(piece), piece]));
+    const streams = [...keys.values()].map(({ tenant, sessionId }) => ({ tenant, streamId: sessionId }));
+    const versions = await this.store.streamVersions(streams);
+    return new Map(
+      [...keys.keys()].flatMap((key, index) => (versions[index] ? [[key, versions[index]]] : [])),
+    );
+  }
+
+  /** @throws ImportRefused unless the database has these very events of the session */
+  private async compare(piece: SessionPiece, version: number): Promise<void> {
+    const stream = { tenant: piece.tenant, streamId: piece.sessionId };
+    const [first, last] = [piece.events[0], piece.events.at(-1)];
+    if (!first || !last) return;
+    const found = await this.store.readStream(stream, { from: first.version, to: last.version });
+    const same = found.length === piece.events.length && isDeepStrictEqual(found.map(exported), piece.events);
+    if (!same) {
+      throw new ImportRefused(
+        `${keyOf(piece)} exists with other events (it is at version ${version} there); nothing was imported`,
+      );
+    }
+  }
+
+  private async commit(): Promise<void> {
+    const streams = this.staged;
+    const events = this.stagedEvents;
+    this.staged = [];
+    this.stagedEvents = 0;
+    if (!this.log) return;
+    if (streams.length > 0) {
+      const done = await this.log.commit(streams, STATE_VERSION);
+      const taken = streams.find((_, index) => !done[index]);
+      if (taken) {
+        throw new ImportRefused(
+          `${taken.tenant}/${taken.streamId} was made by somebody else meanwhile; start the import again`,
+        );
+      }
+    }
+    this.onProgress?.(events);
+  }
+}
+
+const keyOf = ({ tenant, sessionId }: { tenant: string; sessionId: string }): string =>
+  `${tenant}/${sessionId}`;
+
+/** The events that end a session which is active, and what its stream then is. They are stamped at the commit. */
+function closing({ state, time, createdAt, lastActivityAt }: SessionFold): {
+  events: ImportedEvent[];
+  stream: Omit<ImportedStream, 'tenant' | 'streamId'>;
+} {
+  const events: SessionEvent[] = [];
+  if (state.generation) {
+    const { id, model } = state.generation;
+    const message = 'the session was imported while it was generating';
+    events.push({ type: 'GenerationFailed', data: { generationId: id, model, code: 'imported', message } });
+  }
+  if (state.status === 'active') {
+    events.push({ type: 'SessionExpired', data: { reason: 'import', lastActivityAt } });
+  }
+  const closed = events.reduce((before, event) => sessionDecider.evolve(before, event), state);
+  return {
+    events: events.map((event, index) => ({
+      ...event,
+      ...BY,
+      id: randomUUID(),
+      schemaVersion: sessionEvents[event.type].version,
+      incarnation: state.incarnation,
+      version: state.version + index + 1,
+      time: null,
+      causationId: null,
+    })),
+    stream: {
+      version: closed.version,
+      incarnation: closed.incarnation,
+      time,
+      createdAt,
+      lastActivityAt,
+      stamped: events.length === 0 ? false : events.some(isActivity) ? 'use' : 'no use',
+      state: closed,
+    },
+  };
+}

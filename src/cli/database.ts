@@ -1,0 +1,45 @@
+import { existsSync } from 'node:fs';
+import { loadConfig } from '../config.js';
+import { DataFolderInUseError, lockDataFolder } from '../database/data-folder-lock.js';
+import { findEmbeddedPostgres, startEmbeddedPostgres } from '../database/embedded-postgres.js';
+
+/**
+ * The database of the settings in this folder: the one that is named, or the embedded one, which is joined if a
+ * service runs it, and is else run for as long as the work takes.
+ *
+ * @param options.create whether a data folder that does not exist yet is made
+ */
+export async function withDatabase<T>(
+  options: { readonly create: boolean },
+  work: (url: string) => Promise<T>,
+): Promise<T> {
+  const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
+  if (storage.database) return work(storage.database.url);
+  const { dataDir } = storage;
+  if (!options.create && !existsSync(dataDir)) {
+    throw new Error(
+      `there is no data in ${dataDir}: name its folder with COLLOQUY_DATA_DIR, or set DATABASE_URL`,
+    );
+  }
+  let lock: { release(): Promise<void> };
+  try {
+    lock = await lockDataFolder(dataDir, { url: 'no address, as a command does' });
+  } catch (error) {
+    if (!(error instanceof DataFolderInUseError)) throw error;
+    return work(await findEmbeddedPostgres(dataDir));
+  }
+  try {
+    const server = await startEmbeddedPostgres({ dataDir });
+    // Ctrl-C ends the work by taking its database away, and leaves no server behind.
+    const stop = (): void => void server.stop();
+    process.on('SIGINT', stop).on('SIGTERM', stop);
+    try {
+      return await work(server.url);
+    } finally {
+      await server.stop();
+      process.off('SIGINT', stop).off('SIGTERM', stop);
+    }
+  } finally {
+    await lock.release();
+  }
+}

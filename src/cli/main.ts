@@ -1,0 +1,346 @@
+#!/usr/bin/env node
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { ColloquyError } from '../client/connection.js';
+import { version } from '../version.js';
+import { type Column, isReaderGone, print, progressBar } from './output.js';
+import { connectionOf, followed, listed, type Query, queryOf, type ServiceOptions } from './service.js';
+import { type ImportOptions } from './transfer.js';
+
+/*
+ * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
+ * `export` and `import` work on the database itself, everything else asks a running service.
+ */
+
+interface EventRow {
+  readonly time: string;
+  readonly sessionId: string;
+  readonly version: number;
+  readonly type: string;
+  readonly actor: string;
+  readonly data: unknown;
+}
+interface MessageRow {
+  readonly version: number;
+  readonly createdAt: string;
+  readonly role: string;
+  readonly content: unknown;
+}
+interface ProjectionRow {
+  readonly name: string;
+  readonly version: number;
+  readonly status: string;
+  readonly behind: number;
+  readonly parked: number;
+  readonly rebuild: { readonly processed: number; readonly total: number } | null;
+}
+interface VerifiedRow {
+  readonly name: string;
+  readonly ok: boolean;
+  readonly rows: number;
+  readonly hash: string;
+  readonly firstDifference: { readonly tenant: string; readonly sessionId: string } | null;
+}
+interface SweepRow {
+  readonly reason: string;
+  readonly found: number | undefined;
+  readonly swept: number | undefined;
+}
+
+/** A column of what a field holds. */
+const column = <Row>(title: keyof Row & string): Column<Row> => ({ title, of: (row) => row[title] });
+const columns = <Row>(...titles: (keyof Row & string)[]): Column<Row>[] =>
+  titles.map((title) => column(title));
+
+const EVENT = columns<EventRow>('time', 'sessionId', 'version', 'type', 'actor', 'data');
+const PROJECTION: Column<ProjectionRow>[] = [
+  ...columns<ProjectionRow>('name', 'version', 'status', 'behind', 'parked'),
+  { title: 'rebuild', of: ({ rebuild }) => rebuild && `${rebuild.processed} of ${rebuild.total}` },
+];
+
+function wholeNumber(text: string): number {
+  if (!/^[1-9]\d{0,8}$/.test(text)) throw new InvalidArgumentError('It must be a whole number from 1.');
+  return Number(text);
+}
+
+const program = new Command('colloquy')
+  .description('Asks a running Colloquy; brings sessions out of a database and into one.')
+  .version(version)
+  .addOption(new Option('--url <url>', 'of the service').env('COLLOQUY_URL').default('http://127.0.0.1:3000'))
+  // Not shown in the help: commander would print the key that the environment holds.
+  .addOption(new Option('--key <key>', 'an API key (env: COLLOQUY_API_KEY)'))
+  .option('--tenant <tenant>', 'whose sessions; for operators, and where no key is needed')
+  .exitOverride();
+
+const service = (): ServiceOptions => {
+  const { COLLOQUY_API_KEY } = process.env;
+  return { ...(COLLOQUY_API_KEY && { key: COLLOQUY_API_KEY }), ...program.opts<ServiceOptions>() };
+};
+const connect = () => connectionOf(service());
+const pathOf = (...parts: readonly string[]): string =>
+  parts.map((part) => `/${encodeURIComponent(part)}`).join('');
+
+interface FeedOptions {
+  readonly session?: string;
+  readonly type?: string;
+  readonly actor?: string;
+  readonly from?: string;
+  readonly to?: string;
+  readonly after?: string;
+  readonly limit: number;
+}
+
+const feed = (name: string): Command =>
+  program
+    .command(name)
+    .option('--session <id>', 'of this session')
+    .option('--type <type>', 'of this type, e.g. MessageAppended')
+    .option('--actor <name>', 'caused by this actor')
+    .option('--after <cursor>', 'after this place in the feed');
+
+feed('events')
+  .description('list the events of a tenant')
+  .option('--from <time>', 'not before this time (RFC 3339)')
+  .option('--to <time>', 'before this time (RFC 3339)')
+  .option('--limit <n>', 'at most so many', wholeNumber, 100)
+  .action(async ({ limit, ...query }: FeedOptions) => {
+    for await (const page of listed<EventRow>(connect(), '/v1/events', query, limit, 'after')) {
+      await print(page, EVENT);
+    }
+  });
+
+const endOfFeed = async (): Promise<string> =>
+  (await connect().json<{ cursor: string }>('GET', '/v1/events?after=end&limit=1')).cursor;
+
+feed('tail')
+  .description('follow the events of a tenant as they happen, through lost connections')
+  .option('--limit <n>', 'end after so many', wholeNumber, Infinity)
+  .action(async ({ limit, ...query }: FeedOptions) => {
+    let left = limit;
+    // From now on means from one place, also when the connection is lost before anything came.
+    const { after = await endOfFeed() } = query;
+    const lost = (error: Error): void => {
+      process.stderr.write(`${error.message}; trying again\n`);
+    };
+    for await (const event of followed<EventRow>(
+      connect(),
+      `/v1/events${queryOf({ ...query, after })}`,
+      lost,
+    )) {
+      await print([event], EVENT, false);
+      left -= 1;
+      if (left <= 0) return;
+    }
+  });
+
+program
+  .command('history <session>')
+  .description("list a session's messages, now or at any moment")
+  .option('--at <moment>', 'a version, or an RFC 3339 time')
+  .option('--incarnation <n>', 'an earlier life of the id', wholeNumber)
+  .option('--limit <n>', 'at most so many', wholeNumber, Infinity)
+  .action(async (session: string, { limit, ...query }: Query & { limit: number }) => {
+    const path = `/v1/sessions${pathOf(session, 'messages')}`;
+    for await (const page of listed<MessageRow>(connect(), path, query, limit, 'cursor')) {
+      await print(page, columns<MessageRow>('version', 'createdAt', 'role', 'content'));
+    }
+  });
+
+program
+  .command('fork <session>')
+  .description('make a session that begins with the history of another')
+  .option('--at <moment>', 'up to a version, or an RFC 3339 time')
+  .option('--id <id>', 'of the new session')
+  .action(async (session: string, { at, id }: { at?: string; id?: string }) => {
+    const body = {
+      ...(at !== undefined && { at: /^\d+$/.test(at) ? Number(at) : at }),
+      ...(id !== undefined && { id }),
+    };
+    const forked = await connect().json<{ id: string; messageCount: number; version: number }>(
+      'POST',
+      `/v1/sessions${pathOf(session, 'fork')}`,
+      { body },
+    );
+    await print([forked], columns<typeof forked>('id', 'messageCount', 'version'));
+  });
+
+const readProjections = async (): Promise<ProjectionRow[]> =>
+  (await connect().json<{ data: ProjectionRow[] }>('GET', '/v1/admin/projections')).data;
+
+program
+  .command('projections')
+  .description('list the read models and how far they are')
+  .action(async () => {
+    await print(await readProjections(), PROJECTION);
+  });
+
+const POLL_MS = 500;
+
+program
+  .command('rebuild <projection>')
+  .description('make a read model anew from the log, while it goes on serving')
+  .option('--no-wait', 'return as soon as it has begun')
+  .action(async (name: string, { wait }: { wait: boolean }) => {
+    let row: ProjectionRow | undefined = await connect().json<ProjectionRow>(
+      'POST',
+      `/v1/admin/projections${pathOf(name, 'rebuild')}`,
+    );
+    const bar = progressBar('events');
+    try {
+      while (wait && row?.rebuild) {
+        bar.update(row.rebuild.processed, row.rebuild.total);
+        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        row = (await readProjections()).find((one) => one.name === name);
+      }
+    } finally {
+      bar.stop();
+    }
+    await print(row ? [row] : [], PROJECTION);
+  });
+
+program
+  .command('verify [projection]')
+  .description('hold a read model, or all of them, against the log; exit code 1 when one differs')
+  .action(async (name?: string) => {
+    const names = name === undefined ? (await readProjections()).map((row) => row.name) : [name];
+    const rows: VerifiedRow[] = [];
+    for (const one of names) {
+      rows.push(await connect().json('POST', `/v1/admin/projections${pathOf(one, 'verify')}`));
+    }
+    await print(rows, [
+      ...columns<VerifiedRow>('name', 'ok', 'rows', 'hash'),
+      {
+        title: 'first difference',
+        of: ({ firstDifference: at }) => at && `${at.tenant}/${at.sessionId}`,
+      },
+    ]);
+    if (rows.some(({ ok }) => !ok)) process.exitCode = 1;
+  });
+
+program
+  .command('prune')
+  .description('drop the tables of read models that no node uses')
+  .action(async () => {
+    const { dropped } = await connect().json<{ dropped: string[] }>('POST', '/v1/admin/projections/prune');
+    await print(
+      dropped.map((table) => ({ table })),
+      columns<{ table: string }>('table'),
+    );
+  });
+
+const parked = program.command('parked').description('sessions that a read model could not take in');
+interface ParkedRow {
+  readonly projection: string;
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly version: number;
+  readonly parkedAt: string;
+  readonly error: string;
+}
+const PARKED = columns<ParkedRow>('projection', 'tenant', 'sessionId', 'version', 'parkedAt', 'error');
+parked
+  .command('list', { isDefault: true })
+  .description('list them, with the error')
+  .action(async () => {
+    const { data } = await connect().json<{ data: ParkedRow[] }>('GET', '/v1/admin/parked');
+    await print(data, PARKED);
+  });
+for (const [name, description] of [
+  ['retry', 'try again, e.g. with a corrected version of the service'],
+  ['skip', 'leave the event out and go on behind it'],
+] as const) {
+  parked
+    .command(`${name} <projection> <tenant> <session>`)
+    .description(description)
+    .action(async (projection: string, tenant: string, sessionId: string) => {
+      const body = { projection, tenant, sessionId };
+      const { parked: still } = await connect().json<{ parked: ParkedRow | null }>(
+        'POST',
+        `/v1/admin/parked/${name}`,
+        { body },
+      );
+      if (still) {
+        await print([still], PARKED);
+        process.exitCode = 1;
+      } else await print([body], columns<typeof body>('projection', 'tenant', 'sessionId'));
+    });
+}
+
+program
+  .command('sweep')
+  .description('sweep now: expire, end dead generations, delete what is to be deleted')
+  .option('--dry-run', 'list what a sweep would do, and why; changes nothing')
+  .option('--limit <n>', 'of a dry run: list at most so many', wholeNumber, 1_000)
+  .action(async ({ dryRun: isDry, limit }: { dryRun?: boolean; limit: number }) => {
+    interface Action {
+      readonly tenant: string;
+      readonly sessionId: string;
+      readonly action: string;
+      readonly reason: string;
+    }
+    type Counts = Readonly<Record<string, number>>;
+    if (isDry) {
+      const { dryRun } = await connect().json<{ dryRun: { actions: Action[]; isComplete: boolean } }>(
+        'GET',
+        `/v1/admin/sweep${queryOf({ dryRun: 'true', limit })}`,
+      );
+      await print(dryRun.actions, columns<Action>('tenant', 'sessionId', 'action', 'reason'));
+      if (!dryRun.isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
+      return;
+    }
+    const { found, swept } = await connect().json<{ found: Counts; swept: Counts }>(
+      'POST',
+      '/v1/admin/sweep',
+    );
+    await print(
+      Object.keys(found).map((reason) => ({ reason, found: found[reason], swept: swept[reason] })),
+      columns<SweepRow>('reason', 'found', 'swept'),
+    );
+  });
+
+program
+  .command('export [file]')
+  .description('write sessions of the database as JSON lines, to standard output unless a file is named')
+  .option('--session <id...>', 'these sessions only, of --tenant (default: default)')
+  .action(async (file: string | undefined, { session }: { session?: string[] }) => {
+    const { exportTo } = await import('./transfer.js');
+    const { tenant } = service();
+    await exportTo(file, {
+      tenant,
+      ...(session && { sessions: { tenant: tenant ?? 'default', sessionIds: session } }),
+    });
+  });
+
+program
+  .command('import <file>')
+  .description('bring sessions into the database; - is standard input')
+  .addOption(
+    new Option('--format <format>', 'what `export` wrote, or plain messages of --tenant')
+      .choices(['events', 'messages'])
+      .default('events'),
+  )
+  .action(async (file: string, { format }: Pick<ImportOptions, 'format'>) => {
+    const { importFrom } = await import('./transfer.js');
+    await importFrom(file, { format, tenant: service().tenant ?? 'default' });
+  });
+
+function explain(error: unknown): string {
+  if (!(error instanceof ColloquyError)) return error instanceof Error ? error.message : String(error);
+  const { errors = [] } = error.problem as { errors?: { pointer: string; detail: string }[] };
+  return [`${error.code}: ${error.message}`, ...errors.map((one) => `  ${one.pointer} ${one.detail}`)].join(
+    '\n',
+  );
+}
+
+async function main(): Promise<number> {
+  try {
+    await program.parseAsync();
+    return Number(process.exitCode ?? 0);
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+    if (isReaderGone(error)) return 0;
+    process.stderr.write(`${explain(error)}\n`);
+    return 1;
+  }
+}
+
+void main().then((code) => process.exit(code));

@@ -1,0 +1,79 @@
+import { readExport, readMessages } from '../../../src/audit/import-format.js';
+import { exportSessions, type ExportSelection } from '../../../src/audit/export.js';
+import { type ImportReport, importSessions } from '../../../src/audit/import.js';
+import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
+import { type TestDatabase } from '../../support/database.js';
+
+export type Line = Record<string, unknown>;
+
+/** A store as the command line opens it: events as they were recorded. */
+export async function withStore<T>(
+  url: string,
+  work: (store: EventStore) => Promise<T>,
+  options: EventStoreOptions = {},
+): Promise<T> {
+  const store = await EventStore.open(url, options);
+  try {
+    return await work(store);
+  } finally {
+    await store.close();
+  }
+}
+
+/** @param whenWritten called after each piece of the text */
+export async function exportOf(
+  db: Pick<TestDatabase, 'url'>,
+  selection: ExportSelection = {},
+  options: EventStoreOptions = {},
+  whenWritten: () => Promise<void> = () => Promise.resolve(),
+): Promise<string> {
+  let text = '';
+  await withStore(
+    db.url,
+    (store) =>
+      exportSessions(store, selection, (piece) => {
+        text += piece;
+        return whenWritten();
+      }),
+    options,
+  );
+  return text;
+}
+
+// In pieces that end anywhere, as a file is read.
+const bytesOf = (text: string) =>
+  async function* (): AsyncGenerator<Uint8Array> {
+    const bytes = Buffer.from(text);
+    for (let from = 0; from < bytes.length; from += 60_001) {
+      yield await Promise.resolve(bytes.subarray(from, from + 60_001));
+    }
+  };
+
+export const importInto = (
+  db: Pick<TestDatabase, 'url'>,
+  text: string,
+  options: EventStoreOptions = {},
+): Promise<ImportReport> =>
+  withStore(db.url, (store) => importSessions(store, readExport(bytesOf(text))), options);
+
+export const importMessages = (
+  db: Pick<TestDatabase, 'url'>,
+  lines: readonly unknown[],
+  tenant: string,
+): Promise<ImportReport> =>
+  withStore(db.url, (store) =>
+    importSessions(
+      store,
+      readMessages(bytesOf(lines.map((line) => `${JSON.stringify(line)}\n`).join('')), tenant),
+    ),
+  );
+
+export const linesOf = (text: string): Line[] =>
+  text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Line);
+
+/** Events only, and of those what was not added by an import. */
+export const recorded = (text: string): string[] =>
+  text.split('\n').filter((line) => line.startsWith('{"id"') && !line.includes('"actor":"system:import"'));
