@@ -6,6 +6,7 @@ import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { quietService } from './measures/quiet-service.mjs';
+import { streaming } from './measures/streaming.mjs';
 import { startServer } from './support/database.mjs';
 import { judge, present } from './support/table.mjs';
 
@@ -16,6 +17,7 @@ const MEASURES = {
   http: httpAppends,
   long: longSession,
   quiet: quietService,
+  streaming,
 };
 
 const { values, positionals } = parseArgs({
