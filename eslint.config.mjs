@@ -29,6 +29,7 @@ export default tseslint.config(
         fetch: 'readonly',
         setTimeout: 'readonly',
         performance: 'readonly',
+        clearTimeout: 'readonly',
         Buffer: 'readonly',
       },
     },

@@ -7,6 +7,7 @@ import { longSession } from './measures/long-session.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { quietService } from './measures/quiet-service.mjs';
 import { rebuild } from './measures/rebuild.mjs';
+import { streaming } from './measures/streaming.mjs';
 import { startServer } from './support/database.mjs';
 import { judge, present } from './support/table.mjs';
 
@@ -18,6 +19,7 @@ const MEASURES = {
   long: longSession,
   quiet: quietService,
   rebuild,
+  streaming,
 };
 
 const { values, positionals } = parseArgs({

@@ -4,18 +4,23 @@ import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { fastifyEntry, main } from './product.mjs';
 
-/** The built service as a process of its own. */
-export const startService = (databaseUrl) =>
-  start([main], {
+/** The built service as a process of its own; `node` are more options of its Node.js. */
+export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
+  start([...node, main], {
     DATABASE_URL: databaseUrl,
     PORT: '0',
     MAX_SESSIONS: '1000000',
     SESSION_TTL_MS: '86400000',
+    ...env,
   });
 
 /** A bare Fastify that sends each body back. */
-export const startEcho = () =>
-  start([fileURLToPath(new URL('./echo.mjs', import.meta.url)), fastifyEntry()], {});
+export const startEcho = () => start([file('./echo.mjs'), fastifyEntry()], {});
+
+/** A model that says 50 tokens a second. */
+export const startPacedModel = () => start([file('./paced-model.mjs')], {});
+
+const file = (name) => fileURLToPath(new URL(name, import.meta.url));
 
 async function start(args, env) {
   // Nothing of our own environment: a key or another database's URL must not leak in.
@@ -27,18 +32,26 @@ async function start(args, env) {
   const kill = () => child.kill('SIGKILL');
   process.once('exit', kill);
   const ended = new Promise((resolve) => child.once('close', resolve));
-  const url = await new Promise((resolve, reject) => {
-    let output = '';
-    child.stdout.setEncoding('utf8').on('data', (text) => {
-      output += text;
-      const found = /listening on (http:\/\/[^\s]+)\s/.exec(output);
-      if (found) resolve(found[1]);
+  child.stdout.setEncoding('utf8');
+  /** The first match in what it prints from now on. */
+  const told = (pattern) =>
+    new Promise((resolve, reject) => {
+      let output = '';
+      const listen = (text) => {
+        output += text;
+        const found = pattern.exec(output);
+        if (!found) return;
+        child.stdout.off('data', listen).resume();
+        resolve(found);
+      };
+      child.stdout.on('data', listen);
+      void ended.then((code) => reject(new Error(`${args.at(-1)} ended with ${code}: ${output}`)));
     });
-    void ended.then((code) => reject(new Error(`${args[0]} ended with ${code}: ${output}`)));
-  });
+  const [, url] = await told(/listening on (http:\/\/[^\s]+)\s/);
   return {
     url,
     pid: child.pid,
+    told,
     stop: async () => {
       child.kill('SIGTERM');
       await ended;

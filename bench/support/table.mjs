@@ -4,7 +4,8 @@ const passes = ({ pass, ratio, atLeast, atMost }) => {
   return pass;
 };
 
-const targetOf = ({ atLeast, atMost }) => {
+const targetOf = ({ atLeast, atMost, target }) => {
+  if (target !== undefined) return target;
   if (atLeast !== undefined) return `≥ ${atLeast}`;
   return atMost === undefined ? '' : `≤ ${atMost}`;
 };

@@ -28,6 +28,7 @@ import {
   Generated,
   Generation,
   generationPath,
+  replyStream,
   TitleBody,
 } from './generation.schemas.js';
 import { Generations, storable } from './generations.js';
@@ -64,7 +65,7 @@ export class GenerationController {
     summary: 'Have the model answer; with `Accept: text/event-stream` as it arrives',
     description: 'With `Idempotency-Key` the model is called once: a retry gets the recorded outcome.',
     etag: true,
-    stream: true,
+    stream: replyStream,
     problems: ['session-not-found', ...PROBLEMS],
   })
   async generate(
@@ -90,7 +91,7 @@ export class GenerationController {
   @Post('chat')
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
-    stream: true,
+    stream: replyStream,
     problems: PROBLEMS,
   })
   async chat(
@@ -138,9 +139,9 @@ export class GenerationController {
   }
 
   @Get('sessions/:id/generations/:generationId/stream')
-  @Answers(200, Generated, {
+  @Answers(200, null, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
-    stream: true,
+    stream: replyStream,
     problems: ['session-not-found', 'not-found', 'database-unavailable'],
   })
   async follow(

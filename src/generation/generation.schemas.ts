@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { instructions, sessionId, toolCall, toolDefinition, usage } from '../domain/session.events.js';
+import { type EventStream } from '../http/openapi.js';
 import { Message, NewMessage } from '../sessions/session.schemas.js';
 
 const model = z.string().regex(/^\S{1,200}$/, 'must be 1 to 200 characters without blanks');
@@ -21,8 +22,20 @@ export const GenerateBody = z
       })
       .optional(),
     onBusy: z.enum(['reject', 'queue']).default('reject').meta({
-      description: 'while another generation runs: answer 409 `session-busy`, or wait for its end',
+      description:
+        'while another generation runs: answer 409 `session-busy`, or wait for its end, at most a minute and behind at most 15 others',
     }),
+  })
+  .meta({
+    examples: [
+      { message: 'What is React?' },
+      { message: 'And Vue?', onBusy: 'queue' },
+      { message: { role: 'tool', toolCallId: 'call_1', content: '18 °C' } },
+      {
+        message: 'How warm is it in Rome?',
+        tools: [{ name: 'weather', parameters: { type: 'object' }, approval: 'required' }],
+      },
+    ],
   })
   .default({ onBusy: 'reject' });
 
@@ -48,6 +61,46 @@ export const Generated = z
     generationId: z.string(),
   })
   .meta({ id: 'Generated' });
+
+const sse = (id: string, event: string, data: object): string =>
+  `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
+
+/** A streamed reply. The id of an event is the place up to which a client has the reply: for `Last-Event-ID`. */
+export const replyStream: EventStream = {
+  events: {
+    'generation.started': z.object({ generationId: z.string(), sessionId, model: z.string() }),
+    'message.delta': z.object({ text: z.string().meta({ description: 'what has come since the last one' }) }),
+    'tool.call': ReportedCall,
+    'message.completed': Generated,
+    'generation.cancelled': Generated,
+    'generation.failed': 'Problem',
+  },
+  example: [
+    sse('0-0', 'generation.started', {
+      generationId: 'gen_1',
+      sessionId: 'user-123',
+      model: 'gpt-5-mini',
+    }),
+    sse('2-0', 'message.delta', { text: 'A ' }),
+    sse('10-0', 'message.delta', { text: 'library.' }),
+    sse('10-0', 'message.completed', {
+      content: 'A library.',
+      message: {
+        id: 'msg_1',
+        role: 'assistant',
+        content: 'A library.',
+        version: 4,
+        createdAt: '2026-11-22T02:20:52.302Z',
+        status: 'complete',
+        generationId: 'gen_1',
+      },
+      usage: { inputTokens: 9, outputTokens: 3 },
+      finishReason: 'stop',
+      sessionId: 'user-123',
+      generationId: 'gen_1',
+    }),
+  ].join(''),
+};
 
 export const ChatAnswer = z.object({ response: z.string(), sessionId });
 

@@ -23,8 +23,15 @@ export interface AnswerOptions {
   readonly problems?: readonly ProblemCode[];
   /** The answer carries `ETag: "<version>"`. */
   readonly etag?: boolean;
-  /** The route answers as `text/event-stream` too, if asked. */
-  readonly stream?: boolean;
+  /** The route answers as `text/event-stream` too, if asked; without a schema it answers nothing else. */
+  readonly stream?: true | EventStream;
+}
+
+export interface EventStream {
+  /** What the `data` of each event holds, by the event's name. */
+  readonly events: Readonly<Record<string, z.ZodType | 'Problem'>>;
+  /** How such a stream looks. */
+  readonly example: string;
 }
 
 interface Header {
@@ -138,7 +145,7 @@ interface Operation {
   operationId: string;
   summary?: string;
   parameters?: object[];
-  requestBody?: { required?: boolean; content: Record<string, { schema: SchemaObject }> };
+  requestBody?: { required?: boolean; content: Record<string, { schema: SchemaObject; examples?: object }> };
   responses: Record<string, object>;
   security?: object[];
 }
@@ -198,9 +205,14 @@ function complete(operation: Operation, handler: Handler, components: Components
   const body = operation.requestBody;
   const content = body?.content['application/json'];
   if (body !== undefined && content !== undefined) {
-    const { [OPTIONAL]: optional, ...schema } = content.schema;
+    const { [OPTIONAL]: optional, [EXAMPLES]: examples, ...schema } = content.schema;
     body.required = optional === undefined;
     content.schema = schema;
+    if (Array.isArray(examples)) {
+      content.examples = Object.fromEntries(
+        examples.map((value: unknown, index) => [`example ${index + 1}`, { value }]),
+      );
+    }
   }
 
   const summary = answers.find(({ options }) => options.summary !== undefined)?.options.summary;
@@ -211,17 +223,14 @@ function complete(operation: Operation, handler: Handler, components: Components
     operation.responses = {};
   }
   for (const { status, schema, options } of answers) {
+    const content = {
+      ...(schema !== null && { 'application/json': { schema: components.convert(schema, 'output') } }),
+      ...(options.stream !== undefined && { 'text/event-stream': eventStream(options.stream, components) }),
+    };
     operation.responses[status] = {
       description: options.description ?? '',
       ...(options.etag === true ? { headers: { ETag: { schema: { type: 'string' } } } } : {}),
-      ...(schema === null
-        ? {}
-        : {
-            content: {
-              'application/json': { schema: components.convert(schema, 'output') },
-              ...(options.stream === true ? { 'text/event-stream': { schema: { type: 'string' } } } : {}),
-            },
-          }),
+      ...(Object.keys(content).length > 0 && { content }),
     };
   }
   const codes = new Set<ProblemCode>([
@@ -238,11 +247,40 @@ function complete(operation: Operation, handler: Handler, components: Components
       content: {
         'application/problem+json': {
           schema: { allOf: [ref('schemas', 'Problem'), { properties: { code: { enum: ofStatus } } }] },
+          examples: Object.fromEntries(ofStatus.map((code) => [code, { value: exampleOf(code) }])),
         },
       },
     };
   }
 }
+
+/** A stream is a text for HTTP; what is in it is told by `contentSchema`, as JSON Schema 2020-12 has it. */
+function eventStream(stream: true | EventStream, components: Components): object {
+  const schema = { type: 'string', contentMediaType: 'text/event-stream' };
+  if (stream === true) return { schema };
+  const events = Object.entries(stream.events).map(([event, data]) => ({
+    title: event,
+    type: 'object',
+    required: ['id', 'event', 'data'],
+    properties: {
+      id: { type: 'string' },
+      event: { const: event },
+      data: data === 'Problem' ? ref('schemas', data) : components.convert(data, 'output'),
+    },
+  }));
+  return {
+    schema: { ...schema, contentSchema: { type: 'array', items: { oneOf: events } } },
+    example: stream.example,
+  };
+}
+
+const exampleOf = (code: ProblemCode) => ({
+  type: `urn:colloquy:problem:${code}`,
+  title: PROBLEMS[code].title,
+  status: PROBLEMS[code].status,
+  detail: `${PROBLEMS[code].title}.`,
+  code,
+});
 
 type Handler = [prototype: object, key: string];
 
@@ -265,6 +303,8 @@ function handlersByOperation(app: INestApplication): Map<string, Handler> {
 
 /** Marks the schema of a body that may be left out, until `complete` has read it. */
 const OPTIONAL = 'x-optional';
+/** Carries a body's examples past Swagger, which would keep the first one only. */
+const EXAMPLES = 'x-examples';
 
 /** The schemas with an id, each once. */
 class Components {
@@ -290,7 +330,13 @@ class Components {
       this.schemas[nameOf(id)] = definition;
     }
     const { it = {} } = withReferences(JSON.stringify(wrapped.properties));
-    return io === 'input' && schema.safeParse(undefined).success ? { ...it, [OPTIONAL]: true } : it;
+    if (io === 'output') return it;
+    const { examples, ...input } = it;
+    return {
+      ...input,
+      ...(examples !== undefined && { [EXAMPLES]: examples }),
+      ...(schema.safeParse(undefined).success && { [OPTIONAL]: true }),
+    };
   }
 }
 

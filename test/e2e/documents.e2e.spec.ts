@@ -3,7 +3,13 @@ import { createWorld, type World } from './fixture.js';
 
 interface Document {
   readonly openapi: string;
-  readonly paths: Record<string, Record<string, { responses: Record<string, unknown>; security?: object[] }>>;
+  readonly paths: Record<
+    string,
+    Record<
+      string,
+      { responses: Record<string, { content?: object }>; requestBody?: object; security?: object[] }
+    >
+  >;
   readonly components: { readonly schemas: Record<string, unknown> };
 }
 
@@ -74,6 +80,35 @@ describe('health and documents', () => {
     const names = [...JSON.stringify(body).matchAll(/"#\/components\/(\w+)\/(\w+)"/g)];
     expect(names.length).toBeGreaterThan(20);
     for (const [, kind = '', name = ''] of names) expect(body).toHaveProperty(['components', kind, name]);
+  });
+
+  it('given streamed replies, when the document is read, then it tells their events, and what a busy session answers', async () => {
+    const { paths } = (await api.get<Document>('/openapi.json')).body;
+    const json = 'application/json';
+    for (const [method, path, types] of [
+      ['post', '/v1/sessions/{id}/generate', [json, 'text/event-stream']],
+      ['post', '/v1/chat', [json, 'text/event-stream']],
+      ['get', '/v1/sessions/{id}/generations/{generationId}/stream', ['text/event-stream']],
+    ] as const) {
+      const content = paths[path]?.[method]?.responses['200']?.content ?? {};
+      expect([path, Object.keys(content)]).toEqual([path, types]);
+      const text = JSON.stringify(content);
+      for (const event of [
+        'generation.started',
+        'message.delta',
+        'tool.call',
+        'message.completed',
+        'generation.cancelled',
+        'generation.failed',
+      ]) {
+        expect(text).toContain(`"event":{"const":"${event}"}`);
+      }
+    }
+    const generate = paths['/v1/sessions/{id}/generate']?.['post'];
+    expect(JSON.stringify(generate?.requestBody)).toContain('"onBusy":"queue"');
+    expect(generate?.responses['409']?.content).toMatchObject({
+      'application/problem+json': { examples: { 'session-busy': { value: { code: 'session-busy' } } } },
+    });
   });
 
   it('given keys, when the document is read, then /v1 is said to need one', async () => {

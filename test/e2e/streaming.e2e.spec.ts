@@ -9,9 +9,20 @@ import {
 } from '../support/fake-openai.js';
 import { type EventStream, openEvents, type StreamedEvent, textIn } from '../support/event-stream.js';
 import { type Api, type Answer, eventually, expectProblem } from '../support/http.js';
+import { replyStream } from '../../src/generation/generation.schemas.js';
 import { createWorld, type GeneratedAnswer, logged, type MessageView, type World } from './fixture.js';
 
 const names = (events: readonly StreamedEvent[]) => events.map(({ event }) => event);
+
+/** Each event is one of those in the OpenAPI document, with the data that is written there. */
+function expectDocumented(events: readonly StreamedEvent[]): void {
+  for (const { event, data } of events) {
+    const schema = replyStream.events[event];
+    expect({ event, isKnown: schema !== undefined }).toEqual({ event, isKnown: true });
+    if (schema === 'Problem') expect(data).toMatchObject({ code: expect.any(String) as string });
+    else expect(schema?.parse(data)).toEqual(data);
+  }
+}
 
 describe('streaming', () => {
   let world: World;
@@ -70,6 +81,7 @@ describe('streaming', () => {
       expect(stream.headers.get('cache-control')).toBe('no-store');
       expect(stream.headers.get('x-correlation-id')).toEqual(expect.any(String));
       const events = await stream.rest();
+      expectDocumented(events);
       const [first] = events;
       const last = events.at(-1);
       expect(first).toEqual({
@@ -130,6 +142,7 @@ describe('streaming', () => {
         const stream = await generate(id, { message: 'buy it', tools });
         const events = await stream.rest();
         expect(names(events)).toEqual(['generation.started', 'tool.call', 'tool.call', 'message.completed']);
+        expectDocumented(events);
         const calls = [
           { id: 'c1', name: 'look', arguments: '{"at":"€"}' },
           { id: 'c2', name: 'pay', arguments: '{"sum":5}', approval },
@@ -152,6 +165,7 @@ describe('streaming', () => {
       heldFailing.release();
       const events = await stream.rest();
       expect(names(events)).toEqual(['generation.failed']);
+      expectDocumented(events);
       expect(events[0]?.data).toMatchObject({
         type: 'urn:colloquy:problem:model-failed',
         code: 'model-failed',

@@ -90,6 +90,9 @@ export class NotesController {
   }
 
   @Get('stream')
+  @Answers(200, null, {
+    stream: { events: { note: Note, failed: 'Problem' }, example: 'id: 1\nevent: note\ndata: {}\n\n' },
+  })
   stream(@Res() reply: FastifyReply) {
     reply.hijack();
     reply.raw.writeHead(200, { 'content-type': 'text/event-stream' });

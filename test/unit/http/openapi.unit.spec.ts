@@ -15,7 +15,14 @@ interface Operation {
   requestBody?: { required: boolean; content: Record<string, { schema: Json }> };
   responses: Record<
     string,
-    { description: string; headers?: Json; content?: Record<string, { schema: Json }> }
+    {
+      description: string;
+      headers?: Json;
+      content?: Record<
+        string,
+        { schema: Json; example?: string; examples?: Record<string, { value: Json }> }
+      >;
+    }
   >;
   security?: Json[];
 }
@@ -144,6 +151,47 @@ describe('the OpenAPI document', () => {
         { $ref: '#/components/schemas/Problem' },
         { properties: { code: { enum: ['session-not-found'] } } },
       ],
+    });
+  });
+
+  it('given an error code, when it is documented, then its problem is shown', () => {
+    const content = operation('post', '/v1/notes/{id}/lines').responses['404']?.content;
+    expect(content?.['application/problem+json']?.examples).toEqual({
+      'session-not-found': {
+        value: {
+          type: 'urn:colloquy:problem:session-not-found',
+          title: 'There is no such session',
+          status: 404,
+          detail: 'There is no such session.',
+          code: 'session-not-found',
+        },
+      },
+    });
+  });
+
+  it('given a stream of events, when it is documented, then each event has its schema, and the text an example', () => {
+    const { content = {} } = operation('get', '/v1/notes/stream').responses['200'] ?? {};
+    expect(Object.keys(content)).toEqual(['text/event-stream']);
+    const event = (name: string, schema: string) => ({
+      title: name,
+      type: 'object',
+      required: ['id', 'event', 'data'],
+      properties: {
+        id: { type: 'string' },
+        event: { const: name },
+        data: { $ref: `#/components/schemas/${schema}` },
+      },
+    });
+    expect(content['text/event-stream']).toEqual({
+      schema: {
+        type: 'string',
+        contentMediaType: 'text/event-stream',
+        contentSchema: {
+          type: 'array',
+          items: { oneOf: [event('note', 'Note'), event('failed', 'Problem')] },
+        },
+      },
+      example: 'id: 1\nevent: note\ndata: {}\n\n',
     });
   });
 

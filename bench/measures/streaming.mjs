@@ -1,0 +1,184 @@
+import { fileURLToPath } from 'node:url';
+import { cpuSeconds, startPacedModel, startService } from '../support/process.mjs';
+import { median, quantile, sleep } from '../support/stats.mjs';
+import { Streamed } from '../support/streamed.mjs';
+
+const PARALLEL = 200;
+const TOKEN_MS = 20;
+const TARGETS = { addedMs: 5, loss: 0.02, streamBytes: 64 * 1024 };
+
+/** What Colloquy adds to a streamed reply: the same paced model asked directly and through the service, in turns. */
+export async function streaming(server, { full }) {
+  const model = await startPacedModel();
+  const service = await startService(await server.database('streaming'), {
+    env: { OPENAI_BASE_URL: `${model.url}/v1` },
+    node: ['--expose-gc', '-r', fileURLToPath(new URL('../support/memory.cjs', import.meta.url))],
+  });
+  const bench = { model, service };
+  try {
+    // The many first: what runs for the first time is slow, and no service is asked for one stream in its life.
+    return [
+      ...(await compare(bench, {
+        parallel: PARALLEL,
+        rounds: full ? 5 : 2,
+        seconds: full ? 20 : 8,
+        tokens: 250,
+      })),
+      ...(await compare(bench, { parallel: 1, rounds: full ? 8 : 4, seconds: full ? 8 : 4, tokens: 10 })),
+      await memory(service),
+    ];
+  } finally {
+    await service.stop();
+    await model.stop();
+  }
+}
+
+async function compare({ model, service }, { parallel, rounds, seconds, tokens }) {
+  const message = `Say ${tokens} tokens.`;
+  const sessions = await newSessions(service, parallel);
+  const direct = (stream) =>
+    stream.ask('/v1/chat/completions', {
+      model: 'bench',
+      stream: true,
+      messages: [{ role: 'user', content: message }],
+    });
+  const through = (stream, n) => stream.ask(`/v1/sessions/${sessions[n]}/generate`, { message });
+  const ways = {
+    direct: { url: model.url, ask: direct, rounds: [] },
+    service: { url: service.url, ask: through, rounds: [] },
+  };
+  let cpu = 0;
+  for (let round = 0; round <= rounds; round += 1) {
+    for (const name of round % 2 ? ['direct', 'service'] : ['service', 'direct']) {
+      const way = ways[name];
+      const before = cpuSeconds(service.pid);
+      const result = await load(way, parallel, seconds, tokens);
+      if (round === 0) continue; // warms up
+      way.rounds.push(result);
+      if (name === 'service') cpu += cpuSeconds(service.pid) - before;
+    }
+  }
+
+  const name = parallel === 1 ? '1 stream' : `${parallel} streams`;
+  const firsts = (way) => way.rounds.flatMap((round) => round.firsts);
+  const [alone, ours] = [firsts(ways.direct), firsts(ways.service)];
+  const added = median(ours) - median(alone);
+  const ms = (values) => `${median(values).toFixed(1)} ms (p95 ${quantile(values, 0.95).toFixed(1)})`;
+  const ofStream = (way) => median(way.rounds.flatMap((round) => round.paces));
+  const ofAll = (way) => median(way.rounds.map((round) => round.rate));
+  const loss = (what, unit) => {
+    const lost = 1 - unit(ways.service) / unit(ways.direct);
+    return {
+      name: `${name}: tokens/s ${what}`,
+      ours: `${unit(ways.service).toFixed(2)} (${(-100 * lost).toFixed(2)} %)`,
+      other: `directly ${unit(ways.direct).toFixed(2)}`,
+      target: '> -2 %',
+      pass: lost < TARGETS.loss,
+    };
+  };
+  const all = ways.service.rounds.reduce((sum, round) => sum + round.tokens, 0);
+  return [
+    {
+      name: `${name}: first token`,
+      ours: `${ms(ours)}: +${added.toFixed(1)}`,
+      other: `directly ${ms(alone)}`,
+      target: '< +5 ms',
+      pass: added < TARGETS.addedMs,
+    },
+    loss('of a stream', ofStream),
+    ...(parallel > 1 ? [loss('of all', ofAll)] : []),
+    ...(parallel > 1 && Number.isFinite(cpu)
+      ? [{ name: `${name}: processor time of a token`, ours: `${((cpu / all) * 1e6).toFixed(0)} µs` }]
+      : []),
+  ];
+}
+
+/** So many streams at a time for so long, their starts spread over the length of a reply. */
+async function load({ url, ask }, parallel, seconds, tokens) {
+  const firsts = [];
+  const paces = [];
+  let counted = 0;
+  let all = 0;
+  const spreadMs = parallel === 1 ? 0 : tokens * TOKEN_MS;
+  const from = performance.now() + spreadMs;
+  const to = from + seconds * 1000;
+  await Promise.all(
+    Array.from({ length: parallel }, async (_, n) => {
+      await sleep((n / parallel) * spreadMs);
+      while (performance.now() < to) {
+        const stream = await Streamed.open(url);
+        stream.onTokens = (count) => {
+          const now = performance.now();
+          all += count;
+          if (now >= from && now < to) counted += count;
+        };
+        await ask(stream, n);
+        if (stream.tokens !== tokens) throw new Error(`${url}: ${stream.tokens} of ${tokens} tokens`);
+        if (stream.sent < from) continue;
+        firsts.push(stream.first - stream.sent);
+        paces.push(((tokens - 1) / (stream.last - stream.first)) * 1000);
+      }
+    }),
+  );
+  return { firsts, paces, rate: counted / seconds, tokens: all };
+}
+
+/** What so many streams hold in the service, each after 250 tokens and with a client that reads. */
+async function memory(service) {
+  // The first time fills caches and pools that stay.
+  await (
+    await openStreams(service)
+  )();
+  const before = await memoryOf(service);
+  const close = await openStreams(service);
+  const during = await memoryOf(service);
+  await close();
+  const [used, rss] = ['used', 'rss'].map((kind) => (during[kind] - before[kind]) / PARALLEL);
+  return {
+    name: 'memory of an open stream',
+    ours: `${(used / 1024).toFixed(1)} KiB (RSS ${(rss / 1024).toFixed(1)} KiB)`,
+    target: '< 64 KiB',
+    pass: used < TARGETS.streamBytes,
+  };
+}
+
+async function memoryOf(service) {
+  const told = service.told(/memory (\d+) (\d+) /);
+  process.kill(service.pid, 'SIGUSR2');
+  const [, used, rss] = await told;
+  return { used: Number(used), rss: Number(rss) };
+}
+
+/** Streams in the middle of their text; returns how to end them. */
+async function openStreams(service) {
+  const tokens = 250;
+  const sessions = await newSessions(service, PARALLEL);
+  const streams = await Promise.all(sessions.map(() => Streamed.open(service.url)));
+  const asked = streams.map((stream, n) =>
+    stream.ask(`/v1/sessions/${sessions[n]}/generate`, { message: `Say ${tokens} tokens, then hold.` }),
+  );
+  while (streams.some((stream) => stream.tokens < tokens)) await sleep(50);
+  return async () => {
+    await Promise.all(sessions.map((id) => post(service, `/v1/sessions/${id}/cancel`)));
+    await Promise.all(asked);
+  };
+}
+
+let made = 0;
+const newSessions = (service, count) =>
+  Promise.all(
+    Array.from(
+      { length: count },
+      async () => (await post(service, '/v1/sessions', { id: `stream-${(made += 1)}` })).id,
+    ),
+  );
+
+async function post(service, path, body) {
+  const response = await fetch(service.url + path, {
+    method: 'POST',
+    ...(body && { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }),
+  });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(`${path}: ${JSON.stringify(answer)}`);
+  return answer;
+}

@@ -1,0 +1,110 @@
+import { type NewMessage } from '../../../src/domain/session.js';
+import { textOf } from '../../../src/generation/echo.chat-model.js';
+import { buildPrompt } from '../../../src/generation/prompt.js';
+
+let made = 0;
+const message = (role: NewMessage['role'], content: string, more: Partial<NewMessage> = {}): NewMessage => ({
+  messageId: `m${(made += 1)}`,
+  role,
+  content,
+  status: 'complete',
+  ...more,
+});
+const user = (content: string) => message('user', content);
+const system = (content: string) => message('system', content);
+const reply = (content: string) => message('assistant', content);
+const cutOff = (content: string) => message('assistant', content, { status: 'incomplete' });
+const calls = (...ids: string[]) =>
+  message('assistant', '', { toolCalls: ids.map((id) => ({ id, name: 'look', arguments: '{}' })) });
+const result = (toolCallId: string, content: string) => message('tool', content, { toolCallId });
+
+/** A prompt in short: role and text, the ids of calls. */
+const told = (history: readonly NewMessage[]) =>
+  buildPrompt(history).map(({ role, content, toolCalls, toolCallId }) => {
+    if (toolCalls) return `calls ${toolCalls.map(({ id }) => id).join(' ')}`;
+    return `${role}${toolCallId === undefined ? '' : ` ${toolCallId}`}: ${textOf(content)}`;
+  });
+
+describe('the prompt', () => {
+  it('given results in another order and messages between, when it is built, then results follow their calls in the order of the calls', () => {
+    expect(
+      told([
+        user('q'),
+        calls('a', 'b'),
+        user('hurry'),
+        result('b', 'B'),
+        system('rule'),
+        result('a', 'A'),
+        reply('r'),
+      ]),
+    ).toEqual([
+      'user: q',
+      'calls a b',
+      'tool a: A',
+      'tool b: B',
+      'user: hurry',
+      'system: rule',
+      'assistant: r',
+    ]);
+  });
+
+  it('given ids that are used again, when it is built, then each call has the result that came after it', () => {
+    expect(
+      told([
+        user('1'),
+        calls('a'),
+        result('a', 'first'),
+        user('2'),
+        calls('a'),
+        result('a', 'second'),
+        user('3'),
+      ]),
+    ).toEqual(['user: 1', 'calls a', 'tool a: first', 'user: 2', 'calls a', 'tool a: second', 'user: 3']);
+  });
+
+  it('given a call without a result whose id is used again, when it is built, then it counts as cancelled', () => {
+    expect(told([calls('a'), user('q'), calls('a'), result('a', 'new'), user('q2')])).toEqual([
+      'calls a',
+      'tool a: cancelled',
+      'user: q',
+      'calls a',
+      'tool a: new',
+      'user: q2',
+    ]);
+    expect(told([calls('a'), result('a', 'old'), user('q'), calls('a')]).at(-1)).toBe('tool a: cancelled');
+  });
+
+  it('given a result whose call is not there, when it is built, then it is left out', () => {
+    expect(told([result('gone', 'x'), user('q')])).toEqual(['user: q']);
+  });
+
+  it('given a partial reply, when it is the last word, then the model is asked anew without it', () => {
+    expect(told([user('q'), cutOff('half')])).toEqual(['user: q']);
+    expect(told([user('q'), cutOff('half'), system('rule')])).toEqual(['user: q', 'system: rule']);
+  });
+
+  it('given a partial reply that a user has answered, when it is built, then it stays', () => {
+    expect(told([user('q'), cutOff('half'), user('go on')])).toEqual([
+      'user: q',
+      'assistant: half',
+      'user: go on',
+    ]);
+  });
+
+  it('given a partial reply and the one that took its place, when it is built, then the question has one answer', () => {
+    expect(told([user('q'), cutOff('half'), cutOff('more'), reply('whole'), user('thanks')])).toEqual([
+      'user: q',
+      'assistant: whole',
+      'user: thanks',
+    ]);
+  });
+
+  it('given messages that hold nothing, when it is built, then they are left out unless they call tools', () => {
+    expect(told([user('q'), reply(''), user('again'), calls('a'), result('a', '')])).toEqual([
+      'user: q',
+      'user: again',
+      'calls a',
+      'tool a: ',
+    ]);
+  });
+});
