@@ -22,8 +22,8 @@ import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
-import { Past1770000000010 } from './event-store/migrations/0010-past.js';
-import { Import1770000000009 } from './event-store/migrations/0009-import.js';
+import { Past1770000000008 } from './event-store/migrations/0008-past.js';
+import { Import1770000000007 } from './event-store/migrations/0007-import.js';
 import { type ChatModel } from './generation/chat-model.js';
 import { echoModel } from './generation/echo.chat-model.js';
 import { GenerationController } from './generation/generation.controller.js';
@@ -62,8 +62,8 @@ export const migrations = [
   GenerationChunks1770000000004,
   TenantStreams1770000000005,
   Rebuilds1770000000006,
-  Past1770000000010,
-  Import1770000000009,
+  Import1770000000007,
+  Past1770000000008,
 ];
 
 /** A read model is one file and one line here. */

@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import { type MigrationInterface, type QueryRunner } from 'typeorm';
 
 /** The function that takes whole streams into the log. */
-export class Import1770000000009 implements MigrationInterface {
-  readonly name = 'Import1770000000009';
+export class Import1770000000007 implements MigrationInterface {
+  readonly name = 'Import1770000000007';
 
   async up(runner: QueryRunner): Promise<void> {
     await runner.query(readFileSync(join(__dirname, '..', 'sql', 'import_batch.sql'), 'utf8'));
