@@ -4,6 +4,7 @@ import { type EventStore, type FeedFilter } from '../../../src/event-store/event
 import { upcast } from '../../../src/domain/session.events.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { startProxy } from '../../support/tcp-proxy.js';
 import { expectProblemCode } from './fixture.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
 
@@ -361,21 +362,40 @@ it('given readers that wait, when they go away or the service closes, then they 
 });
 
 it('given a reader, when the database goes away and comes back, then the reader goes on where it was', async () => {
+  const proxy = await startProxy(db.url);
+  await using _network = {
+    [Symbol.asyncDispose]: async () => {
+      proxy.up();
+      await nodes.stopAll();
+      await proxy.close();
+    },
+  };
+  const away = await nodes.start(proxy.url, { upcast });
   const writer = new Writer(store, seeded());
   await writer.append('acme');
   const gone = new AbortController();
-  const steps = feed.follow('acme', await feed.placeOf('acme', undefined), {}, gone.signal);
+  const steps = new Feed(away).follow('acme', await feed.placeOf('acme', undefined), {}, gone.signal);
   const seen: Step[] = [(await steps.next()).value as Step];
-  await db.query(
-    `select pg_terminate_backend(pid) from pg_stat_activity
-     where datname = current_database() and application_name like 'colloquy%'`,
-  );
+  const all = async () => (await expected('acme')).length;
+  const take = async () => {
+    const total = await all();
+    while (seen.filter(({ event }) => event).length < total) seen.push((await steps.next()).value as Step);
+  };
+  await take();
+  proxy.down();
+  const next = steps.next();
   for (let index = 0; index < 10; index += 1) await writer.append('acme');
-  const all = (await expected('acme')).length;
-  while (seen.filter(({ event }) => event).length < all) seen.push((await steps.next()).value as Step);
+  away.wakeUp.appended(Array.from({ length: away.lanes }, (_, lane) => lane));
+  // For longer than the reader lets events gather, so that it has been refused as well.
+  for (const end = performance.now() + 100; performance.now() < end;) {
+    await expect(away.laneEnds()).rejects.toMatchObject({ code: 'database-unavailable' });
+  }
+  proxy.up();
+  seen.push((await next).value as Step);
+  await take();
   gone.abort();
   expect(bySession(seen.flatMap(({ event }) => event ?? []))).toEqual(await expected('acme'));
-});
+}, 20_000);
 
 it('given a session, when its trail is followed from a version on, then the rest comes, and what a filter passes over moves the id all the same', async () => {
   const stream = { tenant: 'acme', streamId: 's' };

@@ -108,10 +108,13 @@ describe('EventStream', () => {
     const sent = await stream;
     socket.pause();
     const sending = (async () => {
-      while (!sent.gone.aborted) await sent.send({ id: '1', event: 'Big', data: BIG });
+      for (let index = 0; index < 40 && !sent.gone.aborted; index += 1) {
+        await sent.send({ id: String(index), event: 'Big', data: BIG });
+      }
     })();
     socket.destroy();
     await sending;
+    expect(sent.gone.aborted).toBe(true);
     sent.end();
   });
 
