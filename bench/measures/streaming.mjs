@@ -24,7 +24,7 @@ export async function streaming(server, { full }) {
         seconds: full ? 20 : 8,
         tokens: 250,
       })),
-      ...(await compare(bench, { parallel: 1, rounds: full ? 8 : 4, seconds: full ? 8 : 4, tokens: 10 })),
+      ...(await compare(bench, { parallel: 1, rounds: full ? 200 : 60, seconds: 0.4, tokens: 10 })),
       await memory(service),
     ];
   } finally {

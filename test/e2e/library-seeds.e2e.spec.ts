@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { type FakeOpenAi, says, startFakeOpenAi } from '../support/fake-openai.js';
@@ -313,6 +313,14 @@ describe('the programs of the seeds', () => {
       `import { Agent, ColloquyError, type SessionInfo } from 'colloquy';
        export async function run(agent: Agent) {${typed}}`,
     );
+    // What the page on the library shows; all but its first program go on with that one's agent.
+    const page = readFileSync(join(ROOT, 'docs/library.md'), 'utf8');
+    const shown = [...page.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, program = '']) => program);
+    expect(shown.length).toBeGreaterThan(2);
+    for (const [index, program] of shown.entries()) {
+      const before = index === 0 ? '' : `declare const agent: import('colloquy').Agent;\n`;
+      types.write(`page-${index}.mts`, `${before}${program}\nexport {};\n`);
+    }
     types.write(
       'tsconfig.json',
       JSON.stringify({
