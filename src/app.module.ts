@@ -89,11 +89,13 @@ export class AppModule implements OnApplicationShutdown {
     partials: PartialReplies,
     @Inject(RELAXED_POOL) private readonly relaxed: { readonly pool: Pool },
   ) {
-    this.pruning = setInterval(() => {
+    const prune = (): void => {
       // Housekeeping: what fails now is done in an hour.
       store.pruneKeyed().catch(() => undefined);
       partials.prune().catch(() => undefined);
-    }, PRUNE_MS);
+    };
+    prune();
+    this.pruning = setInterval(prune, PRUNE_MS);
     this.pruning.unref();
   }
 

@@ -33,6 +33,8 @@ describe('generations that are ended early', () => {
   /** Another node on the same database. */
   let other: Api;
   let folder: string;
+  /** Nodes that were killed. */
+  let deaths = 0;
 
   beforeAll(async () => {
     world = await createWorld();
@@ -255,6 +257,7 @@ describe('generations that are ended early', () => {
       for (const through of [api, other]) await through.patch(`/v1/sessions/${id}`, { title: through.url });
       const running = await streaming(id, stage, victim.api, headers);
       await victim.service.kill9();
+      deaths += 1;
       await running.stream.rest().catch(() => undefined);
       return running;
     }
@@ -313,6 +316,7 @@ describe('generations that are ended early', () => {
       await reader.next();
       expect(await reader.text(text.length)).toBe(text);
       await victim.service.kill9();
+      deaths += 1;
       await stream.rest().catch(() => undefined);
       await leaseOver();
       expect(await reader.rest()).toMatchObject([
@@ -345,6 +349,7 @@ describe('generations that are ended early', () => {
       const key = { 'idempotency-key': 'ended' };
       const first = await generate('k-end', { message: 'question' }, victim.api, key);
       await victim.service.kill9();
+      deaths += 1;
       const before = model.requests.length;
       const reborn = await world.node({}, folder);
       expect((await generate('k-end', { message: 'question' }, reborn.api, key)).body).toEqual(first.body);
@@ -422,12 +427,17 @@ describe('generations that are ended early', () => {
   });
 
   it('given all of that, when it is over, then nothing is left in the table of what is in flight', async () => {
-    await eventually(async () => {
+    const left = async (): Promise<number> => {
       const [{ n } = { n: -1 }] = await world.database.query<{ n: number }>(
-        'select count(*)::int as n from generation_chunk',
+        'select count(distinct generation)::int as n from generation_chunk',
       );
-      return n === 0;
-    });
+      return n;
+    };
+    // A node that is killed between the end of a generation and this leaves its text behind, for a day.
+    await eventually(async () => (await left()) <= deaths);
+    await world.database.setClock({ offsetMs: 25 * 3_600_000 });
+    await world.node({}, folder);
+    await eventually(async () => (await left()) === 0);
     expect(await types('c-end')).not.toContain('GenerationFailed');
   });
 });
