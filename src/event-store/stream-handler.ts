@@ -78,6 +78,8 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   readonly incarnation: (state: State) => number;
   /** A state is kept about every so many versions, so that one of the past is folded from few events; 1000. */
   readonly snapshotEvery?: number;
+  /** Adds to a command what only its effect in this state needs, and what no state holds. */
+  readonly prepare?: (command: Command, state: State) => Promise<Command>;
 }
 
 /** A hot stream on several nodes loses a race now and then; losing so many in a row means something is wrong. */
@@ -238,10 +240,11 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     loaded: Loaded<State & { version: number }>,
     maybeOld: boolean,
   ): Promise<Handled<State, Event> | undefined> {
+    const prepared = (await this.kind.prepare?.(command, loaded.state)) ?? command;
     let decision: Decision<Event>;
     try {
       checkIfMatch(options.ifMatch, loaded.state.version);
-      decision = this.kind.decider.decide(command, loaded.state);
+      decision = this.kind.decider.decide(prepared, loaded.state);
     } catch (error) {
       if (maybeOld) return undefined;
       throw error;

@@ -85,6 +85,7 @@ export class SessionCommands {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity,
       incarnation: (state) => state.incarnation,
+      prepare: (command, state) => this.withPartial(command, state),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
     this.room = new RoomMaker(store, models, policies, async (candidate, reason, idleFor) => {
@@ -153,8 +154,7 @@ export class SessionCommands {
     return this.streams.preload(sessions.map(({ tenant, sessionId }) => ({ tenant, streamId: sessionId })));
   }
 
-  private async append(given: SessionCommand): Promise<HandledSession> {
-    const command = await this.withPartial(given);
+  private async append(command: SessionCommand): Promise<HandledSession> {
     const { to } = command;
     const handled = await this.streams.handle({ tenant: to.tenant, streamId: to.sessionId }, command, {
       actor: to.actor,
@@ -182,20 +182,18 @@ export class SessionCommands {
     return handled;
   }
 
-  /** A command that may end a generation keeps what had arrived of its reply. */
-  private async withPartial(command: SessionCommand): Promise<SessionCommand> {
+  /** A command that ends a generation keeps what had arrived of its reply. */
+  private async withPartial(command: SessionCommand, { generation }: SessionState): Promise<SessionCommand> {
     const ends =
       command instanceof StartGeneration ||
       command instanceof ResetConversation ||
       command instanceof CancelGeneration ||
       command instanceof AbandonGeneration;
-    if (!ends || command.partial) return command;
-    // Loaded anew: a cached state does not know of a generation that another node began.
-    const { state } = await this.load(command.to.tenant, command.to.sessionId);
-    if (!state.generation) return command;
-    const content = await this.partials.read(state.generation.id);
+    // A state that is too old to know of a generation is refused by the append, and this is asked again with a newer one.
+    if (!generation || !ends || command.partial) return command;
+    const content = await this.partials.read(generation.id);
     if (content === '') return command;
-    const partial: PartialReply = { messageId: newId('msg'), content, generationId: state.generation.id };
+    const partial: PartialReply = { messageId: newId('msg'), content, generationId: generation.id };
     return Object.assign(Object.create(Object.getPrototypeOf(command) as object) as object, command, {
       partial,
     });
