@@ -86,6 +86,14 @@ interface Running {
   unshared: string;
 }
 
+/** What is read of a session while its lease is taken and the start is appended: the model waits for one trip less. */
+interface History {
+  readonly historyStart: number;
+  readonly version: number;
+  /** Undefined when nobody will want them, or they could not be read. */
+  readonly messages: Promise<VersionedMessage[] | undefined>;
+}
+
 /**
  * Turns of conversations: message and start in one append, the model call outside of any transaction under a lease,
  * reply and end in one append. Whoever asked may go away: the turn goes on.
@@ -231,9 +239,11 @@ export class Generations {
     const lease = generationLease(generationId);
     const model = ask.model ?? this.settings.defaultModel;
     let started: HandledSession;
+    let before: History;
     try {
       // The lease before the append: a generation whose lease is missing counts as over.
-      const [window] = await Promise.all([this.window(to, ask), this.leases.take([lease])]);
+      [before] = await Promise.all([this.history(to), this.leases.take([lease])]);
+      const window = await this.window(to, ask, before);
       const { instructions, tools } = ask;
       started = await dispatch(
         this.bus,
@@ -267,7 +277,7 @@ export class Generations {
         running.controller.abort(new Superseded());
       },
     });
-    void this.turn(to, ask, started, running)
+    void this.turn(to, ask, started, running, before)
       .catch((error: unknown): ReplyEnd => {
         // Nobody may be there to hear of it.
         const { code } = error as { code?: unknown };
@@ -327,6 +337,7 @@ export class Generations {
     ask: Ask,
     started: HandledSession,
     running: Running,
+    before: History,
   ): Promise<ReplyEnd> {
     const { live, controller } = running;
     const { generationId, model } = live;
@@ -346,7 +357,8 @@ export class Generations {
     try {
       const start = started.events.at(-1);
       const context = start?.type === 'GenerationStarted' ? start.data.context : [];
-      const messages = buildPrompt((await this.messages(to, context)).map((one) => one.message));
+      const seen = await this.seen(to, context, before, started);
+      const messages = buildPrompt(seen.map((one) => one.message));
       const { instructions, tools } = ask;
       const text = new StorableText();
       for await (const piece of this.model.answer(
@@ -623,14 +635,40 @@ export class Generations {
     return messages;
   }
 
-  private async window(to: CommandTarget, ask: Ask): Promise<ContextWindow | undefined> {
+  private async history(to: CommandTarget): Promise<History> {
+    const { state } = await this.commands.load(to.tenant, to.sessionId);
+    const { historyStart, version } = state;
+    // Of a session that is busy, or not there, nobody will want it.
+    const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
+    const messages = isWanted ? this.messages(to, [[historyStart + 1, version]]) : Promise.resolve(undefined);
+    return { historyStart, version, messages: messages.catch(() => undefined) };
+  }
+
+  /** The messages in the ranges of a generation that has started: those read ahead, unless they are out of date. */
+  private async seen(
+    to: CommandTarget,
+    context: readonly (readonly [number, number])[],
+    before: History,
+    { state, events }: HandledSession,
+  ): Promise<VersionedMessage[]> {
+    const first = state.version - events.length + 1;
+    const isCurrent = before.version === first - 1 && before.historyStart === state.historyStart;
+    const ahead = isCurrent ? await before.messages : undefined;
+    if (!ahead) return this.messages(to, context);
+    const own = events.flatMap((event, index) =>
+      event.type === 'MessageAppended' ? [{ version: first + index, message: event.data }] : [],
+    );
+    return [...ahead, ...own].filter(({ version }) =>
+      context.some(([from, last]) => from <= version && version <= last),
+    );
+  }
+
+  private async window(to: CommandTarget, ask: Ask, before: History): Promise<ContextWindow | undefined> {
     const { maxInputTokens } = this.settings;
     if (maxInputTokens === undefined) return undefined;
-    const [tokens, { state }] = await Promise.all([
-      loadTokenizer(),
-      this.commands.load(to.tenant, to.sessionId),
-    ]);
-    const history = await this.messages(to, [[state.historyStart + 1, state.version]]);
+    const { historyStart, version } = before;
+    const [tokens, ahead] = await Promise.all([loadTokenizer(), before.messages]);
+    const history = ahead ?? (await this.messages(to, [[historyStart + 1, version]]));
     const fixed =
       (ask.message ? messageTokens(ask.message, tokens) : 0) +
       (ask.instructions === undefined ? 0 : messageTokens({ content: ask.instructions }, tokens)) +
