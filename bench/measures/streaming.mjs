@@ -35,7 +35,7 @@ export async function streaming(server, { full }) {
 
 async function compare({ model, service }, { parallel, rounds, seconds, tokens }) {
   const message = `Say ${tokens} tokens.`;
-  const sessions = await newSessions(service, parallel);
+  let sessions;
   const direct = (stream) =>
     stream.ask('/v1/chat/completions', {
       model: 'bench',
@@ -51,6 +51,8 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   for (let round = 0; round <= rounds; round += 1) {
     for (const name of round % 2 ? ['direct', 'service'] : ['service', 'direct']) {
       const way = ways[name];
+      // Of their own for each round, so that no history grows long.
+      sessions = await newSessions(service, parallel);
       const before = cpuSeconds(service.pid);
       const result = await load(way, parallel, seconds, tokens);
       if (round === 0) continue; // warms up
