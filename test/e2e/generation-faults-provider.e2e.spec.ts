@@ -76,7 +76,8 @@ describe('what a model provider does', () => {
 
   describe('refusals for the moment', () => {
     it.each([
-      ['429 with Retry-After', [refuses(429, { 'retry-after': '0.2' })], 200],
+      // Longer than the pause of its own would be.
+      ['429 with Retry-After', [refuses(429, { 'retry-after': '0.9' })], 900],
       ['429 with a date', [refuses(429, { 'retry-after': new Date(0).toUTCString() })], 0],
       ['500 twice', [refuses(500), refuses(503, { 'retry-after-ms': '50' })], 50],
       ['a broken connection', [drops], 0],

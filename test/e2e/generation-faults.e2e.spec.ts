@@ -13,6 +13,7 @@ import { type Api, eventually, expectProblem } from '../support/http.js';
 import {
   createWorld,
   expectWellFormed,
+  FULL,
   type GeneratedAnswer,
   logged,
   type MessageView,
@@ -358,6 +359,27 @@ describe('generations that are ended early', () => {
     });
   });
 
+  describe('a reply of many minutes', () => {
+    it('given a reply that outlasts its lease many times, when others ask, then it is not taken for dead', async () => {
+      const { reply, stream, generationId } = await streaming('l-1', 'in the middle of the text', api);
+      const [{ until: first } = { until: '' }] = await leaseOf(generationId);
+      for (let renewed = 0, until = first; renewed < 2; renewed += 1) {
+        until = await eventually(async () => {
+          const [lease] = await leaseOf(generationId);
+          return lease && lease.until > until && lease.until;
+        });
+      }
+      expectProblem(await generate('l-1', { message: 'too soon' }, other), 409, 'session-busy');
+      reply.end();
+      expect((await stream.rest()).at(-1)).toMatchObject({ event: 'message.completed' });
+      await eventually(async () => (await leaseOf(generationId)).length === 0);
+    });
+    const leaseOf = (generation: string) =>
+      world.database.query<{ until: string }>('select until::text from lease where name like $1', [
+        `%${generation}`,
+      ]);
+  });
+
   describe('a stop', () => {
     it('given a reply under way and one that waits, when the node is stopped, then both hear of it and the sessions go on', async () => {
       const impatient = await world.folder();
@@ -416,6 +438,48 @@ describe('generations that are ended early', () => {
       expect((await waiting).status).toBe(200);
       expect(await texts(api, 'q-2')).toEqual(['question', 'Once 😀upon', 'next', expect.any(String)]);
     });
+
+    it('given a request that queues, when the running one is cancelled, then it gets its turn', async () => {
+      const { stream, text } = await streaming('q-4', 'in the middle of the text', api);
+      const waiting = generate('q-4', { message: 'next', onBusy: 'queue' });
+      await api.get('/v1/sessions/q-4');
+      await cancel('q-4', other);
+      await stream.rest();
+      expect((await waiting).status).toBe(200);
+      expect(await texts(api, 'q-4')).toEqual(['question', text, 'next', expect.any(String)]);
+      await usable('q-4');
+    });
+
+    it('given a client that leaves while it queues, when its turn comes, then it is answered once, and the session goes on', async () => {
+      const { reply, stream } = await streaming('q-5', 'in the middle of the text', api);
+      const gone = new AbortController();
+      const waiting = fetch(`${api.url}/v1/sessions/q-5/generate`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ message: 'next', onBusy: 'queue' }),
+        signal: gone.signal,
+      });
+      await api.get('/v1/sessions/q-5');
+      gone.abort();
+      await expect(waiting).rejects.toThrow(/abort/i);
+      reply.end();
+      await stream.rest();
+      await eventually(async () => (await texts(api, 'q-5')).length === 4);
+      expect((await texts(api, 'q-5')).slice(0, 3)).toEqual(['question', 'Once 😀upon', 'next']);
+      await usable('q-5');
+    });
+
+    // It waits for as long as a request may.
+    (FULL ? it : it.skip)(
+      'given a reply that takes longer, when a request has queued for a minute, then the session is busy',
+      async () => {
+        const { reply, stream } = await streaming('q-6', 'before the first token', api);
+        expectProblem(await generate('q-6', { message: 'next', onBusy: 'queue' }), 409, 'session-busy');
+        reply.end();
+        await stream.rest();
+        await usable('q-6');
+      },
+    );
 
     it('given a request that queues, when the session is deleted, then it hears that', async () => {
       const { stream } = await streaming('q-3', 'before the first token', api);
