@@ -25,6 +25,8 @@ export interface SessionPiece {
   /** These are the session's first events. */
   readonly begins: boolean;
   readonly events: readonly ExportedEvent[];
+  /** What they took as lines. */
+  readonly bytes: number;
   /** These are its last ones; what all of them lead to. */
   readonly end?: SessionFold;
 }
@@ -140,11 +142,11 @@ class Gathering {
   }
 
   private piece(): SessionPiece {
-    const { tenant, sessionId, begins, events } = this;
+    const { tenant, sessionId, begins, events, size: bytes } = this;
     this.begins = false;
     this.events = [];
     this.size = 0;
-    return { tenant, sessionId, begins, events };
+    return { tenant, sessionId, begins, events, bytes };
   }
 }
 

@@ -15,6 +15,7 @@ import {
 
 /** Events per commit, and per look at what is there already. A session that is longer is still one commit. */
 const BATCH_EVENTS = 1_000;
+const BATCH_BYTES = 8 * 1024 * 1024;
 /** The clocks of two databases differ a little; an event of the future would keep its session from ever expiring. */
 const CLOCK_SKEW_MS = 300_000;
 
@@ -64,14 +65,17 @@ export async function importSessions(
   }
 }
 
+const isFull = ({ events, bytes }: { events: number; bytes: number }): boolean =>
+  events >= BATCH_EVENTS || bytes >= BATCH_BYTES;
+
 /** Once through all sessions: compares them with the database, and writes those that it lacks if there is a `log`. */
 class Pass {
   private batch: SessionPiece[] = [];
-  private batchEvents = 0;
+  /** Not yet looked at, and looked at but not yet committed. */
+  private readonly waiting = { batch: { events: 0, bytes: 0 }, staged: { events: 0, bytes: 0 } };
   /** The session that the batch before ended in the midst of, and whether the database had it. */
   private open: { readonly key: string; readonly isThere: boolean } | undefined;
   private staged: ImportedStream[] = [];
-  private stagedEvents = 0;
   private readonly counts = { sessions: 0, events: 0, imported: 0, unchanged: 0, closed: 0 };
 
   constructor(
@@ -83,9 +87,13 @@ class Pass {
 
   async take(piece: SessionPiece): Promise<void> {
     this.batch.push(piece);
-    this.batchEvents += piece.events.length;
-    const isCommit = piece.end && this.stagedEvents + this.batchEvents >= BATCH_EVENTS;
-    if (isCommit || this.batchEvents >= BATCH_EVENTS) await this.flush();
+    const { batch, staged } = this.waiting;
+    batch.events += piece.events.length;
+    batch.bytes += piece.bytes;
+    // Only where a session ends: all that is staged is then whole.
+    const isCommit =
+      piece.end && isFull({ events: staged.events + batch.events, bytes: staged.bytes + batch.bytes });
+    if (isCommit || isFull(batch)) await this.flush();
     if (isCommit) await this.commit();
   }
 
@@ -122,9 +130,10 @@ class Pass {
     }
     if (this.log && pieces.length > 0) await this.log.add(pieces);
     this.staged.push(...ended);
-    this.stagedEvents += this.batchEvents;
+    const { batch, staged } = this.waiting;
+    this.waiting.staged = { events: staged.events + batch.events, bytes: staged.bytes + batch.bytes };
+    this.waiting.batch = { events: 0, bytes: 0 };
     this.batch = [];
-    this.batchEvents = 0;
   }
 
   private async versionsThere(): Promise<Map<string, number>> {
@@ -144,17 +153,15 @@ class Pass {
     const found = await this.store.readStream(stream, { from: first.version, to: last.version });
     const same = found.length === piece.events.length && isDeepStrictEqual(found.map(exported), piece.events);
     if (!same) {
-      throw new ImportRefused(
-        `${keyOf(piece)} exists with other events (it is at version ${version} there); nothing was imported`,
-      );
+      throw new ImportRefused(`${keyOf(piece)} exists with other events (it is at version ${version} there)`);
     }
   }
 
   private async commit(): Promise<void> {
     const streams = this.staged;
-    const events = this.stagedEvents;
+    const { events } = this.waiting.staged;
     this.staged = [];
-    this.stagedEvents = 0;
+    this.waiting.staged = { events: 0, bytes: 0 };
     if (!this.log) return;
     if (streams.length > 0) {
       const done = await this.log.commit(streams, STATE_VERSION);
