@@ -31,9 +31,7 @@ describe('the command line and a service', () => {
   it('given a tail, when events happen, then they come', async () => {
     const tail = startColloquy(['tail', '--session', 'a', '--limit', '2'], { env });
     // It begins somewhere after it was started: said again until it has what it waits for.
-    let ended = false;
-    void tail.ended.then(() => (ended = true));
-    while (!ended) await say(node.api, 'a', 'more');
+    while (tail.child.exitCode === null) await say(node.api, 'a', 'more');
     const { code, out } = await tail.ended;
     expect(code).toBe(0);
     const [first, second] = rows(out).map(({ version }) => Number(version));
