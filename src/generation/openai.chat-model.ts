@@ -11,6 +11,7 @@ import {
   type PromptMessage,
 } from './chat-model.js';
 import { textOf } from './echo.chat-model.js';
+import { bodyOf, letEnd, providerFetch } from './provider-fetch.js';
 
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;
@@ -27,6 +28,7 @@ export interface OpenAiSettings {
   readonly maxConcurrency: number;
 }
 
+const DONE = '[DONE]';
 /** Tries of a call that the provider refuses for now, and the pause before the second; it doubles. */
 const TRIES = 3;
 const BACK_OFF_MS = 500;
@@ -35,8 +37,6 @@ const EMPTY_PIECE_BYTES = 16;
 /** Of a line of the stream, beyond the text that it may hold: its JSON, and escapes. */
 const LINE_FACTOR = 6;
 const LINE_EXTRA = 65_536;
-/** Of an error's body; the rest is not read. */
-const ERROR_BYTES = 65_536;
 
 /** What is used of a piece. Servers that merely imitate the API leave out what the SDK's types promise. */
 const Piece = z.object({
@@ -92,71 +92,35 @@ export class OpenAiModel implements ChatModel {
       timeout: settings.timeoutMs,
       // Its pauses cannot be broken off: a cancelled call would wait for as long as `Retry-After` says.
       maxRetries: 0,
-      // It reads the bodies of errors whole.
-      fetch: async (url, init) => shortened(await fetch(url, init)),
+      fetch: providerFetch,
       // Its log would hold prompts.
       logLevel: 'off',
     });
   }
 
-  async *answer(request: ModelRequest, signal: AbortSignal): AsyncIterable<ModelPiece> {
-    await this.enter(signal);
+  async *answer(request: ModelRequest, aborted: AbortSignal): AsyncIterable<ModelPiece> {
+    await this.enter(aborted);
     const silence = new Silence(this.settings.timeoutMs);
+    const signal = AbortSignal.any([aborted, silence.signal]);
     try {
-      yield* this.pieces(request, AbortSignal.any([signal, silence.signal]), silence);
-    } catch (error) {
+      const answer = new Answer(this.settings.maxOutputBytes);
+      const response = await this.respond(request, signal);
+      for await (const events of this.eventsOf(response)) {
+        silence.broken();
+        for (const data of events) {
+          const text = answer.add(data);
+          if (text !== '') yield { type: 'text', text };
+        }
+      }
       signal.throwIfAborted();
-      if (error instanceof ModelError) throw error;
-      throw silence.signal.aborted || error instanceof APIConnectionTimeoutError
-        ? new ModelError('model-timeout', `the model gave no sign for ${this.settings.timeoutMs} ms`, {
-            cause: error,
-          })
-        : this.explained(error);
+      yield answer.end();
+    } catch (error) {
+      aborted.throwIfAborted();
+      throw this.explained(error, silence.signal.aborted);
     } finally {
       silence.end();
       this.leave();
     }
-  }
-
-  private async *pieces(
-    request: ModelRequest,
-    signal: AbortSignal,
-    silence: Silence,
-  ): AsyncGenerator<ModelPiece> {
-    const response = await this.respond(request, signal);
-    const calls = new Map<number, ToolCall>();
-    let finishReason: string | undefined;
-    let usage: Usage | undefined;
-    let bytes = 0;
-    for await (const data of this.dataOf(response)) {
-      silence.broken();
-      const parsed = Piece.safeParse(JSON.parse(data));
-      if (!parsed.success) throw unreadable(parsed.error);
-      const { choices, error } = parsed.data;
-      if (error) throw this.refused(typeof error === 'string' ? error : error.message);
-      const choice = choices[0];
-      const text = choice?.delta?.content ?? choice?.delta?.refusal ?? '';
-      let size = Buffer.byteLength(text);
-      for (const part of choice?.delta?.tool_calls ?? []) {
-        const call = calls.get(part.index) ?? { id: '', name: '', arguments: '' };
-        call.id ||= part.id ?? '';
-        call.name ||= part.function?.name ?? '';
-        call.arguments += part.function?.arguments ?? '';
-        size += Buffer.byteLength(part.function?.arguments ?? '');
-        calls.set(part.index, call);
-      }
-      bytes += size === 0 ? EMPTY_PIECE_BYTES : size;
-      if (bytes > this.settings.maxOutputBytes) throw this.tooLong();
-      if (text !== '') yield { type: 'text', text };
-      finishReason = choice?.finish_reason ?? finishReason;
-      usage = usageOf(parsed.data.usage) ?? usage;
-    }
-    signal.throwIfAborted();
-    // A connection that breaks off between two pieces looks like an end.
-    if (finishReason === undefined) {
-      throw new ModelError('model-failed', 'the model provider broke off its answer');
-    }
-    yield { type: 'end', toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
   }
 
   /** Asks, and again after a pause when the provider is busy, broken or out of reach for the moment. */
@@ -173,29 +137,35 @@ export class OpenAiModel implements ChatModel {
     }
   }
 
-  /** The `data` of a response's events, up to `[DONE]`. */
-  private async *dataOf(response: Response): AsyncGenerator<string> {
-    let ready: string[] = [];
+  /** The `data` of a response's events, as they come. */
+  private async *eventsOf(response: Response): AsyncGenerator<string[]> {
+    let events: string[] = [];
     const seen = { tooLong: false };
+    const { maxOutputBytes } = this.settings;
     const parser = createParser({
       onEvent: ({ data }) => {
-        ready.push(data);
+        events.push(data);
       },
       onError: ({ type }) => {
         seen.tooLong ||= type === 'max-buffer-size-exceeded';
       },
-      maxBufferSize: this.settings.maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
+      maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
     });
     const decoder = new TextDecoder();
-    for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
-      parser.feed(decoder.decode(chunk, { stream: true }));
-      const events = ready;
-      ready = [];
-      for (const data of events) {
-        if (data.startsWith('[DONE]')) return;
-        yield data;
+    const body = bodyOf(response);
+    let isDone = false;
+    try {
+      for await (const piece of body.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+        parser.feed(decoder.decode(piece, { stream: true }));
+        isDone = events.at(-1)?.startsWith(DONE) ?? false;
+        if (events.length > 0) yield events;
+        events = [];
+        if (seen.tooLong) throw tooLong(maxOutputBytes);
+        if (isDone) return;
       }
-      if (seen.tooLong) throw this.tooLong();
+    } finally {
+      if (isDone) letEnd(body);
+      else body.destroy();
     }
   }
 
@@ -227,22 +197,20 @@ export class OpenAiModel implements ChatModel {
     else this.running -= 1;
   }
 
-  private explained(error: unknown): ModelError {
+  private explained(error: unknown, isSilent: boolean): ModelError {
+    if (isSilent || error instanceof APIConnectionTimeoutError) {
+      const message = `the model gave no sign for ${this.settings.timeoutMs} ms`;
+      return new ModelError('model-timeout', message, { cause: error });
+    }
+    if (error instanceof ModelError) return error;
     if (error instanceof APIConnectionError) {
       return new ModelError('model-failed', 'the model provider cannot be reached', { cause: error });
     }
-    if (error instanceof APIError) return this.refused(error.message, error);
-    return unreadable(error);
-  }
-
-  private refused(message: string, cause?: unknown): ModelError {
-    return new ModelError('model-failed', this.withoutKeys(`the model provider answered: ${message}`), {
-      cause,
-    });
-  }
-
-  private tooLong(): ModelError {
-    return new ModelError('model-failed', `the answer is longer than ${this.settings.maxOutputBytes} bytes`);
+    if (error instanceof APIError || error instanceof ProviderError) {
+      const message = this.withoutKeys(`the model provider answered: ${error.message}`);
+      return new ModelError('model-failed', message, { cause: error });
+    }
+    return isBroken(error) ? brokenOff(error) : unreadable(error);
   }
 
   /** Providers quote the key they were given; and their texts have no bound. */
@@ -253,8 +221,58 @@ export class OpenAiModel implements ChatModel {
   }
 }
 
+/** An answer as it comes together. */
+class Answer {
+  private readonly calls = new Map<number, ToolCall>();
+  private finishReason: string | undefined;
+  private usage: Usage | undefined;
+  private bytes = 0;
+
+  constructor(private readonly maxBytes: number) {}
+
+  /** @returns the text in it. @throws when it cannot be read, is an error, or too much */
+  add(data: string): string {
+    if (data.startsWith(DONE)) return '';
+    const { choices, error, usage } = Piece.parse(JSON.parse(data));
+    if (error) throw new ProviderError(typeof error === 'string' ? error : error.message);
+    const choice = choices[0];
+    const text = choice?.delta?.content ?? choice?.delta?.refusal ?? '';
+    let size = Buffer.byteLength(text);
+    for (const part of choice?.delta?.tool_calls ?? []) {
+      const call = this.calls.get(part.index) ?? { id: '', name: '', arguments: '' };
+      call.id ||= part.id ?? '';
+      call.name ||= part.function?.name ?? '';
+      call.arguments += part.function?.arguments ?? '';
+      size += Buffer.byteLength(part.function?.arguments ?? '');
+      this.calls.set(part.index, call);
+    }
+    this.bytes += size === 0 ? EMPTY_PIECE_BYTES : size;
+    if (this.bytes > this.maxBytes) throw tooLong(this.maxBytes);
+    this.finishReason = choice?.finish_reason ?? this.finishReason;
+    this.usage = usageOf(usage) ?? this.usage;
+    return text;
+  }
+
+  end(): ModelPiece {
+    const { calls, finishReason, usage } = this;
+    // A connection that breaks off between two pieces looks like an end.
+    if (finishReason === undefined) throw brokenOff(undefined);
+    return { type: 'end', toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
+  }
+}
+
+/** What a provider says of its failure after the answer has begun. */
+class ProviderError extends Error {}
+
 const unreadable = (cause: unknown): ModelError =>
   new ModelError('model-failed', 'the model provider sent an answer that cannot be read', { cause });
+const brokenOff = (cause: unknown): ModelError =>
+  new ModelError('model-failed', 'the model provider broke off its answer', { cause });
+const tooLong = (bytes: number): ModelError =>
+  new ModelError('model-failed', `the answer is longer than ${bytes} bytes`);
+
+const isBroken = (error: unknown): boolean =>
+  ['ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 /** Whether it may go better in a moment. */
 function isPassing(error: unknown): boolean {
@@ -277,18 +295,6 @@ function pauseBefore(error: unknown): number | undefined {
     ? Number.parseFloat(after)
     : (Date.parse(after) - Date.now()) / 1000;
   return Number.isNaN(seconds) ? undefined : Math.max(0, seconds * 1000);
-}
-
-/** An error's response with no more of its body than is of use. */
-async function shortened(response: Response): Promise<Response> {
-  if (response.ok || !response.body) return response;
-  let text = '';
-  const decoder = new TextDecoder();
-  for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
-    text += decoder.decode(chunk, { stream: true });
-    if (text.length > ERROR_BYTES) break;
-  }
-  return new Response(text, { status: response.status, headers: response.headers });
 }
 
 /** Aborts when nothing was heard for a while. */

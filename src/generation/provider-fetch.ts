@@ -1,0 +1,70 @@
+import { once } from 'node:events';
+import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
+import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
+
+/** Of an error's body; the rest is not read. */
+const ERROR_BYTES = 65_536;
+/** How long a server may take to end an answer that is complete. */
+const DRAIN_MS = 1_000;
+const NO_BODY = new Set([204, 205, 304]);
+
+const httpAgent = new HttpAgent({ keepAlive: true });
+const httpsAgent = new HttpsAgent({ keepAlive: true });
+
+/**
+ * What the SDK needs of `fetch`, over `node:http`: with hundreds of streams that each bring a few bytes at a time, the
+ * web streams of Node's own `fetch` cost more than all that is done with what they bring. Follows no redirects.
+ */
+export async function providerFetch(url: string | URL | Request, init: RequestInit = {}): Promise<Response> {
+  const target = new URL(url instanceof Request ? url.url : url);
+  const isHttps = target.protocol === 'https:';
+  const send = isHttps ? requestHttps : requestHttp;
+  for (;;) {
+    const request = send(target, {
+      method: init.method ?? 'GET',
+      headers: Object.fromEntries(new Headers(init.headers)),
+      agent: isHttps ? httpsAgent : httpAgent,
+      ...(init.signal && { signal: init.signal }),
+    });
+    // What goes wrong later shows in the body.
+    request.on('error', () => undefined);
+    request.end(init.body);
+    try {
+      const [incoming] = (await once(request, 'response')) as [IncomingMessage];
+      return await responseOf(incoming);
+    } catch (error) {
+      // The server had closed the idle connection while the request was on its way.
+      const isStale = request.reusedSocket && (error as NodeJS.ErrnoException).code === 'ECONNRESET';
+      if (!isStale || init.signal?.aborted) throw error;
+    }
+  }
+}
+
+/** The body of an answer of `providerFetch`. */
+export const bodyOf = (response: Response): IncomingMessage => response.body as unknown as IncomingMessage;
+
+/** Lets a body end whose rest is of no use, so that its connection can be used again; but not for ever. */
+export function letEnd(body: IncomingMessage): void {
+  const timer = setTimeout(() => body.destroy(), DRAIN_MS);
+  body.once('close', () => {
+    clearTimeout(timer);
+  });
+  body.on('error', () => undefined).resume();
+}
+
+async function responseOf(incoming: IncomingMessage): Promise<Response> {
+  const status = incoming.statusCode ?? 0;
+  const headers = new Headers();
+  for (const [name, values = []] of Object.entries(incoming.headersDistinct)) {
+    for (const value of values) headers.append(name, value);
+  }
+  if (status >= 200 && status < 300)
+    return { ok: true, status, headers, body: incoming } as unknown as Response;
+  let text = '';
+  incoming.setEncoding('utf8');
+  for await (const part of incoming as AsyncIterable<string>) {
+    text += part;
+    if (text.length > ERROR_BYTES) break;
+  }
+  return new Response(NO_BODY.has(status) ? null : text, { status, headers });
+}
