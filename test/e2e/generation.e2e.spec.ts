@@ -427,6 +427,21 @@ describe('generation', () => {
       ]);
     });
 
+    it('given messages that are appended as a turn starts, when the model is asked, then it sees just those before', async () => {
+      await create('w-race');
+      for (let round = 0; round < 30; round += 1) {
+        const [{ body }] = await Promise.all([
+          generate('w-race', { message: `question ${round}` }),
+          ...[api, other].map((through, n) => say(through, 'w-race', `aside ${round} ${n}`)),
+        ]);
+        const path = `/v1/sessions/w-race/generations/${body.generationId}`;
+        const { prompt } = (await api.get<{ prompt: { messages: { content: string }[] } }>(path)).body;
+        expect(model.last.messages.map(({ content }) => content)).toEqual(
+          prompt.messages.map(({ content }) => content),
+        );
+      }
+    });
+
     it.each(['this node', 'the other node'])(
       'given a reply under way, when the session is reset on %s, then the reply is dropped and all goes on',
       async (where) => {
