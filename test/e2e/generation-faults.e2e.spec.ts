@@ -474,7 +474,13 @@ describe('generations that are ended early', () => {
       'given a reply that takes longer, when a request has queued for a minute, then the session is busy',
       async () => {
         const { reply, stream } = await streaming('q-6', 'before the first token', api);
-        expectProblem(await generate('q-6', { message: 'next', onBusy: 'queue' }), 409, 'session-busy');
+        // A model that is silent for so long would be given up.
+        const talking = setInterval(() => {
+          reply.say('and so on, ');
+        }, 10_000);
+        const answer = await generate('q-6', { message: 'next', onBusy: 'queue' });
+        clearInterval(talking);
+        expectProblem(answer, 409, 'session-busy');
         reply.end();
         await stream.rest();
         await usable('q-6');
