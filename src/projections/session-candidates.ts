@@ -81,12 +81,12 @@ export async function overdueSessions(
 export async function overdueSessionsOf(
   models: ReadModels,
   tenant: string,
-  of: { readonly lanes?: readonly number[]; readonly ttl: number },
+  of: { readonly lanes?: readonly number[]; readonly ttl: number; readonly wanted?: Wanted },
   page: Page,
 ): Promise<Found[]> {
   const rows = await models.read<Row>(
     SESSIONS,
-    ANYTHING,
+    of.wanted ?? ANYTHING,
     `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
      where tenant = $2 and status = 'active' and generation_id is null
        and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}

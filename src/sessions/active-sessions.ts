@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type EventStore } from '../event-store/event-store.js';
-import { type ReadModels, type Wanted } from '../projections/read-models.js';
+import { ProjectionLagging, type ReadModels, type Wanted } from '../projections/read-models.js';
 import { type Candidate, leastRecentlyUsed, overdueSessionsOf } from '../projections/session-candidates.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
@@ -80,14 +80,27 @@ export class RoomMaker {
   /** `places`: how many of those who ask may try again; `left`: how many candidates there were. */
   private async makeRoom(tenant: string, asked: number): Promise<{ places: number; left: number }> {
     const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
-    const overdue = this.untried(
-      await overdueSessionsOf(this.models, tenant, { ttl: sessionTTL }, { limit: AT_ONCE }),
-    );
-    await this.expireAll(overdue, 'ttl', sessionTTL);
+    const expireOverdue = async (wanted: Wanted): Promise<number> => {
+      const of = { ttl: sessionTTL, wanted };
+      const overdue = this.untried(await overdueSessionsOf(this.models, tenant, of, { limit: AT_ONCE }));
+      await this.expireAll(overdue, 'ttl', sessionTTL);
+      return overdue.length;
+    };
+    let overdue = await expireOverdue('whatever there is');
     const room = async () => maxSessions - (await this.store.counterValue(activeSessions(tenant)));
     if (capPolicy === 'reject') {
       // Also what others made room for in the meantime.
-      return { places: within(await room(), asked), left: overdue.length };
+      let free = await room();
+      if (free <= 0 && overdue === 0) {
+        // Nobody is refused because a read model is a moment behind; one that lags for longer refuses as it is.
+        const ends = await this.models.ends();
+        overdue = await expireOverdue(ends).catch((error: unknown) => {
+          if (error instanceof ProjectionLagging) return 0;
+          throw error;
+        });
+        free = await room();
+      }
+      return { places: within(free, asked), left: overdue };
     }
     // The counter is read after the candidates: those that leave in between are then counted, and tried in vain. The
     // other way round more would leave than must.
@@ -101,7 +114,7 @@ export class RoomMaker {
     }
     const victims = idlest.slice(0, Math.min(Math.max(needed, 0), AT_ONCE));
     const evicted = await this.expireAll(victims, 'cap');
-    return { places: within(asked - needed + evicted, asked), left: overdue.length + victims.length };
+    return { places: within(asked - needed + evicted, asked), left: overdue + victims.length };
   }
 
   private async idlest(wanted: Wanted, tenant: string, limit: number): Promise<Candidate[]> {
