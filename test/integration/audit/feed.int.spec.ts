@@ -185,7 +185,12 @@ it('given the end of the feed, when its cursor is used later, then it gives what
 it('given a cursor of another tenant or one that is made up, when it is used, then it is refused', async () => {
   await new Writer(store, seeded()).append('acme');
   const { cursor } = await walk('acme', {}, () => 5);
-  for (const after of [cursor.slice(1), `A${cursor.slice(1)}`, '1', '{}']) {
+  for (const after of [
+    cursor.slice(1),
+    `${cursor.startsWith('A') ? 'B' : 'A'}${cursor.slice(1)}`,
+    '1',
+    '{}',
+  ]) {
     await expectProblemCode(feed.page('acme', { after, limit: 5, filter: {} }), 'invalid-cursor');
   }
   await expectProblemCode(feed.page('acme2', { after: cursor, limit: 5, filter: {} }), 'invalid-cursor');
