@@ -58,9 +58,10 @@ export async function* listed<Row>(
       'GET',
       path + queryOf({ ...query, ...place, limit: Math.min(left, 200) }),
     );
-    yield page.data;
+    // A filter may leave a page empty that is not the last one.
+    if (page.data.length > 0) yield page.data;
     left -= page.data.length;
-    if (page.nextCursor === null || page.data.length === 0) return;
+    if (page.nextCursor === null) return;
     place = { [next]: page.nextCursor };
   }
 }

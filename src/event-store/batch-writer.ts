@@ -366,10 +366,10 @@ const isPlain = (append: Append): boolean =>
 
 async function sendOne(client: Client, append: Append): Promise<AppendResult> {
   const [event] = append.events;
-  if (!event) throw new Error('append_one needs an event');
+  if (!event) throw new Error('append_event needs an event');
   const { rows } = await client.query<{ stored: string[] }>({
-    name: 'append_one',
-    text: `select append_one($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19) as stored`,
+    name: 'append_event',
+    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19) as stored`,
     values: [
       append.lane,
       append.stream.tenant,

@@ -1,4 +1,5 @@
 import type { Pool, PoolClient } from 'pg';
+import { transaction } from '../database/transaction.js';
 
 /** One text per session of a tenant; the record key, too. */
 export const sessionKey = ({ tenant, sessionId }: Session): string => `${tenant}/${sessionId}`;
@@ -83,10 +84,7 @@ export function postgresPlaces(
     },
     transaction: async (sessions, work) => {
       await ready();
-      const client = await pool.connect();
-      let broken: Error | undefined;
-      try {
-        await client.query('begin');
+      await transaction(pool, async (client) => {
         // Makes the rows that are missing, since only a row can be held, and holds them all.
         const { rows } = await client.query<Row>(
           `insert into ${table} as place (consumer, tenant, session_id, version)
@@ -108,15 +106,7 @@ export function postgresPlaces(
             movedSessions.map((session) => moved.get(sessionKey(session))),
           ],
         );
-        await client.query('commit');
-      } catch (error) {
-        await client.query('rollback').catch((reason: unknown) => {
-          broken = reason as Error;
-        });
-        throw error;
-      } finally {
-        client.release(broken);
-      }
+      });
     },
   };
 }
@@ -131,10 +121,8 @@ const byKey = (rows: readonly Row[]): Map<string, number> =>
   new Map(rows.map((row) => [sessionKey({ tenant: row.tenant, sessionId: row.session_id }), row.version]));
 
 async function makeTable(pool: Pool, table: string): Promise<void> {
-  const client = await pool.connect();
-  try {
+  await transaction(pool, async (client) => {
     // Two that make a table at the same moment fail, `if not exists` or not.
-    await client.query('begin');
     await client.query('select pg_advisory_xact_lock(7304)');
     await client.query(
       `create table if not exists ${table} (
@@ -145,11 +133,5 @@ async function makeTable(pool: Pool, table: string): Promise<void> {
          primary key (consumer, tenant, session_id)
        ) with (fillfactor = 70)`,
     );
-    await client.query('commit');
-  } catch (error) {
-    await client.query('rollback').catch(() => undefined);
-    throw error;
-  } finally {
-    client.release();
-  }
+  });
 }

@@ -119,6 +119,23 @@ it('given more events than a page holds, when they are listed, then all pages ar
   ]);
 });
 
+it('given pages that a filter leaves empty, when events are listed, then it goes on to where they are', async () => {
+  answers = [
+    json({ data: [], nextCursor: 'c1' }),
+    json({ data: [event(7)], nextCursor: 'c2' }),
+    json({ data: [], nextCursor: null }),
+  ];
+
+  const { code, out } = await colloquy(['events', '--type', 'SessionDeleted'], { env });
+
+  expect([code, lines(out)]).toEqual([0, [event(7)]]);
+  expect(asked.map(({ url }) => new URL(url, 'http://x').searchParams.get('after'))).toEqual([
+    null,
+    'c1',
+    'c2',
+  ]);
+});
+
 it('given a rebuild that takes a while, when it is asked for, then the command ends when it is done', async () => {
   const row = { name: 'history', version: 1, status: 'live', behind: 0, parked: 0, rebuild: null };
   const building = { ...row, rebuild: { processed: 5, total: 9 } };

@@ -116,14 +116,14 @@ describe('the two ways into the log', () => {
   };
 
   it.each(['plain', 'sealed'])(
-    'given %s payloads, when the same appends go through append_one and append_batch, then the rows are the same',
+    'given %s payloads, when the same appends go through append_event and append_batch, then the rows are the same',
     async (kind) => {
       const other = await createTestDatabase();
       try {
         const options = kind === 'sealed' ? { codec: sealing } : {};
         // Without the other function there is no doubt which way an append takes.
         for (const statement of ['drop function append_batch', fixedClock(0)]) await db.query(statement);
-        for (const statement of ['drop function append_one', fixedClock(0)]) await other.query(statement);
+        for (const statement of ['drop function append_event', fixedClock(0)]) await other.query(statement);
         const lone = await nodes.start(db.url, options);
         const batched = await nodes.start(other.url, options);
         const stream = { tenant: 'acme', streamId: 'twin' };
