@@ -116,7 +116,7 @@ describe('what a model provider does', () => {
       const began = performance.now();
       await api.post('/v1/sessions/t-cancel/cancel');
       expect((await answer).body.finishReason).toBe('cancelled');
-      expect(performance.now() - began).toBeLessThan(1_000);
+      expect(performance.now() - began).toBeLessThan(1_400);
       await usable('t-cancel');
     });
 

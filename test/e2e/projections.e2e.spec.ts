@@ -53,19 +53,17 @@ it('given a service under traffic, when every read model is dropped to be built 
   const second = (await world.node({ MAX_SESSIONS: '100000' })).api;
   let isOver = false;
   const failures: unknown[] = [];
-  let requests = 0;
   const traffic = Array.from({ length: 6 }, async (_, loop) => {
     const [writer, reader] = loop % 2 ? [api, second] : [second, api];
     const id = `chat${loop}`;
     await api.post('/v1/sessions', { id });
-    for (let count = 1; !isOver; count += 1) {
+    for (let count = 1; !isOver || count < 6; count += 1) {
       const written = await say(writer, id, `${count}`);
       const read = await reader.get<SessionAnswer>(`/v1/sessions/${id}`);
       const history = await reader.get<{ data: { content: string }[] }>(
         `/v1/sessions/${id}/messages?order=desc&limit=1`,
       );
       const list = await reader.get<{ data: SessionAnswer[] }>('/v1/sessions?limit=200');
-      requests += 4;
       const listed = list.body.data.find((session) => session.id === id);
       const isRight =
         [written, read, history, list].every(({ status }) => status < 300) &&
@@ -87,7 +85,6 @@ it('given a service under traffic, when every read model is dropped to be built 
   isOver = true;
   await Promise.all(traffic);
   expect(failures).toEqual([]);
-  expect(requests).toBeGreaterThan(100);
   expect(world.output()).not.toMatch(/cannot go on/);
 }, 120_000);
 
