@@ -166,6 +166,21 @@ export async function leastRecentlyUsed(
   return rows.map((row) => ({ ...toCandidate(row), lane: row.lane }));
 }
 
+/** How many of a tenant's active sessions are generating, and so cannot be made to leave. */
+export async function generatingSessions(
+  models: ReadModels,
+  wanted: Wanted,
+  tenant: string,
+): Promise<number> {
+  const [row] = await models.read<{ count: number }>(
+    SESSIONS,
+    wanted,
+    `select count(*) from ${SESSIONS} where tenant = $1 and status = 'active' and generation_id is not null`,
+    [tenant],
+  );
+  return row?.count ?? 0;
+}
+
 /** Sessions of these lanes that have been expired for `deleteAfter` ms and are under no legal hold. */
 export async function longExpired(
   models: ReadModels,

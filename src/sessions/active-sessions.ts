@@ -1,7 +1,12 @@
 import { LRUCache } from 'lru-cache';
 import { type EventStore } from '../event-store/event-store.js';
 import { ProjectionLagging, type ReadModels, type Wanted } from '../projections/read-models.js';
-import { type Candidate, leastRecentlyUsed, overdueSessionsOf } from '../projections/session-candidates.js';
+import {
+  type Candidate,
+  generatingSessions,
+  leastRecentlyUsed,
+  overdueSessionsOf,
+} from '../projections/session-candidates.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
 /** Makes a candidate leave the active set, if it still is what it was; tells whether it did. */
@@ -18,8 +23,8 @@ interface Waiting {
 
 /** The most sessions that one round makes leave. */
 const AT_ONCE = 256;
-/** Rounds in a row in which sessions left, but others took their places. */
-const ROUNDS = 20;
+/** Rounds in a row in which others took the places of those that left. */
+const ROUNDS = 100;
 const REMEMBERED = 20_000;
 
 /**
@@ -64,10 +69,10 @@ export class RoomMaker {
       await new Promise((resolve) => setImmediate(resolve));
       const asked = queue.length;
       try {
-        const { places, left } = await this.makeRoom(tenant, asked);
+        const { places, isFinal } = await this.makeRoom(tenant, asked);
         inVain = places > 0 ? 0 : inVain + 1;
         for (const one of queue.splice(0, places)) one.resolve(true);
-        if (places === 0 && (left === 0 || inVain >= ROUNDS)) {
+        if (places === 0 && (isFinal || inVain >= ROUNDS)) {
           for (const one of queue.splice(0, asked)) one.resolve(false);
         }
       } catch (error) {
@@ -77,8 +82,8 @@ export class RoomMaker {
     this.queues.delete(tenant);
   }
 
-  /** `places`: how many of those who ask may try again; `left`: how many candidates there were. */
-  private async makeRoom(tenant: string, asked: number): Promise<{ places: number; left: number }> {
+  /** `places`: how many of those who ask may try again; `isFinal`: looking again would find nobody either. */
+  private async makeRoom(tenant: string, asked: number): Promise<{ places: number; isFinal: boolean }> {
     const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
     const expireOverdue = async (wanted: Wanted): Promise<number> => {
       const of = { ttl: sessionTTL, wanted };
@@ -100,21 +105,25 @@ export class RoomMaker {
         });
         free = await room();
       }
-      return { places: within(free, asked), left: overdue };
+      return { places: within(free, asked), isFinal: overdue === 0 };
     }
     // The counter is read after the candidates: those that leave in between are then counted, and tried in vain. The
     // other way round more would leave than must.
     const limit = asked + AT_ONCE;
     let idlest = await this.idlest('whatever there is', tenant, limit);
     let needed = asked - (await room());
+    let isFinal = false;
     if (needed > idlest.length) {
       // Those that came in or were used a moment ago are missing: only who has seen all can say that nobody is left.
-      idlest = await this.idlest(await this.models.ends(), tenant, limit);
+      const ends = await this.models.ends();
+      idlest = await this.idlest(ends, tenant, limit);
+      // That none was found proves nothing: another node may have made all of them leave, and new ones come in since.
+      isFinal = idlest.length === 0 && (await generatingSessions(this.models, ends, tenant)) >= maxSessions;
       needed = asked - (await room());
     }
     const victims = idlest.slice(0, Math.min(Math.max(needed, 0), AT_ONCE));
     const evicted = await this.expireAll(victims, 'cap');
-    return { places: within(asked - needed + evicted, asked), left: overdue + victims.length };
+    return { places: within(asked - needed + evicted, asked), isFinal };
   }
 
   private async idlest(wanted: Wanted, tenant: string, limit: number): Promise<Candidate[]> {
