@@ -1,5 +1,6 @@
 import { type Client, type QueryResultRow } from 'pg';
 import { type GuardCondition } from '../domain/decider.js';
+import { arrayLiteral, type Element } from '../database/array-literal.js';
 import { DatabaseUnavailable, isConnectionError, rfc3339 } from '../database/connection.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type EncodedPayload } from './payload-codec.js';
@@ -407,9 +408,13 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
   const counters = appends.flatMap((append, index) =>
     (append.counters ?? []).map((counter) => ({ ...counter, append: index + 1 })),
   );
-  const of = <T>(pick: (append: Append) => T): T[] => appends.map(pick);
+  const of = (pick: (append: Append) => Element): string => arrayLiteral(appends.map(pick));
+  const ofEvents = (pick: (event: (typeof events)[number]) => Element): string =>
+    arrayLiteral(events.map(pick));
+  const ofCounters = (pick: (counter: (typeof counters)[number]) => Element): string =>
+    arrayLiteral(counters.map(pick));
   const values = [
-    lanes,
+    arrayLiteral(lanes),
     of((append) => laneNumber.get(append.lane)),
     of((append) => append.stream.tenant),
     of((append) => append.stream.streamId),
@@ -418,31 +423,33 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     of((append) => append.activity),
     of((append) => append.actor),
     of((append) => append.correlationId),
-    sparse(of((append) => append.causationId)),
+    sparse(appends, (append) => append.causationId),
     of((append) => append.events.length),
-    jsonArray(of((append) => append.state.json)),
+    jsonArray(appends.map((append) => append.state.json)),
     of((append) => append.stateVersion),
-    sparse(of((append) => append.state.sealed)),
-    sparse(of((append) => append.state.keyId)),
-    sparse(of((append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null))),
-    sparse(of((append) => (append.guard && 'before' in append.guard ? append.guard.before : null))),
-    sparse(of((append) => (append.guard && 'leaseOver' in append.guard ? append.guard.leaseOver : null))),
-    sparse(of((append) => append.key?.scope)),
-    sparse(of((append) => append.key?.key)),
-    sparse(of((append) => append.key?.fingerprint)),
-    jsonArray(of((append) => append.key && JSON.stringify(append.key.reference))),
-    events.map((event) => event.append),
-    events.map((event) => event.ordinal),
-    events.map((event) => event.id),
-    events.map((event) => event.type),
-    events.map((event) => event.schemaVersion),
+    sparse(appends, (append) => append.state.sealed),
+    sparse(appends, (append) => append.state.keyId),
+    sparse(appends, (append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null)),
+    sparse(appends, (append) => (append.guard && 'before' in append.guard ? append.guard.before : null)),
+    sparse(appends, (append) =>
+      append.guard && 'leaseOver' in append.guard ? append.guard.leaseOver : null,
+    ),
+    sparse(appends, (append) => append.key?.scope),
+    sparse(appends, (append) => append.key?.key),
+    sparse(appends, (append) => append.key?.fingerprint),
+    jsonArray(appends.map((append) => append.key && JSON.stringify(append.key.reference))),
+    ofEvents((event) => event.append),
+    ofEvents((event) => event.ordinal),
+    ofEvents((event) => event.id),
+    ofEvents((event) => event.type),
+    ofEvents((event) => event.schemaVersion),
     jsonArray(events.map((event) => event.payload.json)),
-    sparse(events.map((event) => event.payload.sealed)),
-    sparse(events.map((event) => event.payload.keyId)),
-    counters.map((counter) => counter.append),
-    counters.map((counter) => counter.key),
-    counters.map((counter) => counter.delta),
-    counters.map((counter) => counter.max),
+    sparse(events, (event) => event.payload.sealed),
+    sparse(events, (event) => event.payload.keyId),
+    ofCounters((counter) => counter.append),
+    ofCounters((counter) => counter.key),
+    ofCounters((counter) => counter.delta),
+    ofCounters((counter) => counter.max),
   ];
   const { rows } = await client.query<Row>({
     name: 'append_batch',
@@ -457,8 +464,10 @@ export const jsonArray = (texts: readonly (string | null | undefined)[]): string
   texts.some((text) => text != null) ? `[${texts.map((text) => text ?? 'null').join()}]` : null;
 
 /** A column that is null all through is sent as null: unnest fills it up, and nobody makes and parses an array. */
-const sparse = <T>(column: readonly (T | null | undefined)[]): readonly (T | null | undefined)[] | null =>
-  column.some((value) => value != null) ? column : null;
+function sparse<T>(rows: readonly T[], pick: (row: T) => Element): string | null {
+  const column = rows.map(pick);
+  return column.some((value) => value != null) ? arrayLiteral(column) : null;
+}
 
 function toResult(row: Row): AppendResult {
   switch (row.status) {

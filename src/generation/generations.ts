@@ -242,7 +242,7 @@ export class Generations {
     let before: History;
     try {
       // The lease before the append: a generation whose lease is missing counts as over.
-      [before] = await Promise.all([this.history(to), this.leases.take([lease])]);
+      [before] = await Promise.all([this.history(to), this.leases.take([lease], 'later')]);
       const window = await this.window(to, ask, before);
       const { instructions, tools } = ask;
       started = await dispatch(

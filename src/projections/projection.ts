@@ -1,4 +1,5 @@
 import { type ClientBase } from 'pg';
+import { arrayLiteral, type Element } from '../database/array-literal.js';
 import { type EventData, type EventType } from '../domain/session.events.js';
 import { type RecordedEvent } from '../event-store/event-store.js';
 
@@ -77,9 +78,9 @@ export async function run(connection: Connection, statements: readonly Statement
 }
 
 /** Column values for `unnest`: one array per column. */
-export function columns<Row extends object>(
-  rows: readonly Row[],
-  names: readonly (keyof Row)[],
-): unknown[][] {
-  return names.map((name) => rows.map((row) => row[name]));
+export function columns<Name extends string>(
+  rows: readonly Readonly<Record<Name, Element>>[],
+  names: readonly Name[],
+): string[] {
+  return names.map((name) => arrayLiteral(rows.map((row) => row[name])));
 }

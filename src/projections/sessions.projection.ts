@@ -1,5 +1,5 @@
 import { isActivity } from '../domain/session.js';
-import { columns, type Projection, type SessionRecord, tableOf } from './projection.js';
+import { columns, type Projection, type SessionRecord, type Statement, tableOf } from './projection.js';
 import { type ReadModels, type Wanted } from './read-models.js';
 
 interface SessionRow {
@@ -80,8 +80,10 @@ export const sessionsProjection: Projection = {
     create index ${table}_generating on ${table} (generation_id) where generation_id is not null`,
 
   async apply(events, table, read) {
-    const keyOf = (event: SessionRecord) => `${event.tenant}/${event.streamId}`;
-    const ids = new Map(events.map((event) => [keyOf(event), event]));
+    const { talks, others } = apart(events);
+    const said = talks.length > 0 ? [sayStatement(table, talks)] : [];
+    if (others.length === 0) return said;
+    const ids = new Map(others.map((event) => [keyOf(event), event]));
     const known = await read<SessionRow>(
       // One by one through the index: for a big batch the planner would rather read the whole table.
       `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
@@ -91,14 +93,15 @@ export const sessionsProjection: Projection = {
       [[...ids.values()].map((event) => event.tenant), [...ids.values()].map((event) => event.streamId)],
     );
     const rows = new Map(known.map((row) => [`${row.tenant}/${row.session_id}`, row]));
-    for (const event of events) {
+    for (const event of others) {
       const row = evolve(rows.get(keyOf(event)), event);
       if (row) rows.set(keyOf(event), row);
     }
     const changed = [...rows.values()];
-    if (changed.length === 0) return [];
+    if (changed.length === 0) return said;
     const updates = NAMES.filter((name) => name !== 'tenant' && name !== 'session_id');
     return [
+      ...said,
       {
         text: `insert into ${table} (${NAMES.join()})
                select * from unnest(${NAMES.map((name, index) => `$${index + 1}::${arrayType(name)}`).join()})
@@ -116,6 +119,56 @@ export const sessionsProjection: Projection = {
     ];
   },
 };
+
+const keyOf = (event: SessionRecord): string => `${event.tenant}/${event.streamId}`;
+
+/** Messages of one session that were appended at one time, and nothing else. */
+interface Talk {
+  readonly tenant: string;
+  readonly session_id: string;
+  version: number;
+  readonly time: string;
+  messages: number;
+}
+
+/** Most of what happens are messages, and what they do to a row takes no look at it. */
+function apart(events: readonly SessionRecord[]): { talks: Talk[]; others: SessionRecord[] } {
+  const talks = new Map<string, Talk>();
+  const seen = new Set<string>();
+  const mixed = new Set<string>();
+  for (const event of events) {
+    const key = keyOf(event);
+    const talk = talks.get(key);
+    const isTalk = event.type === 'MessageAppended';
+    if (isTalk && talk?.time === event.time) {
+      talk.version = event.version;
+      talk.messages += 1;
+    } else if (isTalk && !seen.has(key)) {
+      const { tenant, streamId, version, time } = event;
+      talks.set(key, { tenant, session_id: streamId, version, time, messages: 1 });
+    } else {
+      talks.delete(key);
+      mixed.add(key);
+    }
+    seen.add(key);
+  }
+  return {
+    talks: [...talks.values()],
+    others: mixed.size > 0 ? events.filter((event) => mixed.has(keyOf(event))) : [],
+  };
+}
+
+/** The same as `evolve` for messages. */
+const sayStatement = (table: string, talks: readonly Talk[]): Statement => ({
+  text: `update ${table} s
+         set version = t.version, message_count = s.message_count + t.messages, last_activity_at = t.time,
+             since = case when s.status = 'active' and t.time - s.since >= $6 * interval '1 millisecond'
+                          then t.time else s.since end
+         from unnest($1::text[], $2::text[], $3::int[], $4::timestamptz[], $5::int[])
+              as t (tenant, session_id, version, time, messages)
+         where s.tenant = t.tenant collate "C" and s.session_id = t.session_id collate "C"`,
+  values: [...columns(talks, ['tenant', 'session_id', 'version', 'time', 'messages']), SINCE_STEP_MS],
+});
 
 function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow | undefined {
   if (event.type === 'SessionCreated') {
