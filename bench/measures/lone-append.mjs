@@ -16,7 +16,8 @@ export async function loneAppend(server, { full }) {
   const client = await connect(url, 'bench');
   await client.query(`
     create table bare (like event including defaults, primary key (lane, position));
-    create index on bare (lane, tenant, stream_id, version)`);
+    create index on bare (lane, tenant, stream_id, version);
+    create index on bare (tenant, position)`);
   let position = 0;
   const insert = () => {
     position += 1;

@@ -29,6 +29,8 @@ export interface AppendEvent {
   readonly id: string;
   readonly type: string;
   readonly schemaVersion: number;
+  readonly data: unknown;
+  /** `data` as it is stored. */
   readonly payload: EncodedPayload;
 }
 
@@ -86,6 +88,16 @@ interface Row extends QueryResultRow {
   r_reference?: unknown;
 }
 
+/** Who remembers what this process appended. */
+export interface Memory {
+  /** These were committed, with at least one event each; those of a lane in the order of their positions. */
+  committed(appends: readonly (readonly [Append, StreamEnd])[]): void;
+  /** The connection is gone, and who knows what database the next one leads to. */
+  lost(): void;
+  /** Position of the last event that was seen in a lane; others may have appended since. */
+  endOf(lane: number): number | undefined;
+}
+
 export interface WriterOptions {
   /** Appends waiting at most, over all writers; past it an append is `overloaded`. */
   readonly queueLimit?: number;
@@ -108,7 +120,7 @@ const HALF_APPENDS = 32;
 
 /**
  * Coalesces appends: what arrives while a commit is in flight forms the next batch. Nothing waits for a timer: an
- * idle writer commits at the end of the event loop's turn.
+ * idle writer commits at the end of the event loop's turn, or at once if the last append came alone, too.
  *
  * Under load there are two commits in flight, one per half of the lanes, so that one batch is prepared while another
  * is flushed to disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at
@@ -122,13 +134,10 @@ export class BatchWriter {
   private readonly queueBytes: number;
   private readonly commits = new Set<Promise<void>>();
   private starting = false;
+  private isLone = true;
 
-  constructor(
-    connect: () => Promise<Client>,
-    onCommit: (lanes: Iterable<number>) => void,
-    options: WriterOptions = {},
-  ) {
-    this.halves = [0, 1].map(() => new Half(new Committer(connect, onCommit)));
+  constructor(connect: () => Promise<Client>, memory: Memory, options: WriterOptions = {}) {
+    this.halves = [0, 1].map(() => new Half(new Committer(connect, memory)));
     this.queueLimit = options.queueLimit ?? 10_000;
     this.queueBytes = options.queueBytes ?? 64 * 1024 * 1024;
   }
@@ -163,14 +172,20 @@ export class BatchWriter {
     await Promise.all(this.halves.map((half) => half.committer.close()));
   }
 
-  /** At the end of the event loop's turn, so that requests which arrived together are committed together. */
+  /**
+   * So late that requests which arrive together are committed together: those of this callback, and where there were
+   * several lately, all of the event loop's turn. A lone append would only lose time by that: its database connection
+   * falls asleep in between.
+   */
   private start(): void {
     if (this.starting) return;
     this.starting = true;
-    void endOfTurn().then(() => {
+    const begin = (): void => {
       this.starting = false;
       this.startCommits();
-    });
+    };
+    if (this.isLone) process.nextTick(begin);
+    else setImmediate(begin);
   }
 
   private startCommits(): void {
@@ -184,6 +199,7 @@ export class BatchWriter {
     const batch = take(halves);
     const [first] = halves;
     if (!first || batch.length === 0) return;
+    this.isLone = batch.length === 1 && this.commits.size === 0;
     for (const half of halves) half.busy = true;
     const commit = first.committer.commit(batch).finally(() => {
       this.commits.delete(commit);
@@ -235,7 +251,7 @@ class Committer {
 
   constructor(
     private readonly connect: () => Promise<Client>,
-    private readonly onCommit: (lanes: Iterable<number>) => void,
+    private readonly memory: Memory,
   ) {}
 
   async close(): Promise<void> {
@@ -249,7 +265,7 @@ class Committer {
     for (let attempt = 0; ; attempt += 1) {
       try {
         const client = (this.client ??= await this.connect());
-        const results = await send(client, batch);
+        const results = await send(client, batch, this.memory);
         this.outageSince = undefined;
         await this.settle(client, batch, results, sent || attempt > 0);
         return;
@@ -279,12 +295,12 @@ class Committer {
     repeated: boolean,
   ): Promise<void> {
     if (repeated) await this.recognise(client, batch, results);
-    const lanes = new Set<number>();
+    const committed: [Append, StreamEnd][] = [];
     results.forEach((result, index) => {
       const append = batch[index]?.append;
-      if (append && result.status === 'ok' && append.events.length > 0) lanes.add(append.lane);
+      if (append && result.status === 'ok' && append.events.length > 0) committed.push([append, result]);
     });
-    if (lanes.size > 0) this.onCommit(lanes);
+    if (committed.length > 0) this.memory.committed(committed);
     results.forEach((result, index) => batch[index]?.resolve(result));
   }
 
@@ -336,6 +352,7 @@ class Committer {
   private drop(): void {
     const { client } = this;
     this.client = undefined;
+    this.memory.lost();
     // Not awaited: a server that does not answer would hold up the reconnect.
     client?.end().catch(() => undefined);
   }
@@ -353,9 +370,11 @@ const weigh = (append: Append): number =>
     512,
   );
 
-async function send(client: Client, batch: Pending[]): Promise<AppendResult[]> {
+async function send(client: Client, batch: Pending[], memory: Memory): Promise<AppendResult[]> {
   const [only] = batch;
-  if (only && batch.length === 1 && isPlain(only.append)) return [await sendOne(client, only.append)];
+  if (only && batch.length === 1 && isPlain(only.append)) {
+    return [await sendOne(client, only.append, memory.endOf(only.append.lane))];
+  }
   return sendBatch(
     client,
     batch.map((pending) => pending.append),
@@ -365,14 +384,15 @@ async function send(client: Client, batch: Pending[]): Promise<AppendResult[]> {
 const isPlain = (append: Append): boolean =>
   append.events.length === 1 && !append.guard && !append.counters?.length && !append.key;
 
-async function sendOne(client: Client, append: Append): Promise<AppendResult> {
+async function sendOne(client: Client, append: Append, laneEnd: number | undefined): Promise<AppendResult> {
   const [event] = append.events;
   if (!event) throw new Error('append_event needs an event');
   const { rows } = await client.query<{ stored: string[] }>({
     name: 'append_event',
-    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19) as stored`,
+    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20) as stored`,
     values: [
       append.lane,
+      laneEnd ?? null,
       append.stream.tenant,
       append.stream.streamId,
       append.expected,

@@ -9,10 +9,12 @@ import {
   type AppendResult,
   BatchWriter,
   endOfTurn,
+  type StreamEnd,
   type WriterOptions,
 } from './batch-writer.js';
 import { laneOf, type StreamId, streamKey } from './lane.js';
 import { LogImport } from './log-import.js';
+import { LogTail } from './log-tail.js';
 import { LogWakeUp } from './log-wake-up.js';
 import { type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { type LanePosition, PositionTokens } from './position-tokens.js';
@@ -163,6 +165,7 @@ export class EventStore {
   private readonly writer: BatchWriter;
   /** Reads that were asked for in this turn of the event loop: those of the same place are one query. */
   private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
+  private readonly tail = new LogTail();
   private readonly knownLanes = new LRUCache<string, number>({ max: KNOWN_LANES });
 
   private constructor(
@@ -176,11 +179,22 @@ export class EventStore {
     private readonly options: EventStoreOptions,
     private readonly codec: PayloadCodec,
   ) {
-    this.wakeUp = new LogWakeUp(url, lanes);
+    this.wakeUp = new LogWakeUp(url, lanes, (changed) => {
+      this.tail.forget(changed);
+    });
+    const { tail } = this;
+    const committed = (appends: readonly (readonly [Append, StreamEnd])[]): void => {
+      for (const [append, end] of appends) this.keep(append, end);
+      this.wakeUp.appended(new Set(appends.map(([{ lane }]) => lane)));
+    };
     this.writer = new BatchWriter(
       () => connect(url, 'writer', { settings: WRITER_SETTINGS }),
-      (changed) => {
-        this.wakeUp.appended(changed);
+      {
+        committed,
+        lost: () => {
+          tail.forget();
+        },
+        endOf: (lane) => tail.endOf(lane),
       },
       options,
     );
@@ -254,9 +268,36 @@ export class EventStore {
         id: randomUUID(),
         type,
         schemaVersion,
+        data,
         payload: this.codec.encode(type, data),
       })),
     });
+  }
+
+  /** What was appended here is at hand for those who follow the log. */
+  private keep(append: Append, end: StreamEnd): void {
+    const { stream, lane, incarnation, actor, correlationId, causationId, events } = append;
+    let missing = events.length;
+    for (const { id, type, schemaVersion, data, payload } of events) {
+      missing -= 1;
+      const event = {
+        id,
+        type,
+        schemaVersion,
+        tenant: stream.tenant,
+        streamId: stream.streamId,
+        incarnation,
+        version: end.version - missing,
+        lane,
+        position: end.position - missing,
+        time: end.time,
+        actor,
+        correlationId,
+        causationId,
+        data,
+      };
+      this.tail.add(event, payload.json?.length ?? payload.sealed?.length ?? 0);
+    }
   }
 
   async loadStream(stream: StreamId): Promise<StoredStream | undefined> {
@@ -409,6 +450,23 @@ export class EventStore {
       if (!last || page.length < limit) return;
       from = last.version + 1;
     }
+  }
+
+  /**
+   * What `readLanes` gives, for those who keep up with the log: what this process has just appended is not read back.
+   * A lane may then come without what others appended behind that; they wake up whoever subscribed.
+   */
+  async followLanes(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
+    const recent: LaneEvent[] = [];
+    const unknown = new Map<number, number>();
+    for (const [lane, position] of after) {
+      const events = this.tail.after(lane, position, limit);
+      if (events) recent.push(...events);
+      else unknown.set(lane, position);
+    }
+    if (unknown.size === 0) return recent;
+    const stored = await this.readLanes(unknown, limit);
+    return recent.length === 0 ? stored : [...recent, ...stored];
   }
 
   /**
@@ -617,6 +675,7 @@ export class EventStore {
     // A stream is committed in one piece, and a long one takes its time.
     const client = await available(() => connect(this.url, 'import', { query_timeout: 600_000 }));
     return LogImport.begin(client, this.lanes, this.codec, (lanes) => {
+      this.tail.forget(lanes);
       this.wakeUp.appended(lanes);
     });
   }

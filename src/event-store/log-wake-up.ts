@@ -31,6 +31,8 @@ export class LogWakeUp {
   constructor(
     private readonly url: string,
     lanes: number,
+    /** Others may have appended to these lanes; called before the listeners are. */
+    private readonly onForeign: (lanes: Iterable<number>) => void = () => undefined,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
     this.poll = setInterval(() => {
@@ -74,6 +76,11 @@ export class LogWakeUp {
     await this.client?.end().catch(() => undefined);
   }
 
+  private emitForeign(lanes: readonly number[]): void {
+    this.onForeign(lanes);
+    this.emit(lanes);
+  }
+
   private emit(lanes: Iterable<number>): void {
     for (const listener of this.listeners) listener(lanes);
   }
@@ -109,13 +116,13 @@ export class LogWakeUp {
       });
       client.on('notification', ({ payload = '' }) => {
         const [origin, lanes = ''] = payload.split(' ');
-        if (origin !== this.origin) this.emit(lanes.split(',').map(Number));
+        if (origin !== this.origin) this.emitForeign(lanes.split(',').map(Number));
       });
       // A notification that a crash loses is found by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
       await client.query(`listen ${CHANNEL}`);
       this.client = client;
-      this.emit(this.all);
+      this.emitForeign(this.all);
       void this.tell();
     } catch {
       // The next poll tries again.

@@ -46,7 +46,7 @@ export class LaneFold {
     try {
       const lanes = await this.lanes([...epochs.keys()]);
       const from = new Map([...lanes].map(([lane, { position }]) => [lane, position]));
-      const events = await this.store.readLanes(from, limit);
+      const events = await this.store.followLanes(from, limit);
       const counts = new Map<number, number>();
       const to = new Map<number, number>();
       for (const { lane, position } of events) {

@@ -1,0 +1,49 @@
+import { type RecordedEvent } from './event-store.js';
+
+/** Events that are kept of a lane; under load that is several times what comes between two looks of a reader. */
+const KEPT = 256;
+/** Characters of an event's data, past which it is not kept: it bounds the memory, 16 lanes of these are 32 MiB. */
+const MOST = 8_192;
+
+/**
+ * The events that this process appended last, by lane and in the order of their positions, so that who follows the log
+ * here need not read back what was just written.
+ *
+ * It never has the last word: a lane in which somebody else appends is forgotten, and whoever finds nothing here asks
+ * the log.
+ */
+export class LogTail {
+  private readonly lanes = new Map<number, RecordedEvent[]>();
+
+  /** @param size characters of its data */
+  add(event: RecordedEvent, size: number): void {
+    let events = this.lanes.get(event.lane);
+    // Behind a gap stand events of others; those before it are of no use any more.
+    if (size > MOST || (events && events.at(-1)?.position !== event.position - 1)) {
+      this.lanes.delete(event.lane);
+      events = undefined;
+    }
+    if (size > MOST) return;
+    if (!events) this.lanes.set(event.lane, [event]);
+    else if (events.push(event) >= 2 * KEPT) this.lanes.set(event.lane, events.slice(KEPT));
+  }
+
+  /** There may be events of others in these lanes, or in all. */
+  forget(lanes: Iterable<number> = [...this.lanes.keys()]): void {
+    for (const lane of lanes) this.lanes.delete(lane);
+  }
+
+  /** The last position that was seen in a lane, if the events up to it are here. */
+  endOf(lane: number): number | undefined {
+    return this.lanes.get(lane)?.at(-1)?.position;
+  }
+
+  /** The next events of a lane after a position; undefined when the log has to be asked. */
+  after(lane: number, position: number, limit: number): readonly RecordedEvent[] | undefined {
+    const events = this.lanes.get(lane);
+    const [first] = events ?? [];
+    if (!events || !first) return undefined;
+    const from = position + 1 - first.position;
+    return from < 0 || from >= events.length ? undefined : events.slice(from, from + limit);
+  }
+}

@@ -1,0 +1,104 @@
+import { type EventStore, type LaneEvent } from '../../../src/event-store/event-store.js';
+import { appendOf } from '../../support/append.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { by, expectSoundLog, Nodes, seeded, sized, sleep, tallies } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = new Nodes();
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await nodes.stopAll();
+  await expectSoundLog(db).finally(() => db.drop());
+});
+
+const written = (text: string) => [{ type: 'Written', data: { text, nested: { list: [1, null, 'ä'] } } }];
+const allLanes = (store: EventStore) => new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, 0]));
+const stored = async (store: EventStore) => store.readLanes(allLanes(store), 1_000_000);
+/** Streams that share a lane. */
+const sameLane = (store: EventStore, count: number): string[] => {
+  const found: string[] = [];
+  for (let n = 0; found.length < count; n += 1) {
+    if (store.laneOf({ tenant: 'acme', streamId: `s${n}` }) === 3) found.push(`s${n}`);
+  }
+  return found;
+};
+
+it('given what a process has appended, when it follows the log, then it gets the same as by reading', async () => {
+  const store = await nodes.start(db.url);
+  for (let n = 0; n < 5; n += 1) {
+    await store.append(appendOf({ tenant: 'acme', streamId: `lone${n}` }, 0, written('alone')));
+  }
+  await Promise.all(
+    Array.from({ length: 40 }, (_, n) =>
+      store.append(
+        appendOf({ tenant: 'acme', streamId: `many${n}` }, 0, [...written('one'), ...written('two')], {
+          causationId: 'cause',
+        }),
+      ),
+    ),
+  );
+
+  const followed = await store.followLanes(allLanes(store), 1_000);
+  const inOrder = (events: readonly LaneEvent[]) =>
+    [...events].sort((a, b) => a.lane - b.lane || a.position - b.position);
+  expect(followed).toHaveLength(85);
+  expect(inOrder(followed)).toEqual(inOrder(await stored(store)));
+});
+
+it('given two processes that append to one lane in turn, when neither has heard of the other yet, then positions have no gap', async () => {
+  const stores = [await nodes.start(db.url), await nodes.start(db.url)];
+  const [first, second] = sameLane(stores[0] as EventStore, 2);
+  const random = seeded();
+  const versions = [0, 0];
+  for (let round = 0; round < sized(2_000, 300); round += 1) {
+    const turn = random(2);
+    const stream = { tenant: 'acme', streamId: (turn === 0 ? first : second) ?? '' };
+    const result = await stores[turn]?.append(appendOf(stream, versions[turn] ?? 0, written(`${round}`)));
+    expect(result).toMatchObject({ status: 'ok', position: round + 1 });
+    versions[turn] = (versions[turn] ?? 0) + 1;
+  }
+});
+
+it('given two processes that append, when one of them follows the log as it is woken, then it sees each event once and in order', async () => {
+  const [own, other] = [await nodes.start(db.url), await nodes.start(db.url)];
+  const positions = allLanes(own);
+  const disorder: unknown[] = [];
+  let [seen, isOver] = [0, false];
+  const dirty = new Set<number>();
+  own.wakeUp.subscribe((lanes) => {
+    for (const lane of lanes) dirty.add(lane);
+  });
+  const following = (async () => {
+    while (!isOver || dirty.size > 0) {
+      const lanes = [...dirty];
+      dirty.clear();
+      const from = new Map(lanes.map((lane) => [lane, positions.get(lane) ?? 0]));
+      for (const event of from.size > 0 ? await own.followLanes(from, 20) : []) {
+        if (event.position !== (positions.get(event.lane) ?? 0) + 1) disorder.push(event);
+        positions.set(event.lane, event.position);
+        dirty.add(event.lane);
+        seen += 1;
+      }
+      await sleep(1);
+    }
+  })();
+  const handlers = [tallies(own), tallies(other)];
+  const rounds = sized(500, 60);
+  await Promise.all(
+    Array.from({ length: 24 }, async (_, writer) => {
+      const stream = { tenant: 'acme', streamId: `s${writer % 12}` };
+      for (let round = 0; round < rounds; round += 1) {
+        await handlers[writer % 2]?.handle(stream, { numbers: [round] }, by);
+      }
+    }),
+  );
+  // The other one's last words reach it by themselves.
+  const total = 24 * rounds;
+  for (let wait = 0; seen < total && wait < 10_000; wait += 20) await sleep(20);
+  isOver = true;
+  await following;
+  expect(disorder).toEqual([]);
+  expect(seen).toBe(total);
+}, 60_000);

@@ -1,0 +1,75 @@
+import { type RecordedEvent } from '../../../src/event-store/event-store.js';
+import { LogTail } from '../../../src/event-store/log-tail.js';
+
+const event = (lane: number, position: number): RecordedEvent => ({
+  id: `${lane}-${position}`,
+  type: 'Written',
+  schemaVersion: 1,
+  tenant: 'acme',
+  streamId: 's',
+  incarnation: 1,
+  version: position,
+  lane,
+  position,
+  time: '2026-11-22T10:00:00.000Z',
+  actor: 'tester',
+  correlationId: 'test',
+  causationId: null,
+  data: {},
+});
+const tailOf = (...positions: number[]): LogTail => {
+  const tail = new LogTail();
+  for (const position of positions) tail.add(event(0, position), 10);
+  return tail;
+};
+const positions = (events: readonly RecordedEvent[] | undefined) => events?.map(({ position }) => position);
+
+describe('LogTail', () => {
+  it('given events in a row, when a reader stands among them, then it gets those behind, as many as it wants', () => {
+    const tail = tailOf(5, 6, 7, 8);
+    expect(positions(tail.after(0, 4, 10))).toEqual([5, 6, 7, 8]);
+    expect(positions(tail.after(0, 6, 10))).toEqual([7, 8]);
+    expect(positions(tail.after(0, 4, 2))).toEqual([5, 6]);
+    expect(tail.endOf(0)).toBe(8);
+  });
+
+  it.each([0, 3, 8, 9])(
+    'given the events 5 to 8, when a reader stands at %i, then the log has to be asked',
+    (at) => {
+      expect(tailOf(5, 6, 7, 8).after(0, at, 10)).toBeUndefined();
+      expect(tailOf(5, 6, 7, 8).after(1, at, 10)).toBeUndefined();
+    },
+  );
+
+  it('given a gap, which is where others appended, when a reader stands before it, then the log has to be asked', () => {
+    const tail = tailOf(5, 6, 8);
+    expect(tail.after(0, 5, 10)).toBeUndefined();
+    expect(positions(tail.after(0, 7, 10))).toEqual([8]);
+  });
+
+  it('given an event too large to be kept, when a reader stands before it, then the log has to be asked', () => {
+    const tail = tailOf(5, 6);
+    tail.add(event(0, 7), 1_000_000);
+    expect(tail.after(0, 5, 10)).toBeUndefined();
+    expect(tail.endOf(0)).toBeUndefined();
+    tail.add(event(0, 8), 10);
+    expect(tail.after(0, 6, 10)).toBeUndefined();
+    expect(positions(tail.after(0, 7, 10))).toEqual([8]);
+  });
+
+  it('given lanes of which others appended to one, when that is forgotten, then the other one stays', () => {
+    const tail = tailOf(1, 2);
+    tail.add(event(1, 1), 10);
+    tail.forget([0]);
+    expect(tail.after(0, 0, 10)).toBeUndefined();
+    expect(positions(tail.after(1, 0, 10))).toEqual([1]);
+    tail.forget();
+    expect(tail.after(1, 0, 10)).toBeUndefined();
+  });
+
+  it('given more and more events, when they are added, then a bounded number of the last ones is kept', () => {
+    const tail = tailOf(...Array.from({ length: 10_000 }, (_, index) => index + 1));
+    expect(positions(tail.after(0, 9_800, 10_000))).toHaveLength(200);
+    expect(tail.after(0, 9_000, 10)).toBeUndefined();
+  });
+});
