@@ -165,7 +165,7 @@ export class EventStore {
   private readonly writer: BatchWriter;
   /** Reads that were asked for in this turn of the event loop: those of the same place are one query. */
   private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
-  private readonly tail = new LogTail();
+  private readonly tail = new LogTail<RecordedEvent>();
   private readonly knownLanes = new LRUCache<string, number>({ max: KNOWN_LANES });
 
   private constructor(

@@ -1,4 +1,4 @@
-import { type RecordedEvent } from './event-store.js';
+import { type LanePosition } from './position-tokens.js';
 
 /** Events that are kept of a lane; under load that is several times what comes between two looks of a reader. */
 const KEPT = 256;
@@ -12,11 +12,11 @@ const MOST = 8_192;
  * It never has the last word: a lane in which somebody else appends is forgotten, and whoever finds nothing here asks
  * the log.
  */
-export class LogTail {
-  private readonly lanes = new Map<number, RecordedEvent[]>();
+export class LogTail<Event extends LanePosition> {
+  private readonly lanes = new Map<number, Event[]>();
 
   /** @param size characters of its data */
-  add(event: RecordedEvent, size: number): void {
+  add(event: Event, size: number): void {
     let events = this.lanes.get(event.lane);
     // Behind a gap stand events of others; those before it are of no use any more.
     if (size > MOST || (events && events.at(-1)?.position !== event.position - 1)) {
@@ -39,7 +39,7 @@ export class LogTail {
   }
 
   /** The next events of a lane after a position; undefined when the log has to be asked. */
-  after(lane: number, position: number, limit: number): readonly RecordedEvent[] | undefined {
+  after(lane: number, position: number, limit: number): readonly Event[] | undefined {
     const events = this.lanes.get(lane);
     const [first] = events ?? [];
     if (!events || !first) return undefined;

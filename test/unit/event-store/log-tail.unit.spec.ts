@@ -17,8 +17,8 @@ const event = (lane: number, position: number): RecordedEvent => ({
   causationId: null,
   data: {},
 });
-const tailOf = (...positions: number[]): LogTail => {
-  const tail = new LogTail();
+const tailOf = (...positions: number[]): LogTail<RecordedEvent> => {
+  const tail = new LogTail<RecordedEvent>();
   for (const position of positions) tail.add(event(0, position), 10);
   return tail;
 };
