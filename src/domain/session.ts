@@ -136,6 +136,8 @@ export class StartGeneration {
     readonly partial?: PartialReply,
     /** What of the history up to a version the model is to see; all of it unless given. */
     readonly window?: ContextWindow,
+    /** By which others see that somebody works on it; without one it counts as abandoned. */
+    readonly lease?: { readonly name: string; readonly owner: string; readonly ms: number },
   ) {}
 }
 export class CompleteGeneration {

@@ -23,6 +23,15 @@ export interface Append {
   readonly guard?: GuardCondition | undefined;
   readonly counters?: readonly CounterChange[] | undefined;
   readonly key?: AppendKey | undefined;
+  /** A lease that begins with the append, so that nobody ever sees the one without the other. */
+  readonly lease?: NewLease | undefined;
+}
+
+export interface NewLease {
+  readonly name: string;
+  /** UUID of the process that works under it, and renews it. */
+  readonly owner: string;
+  readonly ms: number;
 }
 
 export interface AppendEvent {
@@ -381,15 +390,20 @@ async function send(client: Client, batch: Pending[], memory: Memory): Promise<A
   );
 }
 
-const isPlain = (append: Append): boolean =>
-  append.events.length === 1 && !append.guard && !append.counters?.length && !append.key;
+const isPlain = ({ events, guard, counters, key }: Append): boolean =>
+  events.length > 0 &&
+  !guard &&
+  !counters?.length &&
+  !key &&
+  events.slice(1).every(({ payload }) => !payload.sealed);
 
 async function sendOne(client: Client, append: Append, laneEnd: number | undefined): Promise<AppendResult> {
-  const [event] = append.events;
+  const { lease } = append;
+  const [event, ...more] = append.events;
   if (!event) throw new Error('append_event needs an event');
   const { rows } = await client.query<{ stored: string[] }>({
     name: 'append_event',
-    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20) as stored`,
+    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24) as stored`,
     values: [
       append.lane,
       laneEnd ?? null,
@@ -411,6 +425,10 @@ async function sendOne(client: Client, append: Append, laneEnd: number | undefin
       event.payload.json,
       event.payload.sealed,
       event.payload.keyId,
+      more.length > 0 ? `[${more.map(eventJson).join()}]` : null,
+      lease?.name,
+      lease?.owner,
+      lease?.ms,
     ],
   });
   const [status, version, position, ...times] = rows[0]?.stored ?? [];
@@ -418,6 +436,9 @@ async function sendOne(client: Client, append: Append, laneEnd: number | undefin
   const [time = '', createdAt = '', lastActivityAt = ''] = times.map(rfc3339);
   return { status, version: Number(version), position: Number(position), time, createdAt, lastActivityAt };
 }
+
+const eventJson = ({ id, type, schemaVersion, payload }: AppendEvent): string =>
+  `{"id":"${id}","type":${JSON.stringify(type)},"schemaVersion":${schemaVersion},"data":${payload.json ?? 'null'}}`;
 
 async function sendBatch(client: Client, appends: readonly Append[]): Promise<AppendResult[]> {
   const lanes = [...new Set(appends.map((append) => append.lane))].sort((a, b) => a - b);
@@ -458,6 +479,9 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     sparse(appends, (append) => append.key?.key),
     sparse(appends, (append) => append.key?.fingerprint),
     jsonArray(appends.map((append) => append.key && JSON.stringify(append.key.reference))),
+    sparse(appends, (append) => append.lease?.name),
+    sparse(appends, (append) => append.lease?.owner),
+    sparse(appends, (append) => append.lease?.ms),
     ofEvents((event) => event.append),
     ofEvents((event) => event.ordinal),
     ofEvents((event) => event.id),

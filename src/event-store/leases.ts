@@ -1,5 +1,6 @@
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
+import { type NewLease } from './batch-writer.js';
 
 /** How long a lease stands without being renewed: what a dead or stopped node can hold up at most. */
 export const LEASE_MS = 6_000;
@@ -28,19 +29,23 @@ export class Leases {
     this.timer.unref();
   }
 
-  /**
-   * Takes those that are free; returns the epochs of all that are held now.
-   * @param flush `later` does not wait for the disk: for the sake of an append that follows, whose flush takes the
-   * lease with it. A crash may give its epoch out again, so nothing may be fenced by that.
-   */
-  async take(names: readonly string[], flush: 'now' | 'later' = 'now'): Promise<Map<string, number>> {
+  /** A lease for an append to begin with; `adopt` it then. */
+  wanted(name: string): NewLease {
+    return { name, owner: this.owner, ms: LEASE_MS };
+  }
+
+  /** Keeps a lease that began with an append of this process. Nothing may be fenced by its epoch. */
+  adopt(name: string): void {
+    this.held.set(name, 0);
+  }
+
+  /** Takes those that are free; returns the epochs of all that are held now. */
+  async take(names: readonly string[]): Promise<Map<string, number>> {
     if (names.length === 0) return new Map();
     const { rows } = await available(() =>
       this.pool.query<{ name: string; epoch: number }>({
-        name: `lease_take_${flush}`,
-        // Evaluated for the first row, and good for the commit of this statement alone.
-        text: `select name, epoch from lease_take($1, $2, $3)
-               ${flush === 'later' ? "where set_config('synchronous_commit', 'off', true) is not null" : ''}`,
+        name: 'lease_take',
+        text: 'select name, epoch from lease_take($1, $2, $3)',
         values: [[...names].sort(), this.owner, LEASE_MS],
       }),
     );

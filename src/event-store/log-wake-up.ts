@@ -23,6 +23,8 @@ export class LogWakeUp {
   private readonly all: readonly number[];
   private readonly untold = new Set<number>();
   private telling = false;
+  private readonly grown = new Set<number>();
+  private emitting: NodeJS.Immediate | undefined;
   private client: Client | undefined;
   private connecting: Promise<void> | undefined;
   private readonly poll: NodeJS.Timeout;
@@ -49,12 +51,18 @@ export class LogWakeUp {
     return () => this.listeners.delete(listener);
   }
 
-  /** The writer committed to these lanes. */
+  /** The writer committed to these lanes. Whoever waits for the commit itself goes first. */
   appended(lanes: Iterable<number>): void {
-    for (const lane of lanes) this.untold.add(lane);
-    this.emit(lanes);
-    this.ensureConnected();
-    void this.tell();
+    for (const lane of lanes) this.grown.add(lane);
+    this.emitting ??= setImmediate(() => {
+      const grown = [...this.grown];
+      this.grown.clear();
+      this.emitting = undefined;
+      for (const lane of grown) this.untold.add(lane);
+      this.emit(grown);
+      this.ensureConnected();
+      void this.tell();
+    });
   }
 
   /** Calls back when a reader on this node waits: no time to let work gather. Returns how to stop that. */
@@ -70,6 +78,7 @@ export class LogWakeUp {
 
   async close(): Promise<void> {
     this.closed = true;
+    clearImmediate(this.emitting);
     clearInterval(this.poll);
     this.listeners.clear();
     await this.connecting;

@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type Decider, type Decision, DomainError } from '../domain/decider.js';
-import { type AppendResult, type CounterChange } from './batch-writer.js';
+import { type AppendResult, type CounterChange, type NewLease } from './batch-writer.js';
 import { type EventStore } from './event-store.js';
 import { type StreamId, streamKey } from './lane.js';
 
@@ -36,6 +36,8 @@ export interface HandleOptions {
         readonly reference: (events: readonly { readonly type: string }[]) => unknown;
       }
     | undefined;
+  /** Begins with the append, if there is one. */
+  readonly lease?: NewLease | undefined;
   /** Key and limit of the counter that a decision calls by this name. */
   readonly counter?: (name: string) => Promise<{ key: string; max: number }> | { key: string; max: number };
 }
@@ -157,6 +159,11 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       const known = state as State & { version: number };
       this.cache.set(key, { state: known, lane, position, time, createdAt, lastActivityAt });
     }
+  }
+
+  /** The state as it was when it was last seen here: good for what is checked later on anyway. */
+  known(stream: StreamId): Loaded<State & { version: number }> | undefined {
+    return this.cache.get(streamKey(stream));
   }
 
   /** The state as the log has it now. */
@@ -321,6 +328,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       guard: decision.guard?.holds,
       counters,
       key: options.key && { ...options.key, reference: options.key.reference(decision.events) },
+      lease: options.lease,
     });
     this.appendMs = performance.now() - began;
     return { next, result };

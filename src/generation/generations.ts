@@ -57,7 +57,7 @@ const STORE_PATIENCE_MS = 60_000;
 const FOLLOW_MS = 100;
 const LOOKS_PER_LEASE = 10;
 /** What arrives is shared with other nodes, and safe from this one's end, after at most this. */
-const FLUSH_MS = 50;
+const FLUSH_MS = 75;
 /** How soon a node stops a model call whose generation was ended by somebody else. */
 const WATCH_MS = 100;
 /** Requests that may wait for their turn on one session, and for how long. */
@@ -86,7 +86,7 @@ interface Running {
   unshared: string;
 }
 
-/** What is read of a session while its lease is taken and the start is appended: the model waits for one trip less. */
+/** What is read of a session while the start is appended: the model waits for one trip less. */
 interface History {
   readonly historyStart: number;
   readonly version: number;
@@ -241,23 +241,25 @@ export class Generations {
     let started: HandledSession;
     let before: History;
     try {
-      // The lease before the append: a generation whose lease is missing counts as over.
-      [before] = await Promise.all([this.history(to), this.leases.take([lease], 'later')]);
+      before = await this.history(to);
       const window = await this.window(to, ask, before);
       const { instructions, tools } = ask;
+      const generation = { generationId, model, instructions, tools };
+      const wanted = this.leases.wanted(lease);
       started = await dispatch(
         this.bus,
-        new StartGeneration(to, { generationId, model, instructions, tools }, ask.message, undefined, window),
+        new StartGeneration(to, generation, ask.message, undefined, window, wanted),
       );
     } catch (error) {
-      await this.letGo(lease);
+      // It may have begun for all we know; nobody works on it.
+      if ((error as { code?: unknown }).code === 'database-unavailable') await this.letGo(lease);
       throw error;
     }
     if (started.duplicate) {
-      await this.letGo(lease);
       // Its outcome is the answer to this request, whatever became of the session since.
       return this.attach(to, (started.duplicate.reference as { generationId: string }).generationId);
     }
+    this.leases.adopt(lease);
     const live = new LiveReply(to.sessionId, generationId, model);
     const running: Running = {
       session: { tenant: to.tenant, sessionId: to.sessionId },
@@ -636,7 +638,8 @@ export class Generations {
   }
 
   private async history(to: CommandTarget): Promise<History> {
-    const { state } = await this.commands.load(to.tenant, to.sessionId);
+    // If it has changed since, `seen` reads anew, and a window shows what came later anyway.
+    const { state } = await this.commands.lastKnown(to.tenant, to.sessionId);
     const { historyStart, version } = state;
     // Of a session that is busy, or not there, nobody will want it.
     const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;

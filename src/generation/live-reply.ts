@@ -85,46 +85,34 @@ export class LiveReply {
       this.wake();
     };
     gone?.addEventListener('abort', leave, { once: true });
-    try {
-      yield* this.eventsFrom(from, gone);
-    } finally {
-      gone?.removeEventListener('abort', leave);
-    }
-  }
-
-  private async *eventsFrom(
-    from: ReplyPlace | undefined,
-    gone: AbortSignal | undefined,
-  ): AsyncGenerator<ReplyEvent> {
     let offset = from?.offset ?? 0;
     let calls = from?.toolCalls ?? 0;
-    if (!from) yield { type: 'started' };
     let piece = 0;
     let start = 0;
-    for (;;) {
-      let text = '';
-      for (; piece < this.pieces.length; piece += 1) {
-        const next = this.pieces[piece] ?? '';
-        text += next.slice(Math.max(0, offset - start));
-        start += next.length;
+    try {
+      if (!from) yield { type: 'started' };
+      for (;;) {
+        let text = '';
+        for (; piece < this.pieces.length; piece += 1) {
+          const next = this.pieces[piece] ?? '';
+          text += next.slice(Math.max(0, offset - start));
+          start += next.length;
+        }
+        const call = this.calls[calls];
+        if (text !== '') {
+          offset = start;
+          yield { type: 'delta', text, offset };
+        } else if (call) {
+          calls += 1;
+          yield { type: 'toolCall', call, number: calls };
+        } else if (this.ended) {
+          yield this.ended;
+          return;
+        } else if (gone?.aborted) return;
+        else await this.change();
       }
-      if (text !== '') {
-        offset = start;
-        yield { type: 'delta', text, offset };
-        continue;
-      }
-      const call = this.calls[calls];
-      if (call) {
-        calls += 1;
-        yield { type: 'toolCall', call, number: calls };
-        continue;
-      }
-      if (this.ended) {
-        yield this.ended;
-        return;
-      }
-      if (gone?.aborted) return;
-      await this.change();
+    } finally {
+      gone?.removeEventListener('abort', leave);
     }
   }
 

@@ -1,5 +1,7 @@
+import { type IncomingMessage } from 'node:http';
+import { StringDecoder } from 'node:string_decoder';
 import { setTimeout as pause } from 'node:timers/promises';
-import { createParser } from 'eventsource-parser';
+import { createParser, type EventSourceParser } from 'eventsource-parser';
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from 'openai';
 import { z } from 'zod';
 import { type ContentPart, type ToolCall, type Usage } from '../domain/session.events.js';
@@ -103,14 +105,20 @@ export class OpenAiModel implements ChatModel {
     const silence = new Silence(this.settings.timeoutMs);
     const signal = AbortSignal.any([aborted, silence.signal]);
     try {
-      const answer = new Answer(this.settings.maxOutputBytes);
-      const response = await this.respond(request, signal);
-      for await (const events of this.eventsOf(response)) {
-        silence.broken();
-        for (const data of events) {
-          const text = answer.add(data);
-          if (text !== '') yield { type: 'text', text };
+      const { maxOutputBytes } = this.settings;
+      const answer = new Answer(maxOutputBytes);
+      const events = new ProviderEvents(await this.respond(request, signal), maxOutputBytes);
+      try {
+        // One loop from the socket to the reader: a generator for each step costs more than what the steps do.
+        for (let some = await events.next(); some; some = await events.next()) {
+          silence.broken();
+          for (const data of some) {
+            const text = answer.add(data);
+            if (text !== '') yield { type: 'text', text };
+          }
         }
+      } finally {
+        events.close();
       }
       signal.throwIfAborted();
       yield answer.end();
@@ -134,38 +142,6 @@ export class OpenAiModel implements ChatModel {
         if (attempt === TRIES || !isPassing(error) || wait >= this.settings.timeoutMs) throw error;
         await pause(wait, undefined, { signal });
       }
-    }
-  }
-
-  /** The `data` of a response's events, as they come. */
-  private async *eventsOf(response: Response): AsyncGenerator<string[]> {
-    let events: string[] = [];
-    const seen = { tooLong: false };
-    const { maxOutputBytes } = this.settings;
-    const parser = createParser({
-      onEvent: ({ data }) => {
-        events.push(data);
-      },
-      onError: ({ type }) => {
-        seen.tooLong ||= type === 'max-buffer-size-exceeded';
-      },
-      maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
-    });
-    const decoder = new TextDecoder();
-    const body = bodyOf(response);
-    let isDone = false;
-    try {
-      for await (const piece of body.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
-        parser.feed(decoder.decode(piece, { stream: true }));
-        isDone = events.at(-1)?.startsWith(DONE) ?? false;
-        if (events.length > 0) yield events;
-        events = [];
-        if (seen.tooLong) throw tooLong(maxOutputBytes);
-        if (isDone) return;
-      }
-    } finally {
-      if (isDone) letEnd(body);
-      else body.destroy();
     }
   }
 
@@ -218,6 +194,82 @@ export class OpenAiModel implements ChatModel {
     const { apiKey } = this.settings;
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;
     return masked.replaceAll(/\b(sk|pk|key)-[\w*.-]+/gi, '***').slice(0, 500);
+  }
+}
+
+/** Events that are read ahead of who takes them. */
+const AHEAD = 100;
+
+/** The `data` of a response's events, as they come. */
+class ProviderEvents {
+  private readonly body: IncomingMessage;
+  private readonly decoder = new StringDecoder('utf8');
+  private readonly parser: EventSourceParser;
+  private events: string[] = [];
+  private isDone = false;
+  private hasEnded = false;
+  private error: Error | undefined;
+  private wake: (() => void) | undefined;
+
+  constructor(response: Response, maxOutputBytes: number) {
+    this.parser = createParser({
+      onEvent: ({ data }) => {
+        this.events.push(data);
+      },
+      onError: ({ type }) => {
+        if (type === 'max-buffer-size-exceeded') this.error ??= tooLong(maxOutputBytes);
+      },
+      maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
+    });
+    this.body = bodyOf(response)
+      .on('data', (piece: Buffer) => {
+        this.parser.feed(this.decoder.write(piece));
+        this.isDone = this.events.at(-1)?.startsWith(DONE) ?? false;
+        if (this.events.length > AHEAD || this.error) this.body.pause();
+        this.look();
+      })
+      .once('end', () => {
+        this.hasEnded = true;
+        this.look();
+      })
+      .once('close', () => {
+        // Without an end it was broken off.
+        if (!this.hasEnded) this.error ??= brokenOff(undefined);
+        this.look();
+      })
+      .on('error', (error) => {
+        this.error ??= error;
+        this.look();
+      });
+    // It may have gone before anybody listened for that.
+    if (this.body.destroyed) this.error = this.body.errored ?? brokenOff(undefined);
+  }
+
+  /** The next ones, at least one; undefined after the last. */
+  async next(): Promise<readonly string[] | undefined> {
+    for (;;) {
+      const { events } = this;
+      if (events.length > 0) {
+        this.events = [];
+        return events;
+      }
+      if (this.error) throw this.error;
+      if (this.isDone || this.hasEnded) return undefined;
+      if (this.body.isPaused()) this.body.resume();
+      await new Promise<void>((resolve) => (this.wake = resolve));
+    }
+  }
+
+  /** A body that was read to its end leaves its connection to the next call. */
+  close(): void {
+    this.body.removeAllListeners('data');
+    if (this.isDone) letEnd(this.body);
+    else this.body.destroy();
+  }
+
+  private look(): void {
+    this.wake?.();
+    this.wake = undefined;
   }
 }
 

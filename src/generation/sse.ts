@@ -23,7 +23,9 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
       // A slow client holds up nothing: what arrives meanwhile comes to it in one piece.
-      await stream.send({ id: `${offset}-${calls}`, event: name, data });
+      const full = stream.send({ id: `${offset}-${calls}`, event: name, data });
+      // Not awaited in vain: a turn of promises for each of thousands of tokens a second is what others wait for.
+      if (full) await full;
       if (stream.gone.aborted) return;
     }
   } finally {

@@ -66,11 +66,14 @@ export class EventStream {
     return this.controller.signal;
   }
 
-  /** Resolves when the client can take more, or is gone; one that takes nothing for a minute is dropped. */
-  async send({ id, event, data }: StreamEvent): Promise<void> {
+  /**
+   * @returns undefined when the client can take more at once, which is nearly always; else what resolves when it can, or
+   * is gone. One that takes nothing for a minute is dropped.
+   */
+  send({ id, event, data }: StreamEvent): Promise<void> | undefined {
     this.unseenId = undefined;
     const text = `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
-    if (!this.raw.write(text) && !this.gone.aborted) await this.drained();
+    return this.raw.write(text) || this.gone.aborted ? undefined : this.drained();
   }
 
   /**

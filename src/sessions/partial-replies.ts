@@ -1,4 +1,5 @@
 import { type Pool } from 'pg';
+import { arrayLiteral } from '../database/array-literal.js';
 import { available } from '../database/connection.js';
 
 /** A piece of a reply's text; pieces of a generation are numbered from 1 without gaps. */
@@ -39,9 +40,9 @@ export class PartialReplies {
         text: `insert into generation_chunk (generation, number, text)
                select * from unnest($1::text[], $2::int[], $3::text[]) on conflict do nothing`,
         values: [
-          chunks.map((chunk) => chunk.generation),
-          chunks.map((chunk) => chunk.number),
-          chunks.map((chunk) => chunk.text),
+          arrayLiteral(chunks.map((chunk) => chunk.generation)),
+          arrayLiteral(chunks.map((chunk) => chunk.number)),
+          arrayLiteral(chunks.map((chunk) => chunk.text)),
         ],
       }),
     );

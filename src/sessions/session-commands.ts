@@ -100,6 +100,11 @@ export class SessionCommands {
     return this.streams.load({ tenant, streamId: sessionId });
   }
 
+  /** The session as it was when it was last seen here, else as the log has it. */
+  async lastKnown(tenant: string, sessionId: string): Promise<Loaded<SessionState>> {
+    return this.streams.known({ tenant, streamId: sessionId }) ?? this.load(tenant, sessionId);
+  }
+
   /** The state that a session had at a version which it has reached. */
   stateAt(tenant: string, sessionId: string, version: number): Promise<SessionState> {
     return this.streams.stateAt({ tenant, streamId: sessionId }, version);
@@ -171,6 +176,7 @@ export class SessionCommands {
           ...(command instanceof StartGeneration && { generationId: command.generation.generationId }),
         }),
       },
+      lease: command instanceof StartGeneration ? command.lease : undefined,
       counter: () => ({ key: activeSessions(to.tenant), max: this.policies.of(to.tenant).maxSessions }),
     });
     if (handled.events[0]?.type === 'SessionResumed') this.counts.restored += 1;

@@ -3,6 +3,7 @@
 -- p_lanes: the lanes concerned, ascending.
 -- a_*: one element per append; a stream stands in a batch once. a_lane is the lane's number in p_lanes, from 1.
 -- e_*: one element per event; e_append is the number of its append, e_ordinal its number in there, both from 1.
+-- a_lease: a lease that begins with the append.
 -- c_*: one element per change of a counter, in the order of the appends.
 -- The jsonb parameters are JSON arrays in step with their group: cheaper to send than arrays of escaped text.
 -- A column that has nothing but nulls may be null itself; unnest fills it up.
@@ -38,6 +39,9 @@ create or replace function append_batch(
   a_key text[],
   a_fingerprint text[],
   a_reference jsonb,
+  a_lease text[],
+  a_lease_owner uuid[],
+  a_lease_ms bigint[],
   e_append integer[],
   e_ordinal integer[],
   e_id uuid[],
@@ -205,6 +209,15 @@ begin
           time = excluded.time, created_at = excluded.created_at, last_activity_at = excluded.last_activity_at,
           state = excluded.state, state_version = excluded.state_version,
           sealed = excluded.sealed, key_id = excluded.key_id;
+
+    if a_lease is not null then
+      insert into lease (name, owner, epoch, until)
+      select a.lease, a.owner, nextval('lease_epoch'), v_now + a.ms * interval '1 millisecond'
+      from unnest(a_lease, a_lease_owner, a_lease_ms, v_status) as a (lease, owner, ms, status)
+      where a.status = 'ok' and a.lease is not null
+      order by a.lease
+      on conflict do nothing;
+    end if;
   end if;
 
   return query

@@ -146,17 +146,26 @@ describe('the two ways into the log', () => {
         await setBoth(db, other, -60_000);
         await both(3, [written(4)], { incarnation: 2, actor: 'another' });
         await both(4, [{ type: 'Nothing', data: null }], { activity: false, incarnation: 2 });
-        await both(3, [written(6)]);
+        // Of sealed events only one at a time goes the short way.
+        const last =
+          kind === 'plain' ? [written(6), { type: 'Nothing', data: null }, written(7)] : [written(6)];
+        const owner = '00000000-0000-4000-8000-000000000002';
+        await both(5, last, { incarnation: 2, lease: { name: 'work', owner, ms: 5_000 } });
+        await both(3, [written(8)], { lease: { name: 'refused', owner, ms: 5_000 } });
 
-        expect(results.map(([one]) => one.status)).toEqual(['ok', 'ok', 'ok', 'ok', 'ok', 'conflict']);
+        expect(results.map(([one]) => one.status)).toEqual(['ok', 'ok', 'ok', 'ok', 'ok', 'ok', 'conflict']);
         for (const [one, batch] of results) expect(batch).toEqual(one);
         const rows = (from: TestDatabase, table: string) =>
           from.query(
             `select to_jsonb(t) - 'id' as row from ${table} t where stream_id = 'twin' order by version`,
           );
-        expect(await rows(db, 'event')).toHaveLength(5);
+        expect(await rows(db, 'event')).toHaveLength(5 + last.length);
         expect(await rows(other, 'event')).toEqual(await rows(db, 'event'));
         expect(await rows(other, 'stream')).toEqual(await rows(db, 'stream'));
+        const leases = (from: TestDatabase) =>
+          from.query('select name, owner, epoch > 0 as drawn, until from lease');
+        expect(await leases(db)).toMatchObject([{ name: 'work', owner, drawn: true }]);
+        expect(await leases(other)).toEqual(await leases(db));
         expect(await batched.readStream(stream)).toMatchObject(
           (await lone.readStream(stream)).map(({ data, version, time }) => ({ data, version, time })),
         );

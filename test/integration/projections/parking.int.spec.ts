@@ -265,7 +265,8 @@ it('given an event newer than the code, when it stands in the log, then only its
   const node = await start();
   for (const id of ['old', 'new']) await node.handle(new CreateSession(target(id)));
   const newer = { type: 'MessageAppended', schemaVersion: 99, data: {} };
-  await node.store.append({
+  const newerNode = await start([]);
+  await newerNode.store.append({
     ...appendOf({ tenant: TENANT, streamId: 'new' }, 1, []),
     events: [newer],
   });
