@@ -1,8 +1,8 @@
 import { type LanePosition } from './position-tokens.js';
 
-/** Events that are kept of a lane; under load that is several times what comes between two looks of a reader. */
-const KEPT = 256;
-/** Characters of an event's data, past which it is not kept: it bounds the memory, 16 lanes of these are 32 MiB. */
+/** Events that are kept of a lane, up to twice as many: several times what comes between two looks of a reader. */
+const KEPT = 128;
+/** Characters of an event's data, past which it is not kept: it bounds the memory, to some 32 MiB for 16 lanes. */
 const MOST = 8_192;
 
 /**
