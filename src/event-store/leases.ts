@@ -1,6 +1,6 @@
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
-import { type NewLease } from './batch-writer.js';
+import { endOfTurn, type NewLease } from './batch-writer.js';
 
 /** How long a lease stands without being renewed: what a dead or stopped node can hold up at most. */
 export const LEASE_MS = 6_000;
@@ -17,6 +17,8 @@ export class Leases {
   private readonly timer: NodeJS.Timeout;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
+  private readonly asked = new Set<string>();
+  private counting: Promise<Map<string, number>> | undefined;
 
   constructor(
     private readonly pool: Pool,
@@ -82,16 +84,30 @@ export class Leases {
     return () => this.beats.delete(work);
   }
 
-  /** How many nodes hold a lease whose name begins with this. */
+  /**
+   * How many nodes hold a lease whose name begins with this. What is asked for in one turn of the event loop is one
+   * query: every kind of work asks at the same beat, also where there is nothing else to do.
+   */
   async count(prefix: string): Promise<number> {
+    this.asked.add(prefix);
+    this.counting ??= endOfTurn().then(() => this.countAsked());
+    return (await this.counting).get(prefix) ?? 0;
+  }
+
+  private async countAsked(): Promise<Map<string, number>> {
+    const prefixes = [...this.asked];
+    this.asked.clear();
+    this.counting = undefined;
     const { rows } = await available(() =>
-      this.pool.query<{ count: number }>({
-        name: 'lease_count',
-        text: 'select count(*) from lease where starts_with(name, $1) and until > colloquy_now()',
-        values: [prefix],
+      this.pool.query<{ prefix: string; count: number }>({
+        name: 'lease_counts',
+        text: `select p.prefix, count(*)
+               from unnest($1::text[]) as p (prefix) join lease l on starts_with(l.name, p.prefix)
+               where l.until > colloquy_now() group by p.prefix`,
+        values: [prefixes],
       }),
     );
-    return rows[0]?.count ?? 0;
+    return new Map(rows.map((row) => [row.prefix, row.count]));
   }
 
   /**
@@ -138,7 +154,7 @@ export class Leases {
 
   private async renew(): Promise<void> {
     await this.take([...this.held.keys()]);
-    for (const work of this.beats) await work();
+    await Promise.all([...this.beats].map((work) => work()));
   }
 }
 
@@ -167,9 +183,10 @@ export class LaneShare {
     return `${work}/member/`;
   }
 
-  /** Shows that this node takes part, before it takes any lane. */
+  /** Shows that this node takes part, before it takes any lane. From then on it is renewed with all others. */
   async join(): Promise<void> {
-    await this.leases.take([this.member + this.leases.owner]);
+    const name = this.member + this.leases.owner;
+    if (this.leases.epochOf(name) === undefined) await this.leases.take([name]);
   }
 
   /** Takes no part any more: the other nodes get its lanes at once. */

@@ -44,16 +44,13 @@ export const REFERENCE = { type: 'EventReference', version: 1 } as const;
 
 /** More than a record needs around its key, value and headers. */
 const RECORD_OVERHEAD = 256;
+/** More characters than the key and the headers of a record ever have. */
+const ENVELOPE_LENGTH = 4_096;
+/** Bytes of a character in UTF-8, per unit of a JavaScript string's length. */
+const MOST_BYTES = 3;
 
-/**
- * @param maxBytes an event whose record might be larger is published with a reference in place of its data
- * @returns the message and about how many bytes it takes, uncompressed
- */
-export function toMessage(
-  event: RecordedEvent,
-  partitions: number,
-  maxBytes: number,
-): { message: OutgoingMessage; bytes: number } {
+/** @param maxBytes an event whose record might be larger is published with a reference in place of its data */
+export function toMessage(event: RecordedEvent, partitions: number, maxBytes: number): OutgoingMessage {
   // The log lifts what it reads, so the data is of the current version, whatever it was stored under.
   const version = sessionEvents[event.type as EventType].version;
   const key = `${event.tenant}/${event.streamId}`;
@@ -76,7 +73,8 @@ export function toMessage(
   };
   let value = JSON.stringify(event.data);
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
-  if (size() > maxBytes) {
+  // Bytes are only counted where it matters.
+  if (MOST_BYTES * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {
     const bytes = Buffer.byteLength(value);
     const after = event.version - 1;
     const reference = `/v1/sessions/${encodeURIComponent(event.streamId)}/events?after=${after}&limit=1`;
@@ -84,7 +82,7 @@ export function toMessage(
     headers['ce_dataschema'] = schemaUrn(REFERENCE.type, REFERENCE.version);
     value = JSON.stringify({ reference, bytes });
   }
-  return { message: { key, value, partition: event.lane % partitions, headers }, bytes: size() };
+  return { key, value, partition: event.lane % partitions, headers };
 }
 
 function headerBytes(headers: Record<string, string>): number {

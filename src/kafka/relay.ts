@@ -15,7 +15,7 @@ import {
 
 const WORK = 'relay';
 /** Events per send while there is more than that to catch up with. */
-const BATCH = 1_000;
+const BATCH = 2_000;
 /** Events per send otherwise: so few that nobody has to ask for their sizes first. */
 const SMALL_BATCH = 64;
 const BATCH_BYTES = 2 * 1024 * 1024;
@@ -270,7 +270,7 @@ export class Relay {
       if (!cursor || before === undefined) continue;
       // What is newer than this code is for a newer node to publish; skipped, it would be lost.
       if (event.unreadable) throw event.unreadable;
-      messages.push(toMessage(event, this.partitions, this.maxBytes).message);
+      messages.push(toMessage(event, this.partitions, this.maxBytes));
       cursor.position = event.position;
       counts.set(event.lane, (counts.get(event.lane) ?? 0) + 1);
       moves.set(event.lane, { epoch: cursor.epoch, from: before, to: event.position });
@@ -292,7 +292,9 @@ export class Relay {
     const { rows } = await this.pool.query<{ nth: number; bytes: string }>({
       name: 'relay_sizes',
       text: `select e.position - reader.position as nth,
-                    sum(coalesce(octet_length(e.data::text), octet_length(e.sealed), 0)) as bytes
+                    -- What is small is no other size as text; only what may be compressed is looked at as such.
+                    sum(coalesce(case when pg_column_size(e.data) < 1000 then pg_column_size(e.data)
+                                      else octet_length(e.data::text) end, octet_length(e.sealed), 0)) as bytes
              from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
              cross join lateral (
                select * from event e where e.lane = reader.lane and e.position > reader.position
