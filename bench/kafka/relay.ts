@@ -130,7 +130,7 @@ async function allMessages(store: EventStore): Promise<OutgoingMessage[]> {
     const events = await store.readLanes(after, 63);
     if (events.length === 0) return messages;
     for (const event of events) {
-      messages.push(toMessage(event, PARTITIONS, 8_388_608));
+      messages.push(toMessage(event, JSON.stringify(event.data), PARTITIONS, 8_388_608));
       after.set(event.lane, event.position);
     }
   }

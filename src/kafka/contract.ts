@@ -1,5 +1,5 @@
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
-import { type RecordedEvent } from '../event-store/event-store.js';
+import { type RecordedEvent, type StoredEvent } from '../event-store/event-store.js';
 import { type IncomingMessage, type OutgoingMessage } from './kafka-client.js';
 
 /*
@@ -49,9 +49,26 @@ const ENVELOPE_LENGTH = 4_096;
 /** Bytes of a character in UTF-8, per unit of a JavaScript string's length. */
 const MOST_BYTES = 3;
 
-/** @param maxBytes an event whose record might be larger is published with a reference in place of its data */
-export function toMessage(event: RecordedEvent, partitions: number, maxBytes: number): OutgoingMessage {
-  // The log lifts what it reads, so the data is of the current version, whatever it was stored under.
+/**
+ * The data of an event in its current schema version.
+ * @throws Error for one that is newer than this code, and for a newer node to publish: skipped, it would be lost
+ */
+export function currentJson({ type, schemaVersion, json }: StoredEvent): string {
+  if (Object.hasOwn(sessionEvents, type) && sessionEvents[type as EventType].version === schemaVersion)
+    return json;
+  return JSON.stringify(upcast(type, schemaVersion, JSON.parse(json) as Record<string, unknown>));
+}
+
+/**
+ * @param json its data, in the current schema version
+ * @param maxBytes an event whose record might be larger is published with a reference in place of its data
+ */
+export function toMessage(
+  event: Omit<RecordedEvent, 'data'>,
+  json: string,
+  partitions: number,
+  maxBytes: number,
+): OutgoingMessage {
   const version = sessionEvents[event.type as EventType].version;
   const key = `${event.tenant}/${event.streamId}`;
   const headers: Record<string, string> = {
@@ -71,7 +88,7 @@ export function toMessage(event: RecordedEvent, partitions: number, maxBytes: nu
     ce_position: String(event.position),
     ce_correlationid: event.correlationId,
   };
-  let value = JSON.stringify(event.data);
+  let value = json;
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
   // Bytes are only counted where it matters.
   if (MOST_BYTES * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {

@@ -2,7 +2,7 @@ import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { LaneShare, type Leases } from '../event-store/leases.js';
-import { toMessage } from './contract.js';
+import { currentJson, toMessage } from './contract.js';
 import {
   type FoundTopic,
   isTooLarge,
@@ -260,7 +260,7 @@ export class Relay {
     const limit = this.catchingUp
       ? await this.boundedBySize(from, Math.ceil(BATCH / from.size))
       : Math.ceil(SMALL_BATCH / from.size);
-    const events = await this.store.readLanes(from, limit);
+    const events = await this.store.readStored(from, limit);
     const messages: OutgoingMessage[] = [];
     const counts = new Map<number, number>();
     const moves = new Map<number, { epoch: number; from: number; to: number }>();
@@ -268,9 +268,7 @@ export class Relay {
       const cursor = this.cursors.get(event.lane);
       const before = from.get(event.lane);
       if (!cursor || before === undefined) continue;
-      // What is newer than this code is for a newer node to publish; skipped, it would be lost.
-      if (event.unreadable) throw event.unreadable;
-      messages.push(toMessage(event, this.partitions, this.maxBytes));
+      messages.push(toMessage(event, currentJson(event), this.partitions, this.maxBytes));
       cursor.position = event.position;
       counts.set(event.lane, (counts.get(event.lane) ?? 0) + 1);
       moves.set(event.lane, { epoch: cursor.epoch, from: before, to: event.position });

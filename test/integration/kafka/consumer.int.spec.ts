@@ -77,7 +77,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     const messages = versions.map((version) => {
       const event = events[version - 1];
       if (!event) throw new Error(`there is no version ${version}`);
-      return toMessage(event, 4, maxBytes);
+      return toMessage(event, JSON.stringify(event.data), 4, maxBytes);
     });
     await publisher.send(topic, messages);
   }

@@ -305,7 +305,9 @@ describe('the read models after crashes', () => {
     }
     cutting.isOver = true;
     await cutter;
-    await until(async () => (await projecting.projector.lag()).every(({ behind }) => behind === 0), 20_000);
+    // The look itself may go by a connection that was among the last to be cut.
+    const lag = () => projecting.projector.lag().catch(() => [{ behind: Infinity }]);
+    await until(async () => (await lag()).every(({ behind }) => behind === 0), 20_000);
 
     expect(cuts).toBeGreaterThan(10);
     const folded = fold((await readAll(writer)) as SessionRecord[]);
