@@ -7,7 +7,7 @@ export type Element = string | number | boolean | Buffer | null | undefined;
 
 /**
  * An array as PostgreSQL reads it from text: `{1,2,NULL}`. `pg` would make the same, but quotes and escapes every
- * element, numbers included; with a dozen columns for each batch that was a sixth of all that the service allocates.
+ * element, numbers included: with dozens of columns for each batch nothing else made as much garbage.
  */
 export function arrayLiteral(values: readonly Element[]): string {
   return `{${values.map(element).join()}}`;

@@ -154,7 +154,8 @@ export class Leases {
 
   private async renew(): Promise<void> {
     await this.take([...this.held.keys()]);
-    await Promise.all([...this.beats].map((work) => work()));
+    // All to their ends, whatever becomes of one: nothing may take a lease after the last beat was waited for.
+    await Promise.allSettled([...this.beats].map((work) => work()));
   }
 }
 

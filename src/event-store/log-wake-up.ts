@@ -34,7 +34,7 @@ export class LogWakeUp {
     private readonly url: string,
     lanes: number,
     /** Others may have appended to these lanes; called before the listeners are. */
-    private readonly onForeign: (lanes: Iterable<number>) => void = () => undefined,
+    private readonly onForeign: (lanes: Iterable<number>) => void,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
     this.poll = setInterval(() => {

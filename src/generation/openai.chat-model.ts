@@ -224,7 +224,7 @@ class ProviderEvents {
     this.body = bodyOf(response)
       .on('data', (piece: Buffer) => {
         this.parser.feed(this.decoder.write(piece));
-        this.isDone = this.events.at(-1)?.startsWith(DONE) ?? false;
+        this.isDone ||= this.events.at(-1)?.startsWith(DONE) ?? false;
         if (this.events.length > AHEAD || this.error) this.body.pause();
         this.look();
       })

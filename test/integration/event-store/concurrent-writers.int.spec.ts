@@ -3,16 +3,11 @@ import { type EventStore } from '../../../src/event-store/event-store.js';
 import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { by, expectSoundLog, Nodes, seeded, sized, tallies } from './fixture.js';
+import { by, expectSoundLog, logPerTest, seeded, sized, tallies } from './fixture.js';
 
 let db: TestDatabase;
-const nodes = new Nodes();
-beforeEach(async () => {
-  db = await createTestDatabase();
-});
-afterEach(async () => {
-  await nodes.stopAll();
-  await expectSoundLog(db).finally(() => db.drop());
+const nodes = logPerTest((made) => {
+  db = made;
 });
 
 describe('many writers on one stream', () => {

@@ -1,7 +1,7 @@
 import { type Decider } from '../../../src/domain/decider.js';
 import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { StreamHandler, type StreamKind } from '../../../src/event-store/stream-handler.js';
-import { type TestDatabase } from '../../support/database.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 
 const isFull = process.env['FULL'] === '1';
 /** `npm run test:full` runs the full sizes. */
@@ -33,6 +33,21 @@ export class Nodes {
   async stopAll(): Promise<void> {
     await Promise.all(this.open.splice(0).map((store) => store.close()));
   }
+}
+
+/** A database of its own for each test of a file, and nodes for it; after each the log must be sound. */
+export function logPerTest(take: (db: TestDatabase) => void): Nodes {
+  const nodes = new Nodes();
+  let db: TestDatabase;
+  beforeEach(async () => {
+    db = await createTestDatabase();
+    take(db);
+  });
+  afterEach(async () => {
+    await nodes.stopAll();
+    await expectSoundLog(db).finally(() => db.drop());
+  });
+  return nodes;
 }
 
 /** A stream that adds numbers up: the smallest thing with rules. `digest` depends on the order of the events. */

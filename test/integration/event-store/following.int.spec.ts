@@ -1,16 +1,11 @@
 import { type EventStore, type LaneEvent } from '../../../src/event-store/event-store.js';
 import { appendOf } from '../../support/append.js';
-import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { by, expectSoundLog, Nodes, seeded, sized, sleep, tallies } from './fixture.js';
+import { type TestDatabase } from '../../support/database.js';
+import { by, logPerTest, seeded, sized, sleep, tallies } from './fixture.js';
 
 let db: TestDatabase;
-const nodes = new Nodes();
-beforeEach(async () => {
-  db = await createTestDatabase();
-});
-afterEach(async () => {
-  await nodes.stopAll();
-  await expectSoundLog(db).finally(() => db.drop());
+const nodes = logPerTest((made) => {
+  db = made;
 });
 
 const written = (text: string) => [{ type: 'Written', data: { text, nested: { list: [1, null, 'ä'] } } }];

@@ -1,16 +1,11 @@
 import { appendOf } from '../../support/append.js';
-import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { type TestDatabase } from '../../support/database.js';
 import { KeyReused } from '../../../src/event-store/stream-handler.js';
-import { by, expectSoundLog, Nodes, sized, tallies } from './fixture.js';
+import { by, logPerTest, sized, tallies } from './fixture.js';
 
 let db: TestDatabase;
-const nodes = new Nodes();
-beforeEach(async () => {
-  db = await createTestDatabase();
-});
-afterEach(async () => {
-  await nodes.stopAll();
-  await expectSoundLog(db).finally(() => db.drop());
+const nodes = logPerTest((made) => {
+  db = made;
 });
 
 const HOUR_MS = 3_600_000;

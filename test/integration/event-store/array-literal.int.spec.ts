@@ -1,0 +1,54 @@
+import fc from 'fast-check';
+import { arrayLiteral } from '../../../src/database/array-literal.js';
+import { type TestDatabase } from '../../support/database.js';
+import { logPerTest, sized } from './fixture.js';
+
+let db: TestDatabase;
+logPerTest((made) => {
+  db = made;
+});
+
+const read = async (type: string, values: Parameters<typeof arrayLiteral>[0]): Promise<unknown> => {
+  const [row] = await db.query<{ values: unknown }>(`select to_jsonb($1::${type}[]) as values`, [
+    arrayLiteral(values),
+  ]);
+  return row?.values;
+};
+
+it('given texts with all that an array has a meaning for, when PostgreSQL reads them, then they are the same', async () => {
+  const texts = [
+    '',
+    ' ',
+    'null',
+    'NULL',
+    'a,b',
+    '{}',
+    '"',
+    '\\',
+    '\\"',
+    "'",
+    'ä\n\t',
+    'x y',
+    '{"a": [1]}',
+    null,
+    '1',
+  ];
+  expect(await read('text', texts)).toEqual(texts);
+  expect(await read('text', [])).toEqual([]);
+});
+
+it('given any texts, when PostgreSQL reads them, then they are the same', async () => {
+  const text = fc.string({ unit: 'grapheme' }).filter((one) => !one.includes('\0'));
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.option(text)), async (texts) => {
+      expect(await read('text', texts)).toEqual(texts);
+    }),
+    { seed: 20_261_122, numRuns: sized(1_000, 100) },
+  );
+});
+
+it('given numbers, truth values and bytes, when PostgreSQL reads them, then they are the same', async () => {
+  expect(await read('bigint', [0, -1, 2 ** 52, undefined])).toEqual([0, -1, 2 ** 52, null]);
+  expect(await read('boolean', [true, false, null])).toEqual([true, false, null]);
+  expect(await read('bytea', [Buffer.from([0, 92, 34, 255]), null])).toEqual(['\\x005c22ff', null]);
+});
