@@ -104,6 +104,8 @@ describe.each([
     expect(await node.projector.parked()).toMatchObject([
       { projection: 'sessions', tenant: TENANT, sessionId: 's7', version: 4 },
     ]);
+    // The read of one read model says nothing of the other.
+    await caughtUp(node);
     expect(await node.projector.status()).toMatchObject([
       { name: 'sessions', parked: 1, behind: 0 },
       { name: 'history', parked: 0 },
