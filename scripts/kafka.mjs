@@ -121,7 +121,8 @@ async function fromJars() {
   // Data that is there already keeps the id of its cluster.
   if (!existsSync(join(home, 'data', 'meta.properties'))) {
     const id = randomBytes(16).toString('base64url');
-    const format = ['kafka.tools.StorageTool', 'format', '-t', id, '-c', config];
+    // An id may begin with a hyphen: as an argument of its own it would be read as an option.
+    const format = ['kafka.tools.StorageTool', 'format', `--cluster-id=${id}`, '-c', config];
     const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
     if (formatted.status !== 0) {
       if (!stays) rmSync(home, { recursive: true, force: true });
