@@ -20,6 +20,7 @@ const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'Sess
 /** One session as a writer of the event store knows it: each append goes on where the last one ended. */
 export class WrittenSession {
   #state = { ...created, version: 0 };
+  #end = { createdAt: null, lastActivityAt: null, lag: undefined };
 
   constructor(store, streamId, tenant = 'default') {
     this.store = store;
@@ -30,10 +31,14 @@ export class WrittenSession {
     const data = message();
     const expected = this.#state.version;
     this.#state = sessionDecider.evolve(this.#state, { type: 'MessageAppended', data });
+    const { createdAt, lastActivityAt, lag } = this.#end;
     const result = await this.store.append({
       stream: this.stream,
       expected,
       incarnation: 1,
+      createdAt,
+      lastActivityAt,
+      lag,
       activity: true,
       state: this.#state,
       stateVersion: 1,
@@ -43,6 +48,7 @@ export class WrittenSession {
       events: [{ type: 'MessageAppended', schemaVersion: 1, data }],
     });
     if (result.status !== 'ok') throw new Error(`append: ${result.status}`);
+    this.#end = result;
     return result;
   }
 }

@@ -135,7 +135,8 @@ export class Feed implements OnModuleDestroy {
 
   /** @throws DomainError `session-not-found` for a session that never was */
   async mustExist({ tenant, sessionId }: Session): Promise<void> {
-    if (!(await this.store.loadStream({ tenant, streamId: sessionId }))) throw notFound();
+    const [version] = await this.store.streamVersions([{ tenant, streamId: sessionId }]);
+    if (!version) throw notFound();
   }
 
   /** Reads when lanes may have grown, the next time when the page before has been taken: a slow reader is not run over. */

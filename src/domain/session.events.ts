@@ -189,6 +189,15 @@ export type TenantEvent = EventOf<'TenantSettingsChanged'>;
 /** What the stream of a session holds. */
 export type SessionEvent = EventOf<Exclude<EventType, 'TenantSettingsChanged'>>;
 
+/** An event that a newer version of the service wrote, during a rolling upgrade: nodes of that version can read it. */
+export class NewerEvent extends Error {
+  override readonly name = 'NewerEvent';
+  readonly code = 'projection-lagging';
+  constructor(what: string) {
+    super(`${what}; nodes of the newer version can answer`);
+  }
+}
+
 export type Upcaster = (data: Record<string, unknown>) => Record<string, unknown>;
 
 /** By event type: how data of schema version n becomes data of version n + 1, at index n - 1. */
@@ -196,7 +205,7 @@ const upcasters: Partial<Record<EventType, readonly Upcaster[]>> = {};
 
 /**
  * Lifts data that was stored under an older schema version to the current one.
- * @throws Error on a type or schema version newer than this code: reading on would lose what it cannot know.
+ * @throws NewerEvent on a type or schema version newer than this code: reading on would lose what it cannot know.
  */
 export function upcast(
   type: string,
@@ -206,9 +215,10 @@ export function upcast(
   catalog: Partial<Record<string, { readonly version: number }>> = sessionEvents,
 ): Record<string, unknown> {
   const current = catalog[type]?.version;
-  if (current === undefined) throw new Error(`event type ${type} is not known to this version of Colloquy`);
+  if (current === undefined)
+    throw new NewerEvent(`event type ${type} is not known to this version of Colloquy`);
   if (schemaVersion > current) {
-    throw new Error(
+    throw new NewerEvent(
       `${type} v${schemaVersion} is newer than this version of Colloquy, which knows v${current}`,
     );
   }

@@ -11,10 +11,14 @@ export interface Append {
   /** The version that the stream must be at; 0 when it must not exist. */
   readonly expected: number;
   readonly incarnation: number;
-  /** Whether this counts as use of the stream for `idleFor`. */
+  /** RFC 3339, as of `expected`; null: the incarnation begins with this append. */
+  readonly createdAt: string | null;
+  /** RFC 3339, as of `expected`: `idleFor` counts from here; null: there was none, and it counts from the last event. */
+  readonly lastActivityAt: string | null;
+  /** Whether this counts as use of the stream. */
   readonly activity: boolean;
-  readonly state: EncodedPayload;
-  readonly stateVersion: number;
+  /** The state that the append leaves, if it is to be stored. A new stream's must be. */
+  readonly state?: StoredState | undefined;
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId: string | null;
@@ -25,6 +29,12 @@ export interface Append {
   readonly key?: AppendKey | undefined;
   /** A lease that begins with the append, so that nobody ever sees the one without the other. */
   readonly lease?: NewLease | undefined;
+}
+
+export interface StoredState {
+  readonly payload: EncodedPayload;
+  /** Number of the code's way to fold. */
+  readonly version: number;
 }
 
 export interface NewLease {
@@ -92,19 +102,26 @@ interface Row extends QueryResultRow {
   r_version: number;
   r_position: number;
   r_time: string;
-  r_created_at: string;
-  r_last_activity_at: string;
   r_reference?: unknown;
 }
 
 /** Who remembers what this process appended. */
 export interface Memory {
-  /** These were committed, with at least one event each; those of a lane in the order of their positions. */
-  committed(appends: readonly (readonly [Append, StreamEnd])[]): void;
+  /**
+   * These were committed, with at least one event each; those of a lane in the order of their positions.
+   * @param run of the server, from start to stop: within one, what was committed stays
+   */
+  committed(appends: readonly (readonly [Append, StreamEnd])[], run: string): void;
   /** The connection is gone, and who knows what database the next one leads to. */
   lost(): void;
-  /** Position of the last event that was seen in a lane; others may have appended since. */
-  endOf(lane: number): number | undefined;
+  /** The last event that was seen in a lane, in this run of the server; others may have appended since. */
+  lastOf(lane: number, run: string): LastEvent | undefined;
+}
+
+export interface LastEvent extends StreamId {
+  readonly version: number;
+  readonly position: number;
+  readonly time: string;
 }
 
 export interface WriterOptions {
@@ -253,9 +270,14 @@ function take(halves: readonly Half[]): Pending[] {
   return batch;
 }
 
+interface Connection {
+  readonly client: Client;
+  readonly run: string;
+}
+
 /** One connection that commits one batch at a time. */
 class Committer {
-  private client: Client | undefined;
+  private connection: Connection | undefined;
   private outageSince: number | undefined;
 
   constructor(
@@ -264,8 +286,8 @@ class Committer {
   ) {}
 
   async close(): Promise<void> {
-    await this.client?.end().catch(() => undefined);
-    this.client = undefined;
+    await this.connection?.client.end().catch(() => undefined);
+    this.connection = undefined;
   }
 
   /** @param sent whether it was sent before and may be committed already. */
@@ -273,10 +295,10 @@ class Committer {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {
-        const client = (this.client ??= await this.connect());
-        const results = await send(client, batch, this.memory);
+        const connection = (this.connection ??= await this.open());
+        const results = await send(connection, batch, this.memory);
         this.outageSince = undefined;
-        await this.settle(client, batch, results, sent || attempt > 0);
+        await this.settle(connection, batch, results, sent || attempt > 0);
         return;
       } catch (error) {
         if (!isConnectionError(error)) {
@@ -297,8 +319,14 @@ class Committer {
     }
   }
 
+  private async open(): Promise<Connection> {
+    const client = await this.connect();
+    const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
+    return { client, run: rows[0]?.run ?? '' };
+  }
+
   private async settle(
-    client: Client,
+    { client, run }: Connection,
     batch: Pending[],
     results: AppendResult[],
     repeated: boolean,
@@ -309,7 +337,7 @@ class Committer {
       const append = batch[index]?.append;
       if (append && result.status === 'ok' && append.events.length > 0) committed.push([append, result]);
     });
-    if (committed.length > 0) this.memory.committed(committed);
+    if (committed.length > 0) this.memory.committed(committed, run);
     results.forEach((result, index) => batch[index]?.resolve(result));
   }
 
@@ -322,12 +350,11 @@ class Committer {
       const first = append.events[0];
       const last = append.events.at(-1);
       if (!first || !last || results[index]?.status !== 'conflict') continue;
-      const { rows } = await client.query<{ own: boolean; position: number; time: string } & StreamTimes>(
-        `select f.id = $5::uuid as own, l.position, l.time, s.created_at, s.last_activity_at
+      const { rows } = await client.query<{ own: boolean; position: number; time: string }>(
+        `select f.id = $5::uuid as own, l.position, l.time
          from event f
          join event l on l.lane = f.lane and l.tenant = f.tenant and l.stream_id = f.stream_id
                      and l.version = $4::int + $6::int
-         join stream s on s.tenant = f.tenant and s.stream_id = f.stream_id
          where f.lane = $1 and f.tenant = $2 and f.stream_id = $3 and f.version = $4::int + 1`,
         [
           append.lane,
@@ -338,16 +365,9 @@ class Committer {
           append.events.length,
         ],
       );
-      const found = rows[0];
+      const [found] = rows;
       if (!found?.own) continue;
-      results[index] = {
-        status: 'ok',
-        version: append.expected + append.events.length,
-        position: found.position,
-        time: found.time,
-        createdAt: found.created_at,
-        lastActivityAt: found.last_activity_at,
-      };
+      results[index] = endOf(append, append.expected + append.events.length, found.position, found.time);
     }
   }
 
@@ -359,17 +379,12 @@ class Committer {
   }
 
   private drop(): void {
-    const { client } = this;
-    this.client = undefined;
+    const { connection } = this;
+    this.connection = undefined;
     this.memory.lost();
     // Not awaited: a server that does not answer would hold up the reconnect.
-    client?.end().catch(() => undefined);
+    connection?.client.end().catch(() => undefined);
   }
-}
-
-interface StreamTimes {
-  created_at: string;
-  last_activity_at: string;
 }
 
 /** A rough size; only its order of magnitude matters to the bounds. */
@@ -379,15 +394,78 @@ const weigh = (append: Append): number =>
     512,
   );
 
-async function send(client: Client, batch: Pending[], memory: Memory): Promise<AppendResult[]> {
+async function send(
+  { client, run }: Connection,
+  batch: readonly Pending[],
+  memory: Memory,
+): Promise<AppendResult[]> {
   const [only] = batch;
-  if (only && batch.length === 1 && isPlain(only.append)) {
-    return [await sendOne(client, only.append, memory.endOf(only.append.lane))];
+  if (!only || batch.length > 1 || !isPlain(only.append)) {
+    return sendBatch(
+      client,
+      batch.map((pending) => pending.append),
+    );
   }
-  return sendBatch(
-    client,
-    batch.map((pending) => pending.append),
-  );
+  const { append } = only;
+  const last = memory.lastOf(append.lane, run);
+  const next = last && isNext(append, last) ? await sendNext(client, append, last, run) : undefined;
+  return [next ?? (await sendOne(client, append, last?.position, run))];
+}
+
+const isNext = ({ stream, expected, events, state, lease }: Append, last: LastEvent): boolean =>
+  expected === last.version &&
+  stream.streamId === last.streamId &&
+  stream.tenant === last.tenant &&
+  events.length === 1 &&
+  !state &&
+  !lease;
+
+/**
+ * Appends one event right behind its stream's last one, which is its lane's last, too, as far as this process knows:
+ * most lone appends are like that. If the place is free, then that was the end of the lane and so of the stream, and
+ * nothing else has to be looked at: it costs hardly more than a bare INSERT.
+ * @returns undefined when the place is taken, or when this is not the run of the server that it was seen in
+ */
+async function sendNext(
+  client: Client,
+  append: Append,
+  last: LastEvent,
+  run: string,
+): Promise<AppendResult | undefined> {
+  const [event] = append.events;
+  if (!event) throw new Error('append_next needs an event');
+  const { rows } = await client.query<{ time: string }>({
+    name: 'append_next',
+    // The lock is taken by the inner query, before the clock is asked.
+    text: `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
+                              actor, correlation_id, causation_id, data, sealed, key_id)
+           select $1::smallint, $2::bigint, $3::text, $4::text, $5::int, $6::int, $7::uuid, $8::text, $9::smallint,
+                  greatest($10::timestamptz, colloquy_now()), $11::text, $12::text, $13::text, $14::jsonb, $15::bytea,
+                  $16::uuid
+           from (select pg_advisory_xact_lock(7301, $1::smallint)) as lane_lock
+           where pg_postmaster_start_time() = $17::timestamptz
+           on conflict do nothing returning time`,
+    values: [
+      append.lane,
+      last.position + 1,
+      append.stream.tenant,
+      append.stream.streamId,
+      append.expected + 1,
+      append.incarnation,
+      event.id,
+      event.type,
+      event.schemaVersion,
+      last.time,
+      append.actor,
+      append.correlationId,
+      append.causationId,
+      event.payload.json,
+      event.payload.sealed,
+      event.payload.keyId,
+      run,
+    ],
+  });
+  return rows[0] && endOf(append, append.expected + 1, last.position + 1, rows[0].time);
 }
 
 const isPlain = ({ events, guard, counters, key }: Append): boolean =>
@@ -397,24 +475,25 @@ const isPlain = ({ events, guard, counters, key }: Append): boolean =>
   !key &&
   events.slice(1).every(({ payload }) => !payload.sealed);
 
-async function sendOne(client: Client, append: Append, laneEnd: number | undefined): Promise<AppendResult> {
-  const { lease } = append;
+async function sendOne(
+  client: Client,
+  append: Append,
+  laneEnd: number | undefined,
+  run: string,
+): Promise<AppendResult> {
+  const { lease, state } = append;
   const [event, ...more] = append.events;
   if (!event) throw new Error('append_event needs an event');
   const { rows } = await client.query<{ stored: string[] }>({
     name: 'append_event',
-    text: `select append_event($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24) as stored`,
+    text: `select append_event($1,case when pg_postmaster_start_time() = $26 then $2::bigint end,$3,$4,$5,$6,$7,$8,$9,$10,$11,
+                               $12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25) as stored`,
     values: [
       append.lane,
       laneEnd ?? null,
       append.stream.tenant,
       append.stream.streamId,
       append.expected,
-      append.activity,
-      append.state.json,
-      append.stateVersion,
-      append.state.sealed,
-      append.state.keyId,
       event.id,
       event.type,
       event.schemaVersion,
@@ -429,13 +508,29 @@ async function sendOne(client: Client, append: Append, laneEnd: number | undefin
       lease?.name,
       lease?.owner,
       lease?.ms,
+      state?.version,
+      state?.payload.json,
+      state?.payload.sealed,
+      state?.payload.keyId,
+      state && append.createdAt,
+      state && (append.activity ? null : append.lastActivityAt),
+      run,
     ],
   });
-  const [status, version, position, ...times] = rows[0]?.stored ?? [];
+  const [status, version, position, time = ''] = rows[0]?.stored ?? [];
   if (status !== 'ok') return { status: 'conflict', version: Number(version) };
-  const [time = '', createdAt = '', lastActivityAt = ''] = times.map(rfc3339);
-  return { status, version: Number(version), position: Number(position), time, createdAt, lastActivityAt };
+  return endOf(append, Number(version), Number(position), rfc3339(time));
 }
+
+/** Where a stream ends after an append whose events are of this time. */
+const endOf = (append: Append, version: number, position: number, time: string): AppendResult => ({
+  status: 'ok',
+  version,
+  position,
+  time,
+  createdAt: append.createdAt ?? time,
+  lastActivityAt: append.activity ? time : (append.lastActivityAt ?? time),
+});
 
 const eventJson = ({ id, type, schemaVersion, payload }: AppendEvent): string =>
   `{"id":"${id}","type":${JSON.stringify(type)},"schemaVersion":${schemaVersion},"data":${payload.json ?? 'null'}}`;
@@ -461,15 +556,17 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     of((append) => append.stream.streamId),
     of((append) => append.expected),
     of((append) => append.incarnation),
+    sparse(appends, (append) => append.createdAt),
+    sparse(appends, (append) => append.lastActivityAt),
     of((append) => append.activity),
     of((append) => append.actor),
     of((append) => append.correlationId),
     sparse(appends, (append) => append.causationId),
     of((append) => append.events.length),
-    jsonArray(appends.map((append) => append.state.json)),
-    of((append) => append.stateVersion),
-    sparse(appends, (append) => append.state.sealed),
-    sparse(appends, (append) => append.state.keyId),
+    jsonArray(appends.map((append) => append.state?.payload.json)),
+    sparse(appends, (append) => append.state?.version),
+    sparse(appends, (append) => append.state?.payload.sealed),
+    sparse(appends, (append) => append.state?.payload.keyId),
     sparse(appends, (append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null)),
     sparse(appends, (append) => (append.guard && 'before' in append.guard ? append.guard.before : null)),
     sparse(appends, (append) =>
@@ -500,7 +597,11 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     text: `select * from append_batch(${values.map((_, index) => `$${index + 1}`).join()})`,
     values,
   });
-  return rows.map(toResult);
+  return rows.map((row, index) => {
+    const append = appends[index];
+    if (!append) throw new Error('append_batch returned more than it was asked for');
+    return toResult(append, row);
+  });
 }
 
 /** Texts of JSON as one; null when there is nothing in it. */
@@ -513,17 +614,10 @@ function sparse<T>(rows: readonly T[], pick: (row: T) => Element): string | null
   return column.some((value) => value != null) ? arrayLiteral(column) : null;
 }
 
-function toResult(row: Row): AppendResult {
+function toResult(append: Append, row: Row): AppendResult {
   switch (row.status) {
     case 'ok':
-      return {
-        status: 'ok',
-        version: row.r_version,
-        position: row.r_position,
-        time: row.r_time,
-        createdAt: row.r_created_at,
-        lastActivityAt: row.r_last_activity_at,
-      };
+      return endOf(append, row.r_version, row.r_position, row.r_time);
     case 'duplicate':
       return { status: 'duplicate', version: row.r_version, reference: row.r_reference };
     case 'conflict':

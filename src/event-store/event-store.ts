@@ -16,7 +16,7 @@ import { laneOf, type StreamId, streamKey } from './lane.js';
 import { LogImport } from './log-import.js';
 import { LogTail } from './log-tail.js';
 import { LogWakeUp } from './log-wake-up.js';
-import { type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
+import { type EncodedPayload, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { VectorTokens } from './vector-tokens.js';
 
@@ -44,18 +44,29 @@ export type StoredEvent = Omit<RecordedEvent, 'data'> & { readonly json: string 
 /** What a lane holds at a position: an event, or with `unreadable` one that this code cannot read, without its data. */
 export type LaneEvent = RecordedEvent & { readonly unreadable?: Error };
 
-/** A stream's row: its end and the state that the last append left. */
+/** What a stream has had since its state was stored last; bytes are those of payloads as they are stored. */
+export interface StateLag {
+  readonly events: number;
+  readonly bytes: number;
+}
+
+/** The state of a stream that was stored last, its times as of then, and all that came since. */
 export interface StoredStream {
+  readonly lane: number;
   readonly version: number;
   readonly incarnation: number;
-  readonly lane: number;
   readonly position: number;
   readonly time: string;
   readonly createdAt: string;
   readonly lastActivityAt: string;
   readonly state: unknown;
   readonly stateVersion: number;
+  readonly since: readonly RecordedEvent[];
+  readonly lag: StateLag;
 }
+
+export type Appended =
+  Exclude<AppendResult, { status: 'ok' }> | ({ readonly status: 'ok'; readonly lag: StateLag } & StreamEnd);
 
 export interface KeyedResult {
   readonly fingerprint: string;
@@ -126,13 +137,17 @@ interface EventRow {
   key_id: string | null;
 }
 
-const STREAM_COLUMNS = `version, incarnation, lane, position, time, created_at, last_activity_at, state, state_version,
-  sealed, key_id`;
+const SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 
-interface StreamRow {
+const STATE_COLUMNS = `s.tenant, s.stream_id, s.lane, s.version, s.incarnation, s.position, s.time, s.created_at,
+  s.last_activity_at, s.state, s.state_version, s.sealed, s.key_id`;
+
+interface StateRow {
+  tenant: string;
+  stream_id: string;
+  lane: number;
   version: number;
   incarnation: number;
-  lane: number;
   position: number;
   time: string;
   created_at: string;
@@ -143,12 +158,29 @@ interface StreamRow {
   key_id: string | null;
 }
 
+type SizedEventRow = EventRow & { readonly size: number };
+
+/**
+ * A state is stored by the append that brings it to so many events or bytes behind the one that is stored. More often
+ * makes appends dearer, above all beside an old snapshot, which keeps every version of the row for all to walk past;
+ * less often makes cold loads dearer (ADR 0015).
+ */
+const STATE_EVENTS = 8;
+const STATE_BYTES = 64 * 1024;
+const NO_LAG: StateLag = { events: 0, bytes: 0 };
+
+/** Events since a known state that are read at once; where there are more, the stored state is nearer. */
+const SINCE_KNOWN = 2 * STATE_EVENTS;
+
 /** Bytes of payloads, as they are stored, that a page of a cut holds; one event may be more. */
 const CUT_PAGE_BYTES = 4 * 1024 * 1024;
 const CUT_PAGE_EVENTS = 1_000;
 
-/** The plans of the append functions do not depend on their parameters; on the functions it would cost each call. */
-const WRITER_SETTINGS = '-c plan_cache_mode=force_generic_plan';
+/**
+ * No plan here depends on its parameters, and planning for all lanes takes half as long again as a small read itself.
+ * On the append functions the setting would cost each call.
+ */
+const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
 
 /** Lanes of the streams in use: a hash for each append would be dearer. */
 const KNOWN_LANES = 20_000;
@@ -186,18 +218,19 @@ export class EventStore {
       this.tail.forget(changed);
     });
     const { tail } = this;
-    const committed = (appends: readonly (readonly [Append, StreamEnd])[]): void => {
+    const committed = (appends: readonly (readonly [Append, StreamEnd])[], run: string): void => {
+      tail.enter(run);
       for (const [append, end] of appends) this.keep(append, end);
       this.wakeUp.appended(new Set(appends.map(([{ lane }]) => lane)));
     };
     this.writer = new BatchWriter(
-      () => connect(url, 'writer', { settings: WRITER_SETTINGS }),
+      () => connect(url, 'writer', { settings: GENERIC_PLANS }),
       {
         committed,
         lost: () => {
           tail.forget();
         },
-        endOf: (lane) => tail.endOf(lane),
+        lastOf: (lane, run) => tail.lastOf(lane, run),
       },
       options,
     );
@@ -205,7 +238,7 @@ export class EventStore {
 
   /** @param url of a database that is migrated. */
   static async open(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
-    const pool = createPool(url, 'log');
+    const pool = createPool(url, 'log', { settings: GENERIC_PLANS });
     try {
       const { rows } = await available(() =>
         pool.query<{ lanes: number; position_key: Buffer }>('select lanes, position_key from log_settings'),
@@ -251,30 +284,44 @@ export class EventStore {
 
   /**
    * Durable when it resolves: the commit is on disk.
+   * @param append `lag` as the last append or load gave it; without it the state is stored.
    * @throws Overloaded, DatabaseUnavailable
    */
-  append(
-    append: Omit<Append, 'lane' | 'state' | 'events'> & {
-      readonly state: unknown;
-      readonly events: readonly {
-        readonly type: string;
-        readonly schemaVersion: number;
-        readonly data: unknown;
-      }[];
-    },
-  ): Promise<AppendResult> {
-    return this.writer.append({
+  async append({
+    state,
+    stateVersion,
+    lag,
+    ...append
+  }: Omit<Append, 'lane' | 'state' | 'events'> & {
+    readonly state: unknown;
+    readonly stateVersion: number;
+    readonly lag?: StateLag | undefined;
+    readonly events: readonly {
+      readonly type: string;
+      readonly schemaVersion: number;
+      readonly data: unknown;
+    }[];
+  }): Promise<Appended> {
+    const events = append.events.map(({ type, schemaVersion, data }) => ({
+      id: randomUUID(),
+      type,
+      schemaVersion,
+      data,
+      payload: this.codec.encode(type, data),
+    }));
+    const behind = {
+      events: (lag?.events ?? 0) + events.length,
+      bytes: events.reduce((sum, { payload }) => sum + sizeOf(payload), lag?.bytes ?? 0),
+    };
+    const isStored =
+      !lag || append.expected === 0 || behind.events >= STATE_EVENTS || behind.bytes >= STATE_BYTES;
+    const result = await this.writer.append({
       ...append,
       lane: this.laneOf(append.stream),
-      state: this.codec.encode(STATE, append.state),
-      events: append.events.map(({ type, schemaVersion, data }) => ({
-        id: randomUUID(),
-        type,
-        schemaVersion,
-        data,
-        payload: this.codec.encode(type, data),
-      })),
+      state: isStored ? { payload: this.codec.encode(STATE, state), version: stateVersion } : undefined,
+      events,
     });
+    return result.status === 'ok' ? { ...result, lag: isStored ? NO_LAG : behind } : result;
   }
 
   /** What was appended here is at hand for those who follow the log. */
@@ -299,37 +346,92 @@ export class EventStore {
         causationId,
         data,
       };
-      this.tail.add(event, payload.json?.length ?? payload.sealed?.length ?? 0);
+      this.tail.add(event, sizeOf(payload));
     }
   }
 
   async loadStream(stream: StreamId): Promise<StoredStream | undefined> {
     const { rows } = await available(() =>
-      this.pool.query<StreamRow>({
+      this.pool.query<StateRow>({
         name: 'load_stream',
-        text: `select ${STREAM_COLUMNS} from stream where tenant = $1 and stream_id = $2`,
+        text: `select ${STATE_COLUMNS} from stream_state s where s.tenant = $1 and s.stream_id = $2`,
         values: [stream.tenant, stream.streamId],
       }),
     );
     const [row] = rows;
-    return row && this.toStream(row);
+    if (!row) return undefined;
+    // Whatever was appended in between: a later look at the events has all up to its end.
+    return this.toStream(row, await this.rowsAfter(stream, row.version));
   }
 
-  /** Those of the streams that exist, in no particular order, by one query. */
+  /** Those of the streams that exist, in no particular order, by two queries. */
   async loadStreams(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
-    const { rows } = await available(() =>
-      this.pool.query<StreamRow & { tenant: string; stream_id: string }>({
+    // One by one through the index: for many streams the planner would rather read the whole table.
+    const { rows: stored } = await available(() =>
+      this.pool.query<StateRow>({
         name: 'load_streams',
-        // One by one through the index: for many streams the planner would rather read the whole table.
         text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
                cross join lateral (
-                 select ${STREAM_COLUMNS}, tenant, stream_id from stream
-                 where tenant = w.tenant and stream_id = w.stream_id limit 1
+                 select ${STATE_COLUMNS} from stream_state s
+                 where s.tenant = w.tenant and s.stream_id = w.stream_id limit 1
                ) s`,
         values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
       }),
     );
-    return rows.map((row) => ({ ...this.toStream(row), tenant: row.tenant, streamId: row.stream_id }));
+    const { rows } = await available(() =>
+      this.pool.query<SizedEventRow>({
+        name: 'load_streams_since',
+        text: `select ${SIZE} as size, ${COLUMNS}
+               from unnest($1::smallint[], $2::text[], $3::text[], $4::int[]) as w (lane, tenant, stream_id, version)
+               cross join lateral (
+                 select * from event e
+                 where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id and e.version > w.version
+                 order by e.version
+               ) e`,
+        values: [
+          stored.map((row) => row.lane),
+          stored.map((row) => row.tenant),
+          stored.map((row) => row.stream_id),
+          stored.map((row) => row.version),
+        ],
+      }),
+    );
+    const since = new Map<string, SizedEventRow[]>();
+    for (const row of rows) {
+      const key = streamKey({ tenant: row.tenant, streamId: row.stream_id });
+      const before = since.get(key);
+      if (before) before.push(row);
+      else since.set(key, [row]);
+    }
+    return stored.map((row) => {
+      const stream = { tenant: row.tenant, streamId: row.stream_id };
+      return { ...this.toStream(row, since.get(streamKey(stream)) ?? []), ...stream };
+    });
+  }
+
+  /** The events of a stream behind one that is known; undefined when that one is not there, or too far back. */
+  async eventsSince(
+    stream: StreamId,
+    known: { readonly version: number; readonly position: number; readonly time: string },
+  ): Promise<Pick<StoredStream, 'since' | 'lag'> | undefined> {
+    const [first, ...rows] = await this.rowsAfter(stream, known.version - 1, SINCE_KNOWN + 1);
+    // A log that was set back may have gone on with other events since.
+    const isThere =
+      first?.version === known.version && first.position === known.position && first.time === known.time;
+    return isThere && rows.length < SINCE_KNOWN ? this.followed(rows) : undefined;
+  }
+
+  private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
+    const { rows } = await available(() =>
+      this.pool.query<SizedEventRow>({
+        name: 'rows_after',
+        text: `select ${SIZE} as size, ${COLUMNS} from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version > $4
+               order by e.version limit $5`,
+        values: [this.laneOf(stream), stream.tenant, stream.streamId, version, limit],
+      }),
+    );
+    return rows;
   }
 
   /** The versions that streams are at, in the order asked; 0 for one that does not exist. */
@@ -337,10 +439,18 @@ export class EventStore {
     const { rows } = await available(() =>
       this.pool.query<{ version: number }>({
         name: 'stream_versions',
-        text: `select coalesce(s.version, 0) as version
-               from unnest($1::text[], $2::text[]) with ordinality as w (tenant, stream_id, n)
-               left join stream s using (tenant, stream_id) order by w.n`,
-        values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
+        text: `select coalesce((
+                 select e.version from event e
+                 where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id
+                 order by e.version desc limit 1
+               ), 0) as version
+               from unnest($1::smallint[], $2::text[], $3::text[]) with ordinality as w (lane, tenant, stream_id, n)
+               order by w.n`,
+        values: [
+          streams.map((one) => this.laneOf(one)),
+          streams.map((one) => one.tenant),
+          streams.map((one) => one.streamId),
+        ],
       }),
     );
     return rows.map((row) => row.version);
@@ -411,7 +521,7 @@ export class EventStore {
   /** The last state that was kept of a stream at or before a version; undefined when there is none. */
   async loadSnapshot(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
     const { rows } = await available(() =>
-      this.pool.query<Pick<StreamRow, 'state' | 'sealed' | 'key_id'>>({
+      this.pool.query<{ state: unknown; sealed: Buffer | null; key_id: string | null }>({
         name: 'load_snapshot',
         text: `select state, sealed, key_id from stream_snapshot
                where tenant = $1 and stream_id = $2 and state_version = $3 and version <= $4
@@ -600,7 +710,7 @@ export class EventStore {
   }
 
   /**
-   * Streams by tenant and id, with the versions that they have now.
+   * Streams by tenant and id, with versions that they had not long ago.
    * @param only those of this tenant
    */
   async streamsAfter(
@@ -611,7 +721,7 @@ export class EventStore {
     const { rows } = await available(() =>
       this.pool.query<{ tenant: string; stream_id: string; version: number }>({
         name: 'streams_after',
-        text: `select tenant, stream_id, version from stream
+        text: `select tenant, stream_id, version from stream_state
                where (tenant, stream_id) > ($1, $2) and tenant <= coalesce($4, tenant)
                order by tenant, stream_id limit $3`,
         values: [after.tenant, after.streamId, limit, only ?? null],
@@ -645,7 +755,7 @@ export class EventStore {
                           sum(p.size) over (order by p.n, p.version rows unbounded preceding) - p.size as before
                    from (
                      select e.*, s.n,
-                            coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0) as size
+                            ${SIZE} as size
                      from unnest($1::smallint[], $2::text[], $3::text[], $4::int[])
                           with ordinality as s (lane, tenant, stream_id, after, n)
                      cross join lateral (
@@ -752,17 +862,25 @@ export class EventStore {
     );
   }
 
-  private toStream(row: StreamRow): StoredStream {
+  private toStream(row: StateRow, since: readonly SizedEventRow[]): StoredStream {
     return {
+      lane: row.lane,
       version: row.version,
       incarnation: row.incarnation,
-      lane: row.lane,
       position: row.position,
       time: row.time,
       createdAt: row.created_at,
       lastActivityAt: row.last_activity_at,
       state: this.codec.decode(STATE, { data: row.state, sealed: row.sealed, keyId: row.key_id }),
       stateVersion: row.state_version,
+      ...this.followed(since),
+    };
+  }
+
+  private followed(rows: readonly SizedEventRow[]): Pick<StoredStream, 'since' | 'lag'> {
+    return {
+      since: rows.map((row) => this.toEvent(row)),
+      lag: { events: rows.length, bytes: rows.reduce((sum, { size }) => sum + size, 0) },
     };
   }
 
@@ -785,6 +903,8 @@ export class EventStore {
     }
   }
 }
+
+const sizeOf = ({ json, sealed }: EncodedPayload): number => json?.length ?? sealed?.length ?? 0;
 
 /** The next $3 events after the positions $2 in the lanes $1. */
 const nextOfLanes = (columns: string): string => `

@@ -14,6 +14,13 @@ const MOST = 8_192;
  */
 export class LogTail<Event extends LanePosition> {
   private readonly lanes = new Map<number, Event[]>();
+  private run = '';
+
+  /** What is added next was committed in this run of the server: of another one nothing can be relied on. */
+  enter(run: string): void {
+    if (run !== this.run) this.forget();
+    this.run = run;
+  }
 
   /** @param size characters of its data */
   add(event: Event, size: number): void {
@@ -33,9 +40,9 @@ export class LogTail<Event extends LanePosition> {
     for (const lane of lanes) this.lanes.delete(lane);
   }
 
-  /** The last position that was seen in a lane, if the events up to it are here. */
-  endOf(lane: number): number | undefined {
-    return this.lanes.get(lane)?.at(-1)?.position;
+  /** The last event that was seen in a lane in this run of the server; undefined when it is not here. */
+  lastOf(lane: number, run: string): Event | undefined {
+    return run === this.run ? this.lanes.get(lane)?.at(-1) : undefined;
   }
 
   /** The next events of a lane after a position; undefined when the log has to be asked. */

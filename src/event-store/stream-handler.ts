@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { type Decider, type Decision, DomainError } from '../domain/decider.js';
-import { type AppendResult, type CounterChange, type NewLease } from './batch-writer.js';
-import { type EventStore } from './event-store.js';
+import { type CounterChange, type NewLease } from './batch-writer.js';
+import { type Appended, type EventStore, type RecordedEvent, type StateLag } from './event-store.js';
 import { type StreamId, streamKey } from './lane.js';
 
 /** A decider's state with the facts that only the store knows: where the stream ends, and its times. */
@@ -13,6 +13,8 @@ export interface Loaded<State> {
   readonly time: string;
   readonly createdAt: string;
   readonly lastActivityAt: string;
+  /** How far the stored state is behind; undefined when it is one that this code cannot use. */
+  readonly lag: StateLag | undefined;
 }
 
 /** What a command did. `duplicate` is there when it was done before under the same key. */
@@ -77,6 +79,8 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   readonly stateVersion: number;
   readonly schemaVersion: (type: Event['type']) => number;
   readonly isActivity: (event: Event) => boolean;
+  /** Stores the state with every append, for those who look at the table of states by themselves. */
+  readonly storesAlways?: boolean;
   readonly incarnation: (state: State) => number;
   /** A state is kept about every so many versions, so that one of the past is folded from few events; 1000. */
   readonly snapshotEvery?: number;
@@ -150,14 +154,15 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
   async preload(streams: readonly StreamId[]): Promise<void> {
-    for (const { state, ...stored } of await this.store.loadStreams(streams)) {
+    for (const stored of await this.store.loadStreams(streams)) {
       const key = streamKey(stored);
       // What is stored under another number is folded when it is needed.
       if (stored.stateVersion !== this.kind.stateVersion) continue;
-      if ((this.cache.get(key)?.state.version ?? 0) >= stored.version) continue;
-      const { lane, position, time, createdAt, lastActivityAt } = stored;
-      const known = state as State & { version: number };
-      this.cache.set(key, { state: known, lane, position, time, createdAt, lastActivityAt });
+      const loaded = this.follow(
+        { ...stored, state: stored.state as State & { version: number } },
+        stored.since,
+      );
+      if ((this.cache.get(key)?.state.version ?? 0) < loaded.state.version) this.cache.set(key, loaded);
     }
   }
 
@@ -168,30 +173,59 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   /** The state as the log has it now. */
   async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
-    const { decider, stateVersion } = this.kind;
-    const stored = await this.store.loadStream(stream);
-    const loaded: Loaded<State & { version: number }> = stored
-      ? {
-          state:
-            stored.stateVersion === stateVersion
-              ? (stored.state as State & { version: number })
-              : await this.stateAt(stream, stored.version),
-          lane: stored.lane,
-          position: stored.position,
-          time: stored.time,
-          createdAt: stored.createdAt,
-          lastActivityAt: stored.lastActivityAt,
-        }
-      : {
-          state: decider.initialState,
-          lane: this.store.laneOf(stream),
-          position: 0,
-          time: '',
-          createdAt: '',
-          lastActivityAt: '',
-        };
+    const loaded = (await this.catchUp(stream)) ?? (await this.loadCold(stream));
     this.cache.set(streamKey(stream), loaded);
     return loaded;
+  }
+
+  /** From the state at hand; undefined when there is none that the log still has, or when it is too old. */
+  private async catchUp(stream: StreamId): Promise<Loaded<State & { version: number }> | undefined> {
+    const known = this.known(stream);
+    if (!known || known.state.version === 0) return undefined;
+    const { position, time } = known;
+    const found = await this.store.eventsSince(stream, { version: known.state.version, position, time });
+    if (!found || found.since.length === 0) return found && known;
+    const lag = known.lag && {
+      events: known.lag.events + found.lag.events,
+      bytes: known.lag.bytes + found.lag.bytes,
+    };
+    return this.follow({ ...known, incarnation: this.kind.incarnation(known.state), lag }, found.since);
+  }
+
+  private async loadCold(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    const { decider, stateVersion } = this.kind;
+    const stored = await this.store.loadStream(stream);
+    if (!stored) {
+      return {
+        state: decider.initialState,
+        lane: this.store.laneOf(stream),
+        position: 0,
+        time: '',
+        createdAt: '',
+        lastActivityAt: '',
+        lag: { events: 0, bytes: 0 },
+      };
+    }
+    if (stored.stateVersion === stateVersion)
+      return this.follow({ ...stored, state: stored.state as State & { version: number } }, stored.since);
+    const state = await this.stateAt(stream, stored.version);
+    return this.follow({ ...stored, state, lag: undefined }, stored.since);
+  }
+
+  /** What a state and its times have become by the events that came since. */
+  private follow(
+    from: Loaded<State & { version: number }> & { readonly incarnation: number },
+    since: readonly RecordedEvent[],
+  ): Loaded<State & { version: number }> {
+    let { state, position, time, createdAt, lastActivityAt, incarnation } = from;
+    for (const recorded of since) {
+      const event = recorded as unknown as Event;
+      state = this.kind.decider.evolve(state, event);
+      ({ position, time } = recorded);
+      if (recorded.incarnation > incarnation) ({ incarnation, time: createdAt } = recorded);
+      if (this.kind.isActivity(event)) lastActivityAt = time;
+    }
+    return { state, lane: from.lane, position, time, createdAt, lastActivityAt, lag: from.lag };
   }
 
   /** The state that a stream had at a version which it has reached: folded from the snapshot before it. */
@@ -271,6 +305,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
             time: result.time,
             createdAt: result.createdAt,
             lastActivityAt: result.lastActivityAt,
+            lag: result.lag,
           };
           if (decision.events.length === 0) return { ...loaded, events: [] };
           this.cache.set(streamKey(stream), handled);
@@ -304,7 +339,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     loaded: Loaded<State & { version: number }>,
     decision: Decision<Event>,
     options: HandleOptions,
-  ): Promise<{ next: State & { version: number }; result: AppendResult }> {
+  ): Promise<{ next: State & { version: number }; result: Appended }> {
     const { decider, stateVersion, schemaVersion, isActivity, incarnation } = this.kind;
     const next = decision.events.reduce((state, event) => decider.evolve(state, event), loaded.state);
     const counters: CounterChange[] = [];
@@ -313,14 +348,18 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       if (!counter) throw new Error(`nobody knows the counter ${name}`);
       counters.push({ ...counter, delta });
     }
+    const isNew = loaded.createdAt === '' || incarnation(next) > incarnation(loaded.state);
     const began = performance.now();
     const result = await this.store.append({
       stream,
       expected: loaded.state.version,
       incarnation: incarnation(next),
+      createdAt: isNew ? null : loaded.createdAt,
+      lastActivityAt: loaded.lastActivityAt || null,
       activity: decision.events.some(isActivity),
       state: next,
       stateVersion,
+      lag: this.kind.storesAlways ? undefined : loaded.lag,
       actor: options.actor,
       correlationId: options.correlationId,
       causationId: options.causationId ?? null,

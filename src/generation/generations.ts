@@ -483,12 +483,15 @@ export class Generations {
     const ends = await this.store.streamVersions(
       suspects.map(({ session }) => ({ tenant: session.tenant, streamId: session.sessionId })),
     );
-    for (const [index, running] of suspects.entries()) {
-      if (ends[index] === running.version) continue;
-      const { state } = await this.commands.load(running.session.tenant, running.session.sessionId);
-      running.version = state.version;
-      if (state.generation?.id !== running.live.generationId) running.controller.abort(new Superseded());
-    }
+    // Side by side: a session that cannot be read keeps no other from being looked at.
+    await Promise.all(
+      suspects.map(async (running, index) => {
+        if (ends[index] === running.version) return;
+        const { state } = await this.commands.load(running.session.tenant, running.session.sessionId);
+        running.version = state.version;
+        if (state.generation?.id !== running.live.generationId) running.controller.abort(new Superseded());
+      }),
+    );
   }
 
   /** Follows a generation of another node, or one that has ended, into `live`. */

@@ -55,6 +55,7 @@ export class TenantPolicies {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity: () => true,
       incarnation: () => 1,
+      storesAlways: true,
     });
   }
 
@@ -146,7 +147,7 @@ export class TenantPolicies {
       this.store.pool.query<{ tenant: string; version: number }>({
         name: 'tenant_streams',
         // Not a parameter: only so the planner sees that the partial index holds them all.
-        text: `select tenant, version from stream where stream_id = '${TENANT_STREAM}'`,
+        text: `select tenant, version from stream_state where stream_id = '${TENANT_STREAM}'`,
       }),
     );
     const changed = rows.filter(({ tenant, version }) => version > (this.own.get(tenant)?.version ?? 0));

@@ -79,8 +79,8 @@ export async function createWorld(): Promise<World> {
 /** All that a request may leave behind; a refused one leaves it as it was. */
 export async function stored(database: TestDatabase): Promise<Record<string, unknown>> {
   const [counts] = await database.query(
-    `select (select count(*)::int from event) as events, (select count(*)::int from stream) as streams,
-            (select coalesce(sum(version), 0)::int from stream) as versions,
+    `select (select count(*)::int from event) as events, (select count(*)::int from stream_state) as streams,
+            (select coalesce(sum(version), 0)::int from stream_state) as versions,
             (select count(*)::int from command) as commands,
             (select coalesce(sum(value), 0)::int from counter) as counters`,
   );

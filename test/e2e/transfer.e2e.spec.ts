@@ -63,7 +63,7 @@ describe('import', () => {
     const env = { DATABASE_URL: target.url };
     const { child, ended } = startColloquy(['import', file], { env });
     const there = async () =>
-      (await target.query<{ n: number }>('select count(*)::int as n from stream'))[0]?.n ?? 0;
+      (await target.query<{ n: number }>('select count(*)::int as n from stream_state'))[0]?.n ?? 0;
     while ((await there()) === 0);
     child.kill('SIGKILL');
     await ended;
@@ -128,7 +128,7 @@ describe('import', () => {
     expect(refused).toMatchObject({ code: 1, out: '' });
     expect(refused.err).toContain('SHA-256');
     expect(await colloquy(['import', join(folder, 'none')], { env })).toMatchObject({ code: 1, out: '' });
-    expect(await target.query('select from stream')).toEqual([]);
+    expect(await target.query('select from stream_state')).toEqual([]);
   });
 });
 

@@ -14,6 +14,8 @@ export function appendOf(
     stream,
     expected,
     incarnation: 1,
+    createdAt: null,
+    lastActivityAt: null,
     activity: true,
     state: { version: expected + events.length },
     stateVersion: 1,

@@ -3,6 +3,9 @@
 -- p_lanes: the lanes concerned, ascending.
 -- a_*: one element per append; a stream stands in a batch once. a_lane is the lane's number in p_lanes, from 1.
 -- e_*: one element per event; e_append is the number of its append, e_ordinal its number in there, both from 1.
+-- a_created_at, a_last_activity_at: what the caller knows of the stream as of a_expected, which the check of the version
+-- proves right; null where that begins with this append. a_activity: whether the append is a use of the stream itself.
+-- a_state_version: null when the stream's row stays as it is, at an earlier version.
 -- a_lease: a lease that begins with the append.
 -- c_*: one element per change of a counter, in the order of the appends.
 -- The jsonb parameters are JSON arrays in step with their group: cheaper to send than arrays of escaped text.
@@ -16,13 +19,15 @@
 --   guard      the guard does not hold
 --   counter    a counter would pass its limit
 --   retry      somebody used the same key at the same moment: ask again
-create or replace function append_batch(
+create function append_batch(
   p_lanes smallint[],
   a_lane integer[],
   a_tenant text[],
   a_stream_id text[],
   a_expected integer[],
   a_incarnation integer[],
+  a_created_at timestamptz[],
+  a_last_activity_at timestamptz[],
   a_activity boolean[],
   a_actor text[],
   a_correlation_id text[],
@@ -60,8 +65,6 @@ returns table (
   r_version integer,
   r_position bigint,
   r_time timestamptz,
-  r_created_at timestamptz,
-  r_last_activity_at timestamptz,
   r_reference jsonb
 )
 language plpgsql
@@ -74,8 +77,6 @@ declare
   v_version integer[];
   v_position bigint[];
   v_time timestamptz[];
-  v_created_at timestamptz[];
-  v_last_activity_at timestamptz[];
   v_reference jsonb[];
   v_lane_end bigint[];
   v_lost integer[];
@@ -91,7 +92,7 @@ begin
              when c.key is not null then 'duplicate'
              when coalesce(s.version, 0) <> a.expected then 'conflict'
              when a.idle_for is not null
-               and greatest(s.time, v_now) - s.last_activity_at < a.idle_for * interval '1 millisecond' then 'guard'
+               and greatest(s.time, v_now) - coalesce(a.last_activity_at, s.time) < a.idle_for * interval '1 millisecond' then 'guard'
              when a.before is not null and greatest(s.time, v_now) >= a.before then 'guard'
              when a.lease_over is not null
                and exists (select from lease l where l.name = a.lease_over and l.until > v_now) then 'guard'
@@ -101,18 +102,17 @@ begin
          array_agg(coalesce(s.position, 0) order by a.n),
          -- Not earlier than the stream's last event, so that time never goes back within a stream.
          array_agg(greatest(s.time, v_now) order by a.n),
-         array_agg(case when a.incarnation > coalesce(s.incarnation, 0) then greatest(s.time, v_now)
-                        else s.created_at end order by a.n),
-         array_agg(case when a.activity then greatest(s.time, v_now) else s.last_activity_at end order by a.n),
          array_agg(c.reference order by a.n)
-  into v_status, v_version, v_position, v_time, v_created_at, v_last_activity_at, v_reference
-  from unnest(a_tenant, a_stream_id, a_expected, a_incarnation, a_activity, a_idle_for, a_before, a_lease_over,
+  into v_status, v_version, v_position, v_time, v_reference
+  from unnest(a_lane, a_tenant, a_stream_id, a_expected, a_last_activity_at, a_idle_for, a_before, a_lease_over,
               a_scope, a_key, a_fingerprint)
-       with ordinality as a (tenant, stream_id, expected, incarnation, activity, idle_for, before, lease_over,
+       with ordinality as a (lane, tenant, stream_id, expected, last_activity_at, idle_for, before, lease_over,
                              scope, key, fingerprint, n)
   -- One by one through the index: a plan made while the tables were small would read all of them for every batch.
   left join lateral (
-    select * from stream where tenant = a.tenant and stream_id = a.stream_id limit 1
+    select e.version, e.position, e.time from event e
+    where e.lane = p_lanes[a.lane] and e.tenant = a.tenant and e.stream_id = a.stream_id
+    order by e.version desc limit 1
   ) s on true
   left join lateral (
     select * from command
@@ -194,17 +194,20 @@ begin
          as e (append, ordinal, id, type, schema_version, sealed, key_id, data)
     where v_status[e.append] = 'ok';
 
-    insert into stream as old_end (tenant, stream_id, lane, version, incarnation, position, time, created_at,
-                                   last_activity_at, state, state_version, sealed, key_id)
-    select a.tenant, a.stream_id, p_lanes[a.lane], a.version, a.incarnation, a.position, a.time, a.created_at,
-           a.last_activity_at, nullif(a.state, 'null'), a.state_version, a.sealed, a.key_id
+    insert into stream_state (tenant, stream_id, lane, version, incarnation, position, time, created_at,
+                              last_activity_at, state, state_version, sealed, key_id)
+    select a.tenant, a.stream_id, p_lanes[a.lane], a.version, a.incarnation, a.position, a.time,
+           coalesce(a.created_at, a.time),
+           case when a.activity then a.time else coalesce(a.last_activity_at, a.time) end,
+           nullif(a.state, 'null'), a.state_version, a.sealed, a.key_id
     from rows from (unnest(a_tenant, a_stream_id, a_lane, v_status, v_version, a_incarnation, v_position, v_time,
-                           v_created_at, v_last_activity_at, a_events, a_state_version, a_state_sealed, a_state_key_id),
+                           a_created_at, a_last_activity_at, a_activity, a_events, a_state_version, a_state_sealed,
+                           a_state_key_id),
                     jsonb_array_elements(a_state))
-         as a (tenant, stream_id, lane, status, version, incarnation, position, time,
-               created_at, last_activity_at, events, state_version, sealed, key_id, state)
-    where a.status = 'ok' and a.events > 0
-    on conflict on constraint stream_pkey do update
+         as a (tenant, stream_id, lane, status, version, incarnation, position, time, created_at,
+               last_activity_at, activity, events, state_version, sealed, key_id, state)
+    where a.status = 'ok' and a.events > 0 and a.state_version is not null
+    on conflict on constraint stream_state_pkey do update
       set version = excluded.version, incarnation = excluded.incarnation, position = excluded.position,
           time = excluded.time, created_at = excluded.created_at, last_activity_at = excluded.last_activity_at,
           state = excluded.state, state_version = excluded.state_version,
@@ -221,5 +224,5 @@ begin
   end if;
 
   return query
-    select * from unnest(v_status, v_version, v_position, v_time, v_created_at, v_last_activity_at, v_reference);
+    select * from unnest(v_status, v_version, v_position, v_time, v_reference);
 end $$;

@@ -10,7 +10,7 @@
 -- one of those counts as use of the stream; s_last_activity_at is then that time.
 --
 -- Returns one row per stream, in order: 'ok', or 'exists' when there is such a stream, which stays as it is.
-create function import_batch(
+create or replace function import_batch(
   p_lanes smallint[],
   s_lane integer[],
   s_tenant text[],
@@ -50,7 +50,7 @@ begin
   into v_status
   from unnest(s_tenant, s_stream_id) with ordinality as a (tenant, stream_id, n)
   left join lateral (
-    select true as found from stream where tenant = a.tenant and stream_id = a.stream_id limit 1
+    select true as found from stream_state where tenant = a.tenant and stream_id = a.stream_id limit 1
   ) s on true;
 
   select array_agg(coalesce((select max(e.position) from event e where e.lane = l.lane), 0) order by l.n)
@@ -75,7 +75,7 @@ begin
   where v_status[e.stream] = 'ok'
   order by e.stream, e.version;
 
-  insert into stream (tenant, stream_id, lane, version, incarnation, position, time, created_at,
+  insert into stream_state (tenant, stream_id, lane, version, incarnation, position, time, created_at,
                       last_activity_at, state, state_version, sealed, key_id)
   select s.tenant, s.stream_id, p_lanes[s.lane], s.version, s.incarnation, s.position,
          case when s.stamped then greatest(s.time, v_now) else s.time end, s.created_at,

@@ -19,7 +19,10 @@ declare
   v_middle integer;
   v_holds boolean;
 begin
-  select s.version into v_high from stream s where s.tenant = p_tenant and s.stream_id = p_stream_id;
+  select e.version into v_high
+  from event e
+  where e.lane = p_lane and e.tenant = p_tenant and e.stream_id = p_stream_id
+  order by e.version desc limit 1;
   v_high := least(coalesce(v_high, 0), p_version);
   while v_low < v_high loop
     -- Rounded up, so that what holds moves the lower end.

@@ -35,7 +35,9 @@ create table event (
   primary key (lane, position)
 ) partition by list (lane);
 
--- Not unique: the stream row guards versions, so that a lane can be sub-partitioned by position for archiving.
+-- The end of a stream is its last entry here. Nothing is ever deleted or updated, so there are no dead entries to walk
+-- past, however long somebody holds a snapshot.
+-- Not unique: the lane's lock guards versions, so that a lane can be sub-partitioned by position for archiving.
 create index event_stream on event (lane, tenant, stream_id, version);
 
 -- Events are facts: the database itself refuses to change them. Statement triggers of a partitioned table do not
@@ -62,9 +64,10 @@ begin
   end loop;
 end $$;
 
--- One row per stream: its end, and the decision state as of `version`, so that a cold load reads one row.
--- Nothing that an append changes is indexed, and pages keep room: updates stay heap-only.
-create table stream (
+-- One row per stream: the decision state that it had at `version`, some events ago at most, so that a cold load reads
+-- that and the few events since. Made with the stream, then written by one append of several.
+-- Nothing that is written again is indexed, and pages keep room: updates stay heap-only.
+create table stream_state (
   tenant text collate "C" not null,
   stream_id text collate "C" not null,
   lane smallint not null,

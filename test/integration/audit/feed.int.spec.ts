@@ -209,7 +209,7 @@ async function fill(count: number, lane: string, second: string, actor: string):
     [count],
   );
   await db.query(
-    `insert into stream select 'acme', 'l' || lane, lane, max(position), 1, max(position), max(time), max(time),
+    `insert into stream_state select 'acme', 'l' || lane, lane, max(position), 1, max(position), max(time), max(time),
        max(time), '{}', 1 from event group by lane`,
   );
 }
@@ -299,7 +299,7 @@ it('given writers on two nodes and readers that come back again and again, when 
   for (const filter of filters) totals.set(filter, (await expected('acme', filter)).length + 1);
   // One more that all of them see, so that none waits for ever.
   const stream = { tenant: 'acme', streamId: 'w0-3' };
-  const { version } = (await store.loadStream(stream)) ?? { version: 0 };
+  const [version = 0] = await store.streamVersions([stream]);
   const last = [{ type: 'SessionExpired', data: {} }];
   await store.append(appendOf(stream, version, last, { actor: 'bob' }));
   for (const { filter, seen, visits } of await Promise.all(reading)) {

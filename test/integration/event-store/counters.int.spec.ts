@@ -29,7 +29,7 @@ describe('a counter', () => {
     expect(await stores[0]?.counterValue('active')).toBe(50);
     // What was refused left nothing.
     const ok = results.flatMap(({ status }, index) => (status === 'ok' ? [`s${index}`] : []));
-    for (const table of ['event', 'stream']) {
+    for (const table of ['event', 'stream_state']) {
       const rows = await db.query<{ stream_id: string }>(`select stream_id from ${table}`);
       expect(rows.map((row) => row.stream_id).sort()).toEqual(ok.sort());
     }

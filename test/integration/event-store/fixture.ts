@@ -116,13 +116,16 @@ export async function expectSoundLog(db: TestDatabase): Promise<void> {
         from event window w as (partition by tenant, stream_id order by version)
       ) e where before >= position or earlier > time or same <> lane`,
     'an event stored twice': 'select id from event group by id having count(*) > 1',
-    'a stream row that is not its last event': `
-      select * from (
-        select distinct on (tenant, stream_id) tenant, stream_id, lane, version, position, time, incarnation
-        from event order by tenant, stream_id, version desc
-      ) e full join stream s on (s.tenant, s.stream_id) = (e.tenant, e.stream_id)
+    'a stream without a stored state': `
+      select tenant, stream_id from event except select tenant, stream_id from stream_state`,
+    'a stored state that is not that of one of the last events': `
+      select s.*, e.*, l.version from stream_state s
+      left join event e on (e.tenant, e.stream_id, e.version) = (s.tenant, s.stream_id, s.version)
+      cross join lateral (
+        select max(version) as version from event e where (e.tenant, e.stream_id) = (s.tenant, s.stream_id)
+      ) l
       where (s.lane, s.version, s.position, s.time, s.incarnation)
-            is distinct from (e.lane, e.version, e.position, e.time, e.incarnation)`,
+            is distinct from (e.lane, e.version, e.position, e.time, e.incarnation) or s.version + 8 <= l.version`,
   };
   for (const [what, sql] of Object.entries(offenders)) {
     expect({ [what]: await db.query(sql) }).toEqual({ [what]: [] });

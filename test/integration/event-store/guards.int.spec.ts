@@ -19,17 +19,28 @@ const HOUR_MS = 3_600_000;
 const stream = { tenant: 'acme', streamId: 'a' };
 const written = [{ type: 'Written', data: {} }];
 
+interface Times {
+  readonly createdAt: string | null;
+  readonly lastActivityAt: string | null;
+}
+/** What whoever appends knows of the stream. */
+let known: Times;
+beforeEach(() => {
+  known = { createdAt: null, lastActivityAt: null };
+});
+
 async function append(
   expected: number,
   more: Parameters<typeof appendOf>[3] = {},
 ): Promise<{ version: number; time: string; createdAt: string; lastActivityAt: string }> {
-  const result = await store.append(appendOf(stream, expected, written, more));
+  const result = await store.append(appendOf(stream, expected, written, { ...known, ...more }));
   if (result.status !== 'ok') throw new Error(result.status);
+  known = { createdAt: result.createdAt, lastActivityAt: result.lastActivityAt };
   return result;
 }
 const refusedBy = async (expected: number, more: Parameters<typeof appendOf>[3]) => {
   const before = await store.loadStream(stream);
-  const { status } = await store.append(appendOf(stream, expected, written, more));
+  const { status } = await store.append(appendOf(stream, expected, written, { ...known, ...more }));
   expect(await store.loadStream(stream)).toEqual(before);
   return status;
 };
@@ -117,7 +128,7 @@ describe('stamps', () => {
     await at(2);
     const unused = await append(2, { activity: false });
     await at(3);
-    const again = await append(3, { incarnation: 2, guard: { idleFor: 0 } });
+    const again = await append(3, { incarnation: 2, createdAt: null, guard: { idleFor: 0 } });
     await at(4);
     const same = await append(4, { incarnation: 2, activity: false, guard: { idleFor: 0 } });
 

@@ -54,7 +54,7 @@ it.each([
     await Promise.all(stuck);
     await Promise.allSettled(outcomes);
     const stored = await db.query<{ stream_id: string }>(
-      `select stream_id from stream where stream_id not like 's10__'`,
+      `select stream_id from stream_state where stream_id not like 's10__'`,
     );
     expect(stored.map((row) => row.stream_id).sort()).toEqual(accepted.sort());
     for (let index = 2_000; index < 2_020; index += 1) {

@@ -1,7 +1,8 @@
 import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
-import { by, logPerTest, seeded, sized, tallies, tallyDecider } from './fixture.js';
+import { type StateLag } from '../../../src/event-store/event-store.js';
+import { type Added, by, logPerTest, seeded, sized, tallies, tallyDecider } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = logPerTest((made) => {
@@ -20,7 +21,7 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
       await handler.handle(stream, { numbers: numbers.slice(from, from + 700) }, by);
     }
     // A state that tells where it came from.
-    await db.query(`update stream set state = state || '{"stored": true}'`);
+    await db.query(`update stream_state set state = state || '{"stored": true}'`);
 
     const stored = await tallies(store).load(stream);
     const folded = await tallies(store, { stateVersion: 2 }).load(stream);
@@ -31,12 +32,86 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
       tallyDecider.initialState,
     );
     expect(folded.state).toEqual(expected);
-    expect({ ...folded, state: 0 }).toEqual({ ...stored, state: 0 });
+    expect({ ...folded, state: 0, lag: 0 }).toEqual({ ...stored, state: 0, lag: 0 });
     // The next append stores it anew, and then nobody folds.
     await tallies(store, { stateVersion: 2 }).handle(stream, { numbers: [1] }, by);
     expect(await store.loadStream(stream)).toMatchObject({ stateVersion: 2, state: { version: length + 1 } });
   },
 );
+
+it('given two nodes that write by turns, when a session is loaded with and without a state at hand, then both are what a fold of all events gives', async () => {
+  const random = seeded();
+  const stores = [await nodes.start(db.url), await nodes.start(db.url)] as const;
+  const more = { isActivity: (event: Added) => event.data.number % 2 === 0 };
+  const warm = stores.map((store) => tallies(store, more));
+  let version = 0;
+  for (let round = 0; round < sized(200, 60); round += 1) {
+    // Now and then so much that the other node has less to read from the stored state than from its own.
+    const count = random(10) === 0 ? 50 : 1 + random(3);
+    const numbers = Array.from({ length: count }, () => random(1_000));
+    await warm[random(2)]?.handle(stream, { numbers }, by);
+    version += count;
+    if (random(3) === 0) continue;
+
+    const [folded, cold, ...others] = await Promise.all([
+      tallies(stores[0], { ...more, stateVersion: 2 }).load(stream),
+      tallies(stores[0], more).load(stream),
+      ...warm.map((handler) => handler.load(stream)),
+    ]);
+    expect(folded.state).toMatchObject({ version });
+    for (const loaded of [cold, ...others]) expect({ ...loaded, lag: 0 }).toEqual({ ...folded, lag: 0 });
+    expect(cold.lag?.events).toBeLessThan(8);
+  }
+});
+
+it('given events small and large, when they are appended one by one, then the state is stored after eight of them or 64 KiB', async () => {
+  const store = await nodes.start(db.url);
+  let end: { version: number; lag: StateLag | undefined } = { version: 0, lag: { events: 0, bytes: 0 } };
+  const storedAfter = async (bytes: number): Promise<number> => {
+    for (let count = 1; ; count += 1) {
+      const events = [{ type: 'Written', data: { text: 'x'.repeat(bytes) } }];
+      const result = await store.append(appendOf(stream, end.version, events, { lag: end.lag }));
+      if (result.status !== 'ok') throw new Error(result.status);
+      end = result;
+      if ((await store.loadStream(stream))?.version === end.version) return count;
+    }
+  };
+  // A new stream has one at once.
+  expect(await storedAfter(10)).toBe(1);
+  expect([await storedAfter(10), await storedAfter(10)]).toEqual([8, 8]);
+  expect([await storedAfter(30_000), await storedAfter(70_000)]).toEqual([3, 1]);
+});
+
+it('given a log that was set back to an earlier point, when a node that remembers more writes, then it goes on where the log ends', async () => {
+  const store = await nodes.start(db.url);
+  const handler = tallies(store);
+  for (const number of [1, 2, 3, 4, 5]) await handler.handle(stream, { numbers: [number] }, by);
+  const [{ lane } = { lane: -1 }] = await db.query<{ lane: number }>('select lane from event');
+  await db.query(`alter table event_lane_${lane} disable trigger refuse_change`);
+  const setBack = async (version: number): Promise<void> => {
+    await db.query(`delete from event_lane_${lane} where version > ${version}`);
+    await db.query(`delete from stream_state where version > ${version}`);
+    // As when a server is restored: it was away in between.
+    await db.query(
+      'select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
+    );
+    for (;;) {
+      if (await store.now().catch(() => undefined)) return;
+    }
+  };
+
+  await setBack(3);
+  expect((await handler.load(stream)).state).toMatchObject({ version: 3, sum: 6 });
+  for (const number of [1, 2]) await handler.handle(stream, { numbers: [number] }, by);
+  await setBack(4);
+  // Without a look before it, too.
+  expect((await handler.handle(stream, { numbers: [10] }, by)).state).toMatchObject({ version: 5, sum: 17 });
+
+  // And when others have written in the same places since.
+  await setBack(4);
+  await tallies(store).handle(stream, { numbers: [20] }, by);
+  expect((await handler.load(stream)).state).toMatchObject({ version: 5, sum: 27 });
+});
 
 it('given a node with an old state in its cache, when that would refuse a command, then it looks again first', async () => {
   const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))] as const;

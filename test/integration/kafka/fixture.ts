@@ -73,7 +73,7 @@ export class Writers {
     // After a lost connection the append may have happened: the log knows.
     this.versions.set(
       streamId,
-      result.status === 'ok' ? result.version : ((await this.store.loadStream(stream))?.version ?? 0),
+      result.status === 'ok' ? result.version : ((await this.store.streamVersions([stream]))[0] ?? 0),
     );
   }
 }

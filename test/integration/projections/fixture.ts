@@ -8,7 +8,7 @@ import * as session from '../../../src/domain/session.js';
 import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
 import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
-import { type Handled, StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { historyProjection } from '../../../src/projections/history.projection.js';
 import { type Projection } from '../../../src/projections/projection.js';
 import { Projector } from '../../../src/projections/projector.js';
@@ -122,10 +122,15 @@ export class Node {
     });
   }
 
+  /** A session as the log has it now. */
+  load(sessionId: string): Promise<Loaded<session.SessionState>> {
+    return this.sessions.load({ tenant: TENANT, streamId: sessionId });
+  }
+
   /** The end of one session, as a strong read of it asks for. */
   async endOf(sessionId: string): Promise<Wanted> {
-    const stream = await this.store.loadStream({ tenant: TENANT, streamId: sessionId });
-    return new Map([[stream?.lane ?? 0, stream?.position ?? 0]]);
+    const { lane, position } = await this.load(sessionId);
+    return new Map([[lane, position]]);
   }
 
   /** Random commands as clients and nodes give them; those that the rules refuse do nothing. */

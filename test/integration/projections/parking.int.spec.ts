@@ -61,8 +61,11 @@ const say = (node: Node, id: string, ...texts: string[]) =>
       texts.map((text) => message(text)),
     ),
   );
-const find = async (node: Node, id: string) =>
-  findSession(node.models, await node.endOf(id), TENANT, id).catch((error: unknown) => error);
+const find = (node: Node, id: string) =>
+  node
+    .endOf(id)
+    .then((end) => findSession(node.models, end, TENANT, id))
+    .catch((error: unknown) => error);
 const contents = async (projection: Projection) =>
   db.query(`select r::text from ${tableOf(projection)} r order by 1`);
 
@@ -275,7 +278,9 @@ it('given an event newer than the code, when it stands in the log, then only its
   await say(node, 'old', 'goes on');
 
   expect(await find(node, 'old')).toMatchObject({ messageCount: 1 });
-  expect(await find(node, 'new')).toBeInstanceOf(SessionParked);
+  const unread = { name: 'NewerEvent', code: 'projection-lagging' };
+  expect(await find(node, 'new')).toMatchObject(unread);
+  await expect(say(node, 'new', 'more')).rejects.toMatchObject(unread);
   await caughtUp(node);
   const parked = (await node.projector.parked()).map(({ projection, error }) => [projection, error]);
   expect(parked.sort()).toEqual(

@@ -257,6 +257,8 @@ describe('one owner per lane', () => {
           stream: { tenant: TENANT, streamId },
           expected: 1 + part * 400,
           incarnation: 1,
+          createdAt: null,
+          lastActivityAt: null,
           activity: true,
           state: {},
           stateVersion: 99,

@@ -19,6 +19,7 @@ const event = (lane: number, position: number): RecordedEvent => ({
 });
 const tailOf = (...positions: number[]): LogTail<RecordedEvent> => {
   const tail = new LogTail<RecordedEvent>();
+  tail.enter('this run');
   for (const position of positions) tail.add(event(0, position), 10);
   return tail;
 };
@@ -30,7 +31,7 @@ describe('LogTail', () => {
     expect(positions(tail.after(0, 4, 10))).toEqual([5, 6, 7, 8]);
     expect(positions(tail.after(0, 6, 10))).toEqual([7, 8]);
     expect(positions(tail.after(0, 4, 2))).toEqual([5, 6]);
-    expect(tail.endOf(0)).toBe(8);
+    expect(tail.lastOf(0, 'this run')).toEqual(event(0, 8));
   });
 
   it.each([0, 3, 8, 9])(
@@ -40,6 +41,16 @@ describe('LogTail', () => {
       expect(tailOf(5, 6, 7, 8).after(1, at, 10)).toBeUndefined();
     },
   );
+
+  it('given another run of the server, when its events come, then nothing is known of the lanes before', () => {
+    const tail = tailOf(5, 6);
+    expect(tail.lastOf(0, 'another run')).toBeUndefined();
+    tail.enter('another run');
+    tail.add(event(1, 3), 10);
+    expect(tail.lastOf(1, 'another run')).toEqual(event(1, 3));
+    expect(tail.lastOf(1, 'this run')).toBeUndefined();
+    expect(tail.after(0, 4, 10)).toBeUndefined();
+  });
 
   it('given a gap, which is where others appended, when a reader stands before it, then the log has to be asked', () => {
     const tail = tailOf(5, 6, 8);
@@ -51,7 +62,7 @@ describe('LogTail', () => {
     const tail = tailOf(5, 6);
     tail.add(event(0, 7), 1_000_000);
     expect(tail.after(0, 5, 10)).toBeUndefined();
-    expect(tail.endOf(0)).toBeUndefined();
+    expect(tail.lastOf(0, 'this run')).toBeUndefined();
     tail.add(event(0, 8), 10);
     expect(tail.after(0, 6, 10)).toBeUndefined();
     expect(positions(tail.after(0, 7, 10))).toEqual([8]);
