@@ -16,6 +16,7 @@ import {
   StartGeneration,
 } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
+import { endOfTurn } from '../event-store/batch-writer.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { type Leases } from '../event-store/leases.js';
 import { ApiError } from '../http/problem.js';
@@ -299,6 +300,8 @@ export class Generations {
         await this.flushed;
         await this.partials.drop(generationId).catch(() => undefined);
       });
+    // The model is asked by the end of this turn of the event loop: what the reader is told first can wait for that.
+    await endOfTurn();
     return live;
   }
 
@@ -646,7 +649,11 @@ export class Generations {
     const { historyStart, version } = state;
     // Of a session that is busy, or not there, nobody will want it.
     const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
-    const messages = isWanted ? this.messages(to, [[historyStart + 1, version]]) : Promise.resolve(undefined);
+    if (!isWanted) return { historyStart, version, messages: Promise.resolve(undefined) };
+    if (state.messageCount === 0) return { historyStart, version, messages: Promise.resolve([]) };
+    // Beside the append, which goes first, unless it has to wait for the messages.
+    const turn = this.settings.maxInputTokens === undefined ? endOfTurn() : Promise.resolve();
+    const messages = turn.then(() => this.messages(to, [[historyStart + 1, version]]));
     return { historyStart, version, messages: messages.catch(() => undefined) };
   }
 
