@@ -22,7 +22,8 @@ import { upcast } from './domain/session.events.js';
 import { EventStore } from './event-store/event-store.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
-import { StreamState1770000000009 } from './event-store/migrations/0009-stream-state.js';
+import { AppendEvent1770000000009 } from './event-store/migrations/0009-append-event.js';
+import { StreamState1770000000010 } from './event-store/migrations/0010-stream-state.js';
 import { Past1770000000008 } from './event-store/migrations/0008-past.js';
 import { Import1770000000007 } from './event-store/migrations/0007-import.js';
 import { type ChatModel } from './generation/chat-model.js';
@@ -65,7 +66,8 @@ export const migrations = [
   Rebuilds1770000000006,
   Import1770000000007,
   Past1770000000008,
-  StreamState1770000000009,
+  AppendEvent1770000000009,
+  StreamState1770000000010,
 ];
 
 /** A read model is one file and one line here. */

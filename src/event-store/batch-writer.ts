@@ -321,8 +321,13 @@ class Committer {
 
   private async open(): Promise<Connection> {
     const client = await this.connect();
-    const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
-    return { client, run: rows[0]?.run ?? '' };
+    try {
+      const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
+      return { client, run: rows[0]?.run ?? '' };
+    } catch (error) {
+      client.end().catch(() => undefined);
+      throw error;
+    }
   }
 
   private async settle(

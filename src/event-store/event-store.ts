@@ -364,7 +364,7 @@ export class EventStore {
     return this.toStream(row, await this.rowsAfter(stream, row.version));
   }
 
-  /** Those of the streams that exist, in no particular order, by two queries. */
+  /** Those of the streams that exist and that this code can read, in no particular order, by two queries. */
   async loadStreams(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
     // One by one through the index: for many streams the planner would rather read the whole table.
     const { rows: stored } = await available(() =>
@@ -403,13 +403,17 @@ export class EventStore {
       if (before) before.push(row);
       else since.set(key, [row]);
     }
-    return stored.map((row) => {
+    return stored.flatMap((row) => {
       const stream = { tenant: row.tenant, streamId: row.stream_id };
-      return { ...this.toStream(row, since.get(streamKey(stream)) ?? []), ...stream };
+      const loaded = readable(() => this.toStream(row, since.get(streamKey(stream)) ?? []));
+      return loaded ? [{ ...loaded, ...stream }] : [];
     });
   }
 
-  /** The events of a stream behind one that is known; undefined when that one is not there, or too far back. */
+  /**
+   * The events of a stream behind one that is known; undefined when that one is not there or too far back, or when one
+   * of them cannot be read: a state that was stored since may be of more use.
+   */
   async eventsSince(
     stream: StreamId,
     known: { readonly version: number; readonly position: number; readonly time: string },
@@ -418,7 +422,7 @@ export class EventStore {
     // A log that was set back may have gone on with other events since.
     const isThere =
       first?.version === known.version && first.position === known.position && first.time === known.time;
-    return isThere && rows.length < SINCE_KNOWN ? this.followed(rows) : undefined;
+    return isThere && rows.length < SINCE_KNOWN ? readable(() => this.followed(rows)) : undefined;
   }
 
   private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
@@ -901,6 +905,15 @@ export class EventStore {
       if (unknownAsStored) return stored;
       throw error;
     }
+  }
+}
+
+/** Undefined for what was written by a newer version of the service. */
+function readable<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch {
+    return undefined;
   }
 }
 

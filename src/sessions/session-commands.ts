@@ -1,7 +1,7 @@
 import { type Provider, type Type } from '@nestjs/common';
 import { CommandHandler, type CommandBus } from '@nestjs/cqrs';
 import { DomainError } from '../domain/decider.js';
-import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
+import { NewerEvent, sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   AppendMessages,
@@ -144,12 +144,16 @@ export class SessionCommands {
     return this.housekeep(new ExpireSession(to, reason, lastActivityAt, idleFor));
   }
 
-  /** A command that nobody waits for: one that is out of date by now does nothing. */
+  /**
+   * A command that nobody waits for: one that is out of date by now does nothing, nor does one on a session that only
+   * nodes of a newer version can read.
+   */
   async housekeep(command: SessionCommand): Promise<boolean> {
     try {
       return (await this.append(command)).events.length > 0;
     } catch (error) {
       if (error instanceof VersionMismatch || error instanceof DomainError) return false;
+      if (error instanceof NewerEvent) return false;
       throw error;
     }
   }

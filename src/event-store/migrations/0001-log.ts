@@ -4,7 +4,7 @@ import { type MigrationInterface, type QueryRunner } from 'typeorm';
 
 const sql = (name: string): string => readFileSync(join(__dirname, '..', 'sql', `${name}.sql`), 'utf8');
 
-/** The log: events in lanes, states of streams, counters, leases. The functions that append come with 0009. */
+/** The log: events in lanes, states of streams, counters, leases. The functions that append come with 0010. */
 export class Log1770000000001 implements MigrationInterface {
   readonly name = 'Log1770000000001';
 

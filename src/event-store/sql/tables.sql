@@ -67,7 +67,8 @@ end $$;
 -- One row per stream: the decision state that it had at `version`, some events ago at most, so that a cold load reads
 -- that and the few events since. Made with the stream, then written by one append of several.
 -- Nothing that is written again is indexed, and pages keep room: updates stay heap-only.
-create table stream_state (
+-- Renamed stream_state by 0010: before, it was written by every append, and was the stream's end.
+create table stream (
   tenant text collate "C" not null,
   stream_id text collate "C" not null,
   lane smallint not null,

@@ -8,7 +8,7 @@ export class TenantStreams1770000000005 implements MigrationInterface {
   async up(runner: QueryRunner): Promise<void> {
     // No append changes what it holds: updates of streams stay heap-only.
     await runner.query(
-      `create index stream_of_tenant on stream_state (tenant) where stream_id = '${TENANT_STREAM}'`,
+      `create index stream_of_tenant on stream (tenant) where stream_id = '${TENANT_STREAM}'`,
     );
   }
 

@@ -1,9 +1,11 @@
 import { type MigrationInterface, type QueryRunner } from 'typeorm';
 import { migrate } from '../../../src/database/migrate.js';
 import { EventStore } from '../../../src/event-store/event-store.js';
+import { laneOf } from '../../../src/event-store/lane.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { allMigrations, createEmptyDatabase, type TestDatabase } from '../../support/database.js';
 import { startProxy } from '../../support/tcp-proxy.js';
+import { by, tallies } from './fixture.js';
 
 let db: TestDatabase;
 let migrations: Awaited<ReturnType<typeof allMigrations>>;
@@ -36,6 +38,41 @@ it('given a migrated database, when a node starts, then nothing changes', async 
   await migrate(db.url, migrations);
 
   expect([await db.query('select * from log_settings'), await tables()]).toEqual(before);
+});
+
+it('given a database from before the events alone told where a stream ends, when it is migrated, then its streams go on and what old nodes call is gone', async () => {
+  await migrate(
+    db.url,
+    migrations.slice(
+      0,
+      migrations.findIndex(({ name }) => name.startsWith('StreamState')),
+    ),
+  );
+  await db.query(`create function append_one(smallint) returns void language sql as 'select'`);
+  const lane = laneOf({ tenant: 'acme', streamId: 'old' }, 16);
+  await db.query(
+    `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
+                        correlation_id, data)
+     select $1, n, 'acme', 'old', n, 1, gen_random_uuid(), 'Added', 1, '2026-01-01', 'old', 'old', '{"number": 5}'
+     from generate_series(1, 3) as n`,
+    [lane],
+  );
+  await db.query(
+    `insert into stream values ('acme', 'old', $1, 3, 1, 3, '2026-01-01', '2026-01-01', '2026-01-01',
+                                '{"version": 3, "sum": 15, "digest": 0}', 1)`,
+    [lane],
+  );
+
+  await migrate(db.url, migrations);
+
+  const store = await EventStore.open(db.url);
+  try {
+    const { state } = await tallies(store).handle({ tenant: 'acme', streamId: 'old' }, { numbers: [7] }, by);
+    expect(state).toMatchObject({ version: 4, sum: 22 });
+  } finally {
+    await store.close();
+  }
+  expect(await db.query(`select proname from pg_proc where proname = 'append_one'`)).toEqual([]);
 });
 
 it('given a schema of a newer version, when an older one starts, then it is refused and changes nothing', async () => {

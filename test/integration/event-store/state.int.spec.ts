@@ -82,6 +82,30 @@ it('given events small and large, when they are appended one by one, then the st
   expect([await storedAfter(30_000), await storedAfter(70_000)]).toEqual([3, 1]);
 });
 
+it('given an event that a newer version wrote, when older nodes load, then they have the session again once its state was stored behind that event', async () => {
+  const newer = await nodes.start(db.url);
+  const older = await nodes.start(db.url, {
+    upcast: (_type, _version, data) => {
+      if (data['number'] === 1_000) throw new Error('newer than this code');
+      return data;
+    },
+  });
+  const other = { tenant: 'acme', streamId: 'other' };
+  const [writing, reading] = [tallies(newer), tallies(older)] as const;
+  for (const one of [stream, other]) await writing.handle(one, { numbers: [1] }, by);
+  await reading.load(stream);
+  await writing.handle(stream, { numbers: [1_000] }, by);
+
+  await expect(reading.load(stream)).rejects.toThrow('newer than this code');
+  await expect(tallies(older).load(stream)).rejects.toThrow('newer than this code');
+  // Among others it is left out.
+  expect(await older.loadStreams([stream, other])).toMatchObject([{ streamId: 'other' }]);
+
+  for (let count = 0; count < 8; count += 1) await writing.handle(stream, { numbers: [1] }, by);
+  for (const handler of [reading, tallies(older)])
+    expect((await handler.load(stream)).state).toMatchObject({ version: 10, sum: 1_009 });
+});
+
 it('given a log that was set back to an earlier point, when a node that remembers more writes, then it goes on where the log ends', async () => {
   const store = await nodes.start(db.url);
   const handler = tallies(store);

@@ -278,9 +278,7 @@ it('given an event newer than the code, when it stands in the log, then only its
   await say(node, 'old', 'goes on');
 
   expect(await find(node, 'old')).toMatchObject({ messageCount: 1 });
-  const unread = { name: 'NewerEvent', code: 'projection-lagging' };
-  expect(await find(node, 'new')).toMatchObject(unread);
-  await expect(say(node, 'new', 'more')).rejects.toMatchObject(unread);
+  expect(await find(node, 'new')).toBeInstanceOf(SessionParked);
   await caughtUp(node);
   const parked = (await node.projector.parked()).map(({ projection, error }) => [projection, error]);
   expect(parked.sort()).toEqual(

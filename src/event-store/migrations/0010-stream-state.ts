@@ -9,13 +9,12 @@ const sql = (name: string): string => readFileSync(join(__dirname, '..', 'sql', 
  * append. Nodes that still take the row for the end would read too little and write in the wrong place: what they call
  * is gone, so that they fail instead.
  */
-export class StreamState1770000000009 implements MigrationInterface {
-  readonly name = 'StreamState1770000000009';
+export class StreamState1770000000010 implements MigrationInterface {
+  readonly name = 'StreamState1770000000010';
 
   async up(runner: QueryRunner): Promise<void> {
-    // In a new database the first migration has given them these names.
-    await runner.query('alter table if exists stream rename to stream_state');
-    await runner.query('alter index if exists stream_pkey rename to stream_state_pkey');
+    await runner.query('alter table stream rename to stream_state');
+    await runner.query('alter index stream_pkey rename to stream_state_pkey');
     await runner.query(`
       do $$
       declare
@@ -23,7 +22,7 @@ export class StreamState1770000000009 implements MigrationInterface {
       begin
         for v_function in
           select oid::regprocedure from pg_proc
-          where proname in ('append_one', 'append_batch') and pronamespace = current_schema()::regnamespace
+          where proname in ('append_one', 'append_event', 'append_batch') and pronamespace = current_schema()::regnamespace
         loop
           execute 'drop function ' || v_function;
         end loop;
