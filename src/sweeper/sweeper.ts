@@ -78,7 +78,8 @@ const SHORTEST_INTERVAL_MS = 50;
  * differ: a look at all counters that found none is good for so long, unless an operator asks.
  */
 const CAPS_LOOK_MS = 600_000;
-const PAGE = 1_000;
+/** Between two pages nothing is under way for a moment: long ones make that rare. */
+const PAGE = 2_000;
 /** Sessions of one tenant that leave before its counter is looked at again. */
 const CAP_PAGE = 256;
 
@@ -381,16 +382,21 @@ const described = ({ tenant, sessionId, lastActivityAt, overdueMs }: Candidate) 
 });
 
 /**
- * All of a query's rows, a page at a time. It goes on from the place of the last row: the rows before are shown by the
- * read model for a while yet, although they are done.
+ * All of a query's rows, a page at a time, each read while the one before is worked on. It goes on from the place of the
+ * last row: the rows before are shown by the read model for a while yet, although they are done.
  */
 async function* paged<Row extends { readonly place: Place }>(
   read: (page: { limit: number; after?: Place | undefined }) => Promise<Row[]>,
 ): AsyncGenerator<Row[]> {
-  for (let after: Place | undefined; ;) {
-    const rows = await read({ limit: PAGE, after });
+  for (let next = read({ limit: PAGE }); ;) {
+    const rows = await next;
+    const isLast = rows.length < PAGE;
+    if (!isLast) {
+      next = read({ limit: PAGE, after: rows.at(-1)?.place });
+      // Whoever takes no further page does not hear of it.
+      next.catch(() => undefined);
+    }
     if (rows.length > 0) yield rows;
-    if (rows.length < PAGE) return;
-    after = rows.at(-1)?.place;
+    if (isLast) return;
   }
 }

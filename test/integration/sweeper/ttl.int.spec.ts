@@ -124,7 +124,7 @@ describe('the time to live', () => {
 
   it('given more sessions than a page holds, when they are due, then one sweep takes them all, many to a commit', async () => {
     const node = await world.start({ sessions: { maxSessions: 10_000 } });
-    const count = sized(10_000, 2_300);
+    const count = sized(10_000, 4_500);
     for (let from = 0; from < count; from += 500) {
       const some = Array.from({ length: Math.min(500, count - from) }, (_, index) =>
         node.create(`s${from + index}`),
