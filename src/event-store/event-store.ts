@@ -177,7 +177,7 @@ const CUT_PAGE_BYTES = 4 * 1024 * 1024;
 const CUT_PAGE_EVENTS = 1_000;
 
 /**
- * No plan here depends on its parameters, and planning for all lanes takes half as long again as a small read itself.
+ * No plan here depends on its parameters, and planning for all lanes is a good part of what a small read takes.
  * On the append functions the setting would cost each call.
  */
 const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';

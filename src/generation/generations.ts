@@ -222,7 +222,7 @@ export class Generations {
   async idle(): Promise<void> {
     while (this.running.size > 0) {
       await Promise.all([...this.running.values()].map(({ live }) => live.finished()));
-      await new Promise((resolve) => setImmediate(resolve));
+      await endOfTurn();
     }
     clearTimeout(this.flushing);
     clearTimeout(this.watching);

@@ -122,6 +122,33 @@ describe('the time to live', () => {
     expect(await expired()).toEqual(['default', 'long', 'other', 'short']);
   });
 
+  it('given a session that only a newer version can read, when it is due, then the sweep leaves it to others and takes the rest, and who asks for it is told so', async () => {
+    const node = await world.start();
+    for (const id of ['newer', 'usual']) await node.create(id);
+    await node.caughtUp();
+    await world.db.query(
+      `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
+                          correlation_id, data)
+       select e.lane, (select max(position) + 1 from event l where l.lane = e.lane), tenant, stream_id, 2, 1,
+              gen_random_uuid(), 'MessageAppended', 99, time, 'newer', 'newer', '{}'
+       from event e where stream_id = 'newer'`,
+    );
+    await world.db.setClock({ offsetMs: 2 * HOUR });
+
+    expect((await node.sweeper.sweep('all')).swept).toEqual({ ...none, ttl: 1 });
+
+    expect(await logOf(world.db, 'usual')).toEqual(['SessionCreated', 'SessionExpired:ttl']);
+    expect(await logOf(world.db, 'newer')).toEqual(['SessionCreated', 'MessageAppended']);
+    const message = { role: 'user', content: 'hello' };
+    expect(await node.inject('POST', '/v1/sessions/newer/messages', message)).toMatchObject({
+      status: 503,
+      body: {
+        code: 'projection-lagging',
+        detail: expect.stringContaining('nodes of the newer version can answer') as string,
+      },
+    });
+  });
+
   it('given more sessions than a page holds, when they are due, then one sweep takes them all, many to a commit', async () => {
     const node = await world.start({ sessions: { maxSessions: 10_000 } });
     const count = sized(10_000, 4_500);
