@@ -138,6 +138,8 @@ export class StartGeneration {
     readonly window?: ContextWindow,
     /** By which others see that somebody works on it; without one it counts as abandoned. */
     readonly lease?: { readonly name: string; readonly owner: string; readonly ms: number },
+    /** Told what is about to be appended, and the state before it; again if that came too late. */
+    readonly decided?: (events: readonly SessionEvent[], before: SessionState) => void,
   ) {}
 }
 export class CompleteGeneration {

@@ -23,7 +23,7 @@ export interface Handled<State, Event> extends Loaded<State> {
   readonly duplicate?: { readonly version: number; readonly reference: unknown };
 }
 
-export interface HandleOptions {
+export interface HandleOptions<State = unknown, Event = unknown> {
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId?: string | undefined;
@@ -42,6 +42,8 @@ export interface HandleOptions {
   readonly lease?: NewLease | undefined;
   /** Key and limit of the counter that a decision calls by this name. */
   readonly counter?: (name: string) => Promise<{ key: string; max: number }> | { key: string; max: number };
+  /** Told what is about to be appended, and the state before it; again if that came too late. */
+  readonly decided?: ((events: readonly Event[], before: State) => void) | undefined;
 }
 
 /** The stream is not at a version that `If-Match` allows. */
@@ -125,7 +127,11 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   /**
    * @throws DomainError, VersionMismatch, KeyReused, CounterAtLimit, Overloaded, DatabaseUnavailable
    */
-  handle(stream: StreamId, command: Command, options: HandleOptions): Promise<Handled<State, Event>> {
+  handle(
+    stream: StreamId,
+    command: Command,
+    options: HandleOptions<State, Event>,
+  ): Promise<Handled<State, Event>> {
     const key = streamKey(stream);
     const before = this.turns.get(key);
     const run = before ? before.run + 1 : 1;
@@ -253,7 +259,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   private async attempt(
     stream: StreamId,
     command: Command,
-    options: HandleOptions,
+    options: HandleOptions<State, Event>,
   ): Promise<Handled<State, Event>> {
     const { key } = options;
     const known = key && (await this.store.findKeyed(stream.tenant, key.scope, key.key));
@@ -277,7 +283,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   private async decideAndAppend(
     stream: StreamId,
     command: Command,
-    options: HandleOptions,
+    options: HandleOptions<State, Event>,
     loaded: Loaded<State & { version: number }>,
     maybeOld: boolean,
   ): Promise<Handled<State, Event> | undefined> {
@@ -295,6 +301,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
         if (maybeOld) return undefined;
         if (!options.key) return { ...loaded, events: [] };
       }
+      options.decided?.(decision.events, loaded.state);
       const { next, result } = await this.append(stream, loaded, decision, options);
       switch (result.status) {
         case 'ok': {
@@ -338,7 +345,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     stream: StreamId,
     loaded: Loaded<State & { version: number }>,
     decision: Decision<Event>,
-    options: HandleOptions,
+    options: HandleOptions<State, Event>,
   ): Promise<{ next: State & { version: number }; result: Appended }> {
     const { decider, stateVersion, schemaVersion, isActivity, incarnation } = this.kind;
     const next = decision.events.reduce((state, event) => decider.evolve(state, event), loaded.state);

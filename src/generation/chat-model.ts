@@ -23,24 +23,26 @@ export interface ModelRequest {
   readonly tools?: readonly ToolDefinition[] | undefined;
 }
 
-/** A piece of an answer: text as it arrives, then at last one `end`. */
-export type ModelPiece =
-  | { readonly type: 'text'; readonly text: string }
-  | {
-      readonly type: 'end';
-      readonly toolCalls: readonly ToolCall[];
-      /** As the provider names it: `stop`, `length`, `tool_calls`, … */
-      readonly finishReason: string;
-      readonly usage?: Usage | undefined;
-    };
+/** What is known of an answer when all of its text has arrived. */
+export interface AnswerEnd {
+  readonly toolCalls: readonly ToolCall[];
+  /** As the provider names it: `stop`, `length`, `tool_calls`, … */
+  readonly finishReason: string;
+  readonly usage?: Usage | undefined;
+}
+
+export interface AnswerConditions {
+  readonly signal: AbortSignal;
+  /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
+  readonly onText: (text: string) => void;
+  /** The model is asked when this has resolved, not before; till then all is made ready for that. */
+  readonly when?: Promise<unknown> | undefined;
+}
 
 /** A language model, or what stands in for one. */
 export interface ChatModel {
-  /**
-   * One answer, as it arrives.
-   * @throws ModelError; whatever `signal` gives as its reason when it aborts
-   */
-  answer(request: ModelRequest, signal: AbortSignal): AsyncIterable<ModelPiece>;
+  /** @throws ModelError; whatever `signal` gives as its reason when it aborts; what `when` rejects with */
+  answer(request: ModelRequest, conditions: AnswerConditions): Promise<AnswerEnd>;
 }
 
 /** The model gave no answer. The message is safe to show and to keep: no key and no prompt is in it. */

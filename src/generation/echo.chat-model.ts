@@ -1,10 +1,10 @@
 import { type Content } from '../domain/session.events.js';
-import { type ChatModel, type ModelPiece, type ModelRequest } from './chat-model.js';
+import { type AnswerConditions, type AnswerEnd, type ChatModel, type ModelRequest } from './chat-model.js';
 
 /** Answers without any model, so that everything can be tried before there is a key; it says what it is. */
 export const echoModel: ChatModel = {
-  // eslint-disable-next-line @typescript-eslint/require-await -- an async generator is what the port asks for
-  async *answer({ messages }: ModelRequest): AsyncIterable<ModelPiece> {
+  async answer({ messages }: ModelRequest, { onText, when }: AnswerConditions): Promise<AnswerEnd> {
+    await when;
     const said = messages.flatMap((message) => (message.role === 'user' ? [textOf(message.content)] : []));
     const last = said.at(-1) ?? '';
     const before = said.at(-2);
@@ -13,14 +13,10 @@ export const echoModel: ChatModel = {
       ...(before === undefined ? [] : [`Before that you said: "${before}".`]),
       `I see ${messages.length} message${messages.length === 1 ? '' : 's'} of this conversation.`,
     ].join(' ');
-    for (const word of content.split(/(?<= )/)) yield { type: 'text', text: word };
+    for (const word of content.split(/(?<= )/)) onText(word);
     const inputTokens = messages.reduce((sum, message) => sum + words(textOf(message.content)), 0);
-    yield {
-      type: 'end',
-      toolCalls: [],
-      finishReason: 'stop',
-      usage: { inputTokens, outputTokens: words(content) },
-    };
+    const usage = { inputTokens, outputTokens: words(content) };
+    return { toolCalls: [], finishReason: 'stop', usage };
   },
 };
 

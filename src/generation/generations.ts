@@ -2,7 +2,7 @@ import { Logger } from '@nestjs/common';
 import { type CommandBus } from '@nestjs/cqrs';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
-import { toolCall, type ToolCall, type ToolDefinition, type Usage } from '../domain/session.events.js';
+import { type SessionEvent, toolCall, type ToolCall, type ToolDefinition } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   type CommandTarget,
@@ -24,7 +24,7 @@ import { type SessionRecord } from '../projections/projection.js';
 import { newId } from '../sessions/ids.js';
 import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
 import { dispatch, type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
-import { type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
+import { type AnswerEnd, type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
 import {
   definitionTokens,
   fitWindow,
@@ -85,6 +85,15 @@ interface Running {
   /** What the table does not have yet: pieces that were numbered but not written, and text that comes after them. */
   unwritten: Chunk[];
   unshared: string;
+}
+
+/** A call of the model that is ready for when its generation has been recorded. */
+interface Call {
+  /** Ends it, in whatever state it is. */
+  readonly controller: AbortController;
+  readonly answer: Promise<AnswerEnd>;
+  /** The model may be asked; its text goes to here. */
+  readonly begin: (running: Running) => void;
 }
 
 /** What is read of a session while the start is appended: the model waits for one trip less. */
@@ -192,9 +201,8 @@ export class Generations {
     this.asides.add(controller);
     let text = '';
     try {
-      for await (const piece of this.model.answer(request, controller.signal)) {
-        if (piece.type === 'text') text += piece.text;
-      }
+      const { signal } = controller;
+      await this.model.answer(request, { signal, onText: (piece) => (text += piece) });
     } catch (error) {
       if (error instanceof ModelError) throw new ApiError(error.code, error.message, { details: session });
       throw error;
@@ -240,33 +248,40 @@ export class Generations {
     const lease = generationLease(generationId);
     const model = ask.model ?? this.settings.defaultModel;
     let started: HandledSession;
-    let before: History;
+    let call: Call | undefined;
     try {
-      before = await this.history(to);
+      const before = await this.history(to);
       const window = await this.window(to, ask, before);
       const { instructions, tools } = ask;
       const generation = { generationId, model, instructions, tools };
       const wanted = this.leases.wanted(lease);
+      const decided = (events: readonly SessionEvent[], state: SessionState): void => {
+        call?.controller.abort();
+        call = this.prepared(to, { ...ask, model }, before, events, state);
+      };
       started = await dispatch(
         this.bus,
-        new StartGeneration(to, generation, ask.message, undefined, window, wanted),
+        new StartGeneration(to, generation, ask.message, undefined, window, wanted, decided),
       );
     } catch (error) {
+      call?.controller.abort();
       // It may have begun for all we know; nobody works on it.
       if ((error as { code?: unknown }).code === 'database-unavailable') await this.letGo(lease);
       throw error;
     }
     if (started.duplicate) {
+      call?.controller.abort();
       // Its outcome is the answer to this request, whatever became of the session since.
       return this.attach(to, (started.duplicate.reference as { generationId: string }).generationId);
     }
+    if (!call) throw new Error(`${generationId} was started without having been decided`);
     this.leases.adopt(lease);
     const live = new LiveReply(to.sessionId, generationId, model);
     const running: Running = {
       session: { tenant: to.tenant, sessionId: to.sessionId },
       lane: started.lane,
       live,
-      controller: new AbortController(),
+      controller: call.controller,
       version: started.state.version,
       chunk: 0,
       unwritten: [],
@@ -280,7 +295,8 @@ export class Generations {
         running.controller.abort(new Superseded());
       },
     });
-    void this.turn(to, ask, started, running, before)
+    call.begin(running);
+    void this.turn(to, ask, started, running, call)
       .catch((error: unknown): ReplyEnd => {
         // Nobody may be there to hear of it.
         const { code } = error as { code?: unknown };
@@ -342,10 +358,10 @@ export class Generations {
     ask: Ask,
     started: HandledSession,
     running: Running,
-    before: History,
+    call: Call,
   ): Promise<ReplyEnd> {
     const { live, controller } = running;
-    const { generationId, model } = live;
+    const { generationId } = live;
     const begun = performance.now();
     const durationMs = (): number => Math.round(performance.now() - begun);
     // What follows is caused by the generation, and under conditions of its own.
@@ -356,31 +372,12 @@ export class Generations {
       idempotency: undefined,
     };
 
-    let toolCalls: ToolCall[] = [];
-    let usage: Usage | undefined;
-    let finishReason = 'stop';
+    let answered: AnswerEnd & { readonly toolCalls: ToolCall[] };
     try {
-      const start = started.events.at(-1);
-      const context = start?.type === 'GenerationStarted' ? start.data.context : [];
-      const seen = await this.seen(to, context, before, started);
-      const messages = buildPrompt(seen.map((one) => one.message));
-      const { instructions, tools } = ask;
-      const text = new StorableText();
-      for await (const piece of this.model.answer(
-        { model, instructions, messages, tools },
-        controller.signal,
-      )) {
-        // What comes after an end has no place in what is kept.
-        controller.signal.throwIfAborted();
-        if (piece.type === 'text') this.arrived(running, text.add(piece.text));
-        else {
-          this.arrived(running, text.end());
-          toolCalls = checkedCalls(piece.toolCalls);
-          ({ usage } = piece);
-          finishReason = storable(piece.finishReason).slice(0, 64);
-        }
-      }
+      const end = await call.answer;
       controller.signal.throwIfAborted();
+      const finishReason = storable(end.finishReason).slice(0, 64);
+      answered = { ...end, toolCalls: checkedCalls(end.toolCalls), finishReason };
     } catch (error) {
       if (error instanceof Superseded) return this.outcome(next, generationId, started.state.version);
       const failure =
@@ -400,6 +397,7 @@ export class Generations {
       return { type: 'failed', error: problem(code, message, to, generationId) };
     }
 
+    const { toolCalls, usage, finishReason } = answered;
     const content = live.text;
     const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
     const result = { generationId, finishReason, ...(usage && { usage }), durationMs: durationMs() };
@@ -428,6 +426,50 @@ export class Generations {
         generationId,
       },
     };
+  }
+
+  /**
+   * A call of the model for a start that is about to be appended. It is made ready meanwhile, up to a connection on which
+   * the request can leave; it does when it begins, and never if it is aborted before.
+   */
+  private prepared(
+    to: CommandTarget,
+    { model, instructions, tools }: Ask & { readonly model: string },
+    before: History,
+    events: readonly SessionEvent[],
+    state: SessionState,
+  ): Call {
+    const controller = new AbortController();
+    const { signal } = controller;
+    let begin: Call['begin'] = () => undefined;
+    let running: Running | undefined;
+    const when = new Promise<void>((resolve, reject) => {
+      begin = (recorded) => {
+        running = recorded;
+        resolve();
+      };
+      signal.addEventListener('abort', () => {
+        reject(signal.reason as Error);
+      });
+    });
+    const ask = async (): Promise<AnswerEnd> => {
+      // The append goes first.
+      await endOfTurn();
+      const seen = await this.seen(to, before, events, state, when);
+      const messages = buildPrompt(seen.map((one) => one.message));
+      const text = new StorableText();
+      const onText = (piece: string): void => {
+        // What comes after an end has no place in what is kept.
+        if (running && !signal.aborted) this.arrived(running, text.add(piece));
+      };
+      const end = await this.model.answer({ model, instructions, messages, tools }, { signal, onText, when });
+      if (running) this.arrived(running, text.end());
+      return end;
+    };
+    const answer = ask();
+    // Of a call that never began nobody wants to hear.
+    for (const promise of [when, answer]) promise.catch(() => undefined);
+    return { controller, answer, begin };
   }
 
   private arrived(running: Running, text: string): void {
@@ -657,19 +699,27 @@ export class Generations {
     return { historyStart, version, messages: messages.catch(() => undefined) };
   }
 
-  /** The messages in the ranges of a generation that has started: those read ahead, unless they are out of date. */
+  /**
+   * The messages that a generation is to see whose start is about to be appended: those read ahead, unless they are out
+   * of date; then they are read when it has been recorded.
+   */
   private async seen(
     to: CommandTarget,
-    context: readonly (readonly [number, number])[],
     before: History,
-    { state, events }: HandledSession,
+    events: readonly SessionEvent[],
+    { version, historyStart }: SessionState,
+    recorded: Promise<unknown>,
   ): Promise<VersionedMessage[]> {
-    const first = state.version - events.length + 1;
-    const isCurrent = before.version === first - 1 && before.historyStart === state.historyStart;
+    const start = events.at(-1);
+    const context = start?.type === 'GenerationStarted' ? start.data.context : [];
+    const isCurrent = before.version === version && before.historyStart === historyStart;
     const ahead = isCurrent ? await before.messages : undefined;
-    if (!ahead) return this.messages(to, context);
+    if (!ahead) {
+      await recorded;
+      return this.messages(to, context);
+    }
     const own = events.flatMap((event, index) =>
-      event.type === 'MessageAppended' ? [{ version: first + index, message: event.data }] : [],
+      event.type === 'MessageAppended' ? [{ version: version + 1 + index, message: event.data }] : [],
     );
     return [...ahead, ...own].filter(({ version }) =>
       context.some(([from, last]) => from <= version && version <= last),
@@ -795,7 +845,7 @@ const hasUnshared = ({ unwritten, unshared }: Running): boolean => unwritten.len
 const sessionNotFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
 
 /** PostgreSQL stores neither U+0000 nor half of a surrogate pair. */
-export const storable = (text: string): string => Buffer.from(text).toString().replaceAll('\0', '');
+export const storable = (text: string): string => text.toWellFormed().replaceAll('\0', '');
 
 /** Text in pieces, each of them storable: a pair that is cut in two is put together again. */
 class StorableText {

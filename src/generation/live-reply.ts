@@ -77,50 +77,43 @@ export class LiveReply {
   }
 
   /**
-   * From a place on: what is there at once, in one piece, then what arrives, then the end.
-   * @param gone ends it early, when the reader went away
+   * From a place on: what is there at once, in one piece, then what arrives, then the end. Each call gives the next;
+   * undefined when there is none now.
    */
-  async *events(from?: ReplyPlace, gone?: AbortSignal): AsyncGenerator<ReplyEvent> {
-    const leave = (): void => {
-      this.wake();
-    };
-    gone?.addEventListener('abort', leave, { once: true });
+  reader(from?: ReplyPlace): () => ReplyEvent | undefined {
+    let isNew = !from;
     let offset = from?.offset ?? 0;
     let calls = from?.toolCalls ?? 0;
     let piece = 0;
     let start = 0;
-    try {
-      if (!from) yield { type: 'started' };
-      for (;;) {
-        let text = '';
-        for (; piece < this.pieces.length; piece += 1) {
-          const next = this.pieces[piece] ?? '';
-          text += next.slice(Math.max(0, offset - start));
-          start += next.length;
-        }
-        const call = this.calls[calls];
-        if (text !== '') {
-          offset = start;
-          yield { type: 'delta', text, offset };
-        } else if (call) {
-          calls += 1;
-          yield { type: 'toolCall', call, number: calls };
-        } else if (this.ended) {
-          yield this.ended;
-          return;
-        } else if (gone?.aborted) return;
-        else await this.change();
+    return () => {
+      if (isNew) {
+        isNew = false;
+        return { type: 'started' };
       }
-    } finally {
-      gone?.removeEventListener('abort', leave);
-    }
+      let text = '';
+      for (; piece < this.pieces.length; piece += 1) {
+        const next = this.pieces[piece] ?? '';
+        text += start < offset ? next.slice(offset - start) : next;
+        start += next.length;
+      }
+      if (text !== '') {
+        offset = start;
+        return { type: 'delta', text, offset };
+      }
+      const call = this.calls[calls];
+      if (!call) return this.ended;
+      calls += 1;
+      return { type: 'toolCall', call, number: calls };
+    };
   }
 
-  private change(): Promise<void> {
+  /** Resolves when there is more to read, or after `wake`. */
+  change(): Promise<void> {
     return new Promise((resolve) => this.waiting.add(resolve));
   }
 
-  private wake(): void {
+  wake(): void {
     for (const resolve of this.waiting) resolve();
     this.waiting.clear();
   }

@@ -1,19 +1,20 @@
-import { type IncomingMessage } from 'node:http';
 import { StringDecoder } from 'node:string_decoder';
 import { setTimeout as pause } from 'node:timers/promises';
-import { createParser, type EventSourceParser } from 'eventsource-parser';
+import { createParser } from 'eventsource-parser';
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from 'openai';
 import { z } from 'zod';
 import { type ContentPart, type ToolCall, type Usage } from '../domain/session.events.js';
 import {
+  type AnswerEnd,
+  type AnswerConditions,
   type ChatModel,
   ModelError,
-  type ModelPiece,
   type ModelRequest,
   type PromptMessage,
 } from './chat-model.js';
 import { textOf } from './echo.chat-model.js';
-import { bodyOf, letEnd, providerFetch } from './provider-fetch.js';
+import { bodyOf, type Departure, letEnd, providerFetch } from './provider-fetch.js';
+import { yielding } from './yielding.js';
 
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;
@@ -31,6 +32,7 @@ export interface OpenAiSettings {
 }
 
 const DONE = '[DONE]';
+const NEVER_MS = 2 ** 31 - 1;
 /** Tries of a call that the provider refuses for now, and the pause before the second; it doubles. */
 const TRIES = 3;
 const BACK_OFF_MS = 500;
@@ -91,7 +93,9 @@ export class OpenAiModel implements ChatModel {
       // Servers of one's own often ask for none; the SDK insists on a text.
       apiKey: settings.apiKey ?? 'none',
       baseURL: settings.baseURL ?? null,
-      timeout: settings.timeoutMs,
+      // Its time runs from before a call may leave; `Silence` counts instead.
+      timeout: NEVER_MS,
+      defaultHeaders: { 'X-Stainless-Timeout': null },
       // Its pauses cannot be broken off: a cancelled call would wait for as long as `Retry-After` says.
       maxRetries: 0,
       fetch: providerFetch,
@@ -100,28 +104,29 @@ export class OpenAiModel implements ChatModel {
     });
   }
 
-  async *answer(request: ModelRequest, aborted: AbortSignal): AsyncIterable<ModelPiece> {
+  async answer(
+    request: ModelRequest,
+    { signal: aborted, onText, when = Promise.resolve() }: AnswerConditions,
+  ): Promise<AnswerEnd> {
     await this.enter(aborted);
     const silence = new Silence(this.settings.timeoutMs);
+    when.then(
+      () => {
+        silence.begin();
+      },
+      () => undefined,
+    );
     const signal = AbortSignal.any([aborted, silence.signal]);
     try {
       const { maxOutputBytes } = this.settings;
       const answer = new Answer(maxOutputBytes);
-      const events = new ProviderEvents(await this.respond(request, signal), maxOutputBytes);
-      try {
-        // One loop from the socket to the reader: a generator for each step costs more than what the steps do.
-        for (let some = await events.next(); some; some = await events.next()) {
-          silence.broken();
-          for (const data of some) {
-            const text = answer.add(data);
-            if (text !== '') yield { type: 'text', text };
-          }
-        }
-      } finally {
-        events.close();
-      }
+      await readEvents(await this.respond(request, signal, when), maxOutputBytes, (data) => {
+        silence.broken();
+        const text = answer.add(data);
+        if (text !== '') onText(text);
+      });
       signal.throwIfAborted();
-      yield answer.end();
+      return answer.end();
     } catch (error) {
       aborted.throwIfAborted();
       throw this.explained(error, silence.signal.aborted);
@@ -132,10 +137,18 @@ export class OpenAiModel implements ChatModel {
   }
 
   /** Asks, and again after a pause when the provider is busy, broken or out of reach for the moment. */
-  private async respond(request: ModelRequest, signal: AbortSignal): Promise<Response> {
+  private async respond(
+    request: ModelRequest,
+    signal: AbortSignal,
+    when: Promise<unknown>,
+  ): Promise<Response> {
+    // Handed to `providerFetch` as it is.
+    const fetchOptions = { when } satisfies Departure as object;
     for (let attempt = 1; ; attempt += 1) {
       try {
-        return await this.client.chat.completions.create(toParams(request), { signal }).asResponse();
+        return await this.client.chat.completions
+          .create(toParams(request), { signal, fetchOptions })
+          .asResponse();
       } catch (error) {
         signal.throwIfAborted();
         const wait = pauseBefore(error) ?? BACK_OFF_MS * 2 ** (attempt - 1) * (1 - Math.random() / 4);
@@ -197,79 +210,85 @@ export class OpenAiModel implements ChatModel {
   }
 }
 
-/** Events that are read ahead of who takes them. */
-const AHEAD = 100;
-
-/** The `data` of a response's events, as they come. */
-class ProviderEvents {
-  private readonly body: IncomingMessage;
-  private readonly decoder = new StringDecoder('utf8');
-  private readonly parser: EventSourceParser;
-  private events: string[] = [];
-  private isDone = false;
-  private hasEnded = false;
-  private error: Error | undefined;
-  private wake: (() => void) | undefined;
-
-  constructor(response: Response, maxOutputBytes: number) {
-    this.parser = createParser({
-      onEvent: ({ data }) => {
-        this.events.push(data);
-      },
-      onError: ({ type }) => {
-        if (type === 'max-buffer-size-exceeded') this.error ??= tooLong(maxOutputBytes);
-      },
-      maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
+/**
+ * Gives the `data` of a response's events to `onData` as they come, by nothing but calls from the socket on: with
+ * thousands of tokens a second a promise or a generator at each step costs more than what the steps do.
+ * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
+ */
+async function readEvents(
+  response: Response,
+  maxOutputBytes: number,
+  onData: (data: string) => void,
+): Promise<void> {
+  const body = bodyOf(response);
+  const decoder = new StringDecoder('utf8');
+  let isDone = false as boolean;
+  const parser = createParser({
+    onEvent: ({ data }) => {
+      if (isDone) return;
+      if (data.startsWith(DONE)) isDone = true;
+      else onData(data);
+    },
+    onError: ({ type }) => {
+      if (type === 'max-buffer-size-exceeded') throw tooLong(maxOutputBytes);
+    },
+    maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
+  });
+  // The first of it is urgent: somebody looks at an empty page.
+  let inTurn = (task: () => void): void => {
+    task();
+    inTurn = yielding;
+  };
+  try {
+    await new Promise<void>((resolve, reject) => {
+      let isOver = false;
+      const end = (error?: Error): void => {
+        isOver = true;
+        if (error) reject(error);
+        else resolve();
+      };
+      const take = (piece: Buffer): void => {
+        try {
+          parser.feed(decoder.write(piece));
+          if (isDone) end();
+        } catch (error) {
+          end(error as Error);
+        }
+      };
+      // An end waits for its turn, too: what arrived before it counts.
+      const later = (task: () => void): void => {
+        inTurn(() => {
+          if (!isOver) task();
+        });
+      };
+      body
+        .on('data', (piece: Buffer) => {
+          later(() => {
+            take(piece);
+          });
+        })
+        .once('end', () => {
+          later(end);
+        })
+        .on('error', (error) => {
+          later(() => {
+            end(error);
+          });
+        })
+        .once('close', () => {
+          // Without an end it was broken off.
+          later(() => {
+            end(brokenOff(undefined));
+          });
+        });
+      // It may have gone before anybody listened for that.
+      if (body.destroyed) end(body.errored ?? brokenOff(undefined));
     });
-    this.body = bodyOf(response)
-      .on('data', (piece: Buffer) => {
-        this.parser.feed(this.decoder.write(piece));
-        this.isDone ||= this.events.at(-1)?.startsWith(DONE) ?? false;
-        if (this.events.length > AHEAD || this.error) this.body.pause();
-        this.look();
-      })
-      .once('end', () => {
-        this.hasEnded = true;
-        this.look();
-      })
-      .once('close', () => {
-        // Without an end it was broken off.
-        if (!this.hasEnded) this.error ??= brokenOff(undefined);
-        this.look();
-      })
-      .on('error', (error) => {
-        this.error ??= error;
-        this.look();
-      });
-    // It may have gone before anybody listened for that.
-    if (this.body.destroyed) this.error = this.body.errored ?? brokenOff(undefined);
-  }
-
-  /** The next ones, at least one; undefined after the last. */
-  async next(): Promise<readonly string[] | undefined> {
-    for (;;) {
-      const { events } = this;
-      if (events.length > 0) {
-        this.events = [];
-        return events;
-      }
-      if (this.error) throw this.error;
-      if (this.isDone || this.hasEnded) return undefined;
-      if (this.body.isPaused()) this.body.resume();
-      await new Promise<void>((resolve) => (this.wake = resolve));
-    }
-  }
-
-  /** A body that was read to its end leaves its connection to the next call. */
-  close(): void {
-    this.body.removeAllListeners('data');
-    if (this.isDone) letEnd(this.body);
-    else this.body.destroy();
-  }
-
-  private look(): void {
-    this.wake?.();
-    this.wake = undefined;
+  } finally {
+    body.removeAllListeners('data');
+    // A body that was read to its end leaves its connection to the next call.
+    if (isDone) letEnd(body);
+    else body.destroy();
   }
 }
 
@@ -284,7 +303,6 @@ class Answer {
 
   /** @returns the text in it. @throws when it cannot be read, is an error, or too much */
   add(data: string): string {
-    if (data.startsWith(DONE)) return '';
     const { choices, error, usage } = Piece.parse(JSON.parse(data));
     if (error) throw new ProviderError(typeof error === 'string' ? error : error.message);
     const choice = choices[0];
@@ -305,11 +323,11 @@ class Answer {
     return text;
   }
 
-  end(): ModelPiece {
+  end(): AnswerEnd {
     const { calls, finishReason, usage } = this;
     // A connection that breaks off between two pieces looks like an end.
     if (finishReason === undefined) throw brokenOff(undefined);
-    return { type: 'end', toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
+    return { toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
   }
 }
 
@@ -349,15 +367,19 @@ function pauseBefore(error: unknown): number | undefined {
   return Number.isNaN(seconds) ? undefined : Math.max(0, seconds * 1000);
 }
 
-/** Aborts when nothing was heard for a while. */
+/** Aborts when nothing was heard for a while, from its beginning on. */
 class Silence {
   private readonly controller = new AbortController();
-  private readonly timer: NodeJS.Timeout;
+  private timer: NodeJS.Timeout | undefined;
+  private hasEnded = false;
 
-  constructor(ms: number) {
+  constructor(private readonly ms: number) {}
+
+  begin(): void {
+    if (this.hasEnded) return;
     this.timer = setTimeout(() => {
       this.controller.abort();
-    }, ms);
+    }, this.ms);
   }
 
   get signal(): AbortSignal {
@@ -365,10 +387,11 @@ class Silence {
   }
 
   broken(): void {
-    this.timer.refresh();
+    this.timer?.refresh();
   }
 
   end(): void {
+    this.hasEnded = true;
     clearTimeout(this.timer);
   }
 }

@@ -11,28 +11,40 @@ const NO_BODY = new Set([204, 205, 304]);
 const httpAgent = new HttpAgent({ keepAlive: true });
 const httpsAgent = new HttpsAgent({ keepAlive: true });
 
+export interface Departure {
+  /** The request leaves when this has resolved; by then its connection may be there. */
+  readonly when?: Promise<unknown>;
+}
+
 /**
  * What the SDK needs of `fetch`, over `node:http`: with hundreds of streams that each bring a few bytes at a time, the
  * web streams of Node's own `fetch` cost more than all that is done with what they bring. Follows no redirects.
  */
-export async function providerFetch(url: string | URL | Request, init: RequestInit = {}): Promise<Response> {
+export async function providerFetch(
+  url: string | URL | Request,
+  init: RequestInit & Departure = {},
+): Promise<Response> {
   const target = new URL(url instanceof Request ? url.url : url);
   const isHttps = target.protocol === 'https:';
   const send = isHttps ? requestHttps : requestHttp;
   for (;;) {
     const request = send(target, {
       method: init.method ?? 'GET',
-      headers: Object.fromEntries(new Headers(init.headers)),
+      headers: Object.fromEntries(init.headers instanceof Headers ? init.headers : new Headers(init.headers)),
       agent: isHttps ? httpsAgent : httpAgent,
       ...(init.signal && { signal: init.signal }),
     });
     // What goes wrong later shows in the body.
     request.on('error', () => undefined);
-    request.end(init.body);
+    const response = once(request, 'response') as Promise<[IncomingMessage]>;
+    response.catch(() => undefined);
     try {
-      const [incoming] = (await once(request, 'response')) as [IncomingMessage];
+      await init.when;
+      request.end(init.body);
+      const [incoming] = await response;
       return await responseOf(incoming);
     } catch (error) {
+      request.destroy();
       // The server had closed the idle connection while the request was on its way.
       const isStale = request.reusedSocket && (error as NodeJS.ErrnoException).code === 'ECONNRESET';
       if (!isStale || init.signal?.aborted) throw error;

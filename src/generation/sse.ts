@@ -17,8 +17,17 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
   const stream = new EventStream(reply);
   let offset = from?.offset ?? 0;
   let calls = from?.toolCalls ?? 0;
+  const next = live.reader(from);
+  stream.gone.addEventListener('abort', () => {
+    live.wake();
+  });
   try {
-    for await (const event of live.events(from, stream.gone)) {
+    while (!stream.isGone) {
+      const event = next();
+      if (!event) {
+        await live.change();
+        continue;
+      }
       if (event.type === 'delta') ({ offset } = event);
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
@@ -26,7 +35,7 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
       const full = stream.send({ id: `${offset}-${calls}`, event: name, data });
       // Not awaited in vain: a turn of promises for each of thousands of tokens a second is what others wait for.
       if (full) await full;
-      if (stream.gone.aborted) return;
+      if (event === live.end) return;
     }
   } finally {
     stream.end();

@@ -180,7 +180,7 @@ export class SessionCommands {
           ...(command instanceof StartGeneration && { generationId: command.generation.generationId }),
         }),
       },
-      lease: command instanceof StartGeneration ? command.lease : undefined,
+      ...(command instanceof StartGeneration && { lease: command.lease, decided: command.decided }),
       counter: () => ({ key: activeSessions(to.tenant), max: this.policies.of(to.tenant).maxSessions }),
     });
     if (handled.events[0]?.type === 'SessionResumed') this.counts.restored += 1;

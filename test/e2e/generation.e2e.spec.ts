@@ -410,6 +410,21 @@ describe('generation', () => {
       expect((await generate('w-1', { message: 'now' })).status).toBe(200);
     });
 
+    it('given a node that has not heard of a reply under way, when it is asked for another, then the model is not', async () => {
+      await create('w-old');
+      // It remembers the session as it is now, and gets all ready before the log says that it is busy.
+      await say(other, 'w-old', 'hello');
+      const { reply, answer } = await thinking('w-old', {}, api);
+      expect(
+        await asked(async () => {
+          const busy = await generate('w-old', { message: 'me too' }, {}, other);
+          expectProblem(busy, 409, 'session-busy');
+        }),
+      ).toBe(0);
+      reply.release();
+      expect((await answer).status).toBe(200);
+    });
+
     it('given a reply under way, when messages are appended, then they stand before it, and the next turn sees all', async () => {
       const { reply, answer } = await thinking('w-2');
       expect((await say(api, 'w-2', 'one more thing')).status).toBe(201);

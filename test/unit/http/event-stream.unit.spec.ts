@@ -5,6 +5,7 @@ import { EventStream, wantsEvents } from '../../../src/http/event-stream.js';
 let app: FastifyInstance;
 let opened: (stream: EventStream) => void;
 let stream: Promise<EventStream>;
+let answerSlow: () => void;
 
 async function serve(options: ConstructorParameters<typeof EventStream>[1] = {}): Promise<number> {
   app = Fastify();
@@ -16,16 +17,20 @@ async function serve(options: ConstructorParameters<typeof EventStream>[1] = {})
     opened(new EventStream(reply, options));
     return reply;
   });
+  app.get('/slow', async () => {
+    await new Promise<void>((resolve) => (answerSlow = resolve));
+    return 'slow page';
+  });
   await app.listen({ host: '127.0.0.1', port: 0 });
   return (app.server.address() as AddressInfo).port;
 }
 afterEach(() => app.close());
 
 /** A client at the level of bytes, which reads only when it is told to. */
-function client(port: number, method = 'GET') {
+function client(port: number, method = 'GET', { http = '1.1', before = '' } = {}) {
   const socket = connect(port, '127.0.0.1');
   socket.on('error', () => undefined);
-  socket.write(`${method} / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n`);
+  socket.write(`${before}${method} / HTTP/${http}\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n`);
   let text = '';
   let look = (): void => undefined;
   socket.on('data', (chunk: Buffer) => {
@@ -116,6 +121,33 @@ describe('EventStream', () => {
     await sending;
     expect(sent.gone.aborted).toBe(true);
     sent.end();
+  });
+
+  it('given a client of HTTP/1.0, which knows no chunks, when events are sent, then they come without', async () => {
+    const { socket, until } = client(await serve(), 'GET', { http: '1.0' });
+    const sent = await stream;
+    await sent.send({ id: '1', event: 'Said', data: 'ä' });
+    await sent.send({ id: '2', event: 'Said', data: 'b' });
+    expect(await until('id: 2\nevent: Said\ndata: "b"\n\n')).toMatch(
+      /\r\n\r\nid: 1\nevent: Said\ndata: "ä"\n\nid: 2/,
+    );
+    sent.end();
+    socket.destroy();
+  });
+
+  it('given a request that was sent behind another one, when its events begin before the first answer is there, then they come after it', async () => {
+    const before = 'GET /slow HTTP/1.1\r\nHost: x\r\n\r\n';
+    const { socket, until } = client(await serve(), 'GET', { before });
+    const sent = await stream;
+    await sent.send({ id: '1', event: 'Said', data: 'ä' });
+    answerSlow();
+    expect(await until('id: 1\n')).toMatch(
+      /slow page.*HTTP\/1\.1 200 OK.*id: 1\nevent: Said\ndata: "ä"\n\n/s,
+    );
+    await sent.send({ id: '2', event: 'Said', data: 'b' });
+    sent.end();
+    expect(await until('0\r\n\r\n')).toContain('id: 2\nevent: Said\ndata: "b"\n\n\r\n0\r\n\r\n');
+    socket.destroy();
   });
 
   it('given a HEAD, then no stream is opened', async () => {
