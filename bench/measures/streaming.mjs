@@ -95,7 +95,13 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   ];
 }
 
-/** So many streams at a time for so long, their starts spread over the length of a reply. */
+/** Of the golden ratio: its multiples are spread evenly, and in no step with anything. */
+const SPREAD = (Math.sqrt(5) - 1) / 2;
+
+/**
+ * So many streams at a time for so long, their starts spread over the length of a reply. At even distances of 25 ms they
+ * would fall into step: the tokens of all, one each 20 ms, would come in four bursts, which no real streams do.
+ */
 async function load({ url, ask }, parallel, seconds, tokens) {
   const firsts = [];
   const paces = [];
@@ -106,7 +112,7 @@ async function load({ url, ask }, parallel, seconds, tokens) {
   const to = from + seconds * 1000;
   await Promise.all(
     Array.from({ length: parallel }, async (_, n) => {
-      await sleep((n / parallel) * spreadMs);
+      await sleep(((n * SPREAD) % 1) * spreadMs);
       while (performance.now() < to) {
         const stream = await Streamed.open(url);
         stream.onTokens = (count) => {
