@@ -210,6 +210,9 @@ export class OpenAiModel implements ChatModel {
   }
 }
 
+/** Pieces of a response that may wait. A provider that sends more at once has to wait for what is done with them. */
+const AHEAD = 64;
+
 /**
  * Gives the `data` of a response's events to `onData` as they come, by nothing but calls from the socket on: with
  * thousands of tokens a second a promise or a generator at each step costs more than what the steps do.
@@ -234,11 +237,6 @@ async function readEvents(
     },
     maxBufferSize: maxOutputBytes * LINE_FACTOR + LINE_EXTRA,
   });
-  // The first of it is urgent: somebody looks at an empty page.
-  let inTurn = (task: () => void): void => {
-    task();
-    inTurn = yielding;
-  };
   try {
     await new Promise<void>((resolve, reject) => {
       let isOver = false;
@@ -255,11 +253,21 @@ async function readEvents(
           end(error as Error);
         }
       };
+      const waiting: (() => void)[] = [];
+      const run = (count: number): void => {
+        for (const task of waiting.splice(0, count)) if (!isOver) task();
+      };
+      let isFirst = true;
       // An end waits for its turn, too: what arrived before it counts.
       const later = (task: () => void): void => {
-        inTurn(() => {
-          if (!isOver) task();
-        });
+        waiting.push(task);
+        // The first of it is urgent: somebody looks at an empty page.
+        if (isFirst || waiting.length > AHEAD) run(waiting.length);
+        else
+          yielding(() => {
+            run(1);
+          });
+        isFirst = false;
       };
       body
         .on('data', (piece: Buffer) => {

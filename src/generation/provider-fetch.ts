@@ -57,6 +57,7 @@ export const bodyOf = (response: Response): IncomingMessage => response.body as 
 
 /** Lets a body end whose rest is of no use, so that its connection can be used again; but not for ever. */
 export function letEnd(body: IncomingMessage): void {
+  if (body.closed) return;
   const timer = setTimeout(() => body.destroy(), DRAIN_MS);
   body.once('close', () => {
     clearTimeout(timer);
