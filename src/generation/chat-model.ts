@@ -35,7 +35,10 @@ export interface AnswerConditions {
   readonly signal: AbortSignal;
   /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
   readonly onText: (text: string) => void;
-  /** The model is asked when this has resolved, not before; till then all is made ready for that. */
+  /**
+   * The model is asked when this has resolved, not before; till then all is made ready for that. Rejects when `signal`
+   * aborts first.
+   */
   readonly when?: Promise<unknown> | undefined;
 }
 

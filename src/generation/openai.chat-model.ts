@@ -215,7 +215,7 @@ const AHEAD = 64;
 
 /**
  * Gives the `data` of a response's events to `onData` as they come, by nothing but calls from the socket on: with
- * thousands of tokens a second a promise or a generator at each step costs more than what the steps do.
+ * thousands of tokens a second a promise or a generator at each step is a good part of what they cost.
  * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
  */
 async function readEvents(
@@ -379,12 +379,10 @@ function pauseBefore(error: unknown): number | undefined {
 class Silence {
   private readonly controller = new AbortController();
   private timer: NodeJS.Timeout | undefined;
-  private hasEnded = false;
 
   constructor(private readonly ms: number) {}
 
   begin(): void {
-    if (this.hasEnded) return;
     this.timer = setTimeout(() => {
       this.controller.abort();
     }, this.ms);
@@ -399,7 +397,6 @@ class Silence {
   }
 
   end(): void {
-    this.hasEnded = true;
     clearTimeout(this.timer);
   }
 }

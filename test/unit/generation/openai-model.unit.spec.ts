@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { type AddressInfo } from 'node:net';
+import { endOfTurn } from '../../../src/event-store/batch-writer.js';
 import { OpenAiModel } from '../../../src/generation/openai.chat-model.js';
 
 const REQUEST = { model: 'm', messages: [{ role: 'user' as const, content: 'hello' }] };
@@ -58,7 +59,7 @@ describe('a model over the OpenAI API', () => {
     let text = '';
     const answer = model().answer(REQUEST, { signal, onText: (one) => (text += one), when });
     await connected;
-    for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+    for (let turn = 0; turn < 100; turn += 1) await endOfTurn();
     expect(asked).toBe(0);
     go();
     await expect(answer).resolves.toMatchObject({ finishReason: 'stop' });

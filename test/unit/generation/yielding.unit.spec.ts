@@ -1,6 +1,5 @@
+import { endOfTurn } from '../../../src/event-store/batch-writer.js';
 import { yielding } from '../../../src/generation/yielding.js';
-
-const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 describe('what yields to more urgent work', () => {
   it('given much of it, when something urgent comes, then that waits for a few at most, and all is done in its order', async () => {
@@ -10,7 +9,7 @@ describe('what yields to more urgent work', () => {
       yielding(resolve);
     });
     expect(done).toEqual([]);
-    await turn();
+    await endOfTurn();
     expect(done).toEqual([0, 1, 2, 3]);
     await whole;
     expect(done).toEqual(Array.from({ length: 20 }, (_, n) => n));
@@ -25,10 +24,10 @@ describe('what yields to more urgent work', () => {
         yielding(() => (waiting -= 1));
       }
       most = Math.max(most, waiting);
-      await turn();
+      await endOfTurn();
     }
     expect(most).toBeLessThan(50 * 20);
-    while (waiting > 0) await turn();
+    while (waiting > 0) await endOfTurn();
   });
 
   it('given something that is done, when it asks for more, then that comes behind what waits already', async () => {
