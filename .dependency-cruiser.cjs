@@ -1,9 +1,13 @@
 /**
  * The arrows of docs/architecture.md: imports go one way.
- * domain <- event-store <- projections, kafka <- sessions, generation, sweeper, audit <- app.module
- * http, config and database are leaves.
+ *
+ *   domain <- event-store <- projection-engine <- read-models <- sessions <- generation
+ *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
+ *
+ * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature.
  */
 const path = (...folders) => `^src/(${folders.join('|')})`;
+const FEATURES = ['sessions/', 'generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'];
 const forbid = (name, from, to, comment) => ({
   name,
   severity: 'error',
@@ -30,15 +34,24 @@ module.exports = {
       to: { path: '^src/', pathNot: '^src/(event-store/|database/|domain/decider)' },
     },
     forbid(
-      'projections-read-the-log',
-      path('projections/', 'kafka/'),
-      path('sessions/', 'generation/', 'sweeper/', 'audit/', 'http/', 'client/', 'config', 'app.module'),
+      'readers-of-the-log-know-no-feature',
+      path('projection-engine/', 'read-models/', 'kafka/'),
+      path(...FEATURES, 'http/', 'access/', 'client/', 'config', 'app.module'),
     ),
+    forbid('engine-and-relay-know-no-read-model', path('projection-engine/', 'kafka/'), path('read-models/')),
     forbid(
-      'features-do-not-import-the-root',
-      path('sessions/', 'generation/', 'sweeper/', 'audit/'),
-      path('app.module', 'main', 'client/'),
+      'sessions-are-below-the-other-features',
+      path('sessions/'),
+      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'),
     ),
+    {
+      name: 'features-do-not-import-ops',
+      severity: 'error',
+      comment: 'operators look at the features, not the other way round',
+      from: { path: '^src/', pathNot: path('ops/', 'app.module', 'client/', 'cli/') },
+      to: { path: path('ops/') },
+    },
+    forbid('features-do-not-import-the-root', path(...FEATURES), path('app.module', 'main', 'client/')),
     {
       name: 'nothing-imports-the-command-line',
       severity: 'error',
@@ -46,24 +59,15 @@ module.exports = {
       to: { path: path('cli/') },
     },
     forbid(
-      'http-is-a-leaf',
-      path('http/'),
-      path(
-        'event-store/',
-        'projections/',
-        'kafka/',
-        'sessions/',
-        'generation/',
-        'sweeper/',
-        'audit/',
-        'app.module',
-      ),
+      'transport-knows-no-feature',
+      path('http/', 'access/'),
+      path('projection-engine/', 'read-models/', 'kafka/', ...FEATURES, 'app.module'),
     ),
     {
-      name: 'config-and-database-are-leaves',
+      name: 'leaves',
       severity: 'error',
-      from: { path: path('config', 'database/') },
-      to: { path: '^src/', pathNot: '^src/(config|database/)' },
+      from: { path: path('config', 'database/', 'embedded-postgres/') },
+      to: { path: '^src/', pathNot: '^src/(config|database/|embedded-postgres/)' },
     },
   ],
   options: {

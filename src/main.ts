@@ -1,8 +1,8 @@
 import { Logger } from '@nestjs/common';
 import { type Config, ConfigError, loadConfig } from './config.js';
 import { isConnectionError } from './database/connection.js';
-import { DataFolderInUseError } from './database/data-folder-lock.js';
-import { type EmbeddedPostgres } from './database/embedded-postgres.js';
+import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
+import { type EmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { createService, type Service } from './service.js';
 import { version } from './version.js';
 

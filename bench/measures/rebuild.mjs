@@ -14,8 +14,8 @@ const { createPool } = product('dist/database/connection.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventStore } = product('dist/event-store/event-store.js');
 const { Leases } = product('dist/event-store/leases.js');
-const { historyProjection } = product('dist/projections/history.projection.js');
-const { Projector } = product('dist/projections/projector.js');
+const { historyProjection } = product('dist/read-models/history.projection.js');
+const { Projector } = product('dist/projection-engine/projector.js');
 
 const SESSION_LENGTH = 50;
 /** It sleeps 50 ms after every 100 events unless told otherwise; this is the fastest that it does. */

@@ -2,7 +2,7 @@ import { product } from '../support/product.mjs';
 import { connect, startServer } from '../support/database.mjs';
 
 /** What it costs the projection that overdue sessions can be found: updates as its batches make them. */
-const { sessionsProjection } = product('dist/projections/sessions.projection.js');
+const { sessionsProjection } = product('dist/read-models/sessions.projection.js');
 const SESSIONS = 20_000;
 const ROUNDS = 20;
 const BATCH = 500;

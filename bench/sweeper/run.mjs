@@ -17,7 +17,7 @@ const { Sweeper } = product('dist/sweeper/sweeper.js');
 const { SessionCommands } = product('dist/sessions/session-commands.js');
 const { CreateSession } = product('dist/domain/session.js');
 const { ReadModels } = product('dist/projections/read-models.js');
-const { SESSIONS } = product('dist/projections/sessions.projection.js');
+const { SESSIONS } = product('dist/read-models/sessions.projection.js');
 
 const HOUR = 3_600_000;
 const DUE = Number(process.env.DUE ?? 100_000);

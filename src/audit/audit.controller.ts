@@ -3,7 +3,7 @@ import { CommandBus } from '@nestjs/cqrs';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
 import { type FeedFilter } from '../event-store/event-store.js';
-import { Caller } from '../http/auth.js';
+import { Caller } from '../access/caller.js';
 import { EventStream, wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';

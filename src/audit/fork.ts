@@ -1,5 +1,5 @@
 import { type CommandTarget, ForkSession, type NewMessage } from '../domain/session.js';
-import { type SessionRecord } from '../projections/projection.js';
+import { type SessionRecord } from '../projection-engine/projection.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { invalidRequest } from '../http/problem.js';

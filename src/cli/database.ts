@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { loadConfig } from '../config.js';
-import { DataFolderInUseError, lockDataFolder } from '../database/data-folder-lock.js';
-import { findEmbeddedPostgres, startEmbeddedPostgres } from '../database/embedded-postgres.js';
+import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-folder-lock.js';
+import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
 
 /**
  * The database of the settings in this folder: the one that is named, or the embedded one, which is joined if a

@@ -10,7 +10,7 @@ import {
   type NewMessage,
 } from '../domain/session.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
-import { Caller } from '../http/auth.js';
+import { Caller } from '../access/caller.js';
 import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';

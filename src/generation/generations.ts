@@ -20,7 +20,7 @@ import { endOfTurn } from '../event-store/batch-writer.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { type Leases } from '../event-store/leases.js';
 import { ApiError } from '../http/problem.js';
-import { type SessionRecord } from '../projections/projection.js';
+import { type SessionRecord } from '../projection-engine/projection.js';
 import { newId } from '../sessions/ids.js';
 import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
 import { dispatch, type HandledSession, type SessionCommands } from '../sessions/session-commands.js';

@@ -1,6 +1,6 @@
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
-import { callerOf, type Caller } from './auth.js';
+import { callerOf, type Caller } from '../access/caller.js';
 import { documentHeader } from './openapi.js';
 import { invalidRequest } from './problem.js';
 

@@ -2,7 +2,7 @@ import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance } from 'fastify';
-import { createAuthenticator, type AuthSettings } from './auth.js';
+import { createAuthenticator, type AuthSettings } from '../access/caller.js';
 import { correlationIdOf, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';

@@ -1,12 +1,12 @@
 import { LRUCache } from 'lru-cache';
 import { type EventStore } from '../event-store/event-store.js';
-import { ProjectionLagging, type ReadModels, type Wanted } from '../projections/read-models.js';
+import { ProjectionLagging, type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import {
   type Candidate,
   generatingSessions,
   leastRecentlyUsed,
   overdueSessionsOf,
-} from '../projections/session-candidates.js';
+} from '../read-models/session-candidates.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
 /** Makes a candidate leave the active set, if it still is what it was; tells whether it did. */

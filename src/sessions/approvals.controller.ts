@@ -3,7 +3,7 @@ import { CommandBus } from '@nestjs/cqrs';
 import { z } from 'zod';
 import { sessionEvents, toolName } from '../domain/session.events.js';
 import { GrantToolApproval, RevokeToolApproval } from '../domain/session.js';
-import { Caller } from '../http/auth.js';
+import { Caller } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
 import { ApiError } from '../http/problem.js';

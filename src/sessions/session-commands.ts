@@ -33,8 +33,8 @@ import {
   StreamHandler,
   VersionMismatch,
 } from '../event-store/stream-handler.js';
-import { type ReadModels } from '../projections/read-models.js';
-import { type Candidate } from '../projections/session-candidates.js';
+import { type ReadModels } from '../projection-engine/strong-reads.js';
+import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
 import { newId } from './ids.js';
 import { type PartialReplies } from './partial-replies.js';

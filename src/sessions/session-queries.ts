@@ -5,15 +5,15 @@ import { type EventStore } from '../event-store/event-store.js';
 import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
-import { type HistoryPage, readHistory } from '../projections/history.projection.js';
-import { type ReadModels, type Wanted } from '../projections/read-models.js';
+import { type HistoryPage, readHistory } from '../read-models/history.projection.js';
+import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import {
   findSession,
   listForks,
   listSessions,
   type SessionView,
-} from '../projections/sessions.projection.js';
-import { sessionUsage, type UsageView } from '../projections/usage.projection.js';
+} from '../read-models/sessions.projection.js';
+import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
 import { type SessionCommands } from './session-commands.js';
 import {
   type ListForksQuery,

@@ -13,7 +13,7 @@ import {
   ResetConversation,
 } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
-import { Caller, requireOperator } from '../http/auth.js';
+import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { derivedId, newId } from './ids.js';

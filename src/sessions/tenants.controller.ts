@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { TENANT_ID } from '../domain/tenant.js';
 import { EventStore } from '../event-store/event-store.js';
-import { Caller, requireOperator } from '../http/auth.js';
+import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { activeSessions } from './active-sessions.js';

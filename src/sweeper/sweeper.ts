@@ -3,7 +3,7 @@ import { AbandonGeneration, DeleteSession, generationLease } from '../domain/ses
 import { Overloaded } from '../event-store/batch-writer.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { LaneShare, type Leases } from '../event-store/leases.js';
-import { ProjectionLagging, type ReadModels } from '../projections/read-models.js';
+import { ProjectionLagging, type ReadModels } from '../projection-engine/strong-reads.js';
 import {
   abandonedGenerations,
   type Candidate,
@@ -14,7 +14,7 @@ import {
   overdueSessionsOf,
   type Place,
   tenantsWithOverdue,
-} from '../projections/session-candidates.js';
+} from '../read-models/session-candidates.js';
 import { ACTIVE_SESSIONS } from '../sessions/active-sessions.js';
 import { type CapCounts, type SessionCommands } from '../sessions/session-commands.js';
 import { type TenantPolicies } from '../sessions/tenant-policies.js';

@@ -9,7 +9,7 @@ import { type RunningService, startService } from '../support/process.js';
 export { type EventAnswer } from '../../src/audit/audit.schemas.js';
 export { type SessionAnswer } from '../../src/sessions/session.schemas.js';
 export { type GeneratedAnswer } from '../../src/generation/generation.schemas.js';
-export { type MessageView } from '../../src/projections/history.projection.js';
+export { type MessageView } from '../../src/read-models/history.projection.js';
 
 /** Big sizes on request only. */
 export const FULL = process.env['FULL'] === '1';

@@ -119,7 +119,7 @@ async function nextBuild(): Promise<string> {
   await cp(join(ROOT, 'dist'), join(folder, 'dist'), { recursive: true });
   await cp(join(ROOT, 'package.json'), join(folder, 'package.json'));
   for (const name of ['node_modules', 'schemas']) await symlink(join(ROOT, name), join(folder, name));
-  const file = join(folder, 'dist/projections/history.projection.js');
+  const file = join(folder, 'dist/read-models/history.projection.js');
   const code = await readFile(file, 'utf8');
   const changed = code.replace(/version: 1,/, 'version: 99,');
   expect(changed).not.toBe(code);

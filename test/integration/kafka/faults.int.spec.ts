@@ -5,7 +5,10 @@ import { randomUUID } from 'node:crypto';
 import { Client, type Pool, type PoolClient } from 'pg';
 import { type Consumer, consume, postgresPlaces } from '../../../src/consumer.js';
 import { createPool } from '../../../src/database/connection.js';
-import { type EmbeddedPostgres, startEmbeddedPostgres } from '../../../src/database/embedded-postgres.js';
+import {
+  type EmbeddedPostgres,
+  startEmbeddedPostgres,
+} from '../../../src/embedded-postgres/embedded-postgres.js';
 import { migrate } from '../../../src/database/migrate.js';
 import { type EventStore } from '../../../src/event-store/event-store.js';
 import { allMigrations } from '../../support/database.js';

@@ -12,8 +12,8 @@ import {
 import { EventStore } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
 import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
-import { ReadModels } from '../../../src/projections/read-models.js';
-import { SESSIONS } from '../../../src/projections/sessions.projection.js';
+import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
+import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
 import { newId } from '../../../src/sessions/ids.js';
 import { type HandledSession, SessionCommands } from '../../../src/sessions/session-commands.js';
 import { TenantPolicies } from '../../../src/sessions/tenant-policies.js';

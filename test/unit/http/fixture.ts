@@ -16,7 +16,7 @@ import { NestFactory } from '@nestjs/core';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyReply } from 'fastify';
 import { z } from 'zod';
-import { Caller, requireOperator, type AuthSettings } from '../../../src/http/auth.js';
+import { Caller, requireOperator, type AuthSettings } from '../../../src/access/caller.js';
 import { CorrelationId } from '../../../src/http/correlation.js';
 import { Answers } from '../../../src/http/openapi.js';
 import { ApiError } from '../../../src/http/problem.js';

@@ -1,5 +1,5 @@
-import { columns, type Projection, tableOf } from './projection.js';
-import { type ReadModels, type Wanted } from './read-models.js';
+import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
+import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 
 interface UsageRow {
   tenant: string;

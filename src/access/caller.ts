@@ -1,7 +1,7 @@
 import { hash, timingSafeEqual } from 'node:crypto';
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
-import { ApiError, invalidRequest } from './problem.js';
+import { ApiError, invalidRequest } from '../http/problem.js';
 
 /** On whose behalf a request is made. */
 export interface Caller {

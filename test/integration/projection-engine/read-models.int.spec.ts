@@ -9,11 +9,11 @@ import {
   ResetConversation,
   StartGeneration,
 } from '../../../src/domain/session.js';
-import { readHistory } from '../../../src/projections/history.projection.js';
-import { tableOf } from '../../../src/projections/projection.js';
-import { ProjectionLagging } from '../../../src/projections/read-models.js';
-import { findSession, listSessions } from '../../../src/projections/sessions.projection.js';
-import { sessionUsage } from '../../../src/projections/usage.projection.js';
+import { readHistory } from '../../../src/read-models/history.projection.js';
+import { tableOf } from '../../../src/projection-engine/projection.js';
+import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
+import { findSession, listSessions } from '../../../src/read-models/sessions.projection.js';
+import { sessionUsage } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized } from '../event-store/fixture.js';
 import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';

@@ -2,10 +2,10 @@ import { connect, DatabaseUnavailable } from '../../../src/database/connection.j
 import { CreateSession, sessionDecider, type SessionState } from '../../../src/domain/session.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
-import { type Projection, type SessionRecord, tableOf } from '../../../src/projections/projection.js';
-import { historyProjection } from '../../../src/projections/history.projection.js';
-import { sessionsProjection } from '../../../src/projections/sessions.projection.js';
-import { usageProjection } from '../../../src/projections/usage.projection.js';
+import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
+import { historyProjection } from '../../../src/read-models/history.projection.js';
+import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
+import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
 import { Node, READ_MODELS, target, TENANT } from './fixture.js';

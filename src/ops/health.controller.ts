@@ -1,10 +1,10 @@
 import { Controller, Get, Res } from '@nestjs/common';
 import { type FastifyReply } from 'fastify';
 import { z } from 'zod';
-import { Answers } from './http/openapi.js';
-import { EventStore } from './event-store/event-store.js';
-import { Relay } from './kafka/relay.js';
-import { BEHIND_AT_MOST, Projector } from './projections/projector.js';
+import { Answers } from '../http/openapi.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Relay } from '../kafka/relay.js';
+import { BEHIND_AT_MOST, Projector } from '../projection-engine/projector.js';
 
 const Health = z
   .object({

@@ -1,6 +1,6 @@
 import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
-import { columns, type Projection, tableOf } from './projection.js';
-import { type ReadModels, type Wanted } from './read-models.js';
+import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
+import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 
 interface HistoryRow {
   tenant: string;

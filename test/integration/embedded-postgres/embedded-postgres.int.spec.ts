@@ -17,8 +17,11 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { Client } from 'pg';
-import { startEmbeddedPostgres, type EmbeddedPostgres } from '../../src/database/embedded-postgres.js';
-import { ownProcesses } from '../support/own-process.js';
+import {
+  startEmbeddedPostgres,
+  type EmbeddedPostgres,
+} from '../../../src/embedded-postgres/embedded-postgres.js';
+import { ownProcesses } from '../../support/own-process.js';
 
 const SOURCE = 'src/database/embedded-postgres.ts';
 /** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */

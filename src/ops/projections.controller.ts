@@ -2,11 +2,11 @@ import { Body, Controller, Get, Param, Post } from '@nestjs/common';
 import { z } from 'zod';
 import { sessionId } from '../domain/session.events.js';
 import { TENANT_ID } from '../domain/tenant.js';
-import { Caller, requireOperator } from '../http/auth.js';
+import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { ApiError } from '../http/problem.js';
-import { type Projection } from '../projections/projection.js';
-import { Projector } from '../projections/projector.js';
+import { type Projection } from '../projection-engine/projection.js';
+import { Projector } from '../projection-engine/projector.js';
 
 const count = z.int().nonnegative();
 const time = z.iso.datetime();

@@ -1,9 +1,9 @@
 import { Controller, Get, Post, Query } from '@nestjs/common';
 import { z } from 'zod';
 import { sessionId } from '../domain/session.events.js';
-import { Caller, requireOperator } from '../http/auth.js';
+import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
-import { Sweeper } from './sweeper.js';
+import { Sweeper } from '../sweeper/sweeper.js';
 
 const count = z.int().nonnegative();
 const sweepCounts = { ttl: count, cap: count, lease: count, retention: count };

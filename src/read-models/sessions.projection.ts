@@ -1,6 +1,12 @@
 import { isActivity } from '../domain/session.js';
-import { columns, type Projection, type SessionRecord, type Statement, tableOf } from './projection.js';
-import { type ReadModels, type Wanted } from './read-models.js';
+import {
+  columns,
+  type Projection,
+  type SessionRecord,
+  type Statement,
+  tableOf,
+} from '../projection-engine/projection.js';
+import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 
 interface SessionRow {
   tenant: string;

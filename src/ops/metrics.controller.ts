@@ -1,10 +1,10 @@
 import { Controller, Get, Header } from '@nestjs/common';
 import { Counter, Gauge, Registry } from 'prom-client';
-import { EventStore } from './event-store/event-store.js';
-import { Caller, requireOperator } from './http/auth.js';
-import { Relay } from './kafka/relay.js';
-import { Projector } from './projections/projector.js';
-import { Sweeper } from './sweeper/sweeper.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Caller, requireOperator } from '../access/caller.js';
+import { Relay } from '../kafka/relay.js';
+import { Projector } from '../projection-engine/projector.js';
+import { Sweeper } from '../sweeper/sweeper.js';
 
 type Samples = readonly (readonly [labels: Record<string, string>, value: number])[];
 

@@ -1,6 +1,6 @@
-import { readExport, readMessages } from '../../../src/audit/import-format.js';
-import { exportSessions, type ExportSelection } from '../../../src/audit/export.js';
-import { type ImportReport, importSessions } from '../../../src/audit/import.js';
+import { readExport, readMessages } from '../../../src/transfer/import-format.js';
+import { exportSessions, type ExportSelection } from '../../../src/transfer/export.js';
+import { type ImportReport, importSessions } from '../../../src/transfer/import.js';
 import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { type TestDatabase } from '../../support/database.js';
 

@@ -9,12 +9,12 @@ import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/se
 import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
 import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
-import { historyProjection } from '../../../src/projections/history.projection.js';
-import { type Projection } from '../../../src/projections/projection.js';
-import { Projector } from '../../../src/projections/projector.js';
-import { ReadModels, type Wanted } from '../../../src/projections/read-models.js';
-import { sessionsProjection } from '../../../src/projections/sessions.projection.js';
-import { usageProjection } from '../../../src/projections/usage.projection.js';
+import { historyProjection } from '../../../src/read-models/history.projection.js';
+import { type Projection } from '../../../src/projection-engine/projection.js';
+import { Projector } from '../../../src/projection-engine/projector.js';
+import { ReadModels, type Wanted } from '../../../src/projection-engine/strong-reads.js';
+import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
+import { usageProjection } from '../../../src/read-models/usage.projection.js';
 
 export const READ_MODELS: readonly Projection[] = [sessionsProjection, historyProjection, usageProjection];
 export const TENANT = 'acme';

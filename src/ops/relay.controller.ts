@@ -1,8 +1,8 @@
 import { Controller, Get } from '@nestjs/common';
 import { z } from 'zod';
-import { Caller, requireOperator } from './http/auth.js';
-import { Answers } from './http/openapi.js';
-import { Relay } from './kafka/relay.js';
+import { Caller, requireOperator } from '../access/caller.js';
+import { Answers } from '../http/openapi.js';
+import { Relay } from '../kafka/relay.js';
 
 const events = z.int().nonnegative();
 const RelayStatus = z

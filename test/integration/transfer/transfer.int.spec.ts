@@ -5,25 +5,17 @@ import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { type EventStore } from '../../../src/event-store/event-store.js';
 import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
 import { laneOf } from '../../../src/event-store/lane.js';
-import { historyProjection } from '../../../src/projections/history.projection.js';
-import { tableOf } from '../../../src/projections/projection.js';
-import { ProjectionLagging } from '../../../src/projections/read-models.js';
-import { sessionsProjection } from '../../../src/projections/sessions.projection.js';
-import { usageProjection } from '../../../src/projections/usage.projection.js';
+import { historyProjection } from '../../../src/read-models/history.projection.js';
+import { tableOf } from '../../../src/projection-engine/projection.js';
+import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
+import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
+import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
-import { message, Node, target, TENANT } from '../projections/fixture.js';
-import {
-  exportOf,
-  importInto,
-  importMessages,
-  type Line,
-  linesOf,
-  recorded,
-  withStore,
-} from './transfer.fixture.js';
+import { message, Node, target, TENANT } from '../projection-engine/fixture.js';
+import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
 
 jest.setTimeout(600_000);
 

@@ -2,14 +2,14 @@ import { randomUUID } from 'node:crypto';
 import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
 import { type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
-import { historyProjection, readHistory } from '../../../src/projections/history.projection.js';
-import { type Projection, tableOf } from '../../../src/projections/projection.js';
+import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
+import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
 import {
   findSession,
   listSessions,
   sessionsProjection,
-} from '../../../src/projections/sessions.projection.js';
-import { usageProjection } from '../../../src/projections/usage.projection.js';
+} from '../../../src/read-models/sessions.projection.js';
+import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
 import { byCode, message, Node, READ_MODELS, target, TENANT } from './fixture.js';

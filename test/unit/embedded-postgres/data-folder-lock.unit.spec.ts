@@ -1,8 +1,8 @@
 import { mkdtemp, readdir, rm, symlink, mkdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { DataFolderInUseError, lockDataFolder } from '../../src/database/data-folder-lock.js';
-import { ownProcesses } from '../support/own-process.js';
+import { DataFolderInUseError, lockDataFolder } from '../../../src/embedded-postgres/data-folder-lock.js';
+import { ownProcesses } from '../../support/own-process.js';
 
 const url = 'http://127.0.0.1:3000';
 

@@ -1,4 +1,4 @@
-import { type ReadModels, type Wanted } from './read-models.js';
+import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import { SESSIONS } from './sessions.projection.js';
 
 /**

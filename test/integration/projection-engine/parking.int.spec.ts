@@ -1,12 +1,12 @@
 import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
-import { historyProjection, readHistory } from '../../../src/projections/history.projection.js';
-import { type Projection, type SessionRecord, tableOf } from '../../../src/projections/projection.js';
-import { SessionParked } from '../../../src/projections/read-models.js';
+import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
+import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
+import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
 import {
   findSession,
   listSessions,
   sessionsProjection,
-} from '../../../src/projections/sessions.projection.js';
+} from '../../../src/read-models/sessions.projection.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
