@@ -15,7 +15,7 @@ const { loadConfig } = product('dist/config.js');
 const { EventStore } = product('dist/event-store/event-store.js');
 const { Sweeper } = product('dist/sweeper/sweeper.js');
 const { SessionCommands } = product('dist/sessions/session-commands.js');
-const { CreateSession } = product('dist/domain/session.js');
+const { CreateSession } = product('dist/domain/session.commands.js');
 const { ReadModels } = product('dist/projections/read-models.js');
 const { SESSIONS } = product('dist/read-models/sessions.projection.js');
 

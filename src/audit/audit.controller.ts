@@ -8,11 +8,11 @@ import { EventStream, wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { ApiError } from '../http/problem.js';
+import { dispatch } from '../sessions/command-handlers.js';
 import { derivedId, newId } from '../sessions/ids.js';
-import { dispatch } from '../sessions/session-commands.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { MAX_VERSION, Session, sessionPath } from '../sessions/session.schemas.js';
-import { target, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { contextOf, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import {
   Diff,
   DiffQuery,
@@ -131,10 +131,13 @@ export class AuditController {
     const { ifMatch, idempotencyKey: key } = write;
     const route = `POST /v1/sessions/${sessionId}/fork`;
     const id = body.id ?? (key === undefined ? newId('sess') : derivedId('sess', tenant, route, key));
-    const to = target({ ...write, ifMatch: undefined }, id, route, body);
-    const done = await dispatch(this.bus, await this.forks.command(to, sessionId, body.at, ifMatch));
+    const fork = { tenant, sessionId: id };
+    const context = contextOf({ ...write, ifMatch: undefined }, route, body);
+    const source = { tenant, sessionId };
+    const command = await this.forks.command(source, context.idempotency, body.at, ifMatch);
+    const done = await dispatch(this.bus, fork, command, context);
     const created = done.duplicate !== undefined || done.events.length > 0;
-    const session = this.queries.answer(tenant, id, done);
+    const session = this.queries.answer(fork, done);
     reply.status(created ? 201 : 200).header('etag', etag(session.version));
     if (created) reply.header('location', `/v1/sessions/${encodeURIComponent(id)}`);
     return session;

@@ -1,9 +1,10 @@
-import { type CommandTarget, ForkSession, type NewMessage } from '../domain/session.js';
+import { ForkSession, type NewMessage } from '../domain/session.commands.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
+import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { newId } from '../sessions/ids.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
 import { incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
@@ -21,34 +22,30 @@ export class Forks {
   ) {}
 
   /**
-   * @param to the session to be made
+   * @param source the session that is copied
+   * @param idempotency of the request that makes the fork
    * @param at a version or time of the source's present incarnation; now unless given
    * @param ifMatch versions that the source may have
    * @throws DomainError `session-not-found`; VersionMismatch; ApiError `invalid-request` for what is not inside the
    * incarnation and for a history that is too long
    */
   async command(
-    to: CommandTarget,
-    sessionId: string,
+    source: SessionRef,
+    idempotency: CommandContext['idempotency'],
     at: number | string | undefined,
     ifMatch: WriteContext['ifMatch'],
   ): Promise<ForkSession> {
     // A retry gets what the first request made, whatever has become of the source since.
-    if (to.idempotency && (await this.store.findKeyed(to.tenant, to.idempotency.scope, to.idempotency.key))) {
-      return new ForkSession(to, { sessionId, version: 1 }, []);
+    const { tenant, sessionId } = source;
+    if (idempotency && (await this.store.findKeyed(tenant, idempotency.scope, idempotency.key))) {
+      return new ForkSession({ sessionId, version: 1 }, []);
     }
-    const { tenant } = to;
-    const { state: now } = await this.commands.load(tenant, sessionId);
+    const { state: now } = await this.commands.load(source);
     const incarnation = incarnationIn(now, undefined);
     if (Array.isArray(ifMatch) && !ifMatch.includes(now.version)) throw new VersionMismatch(now.version);
     const pointer = { pointer: '/at', in: 'body' } as const;
-    const { version } = await this.queries.pointAt(
-      { tenant, sessionId },
-      incarnation,
-      at ?? now.version,
-      pointer,
-    );
-    const then = await this.commands.stateAt(tenant, sessionId, version);
+    const { version } = await this.queries.pointAt(source, incarnation, at ?? now.version, pointer);
+    const then = await this.commands.stateAt(source, version);
     const messages: NewMessage[] = [];
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;
@@ -60,7 +57,7 @@ export class Forks {
       bytes += Buffer.byteLength(JSON.stringify(event.data));
       if (bytes > MAX_BYTES) throw tooLong(`${MAX_BYTES / 1024 / 1024} MiB`);
     }
-    return new ForkSession(to, { sessionId, version }, messages, {
+    return new ForkSession({ sessionId, version }, messages, {
       ...(then.title !== null && { title: then.title }),
       ...(Object.keys(then.metadata).length > 0 && { metadata: then.metadata }),
     });

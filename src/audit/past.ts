@@ -1,18 +1,15 @@
 import { isDeepStrictEqual } from 'node:util';
 import { type EventOf } from '../domain/session.events.js';
-import { type SessionState } from '../domain/session.js';
+import { type SessionState } from '../domain/session.state.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { invalidRequest } from '../http/problem.js';
 import { readHistory } from '../read-models/history.projection.js';
 import { type ReadModels } from '../projection-engine/strong-reads.js';
+import { type SessionRef } from '../sessions/command-context.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
 import { endOf, incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
 import { type DiffAnswer, type StateAnswer } from './audit.schemas.js';
 
-interface Session {
-  readonly tenant: string;
-  readonly sessionId: string;
-}
 type Moment = number | string | undefined;
 type GenerationEvent = EventOf<
   'GenerationStarted' | 'GenerationCompleted' | 'GenerationFailed' | 'GenerationCancelled'
@@ -39,10 +36,10 @@ export class Past {
    * @throws DomainError `session-not-found`; ApiError `invalid-request` for what is not inside the incarnation
    */
   async state(
-    session: Session,
+    session: SessionRef,
     asked: { readonly at?: Moment; readonly incarnation?: number | undefined },
   ): Promise<StateAnswer> {
-    const { state } = await this.commands.load(session.tenant, session.sessionId);
+    const { state } = await this.commands.load(session);
     const incarnation = incarnationIn(state, asked.incarnation);
     const point = await this.queries.pointAt(session, incarnation, asked.at);
     const then = await this.stateAt(session, point.version);
@@ -51,7 +48,7 @@ export class Past {
 
   /** What changed in a session from one version or time to another. @throws as `state` */
   async diff(
-    session: Session,
+    session: SessionRef,
     asked: {
       readonly from: Moment;
       readonly to?: Moment;
@@ -59,7 +56,7 @@ export class Past {
       readonly limit: number;
     },
   ): Promise<DiffAnswer> {
-    const loaded = await this.commands.load(session.tenant, session.sessionId);
+    const loaded = await this.commands.load(session);
     const incarnation = incarnationIn(loaded.state, asked.incarnation);
     const at = (pointer: string, moment: Moment) =>
       this.queries.pointAt(session, incarnation, moment, { pointer, in: 'query' });
@@ -110,13 +107,13 @@ export class Past {
     };
   }
 
-  private stateAt({ tenant, sessionId }: Session, version: number): Promise<SessionState> {
-    return this.commands.stateAt(tenant, sessionId, version);
+  private stateAt(session: SessionRef, version: number): Promise<SessionState> {
+    return this.commands.stateAt(session, version);
   }
 
   /** The first generations that began or ended after a version and up to another. */
   private async generations(
-    session: Session,
+    session: SessionRef,
     from: number,
     to: number,
     limit: number,
@@ -152,7 +149,7 @@ const ENDS = {
   GenerationCancelled: 'cancelled',
 } as const;
 
-const streamOf = ({ tenant, sessionId }: Session) => ({ tenant, streamId: sessionId });
+const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
 
 /** `{before, after}` of what differs, among what a state says in one value. */
 function changed(

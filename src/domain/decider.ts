@@ -35,15 +35,33 @@ export type GuardCondition =
   /** The lease of this name is missing or has run out. */
   | { readonly leaseOver: string };
 
-/** A command was refused by a rule. `code` is one of the problem codes of the HTTP interface. */
+/** Where a command is wrong, in the command's own words: each interface makes its own pointer of it. */
+export interface FieldFault {
+  /** Names and indexes from the command down to the field, e.g. `['messages', 3, 'toolCallId']`. */
+  readonly field: readonly (string | number)[];
+  /** What is wrong with it, as the end of a sentence that begins with the field's name. */
+  readonly detail: string;
+}
+
+/** A command was refused by a rule. */
 export class DomainError extends Error {
   override readonly name = 'DomainError';
+  readonly field: FieldFault['field'] | undefined;
+  readonly detail: string | undefined;
+
   constructor(
     readonly code: 'session-not-found' | 'session-busy' | 'legal-hold' | 'invalid-request',
     message: string,
-    /** Extra members of the problem document. */
-    readonly details?: Readonly<Record<string, unknown>>,
+    fault?: FieldFault,
   ) {
     super(message);
+    this.field = fault?.field;
+    this.detail = fault?.detail;
+  }
+
+  /** The same refusal with the field named as a caller knows it, who wrapped what it was given into the command. */
+  withField(rename: (field: FieldFault['field']) => FieldFault['field']): DomainError {
+    if (this.field === undefined || this.detail === undefined) return this;
+    return new DomainError(this.code, this.message, { field: rename(this.field), detail: this.detail });
   }
 }

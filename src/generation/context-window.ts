@@ -1,4 +1,4 @@
-import { type ContextWindow, type NewMessage } from '../domain/session.js';
+import { type ContextWindow, type NewMessage } from '../domain/session.commands.js';
 import { type ContentPart, type ToolDefinition } from '../domain/session.events.js';
 
 export interface VersionedMessage {

@@ -5,20 +5,21 @@ import { type z } from 'zod';
 import {
   CancelGeneration,
   ChangeSessionDetails,
-  type CommandTarget,
   CreateSession,
   type NewMessage,
-} from '../domain/session.js';
+} from '../domain/session.commands.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { Caller } from '../access/caller.js';
 import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
+import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { dispatch } from '../sessions/command-handlers.js';
 import { derivedId, newId } from '../sessions/ids.js';
-import { dispatch, type HandledSession, SessionCommands } from '../sessions/session-commands.js';
+import { type HandledSession, SessionCommands } from '../sessions/session-commands.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { Session, sessionPath } from '../sessions/session.schemas.js';
-import { drafted, target, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { contextOf, drafted, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import { textOf } from './echo.chat-model.js';
 import {
   Cancelled,
@@ -76,8 +77,9 @@ export class GenerationController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     const { message, onBusy, ...ask } = body;
-    const to = target(write, sessionId, `POST /v1/sessions/${sessionId}/generate`, body);
-    const live = await this.generations.start(to, {
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `POST /v1/sessions/${sessionId}/generate`, body);
+    const live = await this.generations.start(session, context, {
       ...ask,
       message: userMessage(message),
       queue: onBusy === 'queue',
@@ -105,11 +107,13 @@ export class GenerationController {
     const { tenant } = write.caller;
     const sessionId =
       body.sessionId ?? (key === undefined ? newId('sess') : derivedId('sess', tenant, route, key));
-    const { ifMatch, idempotency, ...to } = target(write, sessionId, route, body);
+    const session = { tenant, sessionId };
+    const { ifMatch, idempotency, ...context } = contextOf(write, route, body);
     const known = idempotency && (await this.generations.isKnown(tenant, idempotency));
     // A retry must not bring a session back that was deleted since.
-    if (!known) await dispatch(this.bus, new CreateSession({ ...to, ifMatch }));
-    const live = await this.generations.start({ ...to, idempotency }, { message: userMessage(body.message) });
+    if (!known) await dispatch(this.bus, session, new CreateSession(), { ...context, ifMatch });
+    const message = userMessage(body.message);
+    const live = await this.generations.start(session, { ...context, idempotency }, { message });
     if (wantsEvents(request)) return sendEvents(reply, live);
     return { response: (await ended(live)).answer.content, sessionId };
   }
@@ -121,7 +125,8 @@ export class GenerationController {
   })
   async cancel(@Write() write: WriteContext, @Param('id', { schema: sessionPath }) sessionId: string) {
     const route = `POST /v1/sessions/${sessionId}/cancel`;
-    const done = await dispatch(this.bus, new CancelGeneration(target(write, sessionId, route, null)));
+    const session = { tenant: write.caller.tenant, sessionId };
+    const done = await dispatch(this.bus, session, new CancelGeneration(), contextOf(write, route, null));
     return { cancelled: done.duplicate !== undefined || done.events.length > 0 };
   }
 
@@ -168,44 +173,47 @@ export class GenerationController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     const { tenant } = write.caller;
-    const to = target(write, sessionId, `POST /v1/sessions/${sessionId}/title`, { overwrite });
-    const { state } = await this.commands.load(tenant, sessionId);
-    const known = to.idempotency && (await this.generations.isKnown(tenant, to.idempotency));
+    const session = { tenant, sessionId };
+    const context = contextOf(write, `POST /v1/sessions/${sessionId}/title`, { overwrite });
+    const { state } = await this.commands.load(session);
+    const known = context.idempotency && (await this.generations.isKnown(tenant, context.idempotency));
     const wanted = !known && (overwrite || state.title === null) && state.messageCount > 0;
-    const details = wanted ? await this.titleOf(tenant, sessionId) : {};
-    const session = this.queries.answer(tenant, sessionId, await this.entitle(to, details, overwrite));
-    reply.header('etag', etag(session.version));
-    return session;
+    const details = wanted ? await this.titleOf(session) : {};
+    const answer = this.queries.answer(session, await this.entitle(session, context, details, overwrite));
+    reply.header('etag', etag(answer.version));
+    return answer;
   }
 
   /** A title that somebody gave while the model thought is not overwritten either. */
   private async entitle(
-    to: CommandTarget,
+    session: SessionRef,
+    context: CommandContext,
     details: { title?: string },
     overwrite: boolean,
   ): Promise<HandledSession> {
-    if (overwrite || to.ifMatch !== undefined)
-      return dispatch(this.bus, new ChangeSessionDetails(to, details));
+    if (overwrite || context.ifMatch !== undefined)
+      return dispatch(this.bus, session, new ChangeSessionDetails(details), context);
     for (;;) {
-      const { state } = await this.commands.load(to.tenant, to.sessionId);
+      const { state } = await this.commands.load(session);
       const given = state.title === null ? details : {};
       try {
-        return await dispatch(this.bus, new ChangeSessionDetails({ ...to, ifMatch: [state.version] }, given));
+        const command = new ChangeSessionDetails(given);
+        return await dispatch(this.bus, session, command, { ...context, ifMatch: [state.version] });
       } catch (error) {
         if (!(error instanceof VersionMismatch)) throw error;
       }
     }
   }
 
-  private async titleOf(tenant: string, sessionId: string): Promise<{ title?: string }> {
-    const { state } = await this.commands.load(tenant, sessionId);
-    const history = await this.generations.present({ tenant, sessionId }, state);
+  private async titleOf(session: SessionRef): Promise<{ title?: string }> {
+    const { state } = await this.commands.load(session);
+    const history = await this.generations.present(session, state);
     const said = history
       .filter(({ role }) => role === 'user' || role === 'assistant')
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
-    const answer = await this.generations.aside({ tenant, sessionId }, TITLE_INSTRUCTIONS, [
+    const answer = await this.generations.aside(session, TITLE_INSTRUCTIONS, [
       { role: 'user', content: said },
     ]);
     // A cut must not leave half of a surrogate pair.

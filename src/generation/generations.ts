@@ -5,16 +5,15 @@ import { z } from 'zod';
 import { type SessionEvent, toolCall, type ToolCall, type ToolDefinition } from '../domain/session.events.js';
 import {
   AbandonGeneration,
-  type CommandTarget,
   CompleteGeneration,
   type ContextWindow,
   FailGeneration,
-  generationLease,
-  type IdempotencyKey,
   type NewMessage,
-  type SessionState,
   StartGeneration,
-} from '../domain/session.js';
+  type SessionCommand,
+} from '../domain/session.commands.js';
+import { type SessionState } from '../domain/session.state.js';
+import { generationLease } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
 import { endOfTurn } from '../event-store/batch-writer.js';
 import { type EventStore } from '../event-store/event-store.js';
@@ -23,7 +22,9 @@ import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
 import { newId } from '../sessions/ids.js';
 import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
-import { dispatch, type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
+import { type CommandContext, type IdempotencyKey, type SessionRef } from '../sessions/command-context.js';
+import { dispatch } from '../sessions/command-handlers.js';
+import { type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
 import { type AnswerEnd, type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
 import {
   definitionTokens,
@@ -68,7 +69,9 @@ const QUEUE_MS = 60_000;
 const serviceStopped = (): ModelError =>
   new ModelError('model-failed', 'the service was stopped before the model had answered');
 
-type Session = Pick<CommandTarget, 'tenant' | 'sessionId'>;
+type Session = SessionRef;
+/** A session, and under which conditions a turn of it is asked for. */
+type Addressed = SessionRef & CommandContext;
 
 /** The generation was ended by somebody else: a cancel, a reset, a delete, or a node that thought this one dead. */
 class Superseded extends Error {}
@@ -140,7 +143,8 @@ export class Generations {
    * Starts a turn, or finds the one that the same key has started before.
    * @throws DomainError `session-busy`, `session-not-found`, …; what session commands throw
    */
-  async start(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+  async start(session: SessionRef, context: CommandContext, ask: Ask): Promise<LiveReply> {
+    const to = { ...session, ...context };
     return ask.queue ? this.inTurn(to, ask) : this.startNow(to, ask);
   }
 
@@ -204,7 +208,8 @@ export class Generations {
       const { signal } = controller;
       await this.model.answer(request, { signal, onText: (piece) => (text += piece) });
     } catch (error) {
-      if (error instanceof ModelError) throw new ApiError(error.code, error.message, { details: session });
+      if (error instanceof ModelError)
+        throw new ApiError(error.code, error.message, { details: { ...session } });
       throw error;
     } finally {
       this.asides.delete(controller);
@@ -242,7 +247,7 @@ export class Generations {
     return this.stopping;
   }
 
-  private async startNow(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+  private async startNow(to: Addressed, ask: Ask): Promise<LiveReply> {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
     const lease = generationLease(generationId);
@@ -254,15 +259,12 @@ export class Generations {
       const window = await this.window(to, ask, before);
       const { instructions, tools } = ask;
       const generation = { generationId, model, instructions, tools };
-      const wanted = this.leases.wanted(lease);
-      const decided = (events: readonly SessionEvent[], state: SessionState): void => {
+      const onDecided = (events: readonly SessionEvent[], state: SessionState): void => {
         call?.controller.abort();
         call = this.prepared(to, { ...ask, model }, before, events, state);
       };
-      started = await dispatch(
-        this.bus,
-        new StartGeneration(to, generation, ask.message, undefined, window, wanted, decided),
-      );
+      const command = new StartGeneration(generation, ask.message, undefined, window);
+      started = await this.send({ ...to, lease: this.leases.wanted(lease), onDecided }, command);
     } catch (error) {
       call?.controller.abort();
       // It may have begun for all we know; nobody works on it.
@@ -322,7 +324,7 @@ export class Generations {
   }
 
   /** Waits for its turn behind those of this process that came before, then for whoever generates now. */
-  private async inTurn(to: CommandTarget, ask: Ask): Promise<LiveReply> {
+  private async inTurn(to: Addressed, ask: Ask): Promise<LiveReply> {
     const key = `${to.tenant}/${to.sessionId}`;
     const queue = this.queues.get(key) ?? { tail: Promise.resolve(), length: 0 };
     if (queue.length >= QUEUE_LENGTH)
@@ -354,7 +356,7 @@ export class Generations {
   }
 
   private async turn(
-    to: CommandTarget,
+    to: Addressed,
     ask: Ask,
     started: HandledSession,
     running: Running,
@@ -365,7 +367,7 @@ export class Generations {
     const begun = performance.now();
     const durationMs = (): number => Math.round(performance.now() - begun);
     // What follows is caused by the generation, and under conditions of its own.
-    const next: CommandTarget = {
+    const next: Addressed = {
       ...to,
       causationId: generationId,
       ifMatch: undefined,
@@ -387,12 +389,8 @@ export class Generations {
       const { code } = failure;
       const message = storable(failure.message);
       const partial = live.text === '' ? undefined : { messageId: newId('msg'), content: live.text };
-      const failed = new FailGeneration(
-        next,
-        { generationId, code, message, durationMs: durationMs() },
-        partial,
-      );
-      const done = await this.record(() => dispatch(this.bus, failed));
+      const recorded = { generationId, code, message, durationMs: durationMs() };
+      const done = await this.record(() => this.send(next, new FailGeneration(recorded, partial)));
       if (done.events.length === 0) return this.outcome(next, generationId, started.state.version);
       return { type: 'failed', error: problem(code, message, to, generationId) };
     }
@@ -401,7 +399,7 @@ export class Generations {
     const content = live.text;
     const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
     const result = { generationId, finishReason, ...(usage && { usage }), durationMs: durationMs() };
-    const done = await this.record(() => dispatch(this.bus, new CompleteGeneration(next, result, message)));
+    const done = await this.record(() => this.send(next, new CompleteGeneration(result, message)));
     // Nothing was appended: somebody ended it first, or a first try was committed and its answer lost.
     if (done.events.length === 0) return this.outcome(next, generationId, started.state.version);
     const { version } = done.state;
@@ -433,7 +431,7 @@ export class Generations {
    * the request can leave; it does when it begins, and never if it is aborted before.
    */
   private prepared(
-    to: CommandTarget,
+    to: Addressed,
     { model, instructions, tools }: Ask & { readonly model: string },
     before: History,
     events: readonly SessionEvent[],
@@ -532,7 +530,7 @@ export class Generations {
     await Promise.all(
       suspects.map(async (running, index) => {
         if (ends[index] === running.version) return;
-        const { state } = await this.commands.load(running.session.tenant, running.session.sessionId);
+        const { state } = await this.commands.load(running.session);
         running.version = state.version;
         if (state.generation?.id !== running.live.generationId) running.controller.abort(new Superseded());
       }),
@@ -540,7 +538,7 @@ export class Generations {
   }
 
   /** Follows a generation of another node, or one that has ended, into `live`. */
-  private async copy(to: CommandTarget, live: LiveReply, from: number): Promise<void> {
+  private async copy(to: Addressed, live: LiveReply, from: number): Promise<void> {
     let chunk = 0;
     let deadline = Date.now() + STORE_PATIENCE_MS;
     for (let look = 0; ; look += 1) {
@@ -574,23 +572,23 @@ export class Generations {
   }
 
   /** The recorded end of a generation that is no longer current. */
-  private async outcome(to: CommandTarget, generationId: string, from: number): Promise<ReplyEnd> {
+  private async outcome(to: Addressed, generationId: string, from: number): Promise<ReplyEnd> {
     const live = new LiveReply(to.sessionId, generationId, '');
     void this.copy(to, live, from);
     return live.finished();
   }
 
-  private async abandon(to: CommandTarget, generationId: string): Promise<void> {
+  private async abandon(to: Addressed, generationId: string): Promise<void> {
     const target = { ...to, causationId: generationId, ifMatch: undefined, idempotency: undefined };
-    await dispatch(this.bus, new AbandonGeneration(target, generationId)).catch((error: unknown) => {
+    await this.send(target, new AbandonGeneration(generationId)).catch((error: unknown) => {
       // Deleted meanwhile, or somebody took it over: either way the log says how it ended.
       if (!(error instanceof DomainError)) throw error;
     });
   }
 
   /** @throws DomainError `session-not-found` */
-  private async incarnationOf({ tenant, sessionId }: Session): Promise<number> {
-    const { state } = await this.commands.load(tenant, sessionId);
+  private async incarnationOf(session: Session): Promise<number> {
+    const { state } = await this.commands.load(session);
     if (state.status === 'active' || state.status === 'expired') return state.incarnation;
     throw sessionNotFound();
   }
@@ -653,7 +651,7 @@ export class Generations {
   }
 
   private async viewOf(
-    { tenant, sessionId }: Session,
+    session: Session,
     {
       version,
       time,
@@ -663,7 +661,7 @@ export class Generations {
   ): Promise<GeneratedAnswer['message']> {
     const view = { id: messageId, ...message, version, createdAt: time };
     if (!toolCalls) return view;
-    const loaded = await this.commands.load(tenant, sessionId);
+    const loaded = await this.commands.load(session);
     return {
       ...view,
       toolCalls: reported(toolCalls, started?.data.tools, loaded),
@@ -685,9 +683,9 @@ export class Generations {
     return messages;
   }
 
-  private async history(to: CommandTarget): Promise<History> {
+  private async history(to: Addressed): Promise<History> {
     // If it has changed since, `seen` reads anew, and a window shows what came later anyway.
-    const { state } = await this.commands.lastKnown(to.tenant, to.sessionId);
+    const { state } = await this.commands.lastKnown(to);
     const { historyStart, version } = state;
     // Of a session that is busy, or not there, nobody will want it.
     const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
@@ -704,7 +702,7 @@ export class Generations {
    * of date; then they are read when it has been recorded.
    */
   private async seen(
-    to: CommandTarget,
+    to: Addressed,
     before: History,
     events: readonly SessionEvent[],
     { version, historyStart }: SessionState,
@@ -726,7 +724,7 @@ export class Generations {
     );
   }
 
-  private async window(to: CommandTarget, ask: Ask, before: History): Promise<ContextWindow | undefined> {
+  private async window(to: Addressed, ask: Ask, before: History): Promise<ContextWindow | undefined> {
     const { maxInputTokens } = this.settings;
     if (maxInputTokens === undefined) return undefined;
     const { historyStart, version } = before;
@@ -775,6 +773,13 @@ export class Generations {
         await new Promise((resolve) => setTimeout(resolve, 250));
       }
     }
+  }
+
+  private send(
+    { tenant, sessionId, ...context }: Addressed,
+    command: SessionCommand,
+  ): Promise<HandledSession> {
+    return dispatch(this.bus, { tenant, sessionId }, command, context);
   }
 
   private async letGo(lease: string): Promise<void> {
@@ -868,7 +873,7 @@ class StorableText {
 function problem(
   code: 'model-failed' | 'model-timeout',
   message: string,
-  { sessionId }: Pick<CommandTarget, 'sessionId'>,
+  { sessionId }: Pick<Addressed, 'sessionId'>,
   generationId: string,
 ): ApiError {
   return new ApiError(code, message, { details: { sessionId, generationId } });

@@ -1,4 +1,4 @@
-import { type NewMessage } from '../domain/session.js';
+import { type NewMessage } from '../domain/session.commands.js';
 import { type Role } from '../domain/session.events.js';
 import { type PromptMessage } from './chat-model.js';
 

@@ -133,6 +133,13 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
+/** The fault of a rule, which names a field in the words of the command: the body has the same names. */
+function faultOf(error: Error): { readonly errors: readonly InputError[] } | undefined {
+  const { field, detail } = error as { field?: unknown; detail?: unknown };
+  if (!Array.isArray(field) || typeof detail !== 'string') return undefined;
+  return { errors: [{ pointer: jsonPointer(field as PropertyKey[]), in: 'body', detail }] };
+}
+
 function problemOf(error: unknown): Problem {
   if (error instanceof ApiError) {
     return { code: error.code, detail: error.message, details: error.details, headers: error.headers };
@@ -146,7 +153,7 @@ function problemOf(error: unknown): Problem {
     // their messages (paths, hosts, SQL) are not for clients.
     const isSystemError = errno !== undefined || syscall !== undefined || severity !== undefined;
     if (Object.hasOwn(PROBLEMS, code) && code !== 'internal-error' && !isSystemError) {
-      const members = isRecord(details) ? details : undefined;
+      const members = isRecord(details) ? details : faultOf(error);
       return { code: code as ProblemCode, detail: error.message, details: members };
     }
     const known = FASTIFY_ERRORS[code];

@@ -1,4 +1,4 @@
-import { isActivity } from '../domain/session.js';
+import { isActivity } from '../domain/session.state.js';
 import {
   columns,
   type Projection,

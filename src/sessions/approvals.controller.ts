@@ -2,15 +2,15 @@ import { Body, Controller, Delete, Get, Param, Put } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
 import { z } from 'zod';
 import { sessionEvents, toolName } from '../domain/session.events.js';
-import { GrantToolApproval, RevokeToolApproval } from '../domain/session.js';
+import { GrantToolApproval, RevokeToolApproval } from '../domain/session.commands.js';
 import { Caller } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
 import { ApiError } from '../http/problem.js';
-import { dispatch } from './session-commands.js';
+import { dispatch } from './command-handlers.js';
 import { SessionQueries } from './session-queries.js';
 import { sessionPath } from './session.schemas.js';
-import { target, WRITE_EXISTING } from './sessions.controller.js';
+import { contextOf, WRITE_EXISTING } from './sessions.controller.js';
 
 const Approval = sessionEvents.ToolApprovalGranted.data.meta({ id: 'ToolApproval' });
 const ApprovalList = z.object({ data: z.array(Approval) });
@@ -48,7 +48,8 @@ export class ApprovalsController {
   ) {
     const route = `PUT /v1/sessions/${sessionId}/approvals/${tool}`;
     const approval = { tool, scope: body.scope, ...(body.expiresAt && { expiresAt: body.expiresAt }) };
-    await dispatch(this.bus, new GrantToolApproval(target(write, sessionId, route, body), approval));
+    const session = { tenant: write.caller.tenant, sessionId };
+    await dispatch(this.bus, session, new GrantToolApproval(approval), contextOf(write, route, body));
     return approval;
   }
 
@@ -60,9 +61,12 @@ export class ApprovalsController {
     @Param('tool', { schema: toolName }) tool: string,
   ): Promise<void> {
     const route = `DELETE /v1/sessions/${sessionId}/approvals/${tool}`;
+    const session = { tenant: write.caller.tenant, sessionId };
     const done = await dispatch(
       this.bus,
-      new RevokeToolApproval(target(write, sessionId, route, null), tool),
+      session,
+      new RevokeToolApproval(tool),
+      contextOf(write, route, null),
     );
     if (done.events.length === 0 && !done.duplicate) {
       throw new ApiError('not-found', 'the session has no approval for this tool');

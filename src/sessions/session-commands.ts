@@ -1,30 +1,17 @@
-import { type Provider, type Type } from '@nestjs/common';
-import { CommandHandler, type CommandBus } from '@nestjs/cqrs';
 import { DomainError } from '../domain/decider.js';
 import { NewerEvent, sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   AppendMessages,
   CancelGeneration,
-  ChangeSessionDetails,
-  type CommandTarget,
-  CompleteGeneration,
-  CreateSession,
-  DeleteSession,
   ExpireSession,
-  FailGeneration,
-  ForkSession,
-  GrantToolApproval,
-  isActivity,
   type PartialReply,
   ResetConversation,
-  RevokeToolApproval,
   type SessionCommand,
-  sessionDecider,
-  type SessionState,
   StartGeneration,
-  STATE_VERSION,
-} from '../domain/session.js';
+} from '../domain/session.commands.js';
+import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
+import { sessionDecider } from '../domain/session.js';
 import { type EventStore } from '../event-store/event-store.js';
 import {
   CounterAtLimit,
@@ -36,6 +23,7 @@ import {
 import { type ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
+import { type CommandContext, type SessionRef } from './command-context.js';
 import { newId } from './ids.js';
 import { type PartialReplies } from './partial-replies.js';
 import { type TenantPolicies } from './tenant-policies.js';
@@ -96,31 +84,34 @@ export class SessionCommands {
   }
 
   /** The session as the log has it now; `status` tells whether there is one. */
-  load(tenant: string, sessionId: string): Promise<Loaded<SessionState>> {
-    return this.streams.load({ tenant, streamId: sessionId });
+  load(session: SessionRef): Promise<Loaded<SessionState>> {
+    return this.streams.load(streamOf(session));
   }
 
   /** The session as it was when it was last seen here, else as the log has it. */
-  async lastKnown(tenant: string, sessionId: string): Promise<Loaded<SessionState>> {
-    return this.streams.known({ tenant, streamId: sessionId }) ?? this.load(tenant, sessionId);
+  async lastKnown(session: SessionRef): Promise<Loaded<SessionState>> {
+    return this.streams.known(streamOf(session)) ?? this.load(session);
   }
 
   /** The state that a session had at a version which it has reached. */
-  stateAt(tenant: string, sessionId: string, version: number): Promise<SessionState> {
-    return this.streams.stateAt({ tenant, streamId: sessionId }, version);
+  stateAt(session: SessionRef, version: number): Promise<SessionState> {
+    return this.streams.stateAt(streamOf(session), version);
   }
 
   /**
    * @throws DomainError, SessionLimitReached, VersionMismatch, KeyReused, Overloaded, DatabaseUnavailable
    */
-  async handle(command: SessionCommand): Promise<HandledSession> {
-    const { tenant } = command.to;
+  async handle(
+    session: SessionRef,
+    command: SessionCommand,
+    context: CommandContext,
+  ): Promise<HandledSession> {
     for (let attempt = 1; ; attempt += 1) {
       try {
-        return await this.append(command);
+        return await this.append(session, command, context);
       } catch (error) {
         if (!(error instanceof CounterAtLimit)) throw error;
-        if (attempt < TRIES && (await this.room.request(tenant, attempt > 1))) continue;
+        if (attempt < TRIES && (await this.room.request(session.tenant, attempt > 1))) continue;
         this.counts.rejected += 1;
         const activeNow = await this.store.counterValue(error.key);
         // A place that became free a moment ago is no reason to say that there was one.
@@ -137,20 +128,20 @@ export class SessionCommands {
   async expire(
     { tenant, sessionId, version, lastActivityAt }: Candidate,
     reason: 'ttl' | 'cap',
-    by: Pick<CommandTarget, 'actor' | 'correlationId'>,
+    by: Pick<CommandContext, 'actor' | 'correlationId'>,
     idleFor?: number,
   ): Promise<boolean> {
-    const to = { ...by, tenant, sessionId, ifMatch: [version] };
-    return this.housekeep(new ExpireSession(to, reason, lastActivityAt, idleFor));
+    const command = new ExpireSession(reason, lastActivityAt, idleFor);
+    return this.housekeep({ tenant, sessionId }, command, { ...by, ifMatch: [version] });
   }
 
   /**
    * A command that nobody waits for: one that is out of date by now does nothing, nor does one on a session that only
    * nodes of a newer version can read.
    */
-  async housekeep(command: SessionCommand): Promise<boolean> {
+  async housekeep(session: SessionRef, command: SessionCommand, context: CommandContext): Promise<boolean> {
     try {
-      return (await this.append(command)).events.length > 0;
+      return (await this.append(session, command, context)).events.length > 0;
     } catch (error) {
       if (error instanceof VersionMismatch || error instanceof DomainError) return false;
       if (error instanceof NewerEvent) return false;
@@ -159,19 +150,21 @@ export class SessionCommands {
   }
 
   /** Loads many sessions at once, so that commands on them which follow need no load of their own. */
-  preload(sessions: readonly Pick<Candidate, 'tenant' | 'sessionId'>[]): Promise<void> {
-    return this.streams.preload(sessions.map(({ tenant, sessionId }) => ({ tenant, streamId: sessionId })));
+  preload(sessions: readonly SessionRef[]): Promise<void> {
+    return this.streams.preload(sessions.map(streamOf));
   }
 
-  private async append(command: SessionCommand): Promise<HandledSession> {
-    const { to } = command;
-    const handled = await this.streams.handle({ tenant: to.tenant, streamId: to.sessionId }, command, {
-      actor: to.actor,
-      correlationId: to.correlationId,
-      causationId: to.causationId,
-      ifMatch: to.ifMatch,
-      key: to.idempotency && {
-        ...to.idempotency,
+  private async append(
+    session: SessionRef,
+    command: SessionCommand,
+    { idempotency, onDecided, ...context }: CommandContext,
+  ): Promise<HandledSession> {
+    const { tenant } = session;
+    const handled = await this.streams.handle(streamOf(session), command, {
+      ...context,
+      decided: onDecided,
+      key: idempotency && {
+        ...idempotency,
         reference: (events) => ({
           created: events.some((event) => event.type === 'SessionCreated'),
           ...(command instanceof AppendMessages && {
@@ -180,8 +173,7 @@ export class SessionCommands {
           ...(command instanceof StartGeneration && { generationId: command.generation.generationId }),
         }),
       },
-      ...(command instanceof StartGeneration && { lease: command.lease, decided: command.decided }),
-      counter: () => ({ key: activeSessions(to.tenant), max: this.policies.of(to.tenant).maxSessions }),
+      counter: () => ({ key: activeSessions(tenant), max: this.policies.of(tenant).maxSessions }),
     });
     if (handled.events[0]?.type === 'SessionResumed') this.counts.restored += 1;
     const ended = handled.events.find(
@@ -210,39 +202,4 @@ export class SessionCommands {
   }
 }
 
-const commands = [
-  CreateSession,
-  ForkSession,
-  ChangeSessionDetails,
-  AppendMessages,
-  ResetConversation,
-  DeleteSession,
-  StartGeneration,
-  CompleteGeneration,
-  FailGeneration,
-  CancelGeneration,
-  AbandonGeneration,
-  GrantToolApproval,
-  RevokeToolApproval,
-];
-
-/** One handler serves every command: what differs is in the rules. */
-export const commandHandlers: Provider[] = commands.map((command) => {
-  class Handler {
-    constructor(private readonly sessions: SessionCommands) {}
-    execute(given: SessionCommand): Promise<HandledSession> {
-      return this.sessions.handle(given);
-    }
-  }
-  Object.defineProperty(Handler, 'name', { value: `${command.name}Handler` });
-  CommandHandler(command as Type)(Handler);
-  return {
-    provide: Handler,
-    useFactory: (sessions: SessionCommands) => new Handler(sessions),
-    inject: [SessionCommands],
-  };
-});
-
-/** Nest's bus with the one result that all session commands have. */
-export const dispatch = (bus: CommandBus, command: SessionCommand): Promise<HandledSession> =>
-  bus.execute(command);
+const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });

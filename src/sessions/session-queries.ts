@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
-import { type SessionState } from '../domain/session.js';
+import { type SessionState } from '../domain/session.state.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
@@ -14,6 +14,7 @@ import {
   type SessionView,
 } from '../read-models/sessions.projection.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
+import { type SessionRef } from './command-context.js';
 import { type SessionCommands } from './session-commands.js';
 import {
   type ListForksQuery,
@@ -32,11 +33,6 @@ const ANYTHING: Wanted = 'whatever there is';
 const version = z.int().positive().max(MAX_VERSION);
 const MessageCursor = z.strictObject({ start: version, at: version.nullable(), after: version });
 
-interface Session {
-  readonly tenant: string;
-  readonly sessionId: string;
-}
-
 /** What the read models and the log answer about sessions. */
 export class SessionQueries {
   constructor(
@@ -47,7 +43,7 @@ export class SessionQueries {
   ) {}
 
   /** The answer to a command, made from what it left: it must not depend on a read model that may lag. */
-  answer(tenant: string, sessionId: string, { state, ...times }: Loaded<SessionState>): SessionAnswer {
+  answer({ tenant, sessionId }: SessionRef, { state, ...times }: Loaded<SessionState>): SessionAnswer {
     if (state.status !== 'active' && state.status !== 'expired') throw notFound();
     return this.present(tenant, {
       id: sessionId,
@@ -64,7 +60,7 @@ export class SessionQueries {
   }
 
   /** @throws DomainError `session-not-found`, ProjectionLagging */
-  async find({ tenant, sessionId }: Session, consistency: Consistency): Promise<SessionAnswer> {
+  async find({ tenant, sessionId }: SessionRef, consistency: Consistency): Promise<SessionAnswer> {
     const wanted = consistency === 'strong' ? endOf(await this.existing({ tenant, sessionId })) : ANYTHING;
     const found = await findSession(this.models, wanted, tenant, sessionId);
     if (!found) throw notFound();
@@ -95,13 +91,13 @@ export class SessionQueries {
    * @throws DomainError `session-not-found`
    */
   async forks(
-    session: Session,
+    session: SessionRef,
     { limit, cursor, consistency, incarnation: named }: z.infer<typeof ListForksQuery>,
   ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
     const { tenant, sessionId } = session;
     const scope = JSON.stringify(['forks', session, named ?? null]);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
-    const { state } = await this.commands.load(tenant, sessionId);
+    const { state } = await this.commands.load(session);
     const incarnation = incarnationIn(state, named);
     const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
     const stream = { tenant, streamId: sessionId };
@@ -122,13 +118,13 @@ export class SessionQueries {
    * @throws DomainError `session-not-found`; ApiError `cursor-expired` when the history was reset or deleted since
    */
   async messages(
-    session: Session,
+    session: SessionRef,
     query: z.infer<typeof ListMessagesQuery>,
   ): Promise<{ data: HistoryPage['messages']; nextCursor: string | null; version: number }> {
     const { order, limit } = query;
     const scope = JSON.stringify(['messages', session, order, query.at ?? null, query.incarnation ?? null]);
     const cursor = query.cursor === undefined ? undefined : decodeCursor(scope, query.cursor, MessageCursor);
-    const loaded = await this.commands.load(session.tenant, session.sessionId);
+    const loaded = await this.commands.load(session);
     const { state } = loaded;
     const isGone = query.incarnation === undefined && !exists(state) && state.version > 0;
     if (cursor && isGone) throw cursorExpired();
@@ -164,7 +160,7 @@ export class SessionQueries {
    * @throws ApiError `invalid-request` when that is not inside the incarnation
    */
   async pointAt(
-    { tenant, sessionId }: Session,
+    { tenant, sessionId }: SessionRef,
     incarnation: number,
     at: number | string | undefined,
     { pointer, in: part }: Pick<InputError, 'pointer' | 'in'> = { pointer: '/at', in: 'query' },
@@ -179,13 +175,13 @@ export class SessionQueries {
     return last;
   }
 
-  async usage(session: Session, consistency: Consistency): Promise<UsageView[]> {
+  async usage(session: SessionRef, consistency: Consistency): Promise<UsageView[]> {
     const loaded = await this.existing(session);
     const wanted = consistency === 'strong' ? endOf(loaded) : ANYTHING;
     return sessionUsage(this.models, wanted, session.tenant, session.sessionId);
   }
 
-  async approvals(session: Session): Promise<SessionState['approvals']> {
+  async approvals(session: SessionRef): Promise<SessionState['approvals']> {
     return (await this.existing(session)).state.approvals;
   }
 
@@ -195,15 +191,15 @@ export class SessionQueries {
   }
 
   /** Position of a version as clients see it. */
-  async positionAt(session: Session, version: number): Promise<string> {
+  async positionAt(session: SessionRef, version: number): Promise<string> {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     const [event] = await this.store.readStream(stream, { from: version, to: version });
     if (!event) throw new Error(`version ${version} of ${session.sessionId} is not in the log`);
     return this.store.positions.encode(event);
   }
 
-  private async existing({ tenant, sessionId }: Session): Promise<Loaded<SessionState>> {
-    const loaded = await this.commands.load(tenant, sessionId);
+  private async existing(session: SessionRef): Promise<Loaded<SessionState>> {
+    const loaded = await this.commands.load(session);
     if (!exists(loaded.state)) throw notFound();
     return loaded;
   }

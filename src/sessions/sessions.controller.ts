@@ -6,18 +6,18 @@ import { type z } from 'zod';
 import {
   AppendMessages,
   ChangeSessionDetails,
-  type CommandTarget,
   CreateSession,
   DeleteSession,
-  type NewMessage as Message_,
+  type NewMessage,
   ResetConversation,
-} from '../domain/session.js';
+} from '../domain/session.commands.js';
 import { DomainError } from '../domain/decider.js';
 import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
+import { type CommandContext } from './command-context.js';
+import { dispatch } from './command-handlers.js';
 import { derivedId, newId } from './ids.js';
-import { dispatch } from './session-commands.js';
 import { SessionQueries } from './session-queries.js';
 import {
   AppendedMessages,
@@ -41,11 +41,12 @@ const WRITE = ['idempotency-key-reused', 'version-mismatch', 'overloaded', 'data
 export const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
 const READ = ['session-not-found', 'projection-lagging', 'database-unavailable'] as const;
 
-/** The target of a command that a request asks for. `route` and `body` tell whether a retry is the same request. */
-export function target(write: WriteContext, sessionId: string, route: string, body: unknown): CommandTarget {
+/**
+ * What stands beside a command that a request asks for. `route` and `body` tell whether a retry is the same request: the
+ * key of a client stands for one route, and its fingerprint for one body.
+ */
+export function contextOf(write: WriteContext, route: string, body: unknown): CommandContext {
   return {
-    tenant: write.caller.tenant,
-    sessionId,
     actor: write.caller.actor,
     correlationId: write.correlationId,
     ifMatch: write.ifMatch,
@@ -62,7 +63,7 @@ export function target(write: WriteContext, sessionId: string, route: string, bo
 }
 
 /** A message of a request as the event will have it. */
-export const drafted = (message: NewMessageInput): Message_ => ({
+export const drafted = (message: NewMessageInput): NewMessage => ({
   messageId: newId('msg'),
   ...message,
   status: 'complete',
@@ -98,15 +99,16 @@ export class SessionsController {
       (write.idempotencyKey === undefined
         ? newId('sess')
         : derivedId('sess', write.caller.tenant, route, write.idempotencyKey));
-    const to = target(write, sessionId, route, body);
-    const done = await dispatch(this.bus, new CreateSession(to, details));
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, route, body);
+    const done = await dispatch(this.bus, session, new CreateSession(details), context);
     const created = done.duplicate
       ? (done.duplicate.reference as { created: boolean }).created
       : done.events.some((event) => event.type === 'SessionCreated');
-    const session = this.queries.answer(write.caller.tenant, sessionId, done);
-    reply.status(created ? 201 : 200).header('etag', etag(session.version));
+    const answer = this.queries.answer(session, done);
+    reply.status(created ? 201 : 200).header('etag', etag(answer.version));
     if (created) reply.header('location', `/v1/sessions/${encodeURIComponent(sessionId)}`);
-    return session;
+    return answer;
   }
 
   @Get()
@@ -147,11 +149,12 @@ export class SessionsController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     if (body.legalHold !== undefined) requireOperator(write.caller);
-    const to = target(write, sessionId, `PATCH /v1/sessions/${sessionId}`, body);
-    const done = await dispatch(this.bus, new ChangeSessionDetails(to, body));
-    const session = this.queries.answer(write.caller.tenant, sessionId, done);
-    reply.header('etag', etag(session.version));
-    return session;
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `PATCH /v1/sessions/${sessionId}`, body);
+    const done = await dispatch(this.bus, session, new ChangeSessionDetails(body), context);
+    const answer = this.queries.answer(session, done);
+    reply.header('etag', etag(answer.version));
+    return answer;
   }
 
   @Delete(':id')
@@ -164,8 +167,9 @@ export class SessionsController {
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
   ): Promise<void> {
-    const to = target(write, sessionId, `DELETE /v1/sessions/${sessionId}`, body);
-    await dispatch(this.bus, new DeleteSession(to, body.reason));
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `DELETE /v1/sessions/${sessionId}`, body);
+    await dispatch(this.bus, session, new DeleteSession(body.reason), context);
   }
 
   @Post(':id/reset')
@@ -180,12 +184,12 @@ export class SessionsController {
     @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const route = `POST /v1/sessions/${sessionId}/reset`;
-    const to = target(write, sessionId, route, body);
-    const done = await dispatch(this.bus, new ResetConversation(to, body.reason));
-    const session = this.queries.answer(write.caller.tenant, sessionId, done);
-    reply.header('etag', etag(session.version));
-    return session;
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `POST /v1/sessions/${sessionId}/reset`, body);
+    const done = await dispatch(this.bus, session, new ResetConversation(body.reason), context);
+    const answer = this.queries.answer(session, done);
+    reply.header('etag', etag(answer.version));
+    return answer;
   }
 
   @Post(':id/messages')
@@ -200,12 +204,16 @@ export class SessionsController {
     @Body({ schema: AppendMessagesBody }) body: z.infer<typeof AppendMessagesBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const route = `POST /v1/sessions/${sessionId}/messages`;
-    const to = target(write, sessionId, route, body);
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `POST /v1/sessions/${sessionId}/messages`, body);
     const single = !('messages' in body);
     const messages = (single ? [body] : body.messages).map(drafted);
-    const done = await dispatch(this.bus, new AppendMessages(to, messages)).catch((error: unknown) => {
-      throw single ? withoutIndex(error) : error;
+    const command = new AppendMessages(messages);
+    const done = await dispatch(this.bus, session, command, context).catch((error: unknown) => {
+      // The client sent one message, so its faults are not in a list.
+      throw single && error instanceof DomainError
+        ? error.withField(([_messages, _index, ...field]) => field)
+        : error;
     });
     const { duplicate } = done;
     const messageIds = duplicate
@@ -219,9 +227,7 @@ export class SessionsController {
         version: version - messageIds.length + index + 1,
       })),
       version,
-      position: duplicate
-        ? await this.queries.positionAt({ tenant: write.caller.tenant, sessionId }, version)
-        : this.queries.positionOf(done),
+      position: duplicate ? await this.queries.positionAt(session, version) : this.queries.positionOf(done),
     };
   }
 
@@ -264,13 +270,4 @@ export class SessionsController {
   ) {
     return this.queries.forks({ tenant, sessionId }, query);
   }
-}
-
-/** The client sent one message, so its faults are not in a list. */
-function withoutIndex(error: unknown): unknown {
-  if (!(error instanceof DomainError)) return error;
-  const errors = (error.details?.errors ?? []) as { pointer: string }[];
-  return new DomainError(error.code, error.message, {
-    errors: errors.map((one) => ({ ...one, pointer: one.pointer.replace('/messages/0', '') })),
-  });
 }

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import { AbandonGeneration, DeleteSession, generationLease } from '../domain/session.js';
+import { AbandonGeneration, DeleteSession } from '../domain/session.commands.js';
+import { generationLease } from '../domain/session.js';
 import { Overloaded } from '../event-store/batch-writer.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { LaneShare, type Leases } from '../event-store/leases.js';
@@ -314,13 +315,14 @@ export class Sweeper {
     if (found.length === 0) return;
     yield found.map((candidate) => {
       const { tenant, sessionId, generationId } = candidate;
-      const to = { ...by, tenant, sessionId, causationId: generationId };
+      const context = { ...by, causationId: generationId };
       return {
         ...described(candidate),
         action: 'fail-generation',
         reason: 'lease',
         why: `the node that worked on ${generationId} is gone`,
-        carryOut: () => commands.housekeep(new AbandonGeneration(to, generationId)),
+        carryOut: () =>
+          commands.housekeep({ tenant, sessionId }, new AbandonGeneration(generationId), context),
       };
     });
   }
@@ -332,13 +334,13 @@ export class Sweeper {
       yield page.map((candidate) => {
         const { tenant, sessionId, version } = candidate;
         // At this version it has been expired that long: a use, or an expiry after it, makes another one.
-        const to = { ...by, tenant, sessionId, ifMatch: [version] };
+        const context = { ...by, ifMatch: [version] };
         return {
           ...described(candidate),
           action: 'delete',
           reason: 'retention',
           why: `expired for ${candidate.overdueMs + deleteAfter} ms; deleteAfter is ${deleteAfter} ms`,
-          carryOut: () => commands.housekeep(new DeleteSession(to, 'retention')),
+          carryOut: () => commands.housekeep({ tenant, sessionId }, new DeleteSession('retention'), context),
         };
       });
     }

@@ -2,7 +2,9 @@ import { isUtf8 } from 'node:buffer';
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
-import { AppendMessages, isActivity, sessionDecider, type SessionState } from '../domain/session.js';
+import { AppendMessages } from '../domain/session.commands.js';
+import { isActivity, type SessionState } from '../domain/session.state.js';
+import { sessionDecider } from '../domain/session.js';
 import { sessionEvents, type SessionEvent, sessionId, upcast } from '../domain/session.events.js';
 import { isStorable, NOT_STORABLE } from '../http/json-body.js';
 import { jsonPointer } from '../http/problem.js';
@@ -250,9 +252,7 @@ class MessageLines implements LineReader {
       messageId ??
       derivedId('msg', this.tenant, sessionId, JSON.stringify([session.fold.state.version, value]));
     const origin = { sessionId, messageId: id, createdAt: time };
-    const command = new AppendMessages({ tenant: this.tenant, sessionId, ...BY }, [
-      { ...message, messageId: id, status: 'complete', origin },
-    ]);
+    const command = new AppendMessages([{ ...message, messageId: id, status: 'complete', origin }]);
     try {
       for (const event of sessionDecider.decide(command, session.fold.state).events) {
         this.record(session, event, time, bytes.length);

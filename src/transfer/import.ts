@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { isActivity, sessionDecider, STATE_VERSION } from '../domain/session.js';
+import { isActivity, STATE_VERSION } from '../domain/session.state.js';
+import { sessionDecider } from '../domain/session.js';
 import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import { type EventStore } from '../event-store/event-store.js';
 import { type ImportedEvent, type ImportedStream, type LogImport } from '../event-store/log-import.js';

@@ -1,5 +1,5 @@
-import { AppendMessages, ExpireSession, GrantToolApproval } from '../../../src/domain/session.js';
-import { type Node, to, World } from '../sweeper/fixture.js';
+import { AppendMessages, ExpireSession, GrantToolApproval } from '../../../src/domain/session.commands.js';
+import { type Node, World } from '../sweeper/fixture.js';
 import { eventsOf } from './fixture.js';
 
 const world = World.perTest();
@@ -36,7 +36,7 @@ it('given a session, when it is forked at a version, then the fork has the histo
   const node = await world.start();
   await node.inject('POST', '/v1/sessions', { id: 's', title: 'Then', metadata: { topic: 'sea' } });
   await node.say('s', 'one');
-  await node.handle(new GrantToolApproval(to('s'), { tool: 'search', scope: 'session' }));
+  await node.handle('s', new GrantToolApproval({ tool: 'search', scope: 'session' }));
   await node.inject('POST', '/v1/sessions/s/generate', { message: 'two' });
   await node.inject('PATCH', '/v1/sessions/s', { title: 'Now' });
   await node.say('s', 'three');
@@ -121,7 +121,7 @@ it('given an expired session, when it is forked, then it stays expired and untou
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
-  await node.handle(new ExpireSession(to('s'), 'cap', (await node.say('s', 'two')).lastActivityAt));
+  await node.handle('s', new ExpireSession('cap', (await node.say('s', 'two')).lastActivityAt));
   const before = await eventsOf(world.db, 's');
   const { status, body } = await fork(node, 's');
   expect(status).toBe(201);
@@ -216,7 +216,7 @@ it('given a very long history, when it is forked, then 10 000 messages are copie
       content: `message ${written + index}`,
       status: 'complete' as const,
     }));
-    await node.handle(new AppendMessages(to('s'), batch));
+    await node.handle('s', new AppendMessages(batch));
   }
   const began = performance.now();
   const answer = await fork(node, 's', { id: 'f' });
@@ -232,6 +232,6 @@ it('given a very long history, when it is forked, then 10 000 messages are copie
     status: 'complete' as const,
   }));
   await node.create('big');
-  await node.handle(new AppendMessages(to('big'), big));
+  await node.handle('big', new AppendMessages(big));
   expectProblem(await fork(node, 'big', { id: 'h' }), 400, 'invalid-request', '/at');
 }, 60_000);

@@ -1,9 +1,9 @@
 import { isDeepStrictEqual } from 'node:util';
 import { Past } from '../../../src/audit/past.js';
 import { DomainError } from '../../../src/domain/decider.js';
-import { sessionDecider, STATE_VERSION } from '../../../src/domain/session.js';
+import { isActivity, STATE_VERSION } from '../../../src/domain/session.state.js';
+import { sessionDecider } from '../../../src/domain/session.js';
 import { StreamHandler } from '../../../src/event-store/stream-handler.js';
-import { isActivity } from '../../../src/domain/session.js';
 import { SessionQueries } from '../../../src/sessions/session-queries.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
@@ -102,9 +102,9 @@ describe('the past of sessions that lived through random commands', () => {
       await db.setClock({ offsetMs });
       await inTurns(ids, WRITERS, async (id) => {
         const own = randoms.get(id) ?? random;
-        const commands = [anyCommand(own, id, round), anyCommand(own, id, round + 1)];
+        const commands = [anyCommand(own, round), anyCommand(own, round + 1)];
         for (const command of commands.slice(0, 1 + own(2))) {
-          await node.handle(command).catch((error: unknown) => {
+          await node.handle(id, command).catch((error: unknown) => {
             if (!(error instanceof DomainError)) throw error;
           });
         }

@@ -23,7 +23,7 @@ import {
 } from '../../../src/embedded-postgres/embedded-postgres.js';
 import { ownProcesses } from '../../support/own-process.js';
 
-const SOURCE = 'src/database/embedded-postgres.ts';
+const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
 /** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
 const START_AND_STAY = `
   say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] })));

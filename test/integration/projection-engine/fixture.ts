@@ -3,8 +3,11 @@ import { type Pool } from 'pg';
 import { DataSource } from 'typeorm';
 import { connect, connectionConfig, createPool } from '../../../src/database/connection.js';
 import { DomainError } from '../../../src/domain/decider.js';
-import { type NewMessage, type SessionCommand, sessionDecider } from '../../../src/domain/session.js';
-import * as session from '../../../src/domain/session.js';
+import { type NewMessage, type SessionCommand } from '../../../src/domain/session.commands.js';
+import { isActivity, type SessionState, STATE_VERSION } from '../../../src/domain/session.state.js';
+import { type SessionRef } from '../../../src/sessions/command-context.js';
+import { sessionDecider } from '../../../src/domain/session.js';
+import * as session from '../../../src/domain/session.commands.js';
 import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
 import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
@@ -25,12 +28,7 @@ export function byCode(projection: Projection): Projection {
   return others;
 }
 
-export const target = (sessionId: string): session.CommandTarget => ({
-  tenant: TENANT,
-  sessionId,
-  actor: 'tester',
-  correlationId: 'test',
-});
+export const target = (sessionId: string): SessionRef => ({ tenant: TENANT, sessionId });
 let messages = 0;
 export const message = (text: string, more: Partial<NewMessage> = {}): NewMessage => ({
   messageId: `m${(messages += 1)}`,
@@ -44,7 +42,7 @@ export const message = (text: string, more: Partial<NewMessage> = {}): NewMessag
 export class Node {
   readonly errors: unknown[] = [];
   readonly notices: string[] = [];
-  private readonly sessions: StreamHandler<session.SessionState, SessionCommand, SessionEvent>;
+  private readonly sessions: StreamHandler<SessionState, SessionCommand, SessionEvent>;
 
   private constructor(
     readonly store: EventStore,
@@ -56,9 +54,9 @@ export class Node {
   ) {
     this.sessions = new StreamHandler(store, {
       decider: sessionDecider,
-      stateVersion: session.STATE_VERSION,
+      stateVersion: STATE_VERSION,
       schemaVersion: (type) => sessionEvents[type].version,
-      isActivity: session.isActivity,
+      isActivity: isActivity,
       incarnation: (state) => state.incarnation,
     });
   }
@@ -112,10 +110,8 @@ export class Node {
     clearInterval((this.leases as unknown as { timer: NodeJS.Timeout }).timer);
   }
 
-  handle(
-    command: SessionCommand & { to: session.CommandTarget },
-  ): Promise<Handled<session.SessionState, SessionEvent>> {
-    return this.sessions.handle({ tenant: TENANT, streamId: command.to.sessionId }, command, {
+  handle(sessionId: string, command: SessionCommand): Promise<Handled<SessionState, SessionEvent>> {
+    return this.sessions.handle({ tenant: TENANT, streamId: sessionId }, command, {
       actor: 'tester',
       correlationId: 'test',
       counter: () => ({ key: `active:${TENANT}`, max: 1_000_000 }),
@@ -123,7 +119,7 @@ export class Node {
   }
 
   /** A session as the log has it now. */
-  load(sessionId: string): Promise<Loaded<session.SessionState>> {
+  load(sessionId: string): Promise<Loaded<SessionState>> {
     return this.sessions.load({ tenant: TENANT, streamId: sessionId });
   }
 
@@ -141,30 +137,28 @@ export class Node {
   ): Promise<number> {
     let events = 0;
     for (let index = 0; index < commands; index += 1) {
-      const to = target(sessionIds[random(sessionIds.length)] ?? '');
-      const generationId = `g-${to.sessionId}-${random(3)}`;
+      const sessionId = sessionIds[random(sessionIds.length)] ?? '';
+      const generationId = `g-${sessionId}-${random(3)}`;
       const usage = { inputTokens: random(100), outputTokens: random(50), cachedTokens: random(9) };
       const command = [
-        () => new session.CreateSession(to, { title: `title ${index}`, metadata: { index } }),
-        () => new session.AppendMessages(to, [message(`one ${index}`), message(`two ${index}`)]),
-        () => new session.AppendMessages(to, [message(`one ${index}`)]),
-        () => new session.StartGeneration(to, { generationId, model: `model-${random(2)}` }, message('ask')),
+        () => new session.CreateSession({ title: `title ${index}`, metadata: { index } }),
+        () => new session.AppendMessages([message(`one ${index}`), message(`two ${index}`)]),
+        () => new session.AppendMessages([message(`one ${index}`)]),
+        () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, message('ask')),
         () =>
           new session.CompleteGeneration(
-            to,
             { generationId, finishReason: 'stop', usage, durationMs: 5 },
             { messageId: `r${index}`, content: 'reply' },
           ),
-        () => new session.FailGeneration(to, { generationId, code: 'model-failed', message: 'no', usage }),
-        () => new session.CancelGeneration(to, { messageId: `c${index}`, content: 'part' }, { usage }),
-        () =>
-          new session.ChangeSessionDetails(to, { title: index % 2 ? null : 'other', metadata: { index } }),
-        () => new session.ResetConversation(to),
-        () => new session.ExpireSession(to, 'ttl', '2026-11-22T10:00:00.000Z'),
-        () => (random(3) ? new session.AppendMessages(to, [message('more')]) : new session.DeleteSession(to)),
+        () => new session.FailGeneration({ generationId, code: 'model-failed', message: 'no', usage }),
+        () => new session.CancelGeneration({ messageId: `c${index}`, content: 'part' }, { usage }),
+        () => new session.ChangeSessionDetails({ title: index % 2 ? null : 'other', metadata: { index } }),
+        () => new session.ResetConversation(),
+        () => new session.ExpireSession('ttl', '2026-11-22T10:00:00.000Z'),
+        () => (random(3) ? new session.AppendMessages([message('more')]) : new session.DeleteSession()),
       ][random(11)]?.();
       try {
-        if (command) events += (await this.handle(command)).events.length;
+        if (command) events += (await this.handle(sessionId, command)).events.length;
       } catch (error) {
         if (!(error instanceof DomainError)) throw error;
       }

@@ -1,4 +1,4 @@
-import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
+import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
 import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
 import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
@@ -10,7 +10,7 @@ import {
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
-import { byCode, message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -55,12 +55,7 @@ const isRefused = (text: string, projection: Projection): Projection => ({
   },
 });
 const say = (node: Node, id: string, ...texts: string[]) =>
-  node.handle(
-    new AppendMessages(
-      target(id),
-      texts.map((text) => message(text)),
-    ),
-  );
+  node.handle(id, new AppendMessages(texts.map((text) => message(text))));
 const find = (node: Node, id: string) =>
   node
     .endOf(id)
@@ -77,7 +72,7 @@ describe.each([
     const buggy = bug('bad', sessionsProjection);
     const node = await start([buggy, historyProjection]);
     const ids = Array.from({ length: 20 }, (_, index) => `s${index}`);
-    await Promise.all(ids.map((id) => node.handle(new CreateSession(target(id), { title: id }))));
+    await Promise.all(ids.map((id) => node.handle(id, new CreateSession({ title: id }))));
     await Promise.all(ids.map((id) => say(node, id, 'good', 'fine', id === 's7' ? 'bad' : 'well', 'after')));
 
     // In the order of the log: what is behind the poison is seen too.
@@ -137,7 +132,7 @@ describe.each([
 it('given a parked session, when its poison is skipped, then the rest of its events are taken in; a later poison parks it again', async () => {
   const buggy = cannotTake('bad', historyProjection);
   const node = await start([buggy]);
-  await node.handle(new CreateSession(target('s')));
+  await node.handle('s', new CreateSession());
   await say(node, 's', 'one', 'bad', 'two', 'three', 'bad', 'four');
   await caughtUp(node);
   const session = { tenant: TENANT, sessionId: 's' };
@@ -169,7 +164,7 @@ it('given a session that is being retried, when more is written to it meanwhile,
     },
   };
   const node = await start([slow]);
-  await node.handle(new CreateSession(target('s')));
+  await node.handle('s', new CreateSession());
   await say(node, 's', 'bad');
   await caughtUp(node);
   gate.isFixed = true;
@@ -207,8 +202,8 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
     },
   };
   const node = await start([gated]);
-  await node.handle(new CreateSession(target('a')));
-  await node.handle(new CreateSession(target(`b${other}`)));
+  await node.handle('a', new CreateSession());
+  await node.handle(`b${other}`, new CreateSession());
   await say(node, 'a', 'bad');
   await caughtUp(node);
   expect(await node.projector.parked()).toHaveLength(1);
@@ -239,7 +234,7 @@ it('given a session with poison, when it is retried again and again under load, 
   const pair = [await start([flaky]), await start([flaky])] as const;
   const ids = Array.from({ length: 12 }, (_, index) => `s${index}`);
   const random = seeded();
-  for (const id of ids) await pair[0].handle(new CreateSession(target(id)));
+  for (const id of ids) await pair[0].handle(id, new CreateSession());
   for (const id of ids.slice(0, 6)) await say(pair[0], id, 'bad');
   let isOver = false;
   const load = pair.map(async (node, index) => {
@@ -268,7 +263,7 @@ it('given a session with poison, when it is retried again and again under load, 
 
 it('given an event newer than the code, when it stands in the log, then only its session is parked', async () => {
   const node = await start();
-  for (const id of ['old', 'new']) await node.handle(new CreateSession(target(id)));
+  for (const id of ['old', 'new']) await node.handle(id, new CreateSession());
   const newer = { type: 'MessageAppended', schemaVersion: 99, data: {} };
   const newerNode = await start([]);
   await newerNode.store.append({
@@ -300,7 +295,7 @@ it('given parked sessions, when the read model is rebuilt with the fixed code, t
   const buggy = cannotTake('bad', historyProjection);
   const node = await start([buggy]);
   for (const id of ['a', 'b', 'c']) {
-    await node.handle(new CreateSession(target(id)));
+    await node.handle(id, new CreateSession());
     await say(node, id, id === 'b' ? 'bad' : 'good', 'more');
   }
   await caughtUp(node);

@@ -1,5 +1,7 @@
 import { connect, DatabaseUnavailable } from '../../../src/database/connection.js';
-import { CreateSession, sessionDecider, type SessionState } from '../../../src/domain/session.js';
+import { CreateSession } from '../../../src/domain/session.commands.js';
+import { type SessionState } from '../../../src/domain/session.state.js';
+import { sessionDecider } from '../../../src/domain/session.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
@@ -8,7 +10,7 @@ import { sessionsProjection } from '../../../src/read-models/sessions.projection
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
-import { Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { Node, READ_MODELS, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -78,7 +80,7 @@ async function expectJournalOfLog(): Promise<void> {
 }
 const createMany = (node: Node, prefix: string, count = 40) =>
   Promise.all(
-    Array.from({ length: count }, (_, index) => node.handle(new CreateSession(target(`${prefix}${index}`)))),
+    Array.from({ length: count }, (_, index) => node.handle(`${prefix}${index}`, new CreateSession())),
   );
 
 describe('one owner per lane', () => {
@@ -249,7 +251,7 @@ describe('one owner per lane', () => {
   it('given a log that was there before the read model, when a node starts, then it catches up through many batches', async () => {
     const writer = await start([]);
     const ids = ['long1', 'long2'];
-    for (const id of ids) await writer.handle(new CreateSession(target(id)));
+    for (const id of ids) await writer.handle(id, new CreateSession());
     const batch = Array.from({ length: 400 }, (_, index) => ({ type: 'SessionResumed', data: { index } }));
     for (const streamId of ids) {
       for (let part = 0; part < 3; part += 1) {

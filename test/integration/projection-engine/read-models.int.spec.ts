@@ -8,7 +8,7 @@ import {
   FailGeneration,
   ResetConversation,
   StartGeneration,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
 import { readHistory } from '../../../src/read-models/history.projection.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
 import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
@@ -48,15 +48,16 @@ describe('the rows of a life', () => {
     const [one, two] = [await start(), await start()];
     const other = () => two.endOf('chat');
 
-    await one.handle(new CreateSession(to, { title: 'Trip', metadata: { user: 'alice' } }));
+    await one.handle(to.sessionId, new CreateSession({ title: 'Trip', metadata: { user: 'alice' } }));
     await clockAt(1);
     await one.handle(
-      new StartGeneration(to, { generationId: 'g1', model: 'small' }, message('hello', { messageId: 'm1' })),
+      to.sessionId,
+      new StartGeneration({ generationId: 'g1', model: 'small' }, message('hello', { messageId: 'm1' })),
     );
     await clockAt(2);
     await one.handle(
+      to.sessionId,
       new CompleteGeneration(
-        to,
         {
           generationId: 'g1',
           finishReason: 'stop',
@@ -94,18 +95,22 @@ describe('the rows of a life', () => {
     });
 
     // A generation that fails counts, and what it used.
-    await one.handle(new StartGeneration(to, { generationId: 'g2', model: 'big' }, message('again')));
     await one.handle(
-      new FailGeneration(to, {
+      to.sessionId,
+      new StartGeneration({ generationId: 'g2', model: 'big' }, message('again')),
+    );
+    await one.handle(
+      to.sessionId,
+      new FailGeneration({
         generationId: 'g2',
         code: 'model-failed',
         message: 'no',
         usage: { inputTokens: 7, outputTokens: 0, reasoningTokens: 2 },
       }),
     );
-    await one.handle(new ChangeSessionDetails(to, { title: null, metadata: { user: 'bob' } }));
+    await one.handle(to.sessionId, new ChangeSessionDetails({ title: null, metadata: { user: 'bob' } }));
     await clockAt(3);
-    await one.handle(new ResetConversation(to));
+    await one.handle(to.sessionId, new ResetConversation());
     expect(await readHistory(two.models, await other(), chat, begun)).toEqual({ start: 10, messages: [] });
     // As it was before.
     expect(await readHistory(two.models, await other(), chat, { ...begun, at: 9 })).toMatchObject({
@@ -142,7 +147,7 @@ describe('the rows of a life', () => {
     });
 
     await clockAt(4);
-    await one.handle(new ExpireSession(to, 'ttl', AT(3)));
+    await one.handle(to.sessionId, new ExpireSession('ttl', AT(3)));
     // Expiry is no activity.
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
       status: 'expired',
@@ -154,19 +159,19 @@ describe('the rows of a life', () => {
     expect(
       await listSessions(two.models, await two.models.ends(), TENANT, { ...all, status: 'expired' }),
     ).toHaveLength(1);
-    await one.handle(new AppendMessages(to, [message('back', { messageId: 'm9' })]));
+    await one.handle(to.sessionId, new AppendMessages([message('back', { messageId: 'm9' })]));
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
       status: 'active',
       messageCount: 1,
     });
 
-    await one.handle(new DeleteSession(to));
+    await one.handle(to.sessionId, new DeleteSession());
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toBeUndefined();
     expect(await listSessions(two.models, await two.models.ends(), TENANT, all)).toEqual([]);
 
     // The same id again: nothing of before, but the usage of the key stays on the bill.
     await clockAt(5);
-    await one.handle(new CreateSession(to));
+    await one.handle(to.sessionId, new CreateSession());
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
       id: 'chat',
       status: 'active',
@@ -196,7 +201,8 @@ describe('the rows of a life', () => {
     const created = await Promise.all(
       Array.from({ length: 25 }, (_, index) =>
         node.handle(
-          new CreateSession(target(`s${index}`), {
+          `s${index}`,
+          new CreateSession({
             ...(index % 2 === 0 && { title: `Reise nach Köln ${index}` }),
             metadata: { even: String(index % 2 === 0), place: index === 7 ? 'LONDON' : 'x' },
           }),
@@ -228,12 +234,10 @@ describe('the rows of a life', () => {
 
   it('given a history of many messages, when it is read by pages, then forwards and backwards each message comes once', async () => {
     const node = await start();
-    await node.handle(new CreateSession(to));
+    await node.handle(to.sessionId, new CreateSession());
     await node.handle(
-      new AppendMessages(
-        to,
-        Array.from({ length: 23 }, (_, index) => message(`${index}`)),
-      ),
+      to.sessionId,
+      new AppendMessages(Array.from({ length: 23 }, (_, index) => message(`${index}`))),
     );
     const wanted = await node.endOf('chat');
     const chat = { tenant: TENANT, sessionId: 'chat', incarnation: 1 };
@@ -273,10 +277,10 @@ describe('strong reads', () => {
       Array.from({ length: 8 }, async (_, loop) => {
         const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
         const id = `mine${loop}`;
-        await writer.handle(new CreateSession(target(id), { metadata: { loop: String(loop) } }));
+        await writer.handle(id, new CreateSession({ metadata: { loop: String(loop) } }));
         for (let round = 1; round <= rounds; round += 1) {
           const text = `${id} ${round}`;
-          const { state } = await writer.handle(new AppendMessages(target(id), [message(text)]));
+          const { state } = await writer.handle(id, new AppendMessages([message(text)]));
           const found = await timed(async () =>
             findSession(reader.models, await reader.endOf(id), TENANT, id),
           );
@@ -308,11 +312,11 @@ describe('strong reads', () => {
 
   it('given no projector at work, when a strong read asks for what was just written, then it lags after 2 s; an eventual one answers at once', async () => {
     const projecting = await start();
-    await projecting.handle(new CreateSession(target('seen')));
+    await projecting.handle('seen', new CreateSession());
     await findSession(projecting.models, await projecting.endOf('seen'), TENANT, 'seen');
     await projecting.projector.stop();
     const node = await start([]);
-    await node.handle(new CreateSession(target('unseen')));
+    await node.handle('unseen', new CreateSession());
 
     const began = Date.now();
     const lagging = await findSession(node.models, await node.endOf('unseen'), TENANT, 'unseen').catch(

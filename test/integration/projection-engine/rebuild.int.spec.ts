@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { AppendMessages, CreateSession } from '../../../src/domain/session.js';
+import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { type EventStoreOptions } from '../../../src/event-store/event-store.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
@@ -12,7 +12,7 @@ import {
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
-import { byCode, message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -93,9 +93,9 @@ describe('a rebuild', () => {
     const readers = Array.from({ length: 4 }, async (_, loop) => {
       const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
       const id = `mine${loop}`;
-      await writer.handle(new CreateSession(target(id), { metadata: { loop: String(loop) } }));
+      await writer.handle(id, new CreateSession({ metadata: { loop: String(loop) } }));
       for (let round = 1; !isOver; round += 1) {
-        const { state } = await writer.handle(new AppendMessages(target(id), [message(`${id} ${round}`)]));
+        const { state } = await writer.handle(id, new AppendMessages([message(`${id} ${round}`)]));
         const found = await findSession(reader.models, await reader.endOf(id), TENANT, id);
         expect(found).toMatchObject({ version: state.version, messageCount: round });
         const page = await readHistory(
@@ -148,7 +148,7 @@ describe('a rebuild', () => {
       Array.from({ length: 20 }, (_, index) => `s${index}`),
       200,
     );
-    await node.handle(new CreateSession(target('kept')));
+    await node.handle('kept', new CreateSession());
     await caughtUp(node);
     const before = await Promise.all(READ_MODELS.map(contents));
 
@@ -215,7 +215,7 @@ describe('a rebuild', () => {
     };
     const doomed = await start([hanging]);
     await Promise.all(
-      Array.from({ length: 60 }, (_, index) => doomed.handle(new CreateSession(target(`s${index}`)))),
+      Array.from({ length: 60 }, (_, index) => doomed.handle(`s${index}`, new CreateSession())),
     );
     await caughtUp(doomed);
     const before = await contents(historyProjection);
@@ -238,7 +238,7 @@ describe('a rebuild', () => {
 
   it('given somebody who reads from the old table for long, when the swap waits for it, then other reads are not held up by that', async () => {
     const node = await start();
-    await node.handle(new CreateSession(target('one')));
+    await node.handle('one', new CreateSession());
     await caughtUp(node);
     const table = tableOf(sessionsProjection);
     await db.query('begin');
@@ -274,8 +274,8 @@ describe('verify', () => {
         ),
     };
     const wrong = await start([buggy]);
-    for (const id of ['b', 'a', 'c']) await wrong.handle(new CreateSession(target(id)));
-    await wrong.handle(new AppendMessages(target('c'), [message('x')]));
+    for (const id of ['b', 'a', 'c']) await wrong.handle(id, new CreateSession());
+    await wrong.handle('c', new AppendMessages([message('x')]));
     await wrong.live(seeded(), ['d', 'e', 'f'], 200);
     await caughtUp(wrong);
     expect(await wrong.projector.verify(buggy)).toMatchObject({ ok: true });
@@ -310,8 +310,8 @@ describe('verify', () => {
     async (_what, sql) => {
       const node = await start();
       for (const id of ['a', 'b', 'c', 'd'])
-        for (const command of [new CreateSession(target(id)), new AppendMessages(target(id), [message('x')])])
-          await node.handle(command);
+        for (const command of [new CreateSession(), new AppendMessages([message('x')])])
+          await node.handle(id, command);
       await caughtUp(node);
       await db.query(`${sql}${sql.includes('where') ? ' and' : ' where'} session_id = 'c'`);
       const load = { isOver: false };
@@ -347,14 +347,14 @@ describe('verify', () => {
       },
     };
     const node = await start([gated]);
-    await node.handle(new CreateSession(target('s')));
+    await node.handle('s', new CreateSession());
     await caughtUp(node);
     const before = await oidOf(historyProjection);
 
     const verified = node.projector.verify(gated);
     while (gate.calls < 1) await sleep(5);
     // The second part of the fold, in the snapshot, has this to do.
-    await node.handle(new AppendMessages(target('s'), [message('x')]));
+    await node.handle('s', new AppendMessages([message('x')]));
     await caughtUp(node);
     gate.open();
     while (gate.calls < 2) await sleep(5);

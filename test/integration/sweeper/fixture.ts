@@ -8,12 +8,13 @@ import {
   CreateSession,
   type SessionCommand,
   StartGeneration,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
 import { EventStore } from '../../../src/event-store/event-store.js';
 import { Leases } from '../../../src/event-store/leases.js';
 import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
 import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
+import { type CommandContext } from '../../../src/sessions/command-context.js';
 import { newId } from '../../../src/sessions/ids.js';
 import { type HandledSession, SessionCommands } from '../../../src/sessions/session-commands.js';
 import { TenantPolicies } from '../../../src/sessions/tenant-policies.js';
@@ -61,31 +62,33 @@ export class Node {
   }
 
   create(sessionId: string, tenant = TENANT): Promise<HandledSession> {
-    return this.commands.handle(new CreateSession(to(sessionId, tenant)));
+    return this.handle(sessionId, new CreateSession(), { tenant });
   }
 
   say(sessionId: string, content: string, tenant = TENANT): Promise<HandledSession> {
-    return this.commands.handle(
-      new AppendMessages(to(sessionId, tenant), [
-        { messageId: newId('msg'), role: 'user', content, status: 'complete' },
-      ]),
-    );
+    const message = { messageId: newId('msg'), role: 'user', content, status: 'complete' } as const;
+    return this.handle(sessionId, new AppendMessages([message]), { tenant });
   }
 
   /** Begins a generation, under a lease of this node's or under none. */
   async generate(sessionId: string, generationId: string, lease: 'held' | 'missing' = 'held'): Promise<void> {
     if (lease === 'held') await this.leases.take([`generation:${generationId}`]);
-    await this.commands.handle(
+    await this.handle(
+      sessionId,
       new StartGeneration(
-        to(sessionId),
         { generationId, model: 'm' },
         { messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' },
       ),
     );
   }
 
-  handle(command: SessionCommand): Promise<HandledSession> {
-    return this.commands.handle(command);
+  handle(
+    sessionId: string,
+    command: SessionCommand,
+    { tenant = TENANT, ...context }: Partial<CommandContext> & { readonly tenant?: string } = {},
+  ): Promise<HandledSession> {
+    const by = { actor: 'tester', correlationId: 'test', ...context };
+    return this.commands.handle({ tenant, sessionId }, command, by);
   }
 
   /** Until the read models have seen what is in the log by now. */
@@ -113,13 +116,6 @@ export class Node {
     };
   }
 }
-
-export const to = (sessionId: string, tenant = TENANT) => ({
-  tenant,
-  sessionId,
-  actor: 'tester',
-  correlationId: 'test',
-});
 
 /** `type` or `type:reason` of a session's events, oldest first. */
 export async function logOf(db: TestDatabase, sessionId: string, tenant = TENANT): Promise<string[]> {

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
-import { CompleteGeneration } from '../../../src/domain/session.js';
-import { HOUR, logOf, to, World } from './fixture.js';
+import { CompleteGeneration } from '../../../src/domain/session.commands.js';
+import { HOUR, logOf, World } from './fixture.js';
 
 const world = World.perTest();
 const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
@@ -36,11 +36,10 @@ describe('generations whose node is gone', () => {
     expect((await logOf(world.db, 'alive')).at(-1)).toBe('GenerationStarted');
     // A reply that comes after all is dropped.
     const late = new CompleteGeneration(
-      to('dead'),
       { generationId: 'gen-dead', finishReason: 'stop' },
       { messageId: 'late', content: 'too late' },
     );
-    expect((await node.handle(late)).events).toEqual([]);
+    expect((await node.handle('dead', late)).events).toEqual([]);
     // And the session can generate again.
     await node.generate('dead', 'gen-next');
     expect((await node.sweep()).found.lease).toBe(0);

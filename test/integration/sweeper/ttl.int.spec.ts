@@ -1,7 +1,7 @@
-import { ExpireSession } from '../../../src/domain/session.js';
+import { ExpireSession } from '../../../src/domain/session.commands.js';
 import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
 import { seeded, sized } from '../event-store/fixture.js';
-import { HOUR, logOf, nth, to, World } from './fixture.js';
+import { HOUR, logOf, nth, World } from './fixture.js';
 
 const world = World.perTest();
 const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
@@ -93,7 +93,7 @@ describe('the time to live', () => {
     expect(await node.commands.expire(seen, 'ttl', by, HOUR)).toBe(false);
     expect(await node.commands.expire(seen, 'cap', by)).toBe(false);
     await expect(
-      node.handle(new ExpireSession({ ...to('a'), ifMatch: [1] }, 'cap', created.time)),
+      node.handle('a', new ExpireSession('cap', created.time), { ifMatch: [1] }),
     ).rejects.toBeInstanceOf(VersionMismatch);
     expect(await logOf(world.db, 'a')).toEqual(['SessionCreated', 'MessageAppended']);
   });

@@ -1,6 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { sessionDecider, STATE_VERSION } from '../../../src/domain/session.js';
-import * as session from '../../../src/domain/session.js';
+import { STATE_VERSION } from '../../../src/domain/session.state.js';
+import { sessionDecider } from '../../../src/domain/session.js';
+import { isActivity, type SessionState } from '../../../src/domain/session.state.js';
+import * as session from '../../../src/domain/session.commands.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { type EventStore } from '../../../src/event-store/event-store.js';
 import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
@@ -14,7 +16,7 @@ import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
-import { message, Node, target, TENANT } from '../projection-engine/fixture.js';
+import { message, Node, TENANT } from '../projection-engine/fixture.js';
 import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
 
 jest.setTimeout(600_000);
@@ -66,17 +68,14 @@ async function fill(db: TestDatabase): Promise<void> {
       );
       for (const added of await Promise.all(rounds)) events += added;
     }
-    await node.handle(new session.CreateSession(target('long')));
+    await node.handle('long', new session.CreateSession());
     for (let from = 0; from < LONG; from += 500) {
       const texts = Array.from({ length: 500 }, (_, index) => message(`line ${from + index} é 漢 "\\u0000"`));
-      await node.handle(new session.AppendMessages(target('long'), texts));
+      await node.handle('long', new session.AppendMessages(texts));
     }
     await node.handle(
-      new session.StartGeneration(
-        target('long'),
-        { generationId: 'g-long', model: 'm' },
-        message('and now?'),
-      ),
+      'long',
+      new session.StartGeneration({ generationId: 'g-long', model: 'm' }, message('and now?')),
     );
   } finally {
     await node.stop();
@@ -124,11 +123,8 @@ const contents = async (db: TestDatabase): Promise<unknown> =>
 /** The sessions of a log, by id, folded from their first event. */
 async function folded(
   store: EventStore,
-): Promise<Map<string, { state: session.SessionState; createdAt: string; lastActivityAt: string }>> {
-  const sessions = new Map<
-    string,
-    { state: session.SessionState; createdAt: string; lastActivityAt: string }
-  >();
+): Promise<Map<string, { state: SessionState; createdAt: string; lastActivityAt: string }>> {
+  const sessions = new Map<string, { state: SessionState; createdAt: string; lastActivityAt: string }>();
   for (const stream of await store.streamsAfter({ tenant: TENANT, streamId: '' }, 100_000, TENANT)) {
     if (stream.streamId === '~tenant') continue;
     let state = sessionDecider.initialState;
@@ -136,7 +132,7 @@ async function folded(
     let createdAt = '';
     for await (const event of store.streamEvents(stream)) {
       state = sessionDecider.evolve(state, event as unknown as SessionEvent);
-      if (session.isActivity(event)) lastActivityAt = event.time;
+      if (isActivity(event)) lastActivityAt = event.time;
       if (event.type === 'SessionCreated') createdAt = event.time;
     }
     sessions.set(stream.streamId, { state, createdAt, lastActivityAt });
@@ -330,7 +326,7 @@ describe('import', () => {
         state: { status: 'expired', generation: null },
       });
 
-      const { events } = await node.handle(new session.AppendMessages(target('long'), [message('back')]));
+      const { events } = await node.handle('long', new session.AppendMessages([message('back')]));
       expect(events.map(({ type }) => type)).toEqual(['SessionResumed', 'MessageAppended']);
       expect(await node.store.counterValue(`active:${TENANT}`)).toBe(1);
     } finally {

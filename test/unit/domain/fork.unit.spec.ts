@@ -1,4 +1,4 @@
-import { ForkSession } from '../../../src/domain/session.js';
+import { ForkSession } from '../../../src/domain/session.commands.js';
 import {
   calling,
   created,
@@ -10,7 +10,6 @@ import {
   result,
   said,
   stateAfter,
-  to,
   user,
 } from './given-when-then.js';
 
@@ -28,9 +27,7 @@ const counters = { active: 1 };
 
 describe('forking a session', () => {
   it('begins a session with a copy of the history, which says where it is from', () => {
-    given()
-      .when(new ForkSession(to, from, messages))
-      .then(forked, { counters });
+    given().when(new ForkSession(from, messages)).then(forked, { counters });
     expect(stateAfter(...forked)).toMatchObject({
       status: 'active',
       incarnation: 1,
@@ -49,7 +46,7 @@ describe('forking a session', () => {
 
   it('takes title and metadata as given', () => {
     given()
-      .when(new ForkSession(to, from, [], { title: 'Another way', metadata: { topic: 'sea' } }))
+      .when(new ForkSession(from, [], { title: 'Another way', metadata: { topic: 'sea' } }))
       .then(
         [
           event('SessionCreated', {
@@ -64,7 +61,7 @@ describe('forking a session', () => {
 
   it('begins a new incarnation where a session was deleted', () => {
     given(created, granted('search'), said(user('m1')), deleted)
-      .when(new ForkSession(to, from, messages))
+      .when(new ForkSession(from, messages))
       .then(forked, { counters });
     expect(stateAfter(created, granted('search'), said(user('m1')), deleted, ...forked)).toMatchObject({
       incarnation: 2,
@@ -75,37 +72,33 @@ describe('forking a session', () => {
   });
 
   it('is refused onto a session that exists', () => {
-    const refusal = { refused: 'invalid-request', at: ['/id'] } as const;
-    given(created)
-      .when(new ForkSession(to, from, messages))
-      .then(refusal);
-    given(created, expired)
-      .when(new ForkSession(to, from, messages))
-      .then(refusal);
+    const refusal = { refused: 'invalid-request', at: 'id' } as const;
+    given(created).when(new ForkSession(from, messages)).then(refusal);
+    given(created, expired).when(new ForkSession(from, messages)).then(refusal);
   });
 
   it('is refused onto a fork of another session or version', () => {
-    const refusal = { refused: 'invalid-request', at: ['/id'] } as const;
+    const refusal = { refused: 'invalid-request', at: 'id' } as const;
     given(...forked)
-      .when(new ForkSession(to, { ...from, version: 11 }, messages))
+      .when(new ForkSession({ ...from, version: 11 }, messages))
       .then(refusal);
     given(...forked)
-      .when(new ForkSession(to, { ...from, sessionId: 'carol' }, messages))
+      .when(new ForkSession({ ...from, sessionId: 'carol' }, messages))
       .then(refusal);
   });
 
   it('does nothing when the same fork is made again', () => {
     given(...forked)
-      .when(new ForkSession(to, from, messages))
+      .when(new ForkSession(from, messages))
       .then([]);
     given(...forked, said(user('m9')))
-      .when(new ForkSession(to, from, messages))
+      .when(new ForkSession(from, messages))
       .then([]);
   });
 
   it('makes the same fork again after it was deleted', () => {
     given(...forked, deleted)
-      .when(new ForkSession(to, from, messages))
+      .when(new ForkSession(from, messages))
       .then(forked, { counters });
   });
 });

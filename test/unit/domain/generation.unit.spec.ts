@@ -9,7 +9,7 @@ import {
   ResetConversation,
   type SessionCommand,
   StartGeneration,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
 import {
   after,
   calling,
@@ -26,7 +26,6 @@ import {
   said,
   started,
   stateAfter,
-  to,
   user,
 } from './given-when-then.js';
 
@@ -35,7 +34,7 @@ const generate = (
   message?: NewMessage,
   partial?: PartialReply,
   window?: ContextWindow,
-) => new StartGeneration(to, { generationId, model: 'echo' }, message, partial, window);
+) => new StartGeneration({ generationId, model: 'echo' }, message, partial, window);
 
 const usage = { inputTokens: 100, outputTokens: 20, cachedTokens: 7, reasoningTokens: 3 };
 const half = { messageId: 'm9', content: 'half a' };
@@ -68,11 +67,11 @@ describe('generating', () => {
       tools: [{ name: 'search', description: 'finds', parameters: { type: 'object' } }],
     };
     given(created)
-      .when(new StartGeneration(to, asked, user('m1')))
+      .when(new StartGeneration(asked, user('m1')))
       .then([said(user('m1')), event('GenerationStarted', { ...asked, context: [[2, 2]] })]);
 
     const bare = { generationId: 'g1', model: 'echo', instructions: undefined, tools: undefined };
-    const last = after([created], new StartGeneration(to, bare, user('m1'))).at(-1);
+    const last = after([created], new StartGeneration(bare, user('m1'))).at(-1);
     expect(Object.keys(last?.data ?? {}).sort()).toEqual(['context', 'generationId', 'model']);
   });
 
@@ -83,7 +82,7 @@ describe('generating', () => {
   });
 
   it('needs a message while the history is empty', () => {
-    const refusal = { refused: 'invalid-request', at: ['/message'] } as const;
+    const refusal = { refused: 'invalid-request', at: 'message' } as const;
     given(created).when(generate('g1')).then(refusal);
     given(created, expired).when(generate('g1')).then(refusal);
     given(created, said(user('m1')), reset)
@@ -249,13 +248,13 @@ describe('generating with tool calls in history that have no result', () => {
   it('refuses a result that answers no call', () => {
     given(...called)
       .when(generate('g1', result('m3', 'c9')))
-      .then({ refused: 'invalid-request', at: ['/message/toolCallId'] });
+      .then({ refused: 'invalid-request', at: 'message.toolCallId' });
   });
 
   it('refuses a message that calls tools itself: the model could not be asked', () => {
     given(created)
       .when(generate('g1', calling('m1', { c1: 'search' })))
-      .then({ refused: 'invalid-request', at: ['/message/toolCalls'] });
+      .then({ refused: 'invalid-request', at: 'message.toolCalls' });
   });
 
   it('leaves no call open', () => {
@@ -318,7 +317,6 @@ describe('generating while a generation is recorded', () => {
 describe('completing a generation', () => {
   const complete = (generationId: string) =>
     new CompleteGeneration(
-      to,
       { generationId, finishReason: 'stop', usage, durationMs: 1200 },
       { messageId: 'm2', content: 'yes' },
     );
@@ -347,7 +345,6 @@ describe('completing a generation', () => {
   it('opens the tool calls of the reply', () => {
     const { toolCalls } = calling('m2', { c1: 'search' });
     const command = new CompleteGeneration(
-      to,
       { generationId: 'g1', finishReason: 'tool_calls' },
       { messageId: 'm2', content: '', toolCalls },
     );
@@ -362,7 +359,6 @@ describe('completing a generation', () => {
 
   it('says nothing of what the reply has not', () => {
     const command = new CompleteGeneration(
-      to,
       { generationId: 'g1', finishReason: 'stop' },
       { messageId: 'm2', content: 'yes', toolCalls: undefined },
     );
@@ -398,23 +394,23 @@ describe('failing a generation', () => {
 
   it('records the end', () => {
     given(...busy)
-      .when(new FailGeneration(to, failure))
+      .when(new FailGeneration(failure))
       .then([failed]);
     expect(stateAfter(...busy, failed)).toMatchObject({ generation: null, messageCount: 1, usage });
   });
 
   it('keeps what had arrived as an incomplete message', () => {
     given(...busy)
-      .when(new FailGeneration(to, failure, half))
+      .when(new FailGeneration(failure, half))
       .then([kept('g1'), failed]);
   });
 
   it('is dropped when the generation is not the current one', () => {
     given(...busy)
-      .when(new FailGeneration(to, { ...failure, generationId: 'g2' }, half))
+      .when(new FailGeneration({ ...failure, generationId: 'g2' }, half))
       .then([]);
     given(...busy, completed('g1'))
-      .when(new FailGeneration(to, failure, half))
+      .when(new FailGeneration(failure, half))
       .then([]);
   });
 });
@@ -424,33 +420,33 @@ describe('cancelling a generation', () => {
 
   it('ends the current one, and keeps what had arrived as an incomplete message', () => {
     given(...busy)
-      .when(new CancelGeneration(to))
+      .when(new CancelGeneration())
       .then([cancelled]);
     given(...busy)
-      .when(new CancelGeneration(to, half, { usage, durationMs: 5 }))
+      .when(new CancelGeneration(half, { usage, durationMs: 5 }))
       .then([kept('g1'), event('GenerationCancelled', { ...cancelled.data, usage, durationMs: 5 })]);
     expect(stateAfter(...busy, kept('g1'), cancelled)).toMatchObject({ generation: null, messageCount: 2 });
   });
 
   it('does nothing when none runs, and stores nothing then', () => {
-    given(created).when(new CancelGeneration(to)).then([]);
+    given(created).when(new CancelGeneration()).then([]);
     given(...busy, completed('g1'))
-      .when(new CancelGeneration(to, half))
+      .when(new CancelGeneration(half))
       .then([]);
   });
 
   it('ends the one that it names', () => {
     given(...busy)
-      .when(new CancelGeneration(to, half, {}, 'g1'))
+      .when(new CancelGeneration(half, {}, 'g1'))
       .then([kept('g1'), cancelled]);
   });
 
   it('is dropped when the one that it names is not the current one', () => {
     given(...after(busy, generate('g2', user('m3'))))
-      .when(new CancelGeneration(to, half, { usage }, 'g1'))
+      .when(new CancelGeneration(half, { usage }, 'g1'))
       .then([]);
     given(...busy, completed('g1'))
-      .when(new CancelGeneration(to, half, {}, 'g1'))
+      .when(new CancelGeneration(half, {}, 'g1'))
       .then([]);
   });
 });
@@ -458,36 +454,32 @@ describe('cancelling a generation', () => {
 describe('abandoning a generation', () => {
   it('fails it if its lease is over, and is busy otherwise', () => {
     given(...busy)
-      .when(new AbandonGeneration(to, 'g1'))
+      .when(new AbandonGeneration('g1'))
       .then([leaseExpired('g1')], whenAbandoned);
   });
 
   it('keeps what had arrived as an incomplete message', () => {
     given(...busy)
-      .when(new AbandonGeneration(to, 'g1', half))
+      .when(new AbandonGeneration('g1', half))
       .then([kept('g1'), leaseExpired('g1')], whenAbandoned);
   });
 
   it('does nothing when the generation is not the current one', () => {
     given(...busy)
-      .when(new AbandonGeneration(to, 'g2', half))
+      .when(new AbandonGeneration('g2', half))
       .then([]);
     given(...busy, completed('g1'))
-      .when(new AbandonGeneration(to, 'g1', half))
+      .when(new AbandonGeneration('g1', half))
       .then([]);
   });
 });
 
 describe('the end of a generation where there is no session', () => {
   const commands: SessionCommand[] = [
-    new CompleteGeneration(
-      to,
-      { generationId: 'g1', finishReason: 'stop' },
-      { messageId: 'm1', content: '' },
-    ),
-    new FailGeneration(to, { generationId: 'g1', code: 'model-failed', message: 'it broke' }, half),
-    new CancelGeneration(to, half),
-    new AbandonGeneration(to, 'g1', half),
+    new CompleteGeneration({ generationId: 'g1', finishReason: 'stop' }, { messageId: 'm1', content: '' }),
+    new FailGeneration({ generationId: 'g1', code: 'model-failed', message: 'it broke' }, half),
+    new CancelGeneration(half),
+    new AbandonGeneration('g1', half),
   ];
 
   it.each(commands)('$type is refused', (command) => {
@@ -501,11 +493,11 @@ describe('what had arrived of a generation', () => {
   const other = { ...half, generationId: 'g0' };
   const failure = { generationId: 'g1', code: 'model-failed', message: 'it broke' };
   const commands = (partial: PartialReply): SessionCommand[] => [
-    new StartGeneration(to, { generationId: 'g2', model: 'echo' }, undefined, partial),
-    new FailGeneration(to, failure, partial),
-    new CancelGeneration(to, partial),
-    new AbandonGeneration(to, 'g1', partial),
-    new ResetConversation(to, undefined, partial),
+    new StartGeneration({ generationId: 'g2', model: 'echo' }, undefined, partial),
+    new FailGeneration(failure, partial),
+    new CancelGeneration(partial),
+    new AbandonGeneration('g1', partial),
+    new ResetConversation(undefined, partial),
   ];
 
   it.each(commands(own))('is kept by $type where it is of that one', (command) => {

@@ -10,19 +10,15 @@ import {
   type SessionEvent,
   sessionEvents,
 } from '../../../src/domain/session.events.js';
-import {
-  type CommandTarget,
-  type NewMessage,
-  type SessionCommand,
-  sessionDecider,
-  type SessionState,
-} from '../../../src/domain/session.js';
+import { type NewMessage, type SessionCommand } from '../../../src/domain/session.commands.js';
+import { type SessionState } from '../../../src/domain/session.state.js';
+import { sessionDecider } from '../../../src/domain/session.js';
 
 /** A command was turned away; of the error only what a caller acts on. */
 export interface Refusal {
   readonly refused: DomainError['code'];
-  /** JSON pointers of the `errors` in its details. */
-  readonly at?: readonly string[];
+  /** The field at fault, in the words of the command: names and indexes, joined by dots. */
+  readonly at?: string;
 }
 
 /** What comes with the events of a decision; a guard's `otherwise` is a whole decision again. */
@@ -74,9 +70,8 @@ function plain<Event>({ guard, ...decision }: Decision<Event>): Outcome<Event> {
   };
 }
 
-function refusal({ code, details }: DomainError): Refusal {
-  const errors = details?.['errors'] as readonly { readonly pointer: string }[] | undefined;
-  return { refused: code, ...(errors && { at: errors.map((one) => one.pointer) }) };
+function refusal({ code, field }: DomainError): Refusal {
+  return { refused: code, ...(field && { at: field.join('.') }) };
 }
 
 function decidedEvents<Event>(outcome: Refusal | Outcome<Event>): readonly Event[] {
@@ -106,13 +101,6 @@ export const after = (past: readonly SessionEvent[], command: SessionCommand): S
   ...past,
   ...sessionDecider.decide(command, stateAfter(...past)).events,
 ];
-
-export const to: CommandTarget = {
-  tenant: 'default',
-  sessionId: 'alice',
-  actor: 'tests',
-  correlationId: 'one',
-};
 
 export const event = <T extends SessionEvent['type']>(type: T, data: EventData<T>) =>
   ({ type, data }) as EventOf<T>;

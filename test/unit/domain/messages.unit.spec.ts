@@ -1,4 +1,4 @@
-import { AppendMessages } from '../../../src/domain/session.js';
+import { AppendMessages } from '../../../src/domain/session.commands.js';
 import {
   calling,
   created,
@@ -12,11 +12,10 @@ import {
   said,
   started,
   stateAfter,
-  to,
   user,
 } from './given-when-then.js';
 
-const append = (...messages: Parameters<typeof said>[0][]) => new AppendMessages(to, messages);
+const append = (...messages: Parameters<typeof said>[0][]) => new AppendMessages(messages);
 
 describe('appending messages', () => {
   it('stores them as they are, in their order', () => {
@@ -80,11 +79,11 @@ describe('results of tool calls', () => {
   it('are refused before their call', () => {
     given(created)
       .when(append(result('m1', 'c1'), calling('m2', { c1: 'search' })))
-      .then({ refused: 'invalid-request', at: ['/messages/0/toolCallId'] });
+      .then({ refused: 'invalid-request', at: 'messages.0.toolCallId' });
   });
 
   it('are refused when they answer no call', () => {
-    const refusal = { refused: 'invalid-request', at: ['/messages/1/toolCallId'] } as const;
+    const refusal = { refused: 'invalid-request', at: 'messages.1.toolCallId' } as const;
     given(...called)
       .when(append(user('m2'), result('m3', 'c9')))
       .then(refusal);
@@ -96,14 +95,14 @@ describe('results of tool calls', () => {
   it('are refused the second time', () => {
     given(...called, said(result('m2', 'c1')))
       .when(append(result('m3', 'c1')))
-      .then({ refused: 'invalid-request', at: ['/messages/0/toolCallId'] });
+      .then({ refused: 'invalid-request', at: 'messages.0.toolCallId' });
     given(...called)
       .when(append(result('m2', 'c1'), result('m3', 'c1')))
-      .then({ refused: 'invalid-request', at: ['/messages/1/toolCallId'] });
+      .then({ refused: 'invalid-request', at: 'messages.1.toolCallId' });
   });
 
   it('are refused for calls of before a reset or a delete', () => {
-    const refusal = { refused: 'invalid-request', at: ['/messages/0/toolCallId'] } as const;
+    const refusal = { refused: 'invalid-request', at: 'messages.0.toolCallId' } as const;
     given(...called, reset)
       .when(append(result('m2', 'c1')))
       .then(refusal);
@@ -135,26 +134,26 @@ describe('results of tool calls', () => {
       .then([said(result('m3', 'c1')), said(result('m4', 'c1'))]);
     given(...past)
       .when(append(result('m3', 'c1'), result('m4', 'c1'), result('m5', 'c1')))
-      .then({ refused: 'invalid-request', at: ['/messages/2/toolCallId'] });
+      .then({ refused: 'invalid-request', at: 'messages.2.toolCallId' });
     expect(stateAfter(...past, said(result('m3', 'c1'))).openToolCalls).toEqual([{ id: 'c1', name: 'mail' }]);
   });
 });
 
 describe('ids of tool calls', () => {
   const called = [created, said(calling('m1', { c1: 'search' }))];
-  const inUse = (at: string) => ({ refused: 'invalid-request', at: [at] }) as const;
+  const inUse = (at: string) => ({ refused: 'invalid-request', at }) as const;
 
   it('are refused while a call of that id is open', () => {
     given(...called)
       .when(append(calling('m2', { c2: 'search', c1: 'mail' })))
-      .then(inUse('/messages/0/toolCalls/1/id'));
+      .then(inUse('messages.0.toolCalls.1.id'));
     given(created)
       .when(append(calling('m1', { c1: 'search' }), calling('m2', { c1: 'search' })))
-      .then(inUse('/messages/1/toolCalls/0/id'));
+      .then(inUse('messages.1.toolCalls.0.id'));
     const [call] = calling('m1', { c1: 'search' }).toolCalls ?? [];
     given(created)
       .when(append(user('m1', { role: 'assistant', toolCalls: [call, call].filter((one) => !!one) })))
-      .then(inUse('/messages/0/toolCalls/1/id'));
+      .then(inUse('messages.0.toolCalls.1.id'));
   });
 
   it('are free again once the call has its result', () => {
@@ -183,6 +182,6 @@ describe('ids of tool calls', () => {
       .then([said(many(4))]);
     given(created, ...[1, 2, 3, 4].map((message) => said(many(message))))
       .when(append(user('m5'), calling('m6', { c: 'search' })))
-      .then({ refused: 'invalid-request', at: ['/messages/1/toolCalls'] });
+      .then({ refused: 'invalid-request', at: 'messages.1.toolCalls' });
   });
 });

@@ -5,8 +5,8 @@ import {
   type NewMessage,
   type PartialReply,
   type SessionCommand,
-  type SessionState,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
+import { type SessionState } from '../../../src/domain/session.state.js';
 import { deleted, event, leaseExpired, notRun, type Refusal, resumed, said } from './given-when-then.js';
 
 /**

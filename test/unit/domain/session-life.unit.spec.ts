@@ -3,10 +3,10 @@ import {
   CreateSession,
   DeleteSession,
   ExpireSession,
-  isActivity,
   ResetConversation,
   type SessionCommand,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
+import { isActivity } from '../../../src/domain/session.state.js';
 import { sessionEvents } from '../../../src/domain/session.events.js';
 import {
   after,
@@ -23,7 +23,6 @@ import {
   said,
   started,
   stateAfter,
-  to,
   user,
 } from './given-when-then.js';
 
@@ -54,14 +53,14 @@ const busy = [created, said(user('m1')), started('g1', [2, 2])];
 describe('creating a session', () => {
   it('begins one, and counts it as active', () => {
     given()
-      .when(new CreateSession(to))
+      .when(new CreateSession())
       .then([created], { counters: { active: 1 } });
   });
 
   it('keeps its title and metadata', () => {
     const details = { title: 'Holidays', metadata: { topic: 'sea', days: [1, 2] } };
     given()
-      .when(new CreateSession(to, details))
+      .when(new CreateSession(details))
       .then([event('SessionCreated', details)], { counters: { active: 1 } });
     expect(stateAfter(event('SessionCreated', details))).toMatchObject({
       ...details,
@@ -72,32 +71,32 @@ describe('creating a session', () => {
   });
 
   it('says nothing of details that were not given', () => {
-    const [event] = after([], new CreateSession(to, { title: undefined, metadata: undefined }));
+    const [event] = after([], new CreateSession({ title: undefined, metadata: undefined }));
     expect(event).toStrictEqual(created);
   });
 
   it('is a mere read when the session is active', () => {
     given(created)
-      .when(new CreateSession(to, { title: 'another' }))
+      .when(new CreateSession({ title: 'another' }))
       .then([]);
   });
 
   it('is a mere read while the session is generating', () => {
     given(...busy)
-      .when(new CreateSession(to))
+      .when(new CreateSession())
       .then([]);
   });
 
   it('restores an expired session with all it had', () => {
     given(...full, expired)
-      .when(new CreateSession(to, { title: 'another' }))
+      .when(new CreateSession({ title: 'another' }))
       .then([resumed], { counters: { active: 1 } });
     expect(stateAfter(...full, expired, resumed)).toEqual({ ...stateAfter(...full), version: 8 });
   });
 
   it('begins a new incarnation where one was deleted', () => {
     given(...full, deleted)
-      .when(new CreateSession(to))
+      .when(new CreateSession())
       .then([created], { counters: { active: 1 } });
   });
 
@@ -113,10 +112,10 @@ describe('creating a session', () => {
 
 describe('a session that does not exist', () => {
   const commands: SessionCommand[] = [
-    new ChangeSessionDetails(to, { title: 'x' }),
-    new ResetConversation(to),
-    new ExpireSession(to, 'ttl', lastActivityAt, 1000),
-    new DeleteSession(to),
+    new ChangeSessionDetails({ title: 'x' }),
+    new ResetConversation(),
+    new ExpireSession('ttl', lastActivityAt, 1000),
+    new DeleteSession(),
   ];
 
   it.each(commands)('refuses $type', (command) => {
@@ -142,24 +141,24 @@ describe('changing the details', () => {
 
   it('records what changed and nothing else', () => {
     given(named)
-      .when(new ChangeSessionDetails(to, { title: 'Work', metadata: { topic: 'sea' }, legalHold: false }))
+      .when(new ChangeSessionDetails({ title: 'Work', metadata: { topic: 'sea' }, legalHold: false }))
       .then([event('SessionDetailsChanged', { title: 'Work' })]);
   });
 
   it('does nothing when nothing changes', () => {
     given(named)
-      .when(new ChangeSessionDetails(to, { title: 'Holidays', metadata: { topic: 'sea' } }))
+      .when(new ChangeSessionDetails({ title: 'Holidays', metadata: { topic: 'sea' } }))
       .then([]);
-    given(named).when(new ChangeSessionDetails(to, {})).then([]);
+    given(named).when(new ChangeSessionDetails({})).then([]);
     given(created)
-      .when(new ChangeSessionDetails(to, { title: null }))
+      .when(new ChangeSessionDetails({ title: null }))
       .then([]);
   });
 
   it('replaces metadata as a whole', () => {
     const changed = event('SessionDetailsChanged', { metadata: { mood: 'good' } });
     given(named)
-      .when(new ChangeSessionDetails(to, { metadata: { mood: 'good' } }))
+      .when(new ChangeSessionDetails({ metadata: { mood: 'good' } }))
       .then([changed]);
     expect(stateAfter(named, changed)).toMatchObject({ title: 'Holidays', metadata: { mood: 'good' } });
   });
@@ -167,14 +166,14 @@ describe('changing the details', () => {
   it('takes the title away with null', () => {
     const changed = event('SessionDetailsChanged', { title: null });
     given(named)
-      .when(new ChangeSessionDetails(to, { title: null }))
+      .when(new ChangeSessionDetails({ title: null }))
       .then([changed]);
     expect(stateAfter(named, changed)).toMatchObject({ title: null, metadata: { topic: 'sea' } });
   });
 
   it('leaves an expired session expired', () => {
     given(named, expired)
-      .when(new ChangeSessionDetails(to, { title: 'Work' }))
+      .when(new ChangeSessionDetails({ title: 'Work' }))
       .then([event('SessionDetailsChanged', { title: 'Work' })]);
     expect(stateAfter(named, expired, event('SessionDetailsChanged', { title: 'Work' })).status).toBe(
       'expired',
@@ -185,7 +184,7 @@ describe('changing the details', () => {
 describe('resetting the conversation', () => {
   it('empties history and approvals; title, metadata, origin and usage stay', () => {
     given(...full)
-      .when(new ResetConversation(to))
+      .when(new ResetConversation())
       .then([reset]);
     expect(stateAfter(...full, reset)).toEqual({
       ...stateAfter(...full),
@@ -200,7 +199,7 @@ describe('resetting the conversation', () => {
 
   it('says why', () => {
     given(created)
-      .when(new ResetConversation(to, 'a new subject'))
+      .when(new ResetConversation('a new subject'))
       .then([event('ConversationReset', { reason: 'a new subject' })]);
   });
 
@@ -209,7 +208,7 @@ describe('resetting the conversation', () => {
       user('m2', { role: 'assistant', content: 'half a', generationId: 'g1', status: 'incomplete' }),
     );
     given(...busy)
-      .when(new ResetConversation(to, undefined, { messageId: 'm2', content: 'half a' }))
+      .when(new ResetConversation(undefined, { messageId: 'm2', content: 'half a' }))
       .then([half, leaseExpired('g1'), reset], {
         guard: {
           holds: { leaseOver: 'generation:g1' },
@@ -222,7 +221,7 @@ describe('resetting the conversation', () => {
 
   it('leaves an expired session expired', () => {
     given(created, said(user('m1')), expired)
-      .when(new ResetConversation(to))
+      .when(new ResetConversation())
       .then([reset]);
     expect(stateAfter(created, said(user('m1')), expired, reset)).toMatchObject({
       status: 'expired',
@@ -236,19 +235,19 @@ describe('expiring a session', () => {
 
   it('happens only if it is idle for so long at the append, and takes it out of the count', () => {
     given(created)
-      .when(new ExpireSession(to, 'ttl', lastActivityAt, 3_600_000))
+      .when(new ExpireSession('ttl', lastActivityAt, 3_600_000))
       .then([expired], { counters, guard: { holds: { idleFor: 3_600_000 }, otherwise: { events: [] } } });
   });
 
   it.each(['cap', 'import'] as const)('needs no idle time for the reason %s', (reason) => {
     given(created)
-      .when(new ExpireSession(to, reason, lastActivityAt))
+      .when(new ExpireSession(reason, lastActivityAt))
       .then([event('SessionExpired', { reason, lastActivityAt })], { counters });
   });
 
   it('checks an idle time of 0 like any other', () => {
     given(created)
-      .when(new ExpireSession(to, 'cap', lastActivityAt, 0))
+      .when(new ExpireSession('cap', lastActivityAt, 0))
       .then([event('SessionExpired', { reason: 'cap', lastActivityAt })], {
         counters,
         guard: { holds: { idleFor: 0 }, otherwise: { events: [] } },
@@ -257,16 +256,16 @@ describe('expiring a session', () => {
 
   it('does not happen while the session is generating', () => {
     given(...busy)
-      .when(new ExpireSession(to, 'ttl', lastActivityAt, 1000))
+      .when(new ExpireSession('ttl', lastActivityAt, 1000))
       .then([]);
     given(...busy)
-      .when(new ExpireSession(to, 'cap', lastActivityAt))
+      .when(new ExpireSession('cap', lastActivityAt))
       .then([]);
   });
 
   it('does not happen twice', () => {
     given(created, expired)
-      .when(new ExpireSession(to, 'ttl', lastActivityAt, 1000))
+      .when(new ExpireSession('ttl', lastActivityAt, 1000))
       .then([]);
   });
 
@@ -278,17 +277,17 @@ describe('expiring a session', () => {
 describe('deleting a session', () => {
   it('takes an active one out of the count', () => {
     given(created)
-      .when(new DeleteSession(to, 'asked by the user'))
+      .when(new DeleteSession('asked by the user'))
       .then([event('SessionDeleted', { reason: 'asked by the user' })], { counters: { active: -1 } });
   });
 
   it('leaves the count alone for an expired one', () => {
-    given(created, expired).when(new DeleteSession(to)).then([deleted]);
+    given(created, expired).when(new DeleteSession()).then([deleted]);
   });
 
   it('cancels the generation in the same append', () => {
     given(...busy)
-      .when(new DeleteSession(to))
+      .when(new DeleteSession())
       .then([cancelled, deleted], { counters: { active: -1 } });
     expect(stateAfter(...busy, cancelled, deleted).generation).toBeNull();
   });
@@ -297,16 +296,16 @@ describe('deleting a session', () => {
     const held = event('SessionDetailsChanged', { legalHold: true });
     const lifted = event('SessionDetailsChanged', { legalHold: false });
     given(created)
-      .when(new ChangeSessionDetails(to, { legalHold: true }))
+      .when(new ChangeSessionDetails({ legalHold: true }))
       .then([held]);
-    given(created, held).when(new DeleteSession(to)).then({ refused: 'legal-hold' });
-    given(created, held, reset).when(new DeleteSession(to)).then({ refused: 'legal-hold' });
-    given(created, held, expired).when(new DeleteSession(to)).then({ refused: 'legal-hold' });
+    given(created, held).when(new DeleteSession()).then({ refused: 'legal-hold' });
+    given(created, held, reset).when(new DeleteSession()).then({ refused: 'legal-hold' });
+    given(created, held, expired).when(new DeleteSession()).then({ refused: 'legal-hold' });
     given(created, held)
-      .when(new ChangeSessionDetails(to, { legalHold: false }))
+      .when(new ChangeSessionDetails({ legalHold: false }))
       .then([lifted]);
     given(created, held, lifted)
-      .when(new DeleteSession(to))
+      .when(new DeleteSession())
       .then([deleted], { counters: { active: -1 } });
   });
 });

@@ -19,12 +19,12 @@ import {
   ResetConversation,
   RevokeToolApproval,
   type SessionCommand,
-  sessionDecider,
-  type SessionState,
   StartGeneration,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
+import { type SessionState } from '../../../src/domain/session.state.js';
+import { sessionDecider } from '../../../src/domain/session.js';
 import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
-import { attempt, deepFreeze, to } from './given-when-then.js';
+import { attempt, deepFreeze } from './given-when-then.js';
 import { callsIn, foretell, messagesIn, recount, seenThrough } from './naive-session.js';
 
 const FULL = Boolean(process.env['FULL']);
@@ -107,23 +107,21 @@ const often = (weight: number, arbitrary: fc.Arbitrary<SessionCommand>) => ({ we
 const command: fc.Arbitrary<SessionCommand> = fc.oneof(
   often(
     6,
-    details.map((given) => new CreateSession(to, given)),
+    details.map((given) => new CreateSession(given)),
   ),
   often(
     2,
-    fc
-      .tuple(from, fc.array(message, { maxLength: 3 }), details)
-      .map((parts) => new ForkSession(to, ...parts)),
+    fc.tuple(from, fc.array(message, { maxLength: 3 }), details).map((parts) => new ForkSession(...parts)),
   ),
   often(
     3,
     partly({ title: fc.option(text), metadata, legalHold: fc.boolean() }, []).map(
-      (changed) => new ChangeSessionDetails(to, changed),
+      (changed) => new ChangeSessionDetails(changed),
     ),
   ),
   often(
     10,
-    messages.map((several) => new AppendMessages(to, several)),
+    messages.map((several) => new AppendMessages(several)),
   ),
   often(
     12,
@@ -133,7 +131,7 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
         maybe(message),
         partial,
       )
-      .map((parts) => new StartGeneration(to, ...parts)),
+      .map((parts) => new StartGeneration(...parts)),
   ),
   often(
     6,
@@ -145,7 +143,7 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
         ]),
         partly({ messageId, content, toolCalls }, ['messageId', 'content']),
       )
-      .map((parts) => new CompleteGeneration(to, ...parts)),
+      .map((parts) => new CompleteGeneration(...parts)),
   ),
   often(
     3,
@@ -154,42 +152,42 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
         partly({ generationId, code: text, message: text, usage }, ['generationId', 'code', 'message']),
         partial,
       )
-      .map((parts) => new FailGeneration(to, ...parts)),
+      .map((parts) => new FailGeneration(...parts)),
   ),
   often(
     3,
     fc
       .tuple(partial, partly({ usage, durationMs: tokens }, []), maybe(generationId))
-      .map((parts) => new CancelGeneration(to, ...parts)),
+      .map((parts) => new CancelGeneration(...parts)),
   ),
   often(
     3,
-    fc.tuple(generationId, partial).map((parts) => new AbandonGeneration(to, ...parts)),
+    fc.tuple(generationId, partial).map((parts) => new AbandonGeneration(...parts)),
   ),
   often(
     5,
     partly({ tool, scope: fc.constantFrom('once', 'session'), expiresAt: lastActivityAt }, [
       'tool',
       'scope',
-    ]).map((approval) => new GrantToolApproval(to, approval)),
+    ]).map((approval) => new GrantToolApproval(approval)),
   ),
   often(
     2,
-    tool.map((name) => new RevokeToolApproval(to, name)),
+    tool.map((name) => new RevokeToolApproval(name)),
   ),
   often(
     3,
-    fc.tuple(reason, partial).map((parts) => new ResetConversation(to, ...parts)),
+    fc.tuple(reason, partial).map((parts) => new ResetConversation(...parts)),
   ),
   often(
     5,
     fc
       .tuple(fc.constantFrom('ttl', 'cap'), lastActivityAt, maybe(fc.constantFrom(0, 1000)))
-      .map((parts) => new ExpireSession(to, ...parts)),
+      .map((parts) => new ExpireSession(...parts)),
   ),
   often(
     3,
-    reason.map((why) => new DeleteSession(to, why)),
+    reason.map((why) => new DeleteSession(why)),
   ),
 );
 
@@ -244,7 +242,7 @@ class Life {
     const window = view && this.window(view.age, view.kept);
     const command =
       window && given.type === 'StartGeneration'
-        ? new StartGeneration(given.to, given.generation, given.message, given.partial, window)
+        ? new StartGeneration(given.generation, given.message, given.partial, window)
         : given;
     deepFreeze(command);
     const foretold = foretell(command, this.log, holds);

@@ -4,7 +4,7 @@ import {
   GrantToolApproval,
   RevokeToolApproval,
   StartGeneration,
-} from '../../../src/domain/session.js';
+} from '../../../src/domain/session.commands.js';
 import {
   after,
   calling,
@@ -19,13 +19,11 @@ import {
   resumed,
   said,
   stateAfter,
-  to,
   user,
 } from './given-when-then.js';
 
 const approvals = (...events: readonly SessionEvent[]) => stateAfter(...events).approvals;
-const grant = (tool: string, scope: 'once' | 'session' = 'once') =>
-  new GrantToolApproval(to, { tool, scope });
+const grant = (tool: string, scope: 'once' | 'session' = 'once') => new GrantToolApproval({ tool, scope });
 
 describe('granting a tool approval', () => {
   it('records tool and scope', () => {
@@ -38,11 +36,11 @@ describe('granting a tool approval', () => {
   it('records when it runs out, and is refused if it has done so by the time of the append', () => {
     const approval = { tool: 'search', scope: 'once', expiresAt: '2026-01-01T00:00:00Z' } as const;
     given(created)
-      .when(new GrantToolApproval(to, approval))
+      .when(new GrantToolApproval(approval))
       .then([event('ToolApprovalGranted', approval)], {
         guard: {
           holds: { before: approval.expiresAt },
-          otherwise: { refused: 'invalid-request', at: ['/expiresAt'] },
+          otherwise: { refused: 'invalid-request', at: 'expiresAt' },
         },
       });
     expect(approvals(created, event('ToolApprovalGranted', approval))).toEqual([approval]);
@@ -89,7 +87,7 @@ describe('revoking a tool approval', () => {
   it('takes it away', () => {
     const revoked = event('ToolApprovalRevoked', { tool: 'search' });
     given(created, granted('search', 'session'), granted('mail'))
-      .when(new RevokeToolApproval(to, 'search'))
+      .when(new RevokeToolApproval('search'))
       .then([revoked]);
     expect(approvals(created, granted('search', 'session'), granted('mail'), revoked)).toEqual([
       { tool: 'mail', scope: 'once' },
@@ -97,12 +95,12 @@ describe('revoking a tool approval', () => {
   });
 
   it('does nothing where there is none', () => {
-    given(created, granted('mail')).when(new RevokeToolApproval(to, 'search')).then([]);
+    given(created, granted('mail')).when(new RevokeToolApproval('search')).then([]);
   });
 
   it('is refused where there is no session', () => {
-    given().when(new RevokeToolApproval(to, 'search')).then({ refused: 'session-not-found' });
-    given(created, deleted).when(new RevokeToolApproval(to, 'search')).then({ refused: 'session-not-found' });
+    given().when(new RevokeToolApproval('search')).then({ refused: 'session-not-found' });
+    given(created, deleted).when(new RevokeToolApproval('search')).then({ refused: 'session-not-found' });
   });
 });
 
@@ -121,20 +119,20 @@ describe('using a tool approval', () => {
   });
 
   it('keeps "once" when the call is only answered as cancelled: the tool never ran', () => {
-    const generated = after(called, new StartGeneration(to, { generationId: 'g1', model: 'echo' }));
+    const generated = after(called, new StartGeneration({ generationId: 'g1', model: 'echo' }));
     expect(stateAfter(...generated).openToolCalls).toEqual([]);
     expect(approvals(...generated)).toHaveLength(2);
   });
 
   it('uses up "once" with a result given as the message of a generate', () => {
-    const generate = new StartGeneration(to, { generationId: 'g1', model: 'echo' }, result('m2', 'c1'));
+    const generate = new StartGeneration({ generationId: 'g1', model: 'echo' }, result('m2', 'c1'));
     expect(approvals(...after(called, generate))).toEqual([{ tool: 'mail', scope: 'once' }]);
   });
 
   it('keeps "session" through any number of results', () => {
     const past = [created, granted('search', 'session')];
     const messages = [calling('m1', { c1: 'search' }), result('m2', 'c1'), calling('m3', { c1: 'search' })];
-    expect(approvals(...after(past, new AppendMessages(to, messages)), said(result('m4', 'c1')))).toEqual([
+    expect(approvals(...after(past, new AppendMessages(messages)), said(result('m4', 'c1')))).toEqual([
       { tool: 'search', scope: 'session' },
     ]);
   });

@@ -52,7 +52,7 @@ describe('the lock of a data folder', () => {
   });
 
   it('given a holder that is killed with -9, when 20 processes come at once, then one wins and the others see it', async () => {
-    await using processes = ownProcesses('src/database/data-folder-lock.ts');
+    await using processes = ownProcesses('src/embedded-postgres/data-folder-lock.ts');
     const script = `
       const readable = () => new Promise((resolve) => process.stdin.once('readable', resolve));
       say('ready');

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { type NewMessage } from '../../../src/domain/session.js';
+import { type NewMessage } from '../../../src/domain/session.commands.js';
 import { type VersionedMessage } from '../../../src/generation/context-window.js';
 
 /** A message of a history; `cost` is what it takes of a budget in these tests. */

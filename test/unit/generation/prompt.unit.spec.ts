@@ -1,4 +1,4 @@
-import { type NewMessage } from '../../../src/domain/session.js';
+import { type NewMessage } from '../../../src/domain/session.commands.js';
 import { textOf } from '../../../src/generation/echo.chat-model.js';
 import { buildPrompt } from '../../../src/generation/prompt.js';
 

@@ -1,0 +1,126 @@
+import { type NewMessage } from './session.commands.js';
+import { type EventData, type Json, type SessionEvent, type Usage } from './session.events.js';
+
+/** Raise it when `SessionState` or `evolve` changes: states stored under another number are folded anew. */
+export const STATE_VERSION = 1;
+
+/** What the rules need to know of a session, and what an answer about it shows; times are the store's. */
+export interface SessionState {
+  readonly version: number;
+  readonly incarnation: number;
+  readonly status: 'none' | 'active' | 'expired' | 'deleted';
+  readonly title: string | null;
+  readonly metadata: Readonly<Record<string, Json>>;
+  readonly legalHold: boolean;
+  readonly forkedFrom: { readonly sessionId: string; readonly version: number } | null;
+  /** Version of the event that began the present history: `SessionCreated` or the last `ConversationReset`. */
+  readonly historyStart: number;
+  readonly messageCount: number;
+  /** Tool calls in history that have no result yet, in their order. */
+  readonly openToolCalls: readonly { readonly id: string; readonly name: string }[];
+  readonly approvals: readonly EventData<'ToolApprovalGranted'>[];
+  /** Totals of the incarnation; a reset keeps them. */
+  readonly usage: UsageTotals;
+  readonly generation: { readonly id: string; readonly model: string } | null;
+}
+
+export interface UsageTotals {
+  readonly inputTokens: number;
+  readonly outputTokens: number;
+  readonly cachedTokens: number;
+  readonly reasoningTokens: number;
+}
+const NO_USAGE: UsageTotals = { inputTokens: 0, outputTokens: 0, cachedTokens: 0, reasoningTokens: 0 };
+
+export const initialState: SessionState = {
+  version: 0,
+  incarnation: 0,
+  status: 'none',
+  title: null,
+  metadata: {},
+  legalHold: false,
+  forkedFrom: null,
+  historyStart: 0,
+  messageCount: 0,
+  openToolCalls: [],
+  approvals: [],
+  usage: NO_USAGE,
+  generation: null,
+};
+
+/** Whether an event counts as use of the session: all but the expiry itself. Reads never count. */
+export const isActivity = (event: { readonly type: string }): boolean => event.type !== 'SessionExpired';
+
+/** The state after an event; every event raises the version by one. */
+export function evolve(state: SessionState, event: SessionEvent): SessionState {
+  const next = { ...state, version: state.version + 1 };
+  switch (event.type) {
+    case 'SessionCreated':
+      return {
+        ...initialState,
+        version: next.version,
+        incarnation: state.incarnation + 1,
+        status: 'active',
+        title: event.data.title ?? null,
+        metadata: event.data.metadata ?? {},
+        forkedFrom: event.data.forkedFrom ?? null,
+        historyStart: next.version,
+      };
+    case 'SessionDetailsChanged':
+      return {
+        ...next,
+        title: event.data.title === undefined ? state.title : event.data.title,
+        metadata: event.data.metadata ?? state.metadata,
+        legalHold: event.data.legalHold ?? state.legalHold,
+      };
+    case 'MessageAppended':
+      return { ...next, ...withMessage(state, event.data), messageCount: state.messageCount + 1 };
+    case 'GenerationStarted':
+      return { ...next, generation: { id: event.data.generationId, model: event.data.model } };
+    case 'GenerationCompleted':
+    case 'GenerationFailed':
+    case 'GenerationCancelled':
+      return { ...next, generation: null, usage: addUsage(state.usage, event.data.usage) };
+    case 'ToolApprovalGranted':
+      return { ...next, approvals: [...without(state.approvals, event.data.tool), event.data] };
+    case 'ToolApprovalRevoked':
+      return { ...next, approvals: without(state.approvals, event.data.tool) };
+    case 'ConversationReset':
+      return { ...next, historyStart: next.version, messageCount: 0, openToolCalls: [], approvals: [] };
+    case 'SessionExpired':
+      return { ...next, status: 'expired' };
+    case 'SessionResumed':
+      return { ...next, status: 'active' };
+    case 'SessionDeleted':
+      return { ...initialState, version: next.version, incarnation: state.incarnation, status: 'deleted' };
+  }
+}
+
+function withMessage(
+  state: SessionState,
+  message: NewMessage,
+): Pick<SessionState, 'openToolCalls' | 'approvals'> {
+  let { openToolCalls, approvals } = state;
+  if (message.toolCalls) {
+    openToolCalls = [...openToolCalls, ...message.toolCalls.map(({ id, name }) => ({ id, name }))];
+  }
+  if (message.role === 'tool') {
+    const answered = openToolCalls.find((call) => call.id === message.toolCallId);
+    openToolCalls = openToolCalls.filter((call) => call !== answered);
+    // A synthetic result (incomplete) means that the tool never ran, so it uses nothing up.
+    if (message.status === 'complete' && answered) {
+      approvals = approvals.filter((one) => !(one.tool === answered.name && one.scope === 'once'));
+    }
+  }
+  return { openToolCalls, approvals };
+}
+
+const without = (approvals: SessionState['approvals'], tool: string): SessionState['approvals'] =>
+  approvals.filter((one) => one.tool !== tool);
+
+const addUsage = (total: UsageTotals, more: Usage | undefined): UsageTotals => ({
+  inputTokens: total.inputTokens + (more?.inputTokens ?? 0),
+  outputTokens: total.outputTokens + (more?.outputTokens ?? 0),
+  cachedTokens: total.cachedTokens + (more?.cachedTokens ?? 0),
+  reasoningTokens: total.reasoningTokens + (more?.reasoningTokens ?? 0),
+});

@@ -1,0 +1,85 @@
+import { type Provider, type Type } from '@nestjs/common';
+import { AsyncContext, CommandHandler, type CommandBus } from '@nestjs/cqrs';
+import {
+  AbandonGeneration,
+  AppendMessages,
+  CancelGeneration,
+  ChangeSessionDetails,
+  CompleteGeneration,
+  CreateSession,
+  DeleteSession,
+  ExpireSession,
+  FailGeneration,
+  ForkSession,
+  GrantToolApproval,
+  ResetConversation,
+  RevokeToolApproval,
+  type SessionCommand,
+  StartGeneration,
+} from '../domain/session.commands.js';
+import { type CommandContext, type SessionRef } from './command-context.js';
+import { type HandledSession, SessionCommands } from './session-commands.js';
+
+type ClassOf<Command> = new (...parameters: never[]) => Command;
+
+/** The class of every member of the union: a command that is missing here does not compile. */
+const COMMANDS: { readonly [Command in SessionCommand as Command['type']]: ClassOf<Command> } = {
+  CreateSession,
+  ForkSession,
+  ChangeSessionDetails,
+  AppendMessages,
+  StartGeneration,
+  CompleteGeneration,
+  FailGeneration,
+  CancelGeneration,
+  AbandonGeneration,
+  GrantToolApproval,
+  RevokeToolApproval,
+  ResetConversation,
+  ExpireSession,
+  DeleteSession,
+};
+
+/** Carries beside a command, through Nest's bus, what the command itself does not know. */
+class Delivery extends AsyncContext {
+  constructor(
+    readonly session: SessionRef,
+    readonly context: CommandContext,
+  ) {
+    super();
+  }
+}
+
+/** A handler for each command; all of them lead to the same place, since what differs is in the rules. */
+export const commandHandlers: Provider[] = Object.values(COMMANDS).map((command) => {
+  class Handler {
+    constructor(private readonly sessions: SessionCommands) {}
+
+    execute(given: SessionCommand): Promise<HandledSession> {
+      const delivery = AsyncContext.of(given);
+      if (!(delivery instanceof Delivery)) throw new Error(`${given.type} was not sent by dispatch()`);
+      return this.sessions.handle(delivery.session, given, delivery.context);
+    }
+  }
+  Object.defineProperty(Handler, 'name', { value: `${command.name}Handler` });
+  CommandHandler(command as Type)(Handler);
+  return {
+    provide: Handler,
+    useFactory: (sessions: SessionCommands) => new Handler(sessions),
+    inject: [SessionCommands],
+  };
+});
+
+/**
+ * Sends a command to a session through Nest's bus. A command object is sent once: for another try make another one.
+ * @throws what `SessionCommands.handle` throws
+ */
+export function dispatch(
+  bus: CommandBus,
+  session: SessionRef,
+  command: SessionCommand,
+  context: CommandContext,
+): Promise<HandledSession> {
+  new Delivery(session, context).attachTo(command);
+  return bus.execute(command);
+}
