@@ -4,7 +4,8 @@
  *   domain <- event-store <- projection-engine <- read-models <- sessions <- generation
  *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
  *
- * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature.
+ * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature. A feature's `*.module.ts` wires it
+ * into the application; `storage.module.ts` gives all of them the settings, the connections and the log.
  */
 const path = (...folders) => `^src/(${folders.join('|')})`;
 const FEATURES = ['sessions/', 'generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'];
@@ -33,10 +34,19 @@ module.exports = {
       from: { path: path('event-store/') },
       to: { path: '^src/', pathNot: '^src/(event-store/|database/|domain/decider)' },
     },
+    {
+      name: 'readers-of-the-log-know-no-feature',
+      severity: 'error',
+      comment: 'a *.module.ts wires its folder into the application, so it alone may know the settings',
+      from: { path: path('projection-engine/', 'read-models/', 'kafka/'), pathNot: '\\.module\\.ts$' },
+      to: {
+        path: path(...FEATURES, 'http/', 'access/', 'client/', 'config', 'storage.module', 'app.module'),
+      },
+    },
     forbid(
-      'readers-of-the-log-know-no-feature',
-      path('projection-engine/', 'read-models/', 'kafka/'),
-      path(...FEATURES, 'http/', 'access/', 'client/', 'config', 'app.module'),
+      'modules-of-readers-know-no-feature',
+      path('read-models/', 'kafka/'),
+      path(...FEATURES, 'client/'),
     ),
     forbid('engine-and-relay-know-no-read-model', path('projection-engine/', 'kafka/'), path('read-models/')),
     forbid(

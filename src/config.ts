@@ -216,6 +216,9 @@ export type Config = DeepReadonly<{
   warnings: string[];
 }>;
 
+/** The token under which Nest gives the settings to whoever needs them: `@Inject(SETTINGS) settings: Config`. */
+export const SETTINGS = Symbol('settings');
+
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** What a variable sets, and how its text becomes the value that the schema then checks. */

@@ -2,14 +2,14 @@ import 'reflect-metadata';
 import { Logger } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
-import { AppModule, migrations } from './app.module.js';
+import { AppModule } from './app.module.js';
 import { type Config } from './config.js';
 import { connect, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
-import { Generations } from './generation/generations.js';
 import { configureApp, createHttpAdapter } from './http/server.js';
+import { migrations } from './migrations.js';
 import { version } from './version.js';
 
 /** How long a start waits for a database that is not there yet. */
@@ -48,15 +48,9 @@ export async function createService(config: Config): Promise<Service> {
       createHttpAdapter(config),
       { logger: ['warn', 'error', 'fatal'], abortOnError: false },
     );
-    undo.push(async () => {
-      const generations = app.get(Generations);
-      const impatience = setTimeout(() => {
-        generations.abortAll();
-      }, config.server.shutdownGraceMs);
-      await app.close();
-      clearTimeout(impatience);
-    });
+    undo.push(() => app.close());
     configureApp(app, { ...config, version });
+    await app.init();
     return { app, embedded, stop };
   } catch (error) {
     await stop();

@@ -1,6 +1,6 @@
-import { type OnModuleDestroy } from '@nestjs/common';
+import { Injectable, type OnModuleDestroy } from '@nestjs/common';
 import { DatabaseUnavailable } from '../database/connection.js';
-import { type EventStore, type FeedFilter, type RecordedEvent } from '../event-store/event-store.js';
+import { EventStore, type FeedFilter, type RecordedEvent } from '../event-store/event-store.js';
 import { ApiError } from '../http/problem.js';
 import { notFound } from '../sessions/session-queries.js';
 import { type EventAnswer } from './audit.schemas.js';
@@ -29,6 +29,7 @@ export interface Step {
  * What happened, from the log itself: of one session by version, of a tenant by cursor. A cursor holds a position per
  * lane; positions of a lane become visible in order and without gaps, so nothing is ever missed behind one.
  */
+@Injectable()
 export class Feed implements OnModuleDestroy {
   private readonly closing = new AbortController();
 

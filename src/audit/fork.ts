@@ -1,19 +1,21 @@
+import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { EventStore } from '../event-store/event-store.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { newId } from '../sessions/ids.js';
-import { type SessionCommands } from '../sessions/session-commands.js';
-import { incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
+import { SessionCommands } from '../sessions/session-commands.js';
+import { incarnationIn, SessionQueries } from '../sessions/session-queries.js';
 
 /** A fork is one append, which holds up its lane; what is longer is better begun anew. */
 const MAX_MESSAGES = 10_000;
 const MAX_BYTES = 32 * 1024 * 1024;
 
 /** Makes the command that begins a session with a copy of another's history. Nothing is shared afterwards. */
+@Injectable()
 export class Forks {
   constructor(
     private readonly store: EventStore,

@@ -1,13 +1,14 @@
+import { Injectable } from '@nestjs/common';
 import { isDeepStrictEqual } from 'node:util';
 import { type EventOf } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { EventStore } from '../event-store/event-store.js';
 import { invalidRequest } from '../http/problem.js';
 import { readHistory } from '../read-models/history.projection.js';
-import { type ReadModels } from '../projection-engine/strong-reads.js';
+import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type SessionRef } from '../sessions/command-context.js';
-import { type SessionCommands } from '../sessions/session-commands.js';
-import { endOf, incarnationIn, type SessionQueries } from '../sessions/session-queries.js';
+import { SessionCommands } from '../sessions/session-commands.js';
+import { endOf, incarnationIn, SessionQueries } from '../sessions/session-queries.js';
 import { type DiffAnswer, type StateAnswer } from './audit.schemas.js';
 
 type Moment = number | string | undefined;
@@ -23,6 +24,7 @@ const GENERATION_TYPES = [
 ] as const satisfies readonly GenerationEvent['type'][];
 
 /** What sessions were, by the log. */
+@Injectable()
 export class Past {
   constructor(
     private readonly store: EventStore,

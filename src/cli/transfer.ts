@@ -64,7 +64,7 @@ export async function importFrom(file: string, options: ImportOptions): Promise<
     withDatabase({ create: true }, async (url) => {
       // Loaded here: it brings the whole service, which no other command needs.
       await import('reflect-metadata');
-      const { migrations } = await import('../app.module.js');
+      const { migrations } = await import('../migrations.js');
       await migrate(url, migrations);
       return withStore(url, (store) => importFile(store, path, options));
     }),

@@ -32,7 +32,6 @@ export async function startInProcess(
   });
   for (const warning of config.warnings) warn(warning);
   const service = await createService(config);
-  await service.app.init();
   const fastify = service.app.getHttpAdapter().getInstance();
   await fastify.ready();
 

@@ -1,6 +1,10 @@
-import { type Pool } from 'pg';
+import { Injectable, Logger, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { arrayLiteral } from '../database/array-literal.js';
 import { available } from '../database/connection.js';
+import { RelaxedPool } from '../database/relaxed-pool.js';
+import { repeat } from '../housekeeping.js';
+
+const PRUNE_MS = 3_600_000;
 
 /** A piece of a reply's text; pieces of a generation are numbered from 1 without gaps. */
 export interface Chunk {
@@ -21,11 +25,31 @@ export interface OwnReply {
  * The text of replies that are still being generated, shared by all nodes: any of them can show, end or clean up a
  * generation that another one runs. It is no history, and it is dropped when the generation has ended.
  */
-export class PartialReplies {
+@Injectable()
+export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   private readonly own = new Map<string, OwnReply>();
+  private readonly logger = new Logger('generation');
+  private stopPruning = (): void => undefined;
 
-  /** @param pool whose commits need not wait for the disk: what a crash of the database loses was never promised. */
-  constructor(private readonly pool: Pool) {}
+  /** @param relaxed what a crash of the database loses of a reply under way was never promised. */
+  constructor(private readonly relaxed: RelaxedPool) {}
+
+  onModuleInit(): void {
+    this.stopPruning = repeat(
+      PRUNE_MS,
+      () => this.prune(),
+      (error) => {
+        this.logger.warn(
+          'Left-over pieces of replies could not be pruned; it is tried again in an hour.',
+          error,
+        );
+      },
+    );
+  }
+
+  onApplicationShutdown(): void {
+    this.stopPruning();
+  }
 
   /** The generation runs in this process, which knows more than the table. Returns how to end that. */
   register(generation: string, reply: OwnReply): () => void {
@@ -35,7 +59,7 @@ export class PartialReplies {
 
   async write(chunks: readonly Chunk[]): Promise<void> {
     await available(() =>
-      this.pool.query({
+      this.relaxed.pool.query({
         name: 'write_chunks',
         text: `insert into generation_chunk (generation, number, text)
                select * from unnest($1::text[], $2::int[], $3::text[]) on conflict do nothing`,
@@ -57,7 +81,7 @@ export class PartialReplies {
 
   async readAfter(generation: string, number: number): Promise<Chunk[]> {
     const { rows } = await available(() =>
-      this.pool.query<Chunk>({
+      this.relaxed.pool.query<Chunk>({
         name: 'read_chunks',
         text: `select generation, number, text from generation_chunk
                where generation = $1 and number > $2 order by number`,
@@ -71,14 +95,16 @@ export class PartialReplies {
   async drop(generation: string): Promise<void> {
     this.own.get(generation)?.ended();
     await available(() =>
-      this.pool.query('delete from generation_chunk where generation = $1', [generation]),
+      this.relaxed.pool.query('delete from generation_chunk where generation = $1', [generation]),
     );
   }
 
   /** What a node wrote after its generation had been ended by another one. */
-  async prune(): Promise<void> {
+  private async prune(): Promise<void> {
     await available(() =>
-      this.pool.query(`delete from generation_chunk where time < colloquy_now() - interval '24 hours'`),
+      this.relaxed.pool.query(
+        `delete from generation_chunk where time < colloquy_now() - interval '24 hours'`,
+      ),
     );
   }
 }

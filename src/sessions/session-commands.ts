@@ -1,3 +1,4 @@
+import { Injectable } from '@nestjs/common';
 import { DomainError } from '../domain/decider.js';
 import { NewerEvent, sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import {
@@ -12,7 +13,7 @@ import {
 } from '../domain/session.commands.js';
 import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { EventStore } from '../event-store/event-store.js';
 import {
   CounterAtLimit,
   type Handled,
@@ -20,13 +21,13 @@ import {
   StreamHandler,
   VersionMismatch,
 } from '../event-store/stream-handler.js';
-import { type ReadModels } from '../projection-engine/strong-reads.js';
+import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
 import { type CommandContext, type SessionRef } from './command-context.js';
 import { newId } from './ids.js';
-import { type PartialReplies } from './partial-replies.js';
-import { type TenantPolicies } from './tenant-policies.js';
+import { PartialReplies } from './partial-replies.js';
+import { TenantPolicies } from './tenant-policies.js';
 
 export type HandledSession = Handled<SessionState, SessionEvent>;
 
@@ -56,6 +57,7 @@ export interface CapCounts {
 }
 
 /** Takes every command on a session to its stream, within the tenant's cap. */
+@Injectable()
 export class SessionCommands {
   readonly counts: CapCounts = { restored: 0, rejected: 0, overdue: 0, evicted: 0 };
   private readonly streams: StreamHandler<SessionState, SessionCommand, SessionEvent>;

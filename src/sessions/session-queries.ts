@@ -1,12 +1,13 @@
+import { Injectable } from '@nestjs/common';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { type SessionState } from '../domain/session.state.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { EventStore } from '../event-store/event-store.js';
 import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { type HistoryPage, readHistory } from '../read-models/history.projection.js';
-import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import {
   findSession,
   listForks,
@@ -15,7 +16,7 @@ import {
 } from '../read-models/sessions.projection.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
 import { type SessionRef } from './command-context.js';
-import { type SessionCommands } from './session-commands.js';
+import { SessionCommands } from './session-commands.js';
 import {
   type ListForksQuery,
   type ListMessagesQuery,
@@ -24,7 +25,7 @@ import {
   type SessionAnswer,
   SessionCursor,
 } from './session.schemas.js';
-import { type TenantPolicies } from './tenant-policies.js';
+import { TenantPolicies } from './tenant-policies.js';
 
 type Consistency = 'strong' | 'eventual';
 const ANYTHING: Wanted = 'whatever there is';
@@ -34,6 +35,7 @@ const version = z.int().positive().max(MAX_VERSION);
 const MessageCursor = z.strictObject({ start: version, at: version.nullable(), after: version });
 
 /** What the read models and the log answer about sessions. */
+@Injectable()
 export class SessionQueries {
   constructor(
     private readonly store: EventStore,

@@ -1,0 +1,18 @@
+import { Pool } from 'pg';
+import { createPool } from './connection.js';
+
+/**
+ * Connections whose commits do not wait for the disk. They are for what is made from the log and can be made again: what
+ * a crash of the database takes back, rows and checkpoint alike, is simply made once more.
+ */
+export class RelaxedPool {
+  readonly pool: Pool;
+
+  constructor(url: string) {
+    this.pool = createPool(url, 'relaxed', { max: 10, settings: '-c synchronous_commit=off' });
+  }
+
+  async close(): Promise<void> {
+    await this.pool.end();
+  }
+}

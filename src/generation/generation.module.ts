@@ -1,0 +1,62 @@
+import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleDestroy } from '@nestjs/common';
+import { CommandBus } from '@nestjs/cqrs';
+import { type Config, SETTINGS } from '../config.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Leases } from '../event-store/leases.js';
+import { PartialReplies } from '../sessions/partial-replies.js';
+import { SessionCommands } from '../sessions/session-commands.js';
+import { SessionsModule } from '../sessions/sessions.module.js';
+import { type ChatModel } from './chat-model.js';
+import { echoModel } from './echo.chat-model.js';
+import { GenerationController } from './generation.controller.js';
+import { Generations } from './generations.js';
+import { OpenAiModel } from './openai.chat-model.js';
+
+/**
+ * The generations of this node. At shutdown running ones may end by themselves for a while; then their model calls are
+ * ended, and what has arrived is recorded.
+ */
+@Injectable()
+class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicationShutdown {
+  private readonly graceMs: number;
+  private grace: NodeJS.Timeout | undefined;
+
+  constructor(
+    store: EventStore,
+    bus: CommandBus,
+    commands: SessionCommands,
+    leases: Leases,
+    partials: PartialReplies,
+    @Inject(SETTINGS) { llm, server }: Config,
+  ) {
+    super(store, bus, commands, leases, partials, chatModel(llm), {
+      defaultModel: llm.model,
+      maxInputTokens: llm.maxInputTokens,
+    });
+    this.graceMs = server.shutdownGraceMs;
+  }
+
+  /** Before the server waits for the answers that are under way. */
+  onModuleDestroy(): void {
+    this.grace = setTimeout(() => {
+      this.abortAll();
+    }, this.graceMs);
+  }
+
+  /** After the last request was answered. */
+  async onApplicationShutdown(): Promise<void> {
+    await this.idle();
+    clearTimeout(this.grace);
+  }
+}
+
+const chatModel = (llm: Config['llm']): ChatModel =>
+  llm.provider === 'echo' ? echoModel : new OpenAiModel(llm);
+
+/** Turns of conversations with a model. */
+@Module({
+  imports: [SessionsModule],
+  providers: [{ provide: Generations, useClass: NodeGenerations }],
+  controllers: [GenerationController],
+})
+export class GenerationModule {}

@@ -1,0 +1,56 @@
+import {
+  Inject,
+  Injectable,
+  Logger,
+  Module,
+  type OnApplicationBootstrap,
+  type OnApplicationShutdown,
+} from '@nestjs/common';
+import { type Config, SETTINGS } from '../config.js';
+import { RelaxedPool } from '../database/relaxed-pool.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Leases } from '../event-store/leases.js';
+import { ContractController, KAFKA_CONTRACT } from './contract.controller.js';
+import { Relay } from './relay.js';
+
+/** The relay of this node: it publishes from the start of the application to its end, if brokers are named. */
+@Injectable()
+class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationShutdown {
+  private readonly hasBrokers: boolean;
+
+  constructor(store: EventStore, { pool }: RelaxedPool, leases: Leases, @Inject(SETTINGS) { kafka }: Config) {
+    const logger = new Logger('relay');
+    super(store, pool, leases, {
+      ...kafka,
+      kafka,
+      onTrouble: ({ message }, forGood) => {
+        if (forGood) logger.error(`nothing is published to Kafka any more: ${message}`);
+        else logger.warn(`nothing is published to Kafka for now, events wait in the log: ${message}`);
+      },
+      onRecovered: () => {
+        logger.warn('events are published to Kafka again');
+      },
+    });
+    this.hasBrokers = kafka.brokers.length > 0;
+  }
+
+  /** Without brokers events wait in the log, and nothing of the Kafka client is loaded. */
+  onApplicationBootstrap(): void {
+    if (this.hasBrokers) this.start();
+  }
+
+  onApplicationShutdown(): Promise<void> {
+    return this.stop();
+  }
+}
+
+/** The same events for Kafka, and what consumers read of them. */
+@Module({
+  providers: [
+    { provide: Relay, useClass: NodeRelay },
+    { provide: KAFKA_CONTRACT, useFactory: ({ kafka }: Config) => kafka, inject: [SETTINGS] },
+  ],
+  controllers: [ContractController],
+  exports: [Relay],
+})
+export class KafkaModule {}

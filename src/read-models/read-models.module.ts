@@ -1,0 +1,85 @@
+import {
+  Inject,
+  Injectable,
+  Logger,
+  Module,
+  type OnApplicationShutdown,
+  type OnModuleInit,
+} from '@nestjs/common';
+import { InjectDataSource } from '@nestjs/typeorm';
+import { DataSource } from 'typeorm';
+import { connect } from '../database/connection.js';
+import { RelaxedPool } from '../database/relaxed-pool.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Leases } from '../event-store/leases.js';
+import { Projector } from '../projection-engine/projector.js';
+import { ReadModels } from '../projection-engine/strong-reads.js';
+import { DATABASE_URL } from '../storage.module.js';
+import { historyProjection } from './history.projection.js';
+import { sessionsProjection } from './sessions.projection.js';
+import { usageProjection } from './usage.projection.js';
+
+/** A read model is one file, and one entry here. */
+const projections = [sessionsProjection, historyProjection, usageProjection];
+
+/** A verification folds the whole log anew. */
+const VERIFY_LIMIT_MS = 3_600_000;
+
+@Injectable()
+class StrongReads extends ReadModels {
+  constructor(@InjectDataSource() source: DataSource, store: EventStore) {
+    super(source, store);
+  }
+}
+
+/** The projector of this node: it follows the log from the start of the application to its end. */
+@Injectable()
+class NodeProjector extends Projector implements OnModuleInit, OnApplicationShutdown {
+  constructor(
+    store: EventStore,
+    leases: Leases,
+    models: ReadModels,
+    { pool }: RelaxedPool,
+    @Inject(DATABASE_URL) url: string,
+  ) {
+    const logger = new Logger('projector');
+    const reported = new Set<string>();
+    super({
+      store,
+      pool,
+      leases,
+      projections,
+      connect: () => connect(url, 'verify', { query_timeout: VERIFY_LIMIT_MS }),
+      onProgress: () => {
+        models.advanced();
+        reported.clear();
+      },
+      onNotice: (message) => {
+        logger.warn(message);
+      },
+      // Once until it goes on again: a database that is away must not flood the log.
+      onError: (error, projection) => {
+        if (!reported.has(projection)) logger.error(`${projection} cannot go on for now`, error);
+        reported.add(projection);
+      },
+    });
+  }
+
+  onModuleInit(): Promise<void> {
+    return this.start();
+  }
+
+  onApplicationShutdown(): Promise<void> {
+    return this.stop();
+  }
+}
+
+/** What follows from the log, for queries. */
+@Module({
+  providers: [
+    { provide: ReadModels, useClass: StrongReads },
+    { provide: Projector, useClass: NodeProjector },
+  ],
+  exports: [ReadModels, Projector],
+})
+export class ReadModelsModule {}

@@ -1,0 +1,43 @@
+import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
+import { CqrsModule } from '@nestjs/cqrs';
+import { type Config, SETTINGS } from '../config.js';
+import { EventStore } from '../event-store/event-store.js';
+import { ReadModelsModule } from '../read-models/read-models.module.js';
+import { ApprovalsController } from './approvals.controller.js';
+import { commandHandlers } from './command-handlers.js';
+import { PartialReplies } from './partial-replies.js';
+import { SessionCommands } from './session-commands.js';
+import { SessionQueries } from './session-queries.js';
+import { SessionsController } from './sessions.controller.js';
+import { TenantPolicies } from './tenant-policies.js';
+import { TenantsController } from './tenants.controller.js';
+
+@Injectable()
+class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplicationShutdown {
+  constructor(store: EventStore, @Inject(SETTINGS) { sessions, tenants }: Config) {
+    super(store, sessions, tenants);
+  }
+
+  onModuleInit(): Promise<void> {
+    return this.start();
+  }
+
+  onApplicationShutdown(): void {
+    this.stop();
+  }
+}
+
+/** Sessions: every command on them, their queries, and the policies of their tenants. */
+@Module({
+  imports: [CqrsModule, ReadModelsModule],
+  providers: [
+    { provide: TenantPolicies, useClass: NodePolicies },
+    PartialReplies,
+    SessionCommands,
+    SessionQueries,
+    ...commandHandlers,
+  ],
+  controllers: [SessionsController, ApprovalsController, TenantsController],
+  exports: [CqrsModule, ReadModelsModule, TenantPolicies, PartialReplies, SessionCommands, SessionQueries],
+})
+export class SessionsModule {}

@@ -1,0 +1,90 @@
+import { randomUUID } from 'node:crypto';
+import {
+  type DynamicModule,
+  Logger,
+  Module,
+  type OnApplicationShutdown,
+  type OnModuleInit,
+} from '@nestjs/common';
+import { TypeOrmModule } from '@nestjs/typeorm';
+import { type Config, SETTINGS } from './config.js';
+import { connectionConfig } from './database/connection.js';
+import { RelaxedPool } from './database/relaxed-pool.js';
+import { upcast } from './domain/session.events.js';
+import { EventStore } from './event-store/event-store.js';
+import { Leases } from './event-store/leases.js';
+import { repeat } from './housekeeping.js';
+
+/** Where the database is, for those who need a connection of their own. */
+export const DATABASE_URL = Symbol('URL of the database');
+
+/** Keyed results are found for a day; those that are older only take room. */
+const PRUNE_MS = 3_600_000;
+
+/**
+ * The settings, the connections and the log, for all other modules. It is global, so that it is made before them and
+ * closed after them. The database must be migrated.
+ */
+@Module({})
+export class StorageModule implements OnModuleInit, OnApplicationShutdown {
+  private readonly logger = new Logger('log');
+  private stopPruning = (): void => undefined;
+
+  constructor(
+    private readonly store: EventStore,
+    private readonly leases: Leases,
+    private readonly relaxed: RelaxedPool,
+  ) {}
+
+  static for(config: Config, url: string): DynamicModule {
+    return {
+      module: StorageModule,
+      global: true,
+      imports: [
+        TypeOrmModule.forRoot({
+          type: 'postgres',
+          url,
+          // Migrated before; the schema is never derived from entities, of which there are none.
+          synchronize: false,
+          retryAttempts: 0,
+          extra: connectionConfig(url, 'read models'),
+        }),
+      ],
+      providers: [
+        { provide: SETTINGS, useValue: config },
+        { provide: DATABASE_URL, useValue: url },
+        { provide: RelaxedPool, useFactory: () => new RelaxedPool(url) },
+        { provide: EventStore, useFactory: () => EventStore.open(url, { upcast }) },
+        {
+          provide: Leases,
+          useFactory: ({ pool }: EventStore) => new Leases(pool, randomUUID()),
+          inject: [EventStore],
+        },
+      ],
+      exports: [SETTINGS, DATABASE_URL, RelaxedPool, EventStore, Leases],
+    };
+  }
+
+  onModuleInit(): void {
+    this.stopPruning = repeat(
+      PRUNE_MS,
+      () => this.store.pruneKeyed(),
+      (error) => {
+        this.logger.warn(
+          'Results of keyed requests could not be pruned; it is tried again in an hour.',
+          error,
+        );
+      },
+    );
+  }
+
+  async onApplicationShutdown(): Promise<void> {
+    this.stopPruning();
+    // Each is closed whatever becomes of the others; the leases go back through the log's connections.
+    const results = [
+      ...(await Promise.allSettled([this.leases.close(), this.relaxed.close()])),
+      ...(await Promise.allSettled([this.store.close()])),
+    ];
+    for (const result of results) if (result.status === 'rejected') this.logger.error(result.reason);
+  }
+}

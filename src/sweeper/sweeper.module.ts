@@ -1,0 +1,56 @@
+import {
+  Inject,
+  Injectable,
+  Logger,
+  Module,
+  type OnApplicationShutdown,
+  type OnModuleInit,
+} from '@nestjs/common';
+import { type Config, SETTINGS } from '../config.js';
+import { DatabaseUnavailable } from '../database/connection.js';
+import { EventStore } from '../event-store/event-store.js';
+import { Leases } from '../event-store/leases.js';
+import { ReadModels } from '../projection-engine/strong-reads.js';
+import { SessionCommands } from '../sessions/session-commands.js';
+import { SessionsModule } from '../sessions/sessions.module.js';
+import { TenantPolicies } from '../sessions/tenant-policies.js';
+import { Sweeper } from './sweeper.js';
+
+/** The sweeper of this node: it works from the start of the application to its end. */
+@Injectable()
+class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown {
+  constructor(
+    store: EventStore,
+    models: ReadModels,
+    policies: TenantPolicies,
+    commands: SessionCommands,
+    leases: Leases,
+    @Inject(SETTINGS) { sessions }: Config,
+  ) {
+    const logger = new Logger('sweeper');
+    super({
+      ...{ store, models, policies, commands, leases },
+      deleteAfter: sessions.deleteAfter,
+      onError: (error) => {
+        // The next sweep tries again; that the database is away is told by everything else.
+        if (!(error instanceof DatabaseUnavailable)) logger.error('a sweep failed', error);
+      },
+    });
+  }
+
+  onModuleInit(): Promise<void> {
+    return this.start();
+  }
+
+  onApplicationShutdown(): Promise<void> {
+    return this.stop();
+  }
+}
+
+/** Makes sessions leave in time. */
+@Module({
+  imports: [SessionsModule],
+  providers: [{ provide: Sweeper, useClass: NodeSweeper }],
+  exports: [Sweeper],
+})
+export class SweeperModule {}
