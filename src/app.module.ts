@@ -19,7 +19,7 @@ import { ProjectionsController } from './ops/projections.controller.js';
 import { type Config } from './config.js';
 import { connect, connectionConfig, createPool, DatabaseUnavailable } from './database/connection.js';
 import { upcast } from './domain/session.events.js';
-import { EventStore } from './event-store/event-store.js';
+import { EventLog } from './event-store/log.js';
 import { Leases } from './event-store/leases.js';
 import { Log1770000000001 } from './event-store/migrations/0001-log.js';
 import { AppendEvent1770000000009 } from './event-store/migrations/0009-append-event.js';
@@ -83,7 +83,7 @@ export class AppModule implements OnApplicationShutdown {
   private readonly pruning: NodeJS.Timeout;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly projector: Projector,
     private readonly leases: Leases,
     private readonly generations: Generations,
@@ -95,7 +95,7 @@ export class AppModule implements OnApplicationShutdown {
   ) {
     const prune = (): void => {
       // Housekeeping: what fails now is done in an hour.
-      store.pruneKeyed().catch(() => undefined);
+      store.keyed.prune().catch(() => undefined);
       partials.prune().catch(() => undefined);
     };
     prune();
@@ -108,18 +108,18 @@ export class AppModule implements OnApplicationShutdown {
     const reported = new Set<string>();
     const providers: Provider[] = [
       {
-        provide: EventStore,
-        useFactory: () => EventStore.open(databaseUrl, { upcast }),
+        provide: EventLog,
+        useFactory: () => EventLog.open(databaseUrl, { upcast }),
       },
       {
         provide: Leases,
-        useFactory: (store: EventStore) => new Leases(store.pool, randomUUID()),
-        inject: [EventStore],
+        useFactory: (store: EventLog) => store.leases(randomUUID()),
+        inject: [EventLog],
       },
       {
         provide: ReadModels,
-        useFactory: (source: DataSource, store: EventStore) => new ReadModels(source, store),
-        inject: [getDataSourceToken(), EventStore],
+        useFactory: (source: DataSource, store: EventLog) => new ReadModels(source, store),
+        inject: [getDataSourceToken(), EventLog],
       },
       {
         provide: RELAXED_POOL,
@@ -131,7 +131,7 @@ export class AppModule implements OnApplicationShutdown {
       {
         provide: Projector,
         useFactory: async (
-          store: EventStore,
+          store: EventLog,
           leases: Leases,
           models: ReadModels,
           { pool }: { readonly pool: Pool },
@@ -158,17 +158,17 @@ export class AppModule implements OnApplicationShutdown {
           await projector.start();
           return projector;
         },
-        inject: [EventStore, Leases, ReadModels, RELAXED_POOL],
+        inject: [EventLog, Leases, ReadModels, RELAXED_POOL],
       },
       {
         provide: Relay,
-        useFactory: (store: EventStore, leases: Leases, { pool }: { readonly pool: Pool }) => {
+        useFactory: (store: EventLog, leases: Leases, { pool }: { readonly pool: Pool }) => {
           const relay = new Relay(store, pool, leases, relayOptions(config.kafka));
           // Without brokers events wait in the log, and nothing of the Kafka client is loaded.
           if (config.kafka.brokers.length > 0) relay.start();
           return relay;
         },
-        inject: [EventStore, Leases, RELAXED_POOL],
+        inject: [EventLog, Leases, RELAXED_POOL],
       },
       {
         provide: KAFKA_CONTRACT,
@@ -176,22 +176,22 @@ export class AppModule implements OnApplicationShutdown {
       },
       {
         provide: TenantPolicies,
-        useFactory: async (store: EventStore) => {
+        useFactory: async (store: EventLog) => {
           const policies = new TenantPolicies(store, config.sessions, config.tenants);
           await policies.start();
           return policies;
         },
-        inject: [EventStore],
+        inject: [EventLog],
       },
       {
         provide: SessionCommands,
         useFactory: (
-          store: EventStore,
+          store: EventLog,
           models: ReadModels,
           policies: TenantPolicies,
           partials: PartialReplies,
         ) => new SessionCommands(store, models, policies, partials),
-        inject: [EventStore, ReadModels, TenantPolicies, PartialReplies],
+        inject: [EventLog, ReadModels, TenantPolicies, PartialReplies],
       },
       {
         provide: PartialReplies,
@@ -201,38 +201,38 @@ export class AppModule implements OnApplicationShutdown {
       {
         provide: SessionQueries,
         useFactory: (
-          store: EventStore,
+          store: EventLog,
           models: ReadModels,
           commands: SessionCommands,
           policies: TenantPolicies,
         ) => new SessionQueries(store, models, commands, policies),
-        inject: [EventStore, ReadModels, SessionCommands, TenantPolicies],
+        inject: [EventLog, ReadModels, SessionCommands, TenantPolicies],
       },
       {
         provide: Feed,
-        useFactory: (store: EventStore) => new Feed(store),
-        inject: [EventStore],
+        useFactory: (store: EventLog) => new Feed(store),
+        inject: [EventLog],
       },
       {
         provide: Past,
         useFactory: (
-          store: EventStore,
+          store: EventLog,
           models: ReadModels,
           commands: SessionCommands,
           queries: SessionQueries,
         ) => new Past(store, models, commands, queries),
-        inject: [EventStore, ReadModels, SessionCommands, SessionQueries],
+        inject: [EventLog, ReadModels, SessionCommands, SessionQueries],
       },
       {
         provide: Forks,
-        useFactory: (store: EventStore, commands: SessionCommands, queries: SessionQueries) =>
+        useFactory: (store: EventLog, commands: SessionCommands, queries: SessionQueries) =>
           new Forks(store, commands, queries),
-        inject: [EventStore, SessionCommands, SessionQueries],
+        inject: [EventLog, SessionCommands, SessionQueries],
       },
       {
         provide: Sweeper,
         useFactory: async (
-          store: EventStore,
+          store: EventLog,
           models: ReadModels,
           policies: TenantPolicies,
           commands: SessionCommands,
@@ -255,13 +255,13 @@ export class AppModule implements OnApplicationShutdown {
           return sweeper;
         },
         // After the projector, which makes the tables that it reads.
-        inject: [EventStore, ReadModels, TenantPolicies, SessionCommands, Leases, Projector],
+        inject: [EventLog, ReadModels, TenantPolicies, SessionCommands, Leases, Projector],
       },
       ...commandHandlers,
       {
         provide: Generations,
         useFactory: (
-          store: EventStore,
+          store: EventLog,
           bus: CommandBus,
           commands: SessionCommands,
           leases: Leases,
@@ -271,7 +271,7 @@ export class AppModule implements OnApplicationShutdown {
             defaultModel: config.llm.model,
             maxInputTokens: config.llm.maxInputTokens,
           }),
-        inject: [EventStore, CommandBus, SessionCommands, Leases, PartialReplies],
+        inject: [EventLog, CommandBus, SessionCommands, Leases, PartialReplies],
       },
     ];
     return {

@@ -1,6 +1,6 @@
 import { type CommandTarget, ForkSession, type NewMessage } from '../domain/session.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
@@ -15,7 +15,7 @@ const MAX_BYTES = 32 * 1024 * 1024;
 /** Makes the command that begins a session with a copy of another's history. Nothing is shared afterwards. */
 export class Forks {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly commands: SessionCommands,
     private readonly queries: SessionQueries,
   ) {}
@@ -34,7 +34,10 @@ export class Forks {
     ifMatch: WriteContext['ifMatch'],
   ): Promise<ForkSession> {
     // A retry gets what the first request made, whatever has become of the source since.
-    if (to.idempotency && (await this.store.findKeyed(to.tenant, to.idempotency.scope, to.idempotency.key))) {
+    if (
+      to.idempotency &&
+      (await this.store.keyed.find(to.tenant, to.idempotency.scope, to.idempotency.key))
+    ) {
       return new ForkSession(to, { sessionId, version: 1 }, []);
     }
     const { tenant } = to;
@@ -53,7 +56,7 @@ export class Forks {
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;
     const range = { from: then.historyStart, to: version, types: ['MessageAppended'] };
-    const events = this.store.streamEvents({ tenant, streamId: sessionId }, range);
+    const events = this.store.streams.events({ tenant, streamId: sessionId }, range);
     for await (const event of events as AsyncGenerator<SessionRecord>) {
       if (event.type !== 'MessageAppended') continue;
       messages.push(copyOf(sessionId, event));

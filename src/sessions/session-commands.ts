@@ -25,7 +25,7 @@ import {
   StartGeneration,
   STATE_VERSION,
 } from '../domain/session.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import {
   CounterAtLimit,
   type Handled,
@@ -74,7 +74,7 @@ export class SessionCommands {
   private readonly room: RoomMaker;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     models: ReadModels,
     private readonly policies: TenantPolicies,
     private readonly partials: PartialReplies,
@@ -122,7 +122,7 @@ export class SessionCommands {
         if (!(error instanceof CounterAtLimit)) throw error;
         if (attempt < TRIES && (await this.room.request(tenant, attempt > 1))) continue;
         this.counts.rejected += 1;
-        const activeNow = await this.store.counterValue(error.key);
+        const activeNow = await this.store.counters.value(error.key);
         // A place that became free a moment ago is no reason to say that there was one.
         const details = { activeSessions: Math.max(activeNow, error.max), maxSessions: error.max };
         throw new SessionLimitReached(details);
