@@ -11,7 +11,7 @@ import { type Config, SETTINGS } from './config.js';
 import { connectionConfig } from './database/connection.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
 import { upcast } from './domain/session.events.js';
-import { EventStore } from './event-store/event-store.js';
+import { EventLog } from './event-store/log.js';
 import { Leases } from './event-store/leases.js';
 import { repeat } from './housekeeping.js';
 
@@ -31,7 +31,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   private stopPruning = (): void => undefined;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly leases: Leases,
     private readonly relaxed: RelaxedPool,
   ) {}
@@ -54,21 +54,21 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
         { provide: SETTINGS, useValue: config },
         { provide: DATABASE_URL, useValue: url },
         { provide: RelaxedPool, useFactory: () => new RelaxedPool(url) },
-        { provide: EventStore, useFactory: () => EventStore.open(url, { upcast }) },
+        { provide: EventLog, useFactory: () => EventLog.open(url, { upcast }) },
         {
           provide: Leases,
-          useFactory: ({ pool }: EventStore) => new Leases(pool, randomUUID()),
-          inject: [EventStore],
+          useFactory: (store: EventLog) => store.leases(randomUUID()),
+          inject: [EventLog],
         },
       ],
-      exports: [SETTINGS, DATABASE_URL, RelaxedPool, EventStore, Leases],
+      exports: [SETTINGS, DATABASE_URL, RelaxedPool, EventLog, Leases],
     };
   }
 
   onModuleInit(): void {
     this.stopPruning = repeat(
       PRUNE_MS,
-      () => this.store.pruneKeyed(),
+      () => this.store.keyed.prune(),
       (error) => {
         this.logger.warn(
           'Results of keyed requests could not be pruned; it is tried again in an hour.',

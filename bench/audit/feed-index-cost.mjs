@@ -4,7 +4,7 @@ import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide } from '../support/stats.mjs';
 
 /** What it costs the appends that a tenant's events can be found: the log with and without the index of the feed. */
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 const SESSION_LENGTH = 50;
 const TENANTS = 100;
 
@@ -16,7 +16,7 @@ async function log(name, statement) {
   const client = await connect(url, 'bench');
   await client.query(statement);
   await client.end();
-  const store = await EventStore.open(url);
+  const store = await EventLog.open(url);
   stores.push(store);
   return () => {
     const sessions = new Map();

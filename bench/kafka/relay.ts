@@ -10,7 +10,7 @@ import { createPool } from '../../src/database/connection.js';
 import { startEmbeddedPostgres } from '../../src/embedded-postgres/embedded-postgres.js';
 import { migrate } from '../../src/database/migrate.js';
 import { upcast } from '../../src/domain/session.events.js';
-import { EventStore } from '../../src/event-store/event-store.js';
+import { EventLog } from '../../src/event-store/log.js';
 import { Leases } from '../../src/event-store/leases.js';
 import { toMessage } from '../../src/kafka/contract.js';
 import { follow, type OutgoingMessage, TopicAdmin } from '../../src/kafka/kafka-client.js';
@@ -40,7 +40,7 @@ async function main(): Promise<void> {
   const kafka = { brokers: [broker.address] };
   try {
     await migrate(postgres.url, await allMigrations());
-    const store = await EventStore.open(postgres.url, { upcast });
+    const store = await EventLog.open(postgres.url, { upcast });
     await fill(store);
     const messages = await allMessages(store);
 
@@ -105,7 +105,7 @@ const message = (n: number) => ({
   },
 });
 
-async function fill(store: EventStore): Promise<void> {
+async function fill(store: EventLog): Promise<void> {
   const each = EVENTS / SESSIONS;
   for (let from = 0; from < SESSIONS; from += 250) {
     await Promise.all(
@@ -123,11 +123,11 @@ async function fill(store: EventStore): Promise<void> {
 }
 
 /** In the order in which the relay reads them. */
-async function allMessages(store: EventStore): Promise<OutgoingMessage[]> {
-  const after = new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, 0]));
+async function allMessages(store: EventLog): Promise<OutgoingMessage[]> {
+  const after = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
   const messages: OutgoingMessage[] = [];
   for (;;) {
-    const events = await store.readLanes(after, 63);
+    const events = await store.lanes.read(after, 63);
     if (events.length === 0) return messages;
     for (const event of events) {
       messages.push(toMessage(event, JSON.stringify(event.data), PARTITIONS, 8_388_608));
@@ -164,14 +164,14 @@ async function bareLoop(
 }
 
 async function withRelay<T>(
-  store: EventStore,
+  store: EventLog,
   url: string,
   kafka: { brokers: string[] },
   topic: string,
   work: (relay: Relay) => Promise<T>,
 ): Promise<T> {
   const pool = createPool(url, 'relay', { settings: '-c synchronous_commit=off' });
-  const leases = new Leases(store.pool, randomUUID());
+  const leases = store.leases(randomUUID());
   const relay = new Relay(store, pool, leases, {
     kafka,
     topic,
@@ -191,7 +191,7 @@ async function withRelay<T>(
   }
 }
 
-async function catchUp(store: EventStore, url: string, kafka: { brokers: string[] }): Promise<number> {
+async function catchUp(store: EventLog, url: string, kafka: { brokers: string[] }): Promise<number> {
   const topic = `relay-${randomUUID()}`;
   await store.pool.query('delete from relay_topic');
   await store.pool.query('update relay_checkpoint set position = 0, epoch = epoch + 1');
@@ -208,7 +208,7 @@ async function catchUp(store: EventStore, url: string, kafka: { brokers: string[
   });
 }
 
-async function latency(store: EventStore, url: string, kafka: { brokers: string[] }): Promise<void> {
+async function latency(store: EventLog, url: string, kafka: { brokers: string[] }): Promise<void> {
   const topic = `latency-${randomUUID()}`;
   await store.pool.query('delete from relay_topic');
   // Only what is appended from now on.

@@ -3,7 +3,7 @@ import { message, WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide, spread } from '../support/stats.mjs';
 
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 const { Pool } = product('pg');
 
 const TARGETS = new Map([
@@ -16,7 +16,7 @@ const SESSION_LENGTH = 50;
 
 /** Appends of one message each, every writer on sessions of its own, beside emmett's store on the same server. */
 export async function appendRate(server, { full }) {
-  const store = await EventStore.open(await server.database('rate'));
+  const store = await EventLog.open(await server.database('rate'));
   const pool = new Pool({ connectionString: await server.emptyDatabase('rate_emmett'), max: 10 });
   const emmett = getPostgreSQLEventStore('', { connectionOptions: { pool } });
   await emmett.schema.migrate();

@@ -4,7 +4,7 @@ import { message, WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, sleep, timed } from '../support/stats.mjs';
 
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 
 /** Turns of so many appends each, so that each side finds its caches warm. */
 const TURN = 25;
@@ -12,7 +12,7 @@ const TURN = 25;
 /** One append at a time beside a bare prepared INSERT of the same row into a table with the same keys. */
 export async function loneAppend(server, { full }) {
   const url = await server.database('lone');
-  const store = await EventStore.open(url);
+  const store = await EventLog.open(url);
   const client = await connect(url, 'bench');
   await client.query(`
     create table bare (like event including defaults, primary key (lane, position));

@@ -3,7 +3,7 @@ import { WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide, spread } from '../support/stats.mjs';
 
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 
 const SESSIONS = 5_000;
 const WRITERS = 64;
@@ -44,7 +44,7 @@ export async function oldSnapshot(server, { full }) {
 
 async function open(server, name) {
   const url = await server.database(name);
-  const store = await EventStore.open(url);
+  const store = await EventLog.open(url);
   const sessions = Array.from({ length: SESSIONS }, (_, n) => new WrittenSession(store, `session-${n}`));
   let turn = 0;
   // In turn, so that no two writers meet in one session: there are far more sessions than writers.

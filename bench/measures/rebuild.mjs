@@ -12,7 +12,7 @@ import { median, ratio, sideBySide, spread } from '../support/stats.mjs';
 
 const { createPool } = product('dist/database/connection.js');
 const { upcast } = product('dist/domain/session.events.js');
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 const { Leases } = product('dist/event-store/leases.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
 const { Projector } = product('dist/projection-engine/projector.js');
@@ -43,8 +43,8 @@ async function ours(server, events) {
           from (${messages(events)}) m) e`);
   await client.query('vacuum analyze event');
 
-  const store = await EventStore.open(url, { upcast });
-  const leases = new Leases(store.pool, randomUUID());
+  const store = await EventLog.open(url, { upcast });
+  const leases = store.leases(randomUUID());
   const pool = createPool(url, 'projector', { settings: '-c synchronous_commit=off' });
   const projector = new Projector({
     store,

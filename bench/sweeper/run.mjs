@@ -12,7 +12,7 @@ import { median, rate, timed } from '../support/stats.mjs';
 const { NestFactory } = product('@nestjs/core');
 const { AppModule } = product('dist/app.module.js');
 const { loadConfig } = product('dist/config.js');
-const { EventStore } = product('dist/event-store/event-store.js');
+const { EventLog } = product('dist/event-store/log.js');
 const { Sweeper } = product('dist/sweeper/sweeper.js');
 const { SessionCommands } = product('dist/sessions/session-commands.js');
 const { CreateSession } = product('dist/domain/session.commands.js');
@@ -32,7 +32,7 @@ async function startNode(url, settings) {
     app,
     sweeper: app.get(Sweeper),
     commands: app.get(SessionCommands),
-    store: app.get(EventStore),
+    store: app.get(EventLog),
     models: app.get(ReadModels),
   };
 }

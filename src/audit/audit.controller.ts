@@ -2,7 +2,7 @@ import { Body, Controller, Get, Headers, Param, Post, Query, Req, Res } from '@n
 import { CommandBus } from '@nestjs/cqrs';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
-import { type FeedFilter } from '../event-store/event-store.js';
+import { type FeedFilter } from '../event-store/feed-reader.js';
 import { Caller } from '../access/caller.js';
 import { EventStream, wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';

@@ -1,6 +1,8 @@
 import { Injectable, type OnModuleDestroy } from '@nestjs/common';
 import { DatabaseUnavailable } from '../database/connection.js';
-import { EventStore, type FeedFilter, type RecordedEvent } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
+import { type FeedFilter } from '../event-store/feed-reader.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { ApiError } from '../http/problem.js';
 import { notFound } from '../sessions/session-queries.js';
 import { type EventAnswer } from './audit.schemas.js';
@@ -33,7 +35,7 @@ export interface Step {
 export class Feed implements OnModuleDestroy {
   private readonly closing = new AbortController();
 
-  constructor(private readonly store: EventStore) {}
+  constructor(private readonly store: EventLog) {}
 
   /** The service is about to close: streams end, else it would wait for their clients. */
   onModuleDestroy(): void {
@@ -49,7 +51,12 @@ export class Feed implements OnModuleDestroy {
     { after, limit, filter }: { after: string | undefined; limit: number; filter: FeedFilter },
   ): Promise<{ data: EventAnswer[]; nextCursor: string | null; cursor: string }> {
     const place = await this.placeOf(tenant, after);
-    const { events, seen, more } = await this.store.readFeed(tenant, new Map(place.entries()), limit, filter);
+    const { events, seen, more } = await this.store.feed.read(
+      tenant,
+      new Map(place.entries()),
+      limit,
+      filter,
+    );
     for (const [lane, position] of seen) place[lane] = position;
     const cursor = this.store.vectors.encode(tenant, place);
     return { data: events.map((event) => this.present(event)), nextCursor: more ? cursor : null, cursor };
@@ -68,7 +75,7 @@ export class Feed implements OnModuleDestroy {
     const isFiltered = Object.values(others).some((one) => one !== undefined);
     const range = { from: after + 1, unknownAsStored: true, ...(types && { types }) };
     const data: EventAnswer[] = [];
-    for await (const event of this.store.streamEvents(stream, range, isFiltered ? undefined : limit)) {
+    for await (const event of this.store.streams.events(stream, range, isFiltered ? undefined : limit)) {
       if (matches(event, filter)) data.push(this.present(event));
       if (data.length === limit) break;
     }
@@ -78,8 +85,8 @@ export class Feed implements OnModuleDestroy {
 
   /** Where a tenant's stream begins. @throws ApiError `invalid-cursor` */
   async placeOf(tenant: string, after: string | undefined): Promise<number[]> {
-    if (after === 'end') return this.store.laneEnds();
-    if (after === undefined) return Array.from({ length: this.store.lanes }, () => 0);
+    if (after === 'end') return this.store.lanes.ends();
+    if (after === undefined) return Array.from({ length: this.store.laneCount }, () => 0);
     const place = this.store.vectors.decode(tenant, after);
     if (!place)
       throw new ApiError('invalid-cursor', 'The cursor was not given out for the events of this tenant.');
@@ -95,7 +102,7 @@ export class Feed implements OnModuleDestroy {
   ): AsyncGenerator<Step> {
     const place = [...from];
     const read = (lanes: readonly number[]) =>
-      this.store.readFeed(tenant, new Map(lanes.map((lane) => [lane, place[lane] ?? 0])), BATCH, filter);
+      this.store.feed.read(tenant, new Map(lanes.map((lane) => [lane, place[lane] ?? 0])), BATCH, filter);
     const lanes =
       filter.streamId === undefined
         ? [...place.keys()]
@@ -123,7 +130,7 @@ export class Feed implements OnModuleDestroy {
     let version = after;
     const read = async () => {
       const range = { from: version + 1, limit: BATCH, unknownAsStored: true };
-      const events = await this.store.readStream(stream, range);
+      const events = await this.store.streams.read(stream, range);
       return { events, more: events.length === BATCH };
     };
     for await (const { events } of this.pages([this.store.laneOf(stream)], gone, read)) {
@@ -136,7 +143,7 @@ export class Feed implements OnModuleDestroy {
 
   /** @throws DomainError `session-not-found` for a session that never was */
   async mustExist({ tenant, sessionId }: Session): Promise<void> {
-    const [version] = await this.store.streamVersions([{ tenant, streamId: sessionId }]);
+    const [version] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
     if (!version) throw notFound();
   }
 

@@ -1,7 +1,7 @@
 import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { VersionMismatch } from '../event-store/stream-handler.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
@@ -18,7 +18,7 @@ const MAX_BYTES = 32 * 1024 * 1024;
 @Injectable()
 export class Forks {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly commands: SessionCommands,
     private readonly queries: SessionQueries,
   ) {}
@@ -39,7 +39,7 @@ export class Forks {
   ): Promise<ForkSession> {
     // A retry gets what the first request made, whatever has become of the source since.
     const { tenant, sessionId } = source;
-    if (idempotency && (await this.store.findKeyed(tenant, idempotency.scope, idempotency.key))) {
+    if (idempotency && (await this.store.keyed.find(tenant, idempotency.scope, idempotency.key))) {
       return new ForkSession({ sessionId, version: 1 }, []);
     }
     const { state: now } = await this.commands.load(source);
@@ -52,7 +52,7 @@ export class Forks {
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;
     const range = { from: then.historyStart, to: version, types: ['MessageAppended'] };
-    const events = this.store.streamEvents({ tenant, streamId: sessionId }, range);
+    const events = this.store.streams.events({ tenant, streamId: sessionId }, range);
     for await (const event of events as AsyncGenerator<SessionRecord>) {
       if (event.type !== 'MessageAppended') continue;
       messages.push(copyOf(sessionId, event));

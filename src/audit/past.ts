@@ -2,7 +2,7 @@ import { Injectable } from '@nestjs/common';
 import { isDeepStrictEqual } from 'node:util';
 import { type EventOf } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { invalidRequest } from '../http/problem.js';
 import { readHistory } from '../read-models/history.projection.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
@@ -27,7 +27,7 @@ const GENERATION_TYPES = [
 @Injectable()
 export class Past {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly models: ReadModels,
     private readonly commands: SessionCommands,
     private readonly queries: SessionQueries,
@@ -69,7 +69,7 @@ export class Past {
     const [before, after, events, generations] = await Promise.all([
       this.stateAt(session, from.version),
       this.stateAt(session, to.version),
-      this.store.countTypes(streamOf(session), from.version + 1, to.version),
+      this.store.streams.countTypes(streamOf(session), from.version + 1, to.version),
       this.generations(session, from.version, to.version, asked.limit),
     ]);
     // With the session its totals go; they were used all the same.
@@ -122,7 +122,7 @@ export class Past {
   ): Promise<DiffAnswer['generations']> {
     const range = { from: from + 1, to, types: GENERATION_TYPES };
     // One at a time, so begin and end take turns, and the first may have begun before.
-    const events = await this.store.readStream(streamOf(session), { ...range, limit: 2 * limit + 1 });
+    const events = await this.store.streams.read(streamOf(session), { ...range, limit: 2 * limit + 1 });
     const found: DiffAnswer['generations'] = [];
     for (const { type, data, version } of events as unknown as GenerationEvent[]) {
       const { generationId, model } = data;

@@ -8,7 +8,7 @@ import { exportSessions, type ExportSelection } from '../transfer/export.js';
 import { readExport, readMessages } from '../transfer/import-format.js';
 import { type ImportReport, importSessions } from '../transfer/import.js';
 import { migrate } from '../database/migrate.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { withDatabase } from './database.js';
 import { print, progressBar, write } from './output.js';
 
@@ -30,7 +30,7 @@ export async function exportTo(file: string | undefined, selection: ExportSelect
 }
 
 async function exportToFile(
-  store: EventStore,
+  store: EventLog,
   selection: ExportSelection,
   file: string,
 ): Promise<ExportManifestData> {
@@ -77,7 +77,7 @@ export async function importFrom(file: string, options: ImportOptions): Promise<
 }
 
 async function importFile(
-  store: EventStore,
+  store: EventLog,
   path: string,
   { format, tenant }: ImportOptions,
 ): Promise<ImportReport> {
@@ -94,9 +94,9 @@ async function importFile(
   }
 }
 
-async function withStore<T>(url: string, work: (store: EventStore) => Promise<T>): Promise<T> {
+async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>): Promise<T> {
   // Without an upcaster: events go out and come in as they were recorded.
-  const store = await EventStore.open(url).catch((error: unknown) => {
+  const store = await EventLog.open(url).catch((error: unknown) => {
     const isUnknown = (error as { code?: unknown }).code === '42P01';
     throw isUnknown ? new Error('this database holds no log of Colloquy') : error;
   });

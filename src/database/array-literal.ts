@@ -13,6 +13,16 @@ export function arrayLiteral(values: readonly Element[]): string {
   return `{${values.map(element).join()}}`;
 }
 
+/** Texts of JSON as one JSON array; null when all of them are missing. */
+export const jsonArray = (texts: readonly (string | null | undefined)[]): string | null =>
+  texts.some((text) => text != null) ? `[${texts.map((text) => text ?? 'null').join()}]` : null;
+
+/** A column that is null all through is sent as null: `unnest` fills it up, and no array has to be made and parsed. */
+export function sparse<T>(rows: readonly T[], pick: (row: T) => Element): string | null {
+  const column = rows.map(pick);
+  return column.some((value) => value != null) ? arrayLiteral(column) : null;
+}
+
 function element(value: Element): string | number {
   if (typeof value === 'number') return value;
   if (value === null || value === undefined) return 'NULL';

@@ -1,5 +1,5 @@
 import { type Client } from 'pg';
-import { jsonArray } from './batch-writer.js';
+import { jsonArray } from '../database/array-literal.js';
 import { laneOf, type StreamId } from './lane.js';
 import { type PayloadCodec, STATE } from './payload-codec.js';
 

@@ -1,7 +1,9 @@
 import { LRUCache } from 'lru-cache';
 import { type Decider, type Decision, DomainError } from '../domain/decider.js';
-import { type CounterChange, type NewLease } from './batch-writer.js';
-import { type Appended, type EventStore, type RecordedEvent, type StateLag } from './event-store.js';
+import { type CounterChange, type NewLease } from './append.js';
+import { type Appended, type EventLog } from './log.js';
+import { type RecordedEvent } from './recorded-event.js';
+import { type StateLag } from './stream-reader.js';
 import { type StreamId, streamKey } from './lane.js';
 
 /** A decider's state with the facts that only the store knows: where the stream ends, and its times. */
@@ -118,7 +120,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   private readonly snapshotEvery: number;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly kind: StreamKind<State, Command, Event>,
   ) {
     this.snapshotEvery = kind.snapshotEvery ?? SNAPSHOT_EVERY;
@@ -160,7 +162,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
   async preload(streams: readonly StreamId[]): Promise<void> {
-    for (const stored of await this.store.loadStreams(streams)) {
+    for (const stored of await this.store.streams.loadMany(streams)) {
       const key = streamKey(stored);
       // What is stored under another number is folded when it is needed.
       if (stored.stateVersion !== this.kind.stateVersion) continue;
@@ -189,7 +191,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     const known = this.known(stream);
     if (!known || known.state.version === 0) return undefined;
     const { position, time } = known;
-    const found = await this.store.eventsSince(stream, { version: known.state.version, position, time });
+    const found = await this.store.streams.since(stream, { version: known.state.version, position, time });
     if (!found || found.since.length === 0) return found && known;
     const lag = known.lag && {
       events: known.lag.events + found.lag.events,
@@ -200,7 +202,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   private async loadCold(stream: StreamId): Promise<Loaded<State & { version: number }>> {
     const { decider, stateVersion } = this.kind;
-    const stored = await this.store.loadStream(stream);
+    const stored = await this.store.streams.load(stream);
     if (!stored) {
       return {
         state: decider.initialState,
@@ -237,9 +239,9 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   /** The state that a stream had at a version which it has reached: folded from the snapshot before it. */
   async stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
     const { decider, stateVersion } = this.kind;
-    const known = await this.store.loadSnapshot(stream, stateVersion, version);
+    const known = await this.store.snapshots.load(stream, stateVersion, version);
     let state = known === undefined ? decider.initialState : (known as State & { version: number });
-    for await (const event of this.store.streamEvents(stream, { from: state.version + 1, to: version })) {
+    for await (const event of this.store.streams.events(stream, { from: state.version + 1, to: version })) {
       const before = state.version;
       state = decider.evolve(state, event as unknown as Event);
       this.keep(stream, before, state);
@@ -253,7 +255,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
    */
   private keep(stream: StreamId, before: number, state: State & { version: number }): void {
     if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
-    void this.store.saveSnapshot(stream, this.kind.stateVersion, state).catch(() => undefined);
+    void this.store.snapshots.save(stream, this.kind.stateVersion, state).catch(() => undefined);
   }
 
   private async attempt(
@@ -262,7 +264,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     options: HandleOptions<State, Event>,
   ): Promise<Handled<State, Event>> {
     const { key } = options;
-    const known = key && (await this.store.findKeyed(stream.tenant, key.scope, key.key));
+    const known = key && (await this.store.keyed.find(stream.tenant, key.scope, key.key));
     if (known) {
       if (known.fingerprint !== key.fingerprint) throw new KeyReused();
       return { ...(await this.load(stream)), events: [], duplicate: known };

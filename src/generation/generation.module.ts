@@ -1,7 +1,7 @@
 import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleDestroy } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
 import { type Config, SETTINGS } from '../config.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
 import { PartialReplies } from '../sessions/partial-replies.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -22,7 +22,7 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
   private grace: NodeJS.Timeout | undefined;
 
   constructor(
-    store: EventStore,
+    store: EventLog,
     bus: CommandBus,
     commands: SessionCommands,
     leases: Leases,

@@ -15,8 +15,8 @@ import {
 import { type SessionState } from '../domain/session.state.js';
 import { generationLease } from '../domain/session.js';
 import { DomainError } from '../domain/decider.js';
-import { endOfTurn } from '../event-store/batch-writer.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { endOfTurn } from '../event-store/end-of-turn.js';
+import { type EventLog } from '../event-store/log.js';
 import { type Leases } from '../event-store/leases.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
@@ -126,7 +126,7 @@ export class Generations {
   private readonly touched = new Set<number>();
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly bus: CommandBus,
     private readonly commands: SessionCommands,
     private readonly leases: Leases,
@@ -195,7 +195,7 @@ export class Generations {
 
   /** Whether a request with this key has started a generation before. */
   async isKnown(tenant: string, { scope, key }: IdempotencyKey): Promise<boolean> {
-    return (await this.store.findKeyed(tenant, scope, key)) !== undefined;
+    return (await this.store.keyed.find(tenant, scope, key)) !== undefined;
   }
 
   /** A model's answer that is part of no conversation. @throws ApiError `model-failed`, `model-timeout` */
@@ -523,7 +523,7 @@ export class Generations {
     const lanes = new Set(this.touched);
     this.touched.clear();
     const suspects = [...this.running.values()].filter(({ lane }) => lanes.has(lane));
-    const ends = await this.store.streamVersions(
+    const ends = await this.store.streams.versions(
       suspects.map(({ session }) => ({ tenant: session.tenant, streamId: session.sessionId })),
     );
     // Side by side: a session that cannot be read keeps no other from being looked at.
@@ -599,7 +599,7 @@ export class Generations {
     incarnation?: number,
   ): Promise<SessionRecord & { type: 'GenerationStarted' }> {
     const stream = { tenant, streamId: sessionId };
-    for await (const recorded of this.store.streamEvents(stream, { types: ['GenerationStarted'] })) {
+    for await (const recorded of this.store.streams.events(stream, { types: ['GenerationStarted'] })) {
       const event = recorded as SessionRecord & { type: 'GenerationStarted' };
       if (event.data.generationId !== generationId) continue;
       // What a deleted session held is gone for all but the audit trail.
@@ -618,7 +618,7 @@ export class Generations {
     let reply: (SessionRecord & { type: 'MessageAppended' }) | undefined;
     let started: (SessionRecord & { type: 'GenerationStarted' }) | undefined;
     let end: (SessionRecord & { type: 'GenerationCompleted' | 'GenerationCancelled' }) | undefined;
-    for await (const recorded of this.store.streamEvents(stream, { from, types: OUTCOME_EVENTS })) {
+    for await (const recorded of this.store.streams.events(stream, { from, types: OUTCOME_EVENTS })) {
       const event = recorded as SessionRecord;
       const isSameAppend = end?.version === event.version - 1 && end.correlationId === event.correlationId;
       // It was the deletion that ended it.
@@ -676,7 +676,7 @@ export class Generations {
     const messages: VersionedMessage[] = [];
     for (const [from, to] of ranges) {
       const range = { from, to, types: ['MessageAppended'] };
-      for await (const event of this.store.streamEvents({ tenant, streamId: sessionId }, range)) {
+      for await (const event of this.store.streams.events({ tenant, streamId: sessionId }, range)) {
         messages.push({ version: event.version, message: event.data as NewMessage });
       }
     }

@@ -1,5 +1,5 @@
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
-import { type RecordedEvent, type StoredEvent } from '../event-store/event-store.js';
+import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
 import { type IncomingMessage, type OutgoingMessage } from './kafka-client.js';
 
 /*

@@ -8,7 +8,7 @@ import {
 } from '@nestjs/common';
 import { type Config, SETTINGS } from '../config.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
 import { ContractController, KAFKA_CONTRACT } from './contract.controller.js';
 import { Relay } from './relay.js';
@@ -18,7 +18,7 @@ import { Relay } from './relay.js';
 class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationShutdown {
   private readonly hasBrokers: boolean;
 
-  constructor(store: EventStore, { pool }: RelaxedPool, leases: Leases, @Inject(SETTINGS) { kafka }: Config) {
+  constructor(store: EventLog, { pool }: RelaxedPool, leases: Leases, @Inject(SETTINGS) { kafka }: Config) {
     const logger = new Logger('relay');
     super(store, pool, leases, {
       ...kafka,

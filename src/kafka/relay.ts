@@ -1,7 +1,8 @@
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
-import { type EventStore } from '../event-store/event-store.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
+import { type EventLog } from '../event-store/log.js';
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
 import { currentJson, toMessage } from './contract.js';
 import {
   type FoundTopic,
@@ -90,12 +91,12 @@ export class Relay {
   private confirmedAt = -Infinity;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly pool: Pool,
     private readonly leases: Leases,
     private readonly options: RelayOptions,
   ) {
-    this.share = new LaneShare(leases, WORK, store.lanes, (lanes) => {
+    this.share = new LaneShare(leases, WORK, store.laneCount, (lanes) => {
       this.wake(lanes);
     });
   }
@@ -134,7 +135,7 @@ export class Relay {
     const { rows } = await available(() =>
       this.pool.query<{ lane: number; position: number }>('select lane, position from relay_checkpoint'),
     );
-    const lanes = await this.store.laneEnds();
+    const lanes = await this.store.lanes.ends();
     for (const { lane, position } of rows) lanes[lane] = (lanes[lane] ?? 0) - position;
     return { behind: lanes.reduce((sum, one) => sum + one, 0), lanes };
   }
@@ -150,7 +151,7 @@ export class Relay {
   }
 
   private wakeAll(): void {
-    this.wake(Array.from({ length: this.store.lanes }, (_, lane) => lane));
+    this.wake(Array.from({ length: this.store.laneCount }, (_, lane) => lane));
   }
 
   private async run(): Promise<void> {
@@ -260,7 +261,7 @@ export class Relay {
     const limit = this.catchingUp
       ? await this.boundedBySize(from, Math.ceil(BATCH / from.size))
       : Math.ceil(SMALL_BATCH / from.size);
-    const events = await this.store.readStored(from, limit);
+    const events = await this.store.lanes.readStored(from, limit);
     const messages: OutgoingMessage[] = [];
     const counts = new Map<number, number>();
     const moves = new Map<number, { epoch: number; from: number; to: number }>();

@@ -2,7 +2,7 @@ import { Controller, Get, Res } from '@nestjs/common';
 import { type FastifyReply } from 'fastify';
 import { z } from 'zod';
 import { Answers } from '../http/openapi.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Relay } from '../kafka/relay.js';
 import { BEHIND_AT_MOST, Projector } from '../projection-engine/projector.js';
 
@@ -22,7 +22,7 @@ type Checks = z.infer<typeof Health>['checks'];
 @Controller('health')
 export class HealthController {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly projector: Projector,
     private readonly relay: Relay,
   ) {}
@@ -40,7 +40,7 @@ export class HealthController {
   async ready(@Res({ passthrough: true }) reply: FastifyReply): Promise<z.infer<typeof Health>> {
     const checks: Checks = {};
     try {
-      await this.store.pool.query('select 1');
+      await this.store.now();
       checks.database = { status: 'ok' };
       for (const { projection, behind } of await this.projector.lag()) {
         checks[`projection ${projection}`] =

@@ -1,6 +1,6 @@
 import { Controller, Get, Header } from '@nestjs/common';
 import { Counter, Gauge, Registry } from 'prom-client';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Caller, requireOperator } from '../access/caller.js';
 import { Relay } from '../kafka/relay.js';
 import { Projector } from '../projection-engine/projector.js';
@@ -16,7 +16,7 @@ type Samples = readonly (readonly [labels: Record<string, string>, value: number
 export class MetricsController {
   private readonly registry = new Registry();
 
-  constructor(store: EventStore, projector: Projector, relay: Relay, sweeper: Sweeper) {
+  constructor(store: EventLog, projector: Projector, relay: Relay, sweeper: Sweeper) {
     const totals = () => sweeper.status().totals;
     this.counter('appends_total', 'Appends asked of this node', [], () => [[{}, store.appends]]);
     this.counter(

@@ -1,7 +1,7 @@
 import { type ClientBase, type Pool } from 'pg';
 import { transaction } from '../database/transaction.js';
 import { type EventType, sessionEvents } from '../domain/session.events.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
 import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
 import { compute, type Projection, run, type SessionRecord } from './projection.js';
@@ -24,7 +24,7 @@ export class LaneFold {
   private readonly known = new Map<number, Lane>();
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly pool: Pool,
     private readonly projection: Projection,
     private readonly table: string,
@@ -46,7 +46,7 @@ export class LaneFold {
     try {
       const lanes = await this.lanes([...epochs.keys()]);
       const from = new Map([...lanes].map(([lane, { position }]) => [lane, position]));
-      const events = await this.store.followLanes(from, limit);
+      const events = await this.store.lanes.follow(from, limit);
       const counts = new Map<number, number>();
       const to = new Map<number, number>();
       for (const { lane, position } of events) {

@@ -1,7 +1,7 @@
 import { type Pool, type PoolClient } from 'pg';
 import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { parkStatement } from './lane-fold.js';
 import { isPoison, type Poison } from './poison.js';
 import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
@@ -29,7 +29,7 @@ const PAGE = 500;
 /** The sessions that projections could not take in, and how they come back. */
 export class Parking {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly pool: Pool,
     private readonly projections: readonly Projection[],
   ) {}
@@ -117,7 +117,7 @@ export class Parking {
     for (;;) {
       let page: SessionRecord[];
       try {
-        page = (await this.store.readStream(stream, { from: next, limit: PAGE })) as SessionRecord[];
+        page = (await this.store.streams.read(stream, { from: next, limit: PAGE })) as SessionRecord[];
       } catch (error) {
         if (!isPoison(error)) throw error;
         return { version: next, error: error as Error };

@@ -1,7 +1,7 @@
 import { type ClientBase } from 'pg';
 import { arrayLiteral, type Element } from '../database/array-literal.js';
 import { type EventData, type EventType } from '../domain/session.events.js';
-import { type RecordedEvent } from '../event-store/event-store.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 /** A recorded session event whose `data` follows from its `type`. */
 export type SessionRecord = {

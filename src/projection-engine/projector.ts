@@ -1,6 +1,6 @@
 import { type Client, type Pool } from 'pg';
 import { available } from '../database/connection.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { type Leases } from '../event-store/leases.js';
 import { Parking, type ParkedSession, type SessionName } from './parking.js';
 import { type Poison } from './poison.js';
@@ -33,7 +33,7 @@ export interface ProjectionStatus {
 }
 
 export interface ProjectorParts {
-  readonly store: EventStore;
+  readonly store: EventLog;
   /** Its commits need not wait for the disk: rows and checkpoint go together. */
   readonly pool: Pool;
   readonly leases: Leases;
@@ -91,7 +91,7 @@ export class Projector {
   async start(): Promise<void> {
     // First it is shown what this node uses: nobody may drop a table that it has found already.
     await Promise.all(this.runners.map((runner) => runner.join()));
-    await createTables(this.parts.pool, this.parts.projections, this.parts.store.lanes);
+    await createTables(this.parts.pool, this.parts.projections, this.parts.store.laneCount);
     await Promise.all(this.runners.map((runner) => runner.start()));
     this.rebuilds.look();
   }
@@ -108,7 +108,7 @@ export class Projector {
 
   async lag(): Promise<ProjectionLag[]> {
     const { store, pool, projections } = this.parts;
-    const ends = await store.laneEnds();
+    const ends = await store.lanes.ends();
     const { rows } = await available(() =>
       pool.query<{ projection: string; lane: number; position: number }>(
         'select projection, lane, position from projection_checkpoint where projection = any ($1)',

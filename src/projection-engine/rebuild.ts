@@ -1,8 +1,9 @@
 import { type Pool, type PoolClient } from 'pg';
 import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
-import { type EventStore } from '../event-store/event-store.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
+import { type EventLog } from '../event-store/log.js';
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
 import { LaneFold } from './lane-fold.js';
 import { Fenced, type Poison } from './poison.js';
 import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
@@ -36,7 +37,7 @@ interface Started {
 }
 
 export interface RebuildsParts {
-  readonly store: EventStore;
+  readonly store: EventLog;
   readonly pool: Pool;
   readonly leases: Leases;
   readonly projections: readonly Projection[];
@@ -86,7 +87,7 @@ export class Rebuilds {
         await client.query(
           `insert into projection_checkpoint (projection, lane, position, epoch)
            select $1, lane, 0, 0 from generate_series(0, $2 - 1) as l (lane)`,
-          [begun.shadow, this.parts.store.lanes],
+          [begun.shadow, this.parts.store.laneCount],
         );
       }),
     );
@@ -157,7 +158,7 @@ class Rebuild {
     const { store, pool, leases, onParked } = parts;
     const { projection, shadow } = started;
     this.table = tableOf(projection);
-    this.share = new LaneShare(leases, workOn(shadow), store.lanes, () => undefined);
+    this.share = new LaneShare(leases, workOn(shadow), store.laneCount, () => undefined);
     this.fold = new LaneFold(store, pool, projection, shadow, (poison) => {
       onParked(projection, poison);
     });
@@ -322,7 +323,7 @@ class Rebuild {
       [shadow],
     );
     const leftOut = new Set(parked.map((row) => `${row.tenant}/${row.session_id}`));
-    const events = (await this.parts.store.readLanes(from, most)).filter(
+    const events = (await this.parts.store.lanes.read(from, most)).filter(
       (event) =>
         event.position <= (live.get(event.lane) ?? 0) && !leftOut.has(`${event.tenant}/${event.streamId}`),
     );

@@ -1,6 +1,7 @@
 import { type Pool } from 'pg';
-import { type EventStore } from '../event-store/event-store.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
+import { type EventLog } from '../event-store/log.js';
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
 import { LaneFold } from './lane-fold.js';
 import { Fenced, type Poison } from './poison.js';
 import { type Projection, tableOf } from './projection.js';
@@ -45,7 +46,7 @@ export class Runner {
   private stopped = false;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     pool: Pool,
     leases: Leases,
     projection: Projection,
@@ -56,7 +57,7 @@ export class Runner {
   ) {
     const table = tableOf(projection);
     this.fold = new LaneFold(store, pool, projection, table, onParked);
-    this.share = new LaneShare(leases, workOn(table), store.lanes, (lanes) => {
+    this.share = new LaneShare(leases, workOn(table), store.laneCount, (lanes) => {
       this.wake(lanes);
     });
   }
@@ -72,7 +73,7 @@ export class Runner {
     const unsubscribe = wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
-    const unhurry = wakeUp.onHurry(() => {
+    const unhurry = wakeUp.onReaderWaiting(() => {
       this.hurry();
     });
     this.unsubscribe = () => {

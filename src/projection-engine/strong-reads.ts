@@ -1,6 +1,6 @@
 import { type DataSource } from 'typeorm';
 import { available } from '../database/connection.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 
 /**
  * What a read must have seen: positions by lane, or whatever there is.
@@ -43,12 +43,12 @@ export class ReadModels {
 
   constructor(
     private readonly source: DataSource,
-    private readonly store: EventStore,
+    private readonly store: EventLog,
   ) {}
 
   /** The ends of all lanes as of now: what a strong read over many sessions must have seen. */
   async ends(): Promise<Wanted> {
-    const ends = await this.store.laneEnds();
+    const ends = await this.store.lanes.ends();
     return new Map(ends.map((position, lane) => [lane, position]));
   }
 
@@ -106,7 +106,7 @@ export class ReadModels {
       if (rows[0]?.parked) throw new SessionParked();
       if (rows[0]?.ready) return rows.filter((row) => row.found);
       if (Date.now() >= deadline) throw new ProjectionLagging();
-      this.store.wakeUp.hurry();
+      this.store.wakeUp.readerWaits();
       await progress.within(pause);
     }
   }

@@ -1,7 +1,8 @@
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
 import { type Projection, tableOf } from './projection.js';
 import { workOn } from './runner.js';
 

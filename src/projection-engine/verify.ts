@@ -1,5 +1,6 @@
 import { type Client } from 'pg';
-import { type EventStore, type LaneEvent } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
+import { type LaneEvent } from '../event-store/recorded-event.js';
 import { streamKey } from '../event-store/lane.js';
 import { findPoison, isPoison } from './poison.js';
 import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
@@ -28,11 +29,7 @@ const BATCH = 1_000;
  *
  * @param client a connection of its own: what is left on it goes away with it
  */
-export async function verify(
-  store: EventStore,
-  client: Client,
-  projection: Projection,
-): Promise<Verification> {
+export async function verify(store: EventLog, client: Client, projection: Projection): Promise<Verification> {
   const table = tableOf(projection);
   const fresh = `${table}_fresh`;
   // Named first, this is where tables are made.
@@ -121,7 +118,7 @@ class FreshFold {
   private readonly positions = new Map<number, number>();
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly client: Client,
     private readonly projection: Projection,
     private readonly table: string,
@@ -133,7 +130,7 @@ class FreshFold {
       let position = this.positions.get(lane) ?? 0;
       const read = (after: number): Promise<readonly LaneEvent[]> => {
         const limit = Math.min(BATCH, end - after);
-        return limit > 0 ? this.store.readLanes(new Map([[lane, after]]), limit) : Promise.resolve([]);
+        return limit > 0 ? this.store.lanes.read(new Map([[lane, after]]), limit) : Promise.resolve([]);
       };
       let next = read(position);
       for (;;) {

@@ -10,7 +10,7 @@ import { InjectDataSource } from '@nestjs/typeorm';
 import { DataSource } from 'typeorm';
 import { connect } from '../database/connection.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
 import { Projector } from '../projection-engine/projector.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
@@ -27,7 +27,7 @@ const VERIFY_LIMIT_MS = 3_600_000;
 
 @Injectable()
 class StrongReads extends ReadModels {
-  constructor(@InjectDataSource() source: DataSource, store: EventStore) {
+  constructor(@InjectDataSource() source: DataSource, store: EventLog) {
     super(source, store);
   }
 }
@@ -36,7 +36,7 @@ class StrongReads extends ReadModels {
 @Injectable()
 class NodeProjector extends Projector implements OnModuleInit, OnApplicationShutdown {
   constructor(
-    store: EventStore,
+    store: EventLog,
     leases: Leases,
     models: ReadModels,
     { pool }: RelaxedPool,

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { ProjectionLagging, type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import {
   type Candidate,
@@ -40,7 +40,7 @@ export class RoomMaker {
   private readonly tried = new LRUCache<string, number>({ max: REMEMBERED });
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly models: ReadModels,
     private readonly policies: TenantPolicies,
     private readonly expire: Expire,
@@ -92,7 +92,7 @@ export class RoomMaker {
       return overdue.length;
     };
     let overdue = await expireOverdue('whatever there is');
-    const room = async () => maxSessions - (await this.store.counterValue(activeSessions(tenant)));
+    const room = async () => maxSessions - (await this.store.counters.value(activeSessions(tenant)));
     if (capPolicy === 'reject') {
       // Also what others made room for in the meantime.
       let free = await room();

@@ -13,7 +13,7 @@ import {
 } from '../domain/session.commands.js';
 import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import {
   CounterAtLimit,
   type Handled,
@@ -64,7 +64,7 @@ export class SessionCommands {
   private readonly room: RoomMaker;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     models: ReadModels,
     private readonly policies: TenantPolicies,
     private readonly partials: PartialReplies,
@@ -115,7 +115,7 @@ export class SessionCommands {
         if (!(error instanceof CounterAtLimit)) throw error;
         if (attempt < TRIES && (await this.room.request(session.tenant, attempt > 1))) continue;
         this.counts.rejected += 1;
-        const activeNow = await this.store.counterValue(error.key);
+        const activeNow = await this.store.counters.value(error.key);
         // A place that became free a moment ago is no reason to say that there was one.
         const details = { activeSessions: Math.max(activeNow, error.max), maxSessions: error.max };
         throw new SessionLimitReached(details);

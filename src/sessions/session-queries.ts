@@ -2,7 +2,7 @@ import { Injectable } from '@nestjs/common';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { type SessionState } from '../domain/session.state.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
@@ -38,7 +38,7 @@ const MessageCursor = z.strictObject({ start: version, at: version.nullable(), a
 @Injectable()
 export class SessionQueries {
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly models: ReadModels,
     private readonly commands: SessionCommands,
     private readonly policies: TenantPolicies,
@@ -103,8 +103,8 @@ export class SessionQueries {
     const incarnation = incarnationIn(state, named);
     const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
     const stream = { tenant, streamId: sessionId };
-    const before = await this.store.lastVersion(stream, incarnation - 1);
-    const last = await this.store.lastVersion(stream, incarnation);
+    const before = await this.store.streams.lastVersion(stream, incarnation - 1);
+    const last = await this.store.streams.lastVersion(stream, incarnation);
     const found = await listForks(
       this.models,
       wanted,
@@ -168,7 +168,7 @@ export class SessionQueries {
     { pointer, in: part }: Pick<InputError, 'pointer' | 'in'> = { pointer: '/at', in: 'query' },
   ): Promise<{ readonly version: number; readonly time: string }> {
     const wanted = typeof at === 'number' ? { version: at } : at === undefined ? {} : { time: at };
-    const last = await this.store.lastVersion({ tenant, streamId: sessionId }, incarnation, wanted);
+    const last = await this.store.streams.lastVersion({ tenant, streamId: sessionId }, incarnation, wanted);
     if (!last || (typeof at === 'number' && at !== last.version)) {
       throw invalidRequest([
         { pointer, in: part, detail: `is not inside incarnation ${incarnation} of the session` },
@@ -195,7 +195,7 @@ export class SessionQueries {
   /** Position of a version as clients see it. */
   async positionAt(session: SessionRef, version: number): Promise<string> {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
-    const [event] = await this.store.readStream(stream, { from: version, to: version });
+    const [event] = await this.store.streams.read(stream, { from: version, to: version });
     if (!event) throw new Error(`version ${version} of ${session.sessionId} is not in the log`);
     return this.store.positions.encode(event);
   }

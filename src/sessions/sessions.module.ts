@@ -1,7 +1,7 @@
 import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { CqrsModule } from '@nestjs/cqrs';
 import { type Config, SETTINGS } from '../config.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { ApprovalsController } from './approvals.controller.js';
 import { commandHandlers } from './command-handlers.js';
@@ -14,7 +14,7 @@ import { TenantsController } from './tenants.controller.js';
 
 @Injectable()
 class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplicationShutdown {
-  constructor(store: EventStore, @Inject(SETTINGS) { sessions, tenants }: Config) {
+  constructor(store: EventLog, @Inject(SETTINGS) { sessions, tenants }: Config) {
     super(store, sessions, tenants);
   }
 

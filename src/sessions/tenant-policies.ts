@@ -7,7 +7,7 @@ import {
   type TenantState,
 } from '../domain/tenant.js';
 import { available } from '../database/connection.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { type HandleOptions, StreamHandler } from '../event-store/stream-handler.js';
 
 /** How many sessions a tenant may have active, for how long, and what happens at the cap. */
@@ -45,7 +45,7 @@ export class TenantPolicies {
   private refreshed = -Infinity;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     readonly defaults: SessionPolicy,
     private readonly tenants: Readonly<Record<string, Overrides>>,
   ) {

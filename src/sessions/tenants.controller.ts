@@ -3,7 +3,7 @@ import { type FastifyReply } from 'fastify';
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { TENANT_ID } from '../domain/tenant.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Caller, requireOperator } from '../access/caller.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
@@ -47,7 +47,7 @@ const Tenant = z
 export class TenantsController {
   constructor(
     private readonly policies: TenantPolicies,
-    private readonly store: EventStore,
+    private readonly store: EventLog,
   ) {}
 
   @Get(':id')
@@ -97,6 +97,6 @@ export class TenantsController {
 
   private async present(id: string, settings: TenantSettings, reply: FastifyReply) {
     reply.header('etag', etag(settings.version));
-    return { id, ...settings, activeSessions: await this.store.counterValue(activeSessions(id)) };
+    return { id, ...settings, activeSessions: await this.store.counters.value(activeSessions(id)) };
   }
 }

@@ -8,7 +8,7 @@ import {
 } from '@nestjs/common';
 import { type Config, SETTINGS } from '../config.js';
 import { DatabaseUnavailable } from '../database/connection.js';
-import { EventStore } from '../event-store/event-store.js';
+import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -20,7 +20,7 @@ import { Sweeper } from './sweeper.js';
 @Injectable()
 class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown {
   constructor(
-    store: EventStore,
+    store: EventLog,
     models: ReadModels,
     policies: TenantPolicies,
     commands: SessionCommands,

@@ -1,9 +1,10 @@
 import { randomUUID } from 'node:crypto';
 import { AbandonGeneration, DeleteSession } from '../domain/session.commands.js';
 import { generationLease } from '../domain/session.js';
-import { Overloaded } from '../event-store/batch-writer.js';
-import { type EventStore } from '../event-store/event-store.js';
-import { LaneShare, type Leases } from '../event-store/leases.js';
+import { Overloaded } from '../event-store/append.js';
+import { type EventLog } from '../event-store/log.js';
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
 import { ProjectionLagging, type ReadModels } from '../projection-engine/strong-reads.js';
 import {
   abandonedGenerations,
@@ -62,7 +63,7 @@ interface Due extends SweepAction {
 }
 
 export interface SweeperParts {
-  readonly store: EventStore;
+  readonly store: EventLog;
   readonly models: ReadModels;
   readonly policies: TenantPolicies;
   readonly commands: SessionCommands;
@@ -104,7 +105,7 @@ export class Sweeper {
   private withinCaps = -Infinity;
 
   constructor(private readonly parts: SweeperParts) {
-    this.share = new LaneShare(parts.leases, 'sweeper', parts.store.lanes, () => undefined);
+    this.share = new LaneShare(parts.leases, 'sweeper', parts.store.laneCount, () => undefined);
     this.pacer = new Pacer(() => parts.store.appends);
   }
 
@@ -271,7 +272,7 @@ export class Sweeper {
       // Before the look, so that a cap which is lowered meanwhile leads to another one.
       this.withinCaps = performance.now();
     }
-    const above = await store.countersAbove(ACTIVE_SESSIONS, policies.defaults.maxSessions, caps);
+    const above = await store.counters.above(ACTIVE_SESSIONS, policies.defaults.maxSessions, caps);
     if (above.length > 0) this.withinCaps = -Infinity;
     for (const { key, value, limit: max } of above) {
       const tenant = key.slice(ACTIVE_SESSIONS.length);
@@ -289,7 +290,7 @@ export class Sweeper {
         });
         // Read after the candidates: those that leave in between are counted, and tried in vain. The other way round
         // more would leave than must.
-        const active = await store.counterValue(key);
+        const active = await store.counters.value(key);
         const ours = idlest
           .slice(0, Math.max(active - max, 0))
           .filter(({ lane, sessionId }) => lanes.includes(lane) && !seen.has(sessionId))
@@ -347,7 +348,7 @@ export class Sweeper {
   }
 
   private allLanes(): number[] {
-    return Array.from({ length: this.parts.store.lanes }, (_, lane) => lane);
+    return Array.from({ length: this.parts.store.laneCount }, (_, lane) => lane);
   }
 
   private interval(): number {

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { sessionEvents, sessionId } from '../domain/session.events.js';
 import { TENANT_ID } from '../domain/tenant.js';
-import { type RecordedEvent } from '../event-store/event-store.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 /*
  * An export is JSON Lines in UTF-8, by tenant, session and version:

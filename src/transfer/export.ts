@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
-import { type EventStore, type RecordedEvent } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { EXPORT_FORMAT, exported, type ExportManifestData } from './export-format.js';
 
 const STREAMS = 1_000;
@@ -20,7 +21,7 @@ export interface ExportSelection {
  * @throws whatever `write` throws; DatabaseUnavailable
  */
 export async function exportSessions(
-  store: EventStore,
+  store: EventLog,
   selection: ExportSelection,
   write: (text: string) => Promise<void>,
 ): Promise<ExportManifestData> {
@@ -38,9 +39,9 @@ export async function exportSessions(
     return { session: { tenant, sessionId: streamId, version } };
   };
 
-  const cut = await store.laneEnds();
+  const cut = await store.lanes.ends();
   for await (const streams of pagesOf(store, selection)) {
-    for await (const page of store.eventsUpTo(cut, streams)) {
+    for await (const page of store.cuts.eventsUpTo(cut, streams)) {
       const lines: unknown[] = [];
       for (const event of page) {
         if (last && (last.streamId !== event.streamId || last.tenant !== event.tenant))
@@ -58,17 +59,17 @@ export async function exportSessions(
   return manifest;
 }
 
-async function* pagesOf(store: EventStore, { tenant, sessions }: ExportSelection) {
+async function* pagesOf(store: EventLog, { tenant, sessions }: ExportSelection) {
   if (sessions) {
     const ids = [...new Set(sessions.sessionIds)].sort();
     const streams = ids.map((streamId) => ({ tenant: sessions.tenant, streamId }));
-    const versions = await store.streamVersions(streams);
+    const versions = await store.streams.versions(streams);
     yield streams.map((stream, index) => ({ ...stream, version: versions[index] ?? 0 }));
     return;
   }
   let after = { tenant: tenant ?? '', streamId: '' };
   for (;;) {
-    const page = await store.streamsAfter(after, STREAMS, tenant);
+    const page = await store.cuts.streamsAfter(after, STREAMS, tenant);
     // The stream of a tenant's own settings is no session: its id begins as no session's does.
     yield page.filter(({ streamId }) => !streamId.startsWith('~'));
     const end = page.at(-1);

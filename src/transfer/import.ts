@@ -3,7 +3,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { isActivity, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
-import { type EventStore } from '../event-store/event-store.js';
+import { type EventLog } from '../event-store/log.js';
 import { type ImportedEvent, type ImportedStream, type LogImport } from '../event-store/log-import.js';
 import { exported } from './export-format.js';
 import {
@@ -44,7 +44,7 @@ export interface ImportReport {
  * @throws ImportRefused before anything was written; DatabaseUnavailable
  */
 export async function importSessions(
-  store: EventStore,
+  store: EventLog,
   read: ImportFormat,
   onProgress: (events: number, total: number) => void = () => undefined,
 ): Promise<ImportReport> {
@@ -80,7 +80,7 @@ class Pass {
   private readonly counts = { sessions: 0, events: 0, imported: 0, unchanged: 0, closed: 0 };
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly notAfter: string,
     private readonly log?: LogImport,
     private readonly onProgress?: (events: number) => void,
@@ -140,7 +140,7 @@ class Pass {
   private async versionsThere(): Promise<Map<string, number>> {
     const keys = new Map(this.batch.map((piece) => [keyOf(piece), piece]));
     const streams = [...keys.values()].map(({ tenant, sessionId }) => ({ tenant, streamId: sessionId }));
-    const versions = await this.store.streamVersions(streams);
+    const versions = await this.store.streams.versions(streams);
     return new Map(
       [...keys.keys()].flatMap((key, index) => (versions[index] ? [[key, versions[index]]] : [])),
     );
@@ -151,7 +151,7 @@ class Pass {
     const stream = { tenant: piece.tenant, streamId: piece.sessionId };
     const [first, last] = [piece.events[0], piece.events.at(-1)];
     if (!first || !last) return;
-    const found = await this.store.readStream(stream, { from: first.version, to: last.version });
+    const found = await this.store.streams.read(stream, { from: first.version, to: last.version });
     const same = found.length === piece.events.length && isDeepStrictEqual(found.map(exported), piece.events);
     if (!same) {
       throw new ImportRefused(`${keyOf(piece)} exists with other events (it is at version ${version} there)`);

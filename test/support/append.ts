@@ -1,7 +1,7 @@
-import { type EventStore } from '../../src/event-store/event-store.js';
+import { type EventLog } from '../../src/event-store/log.js';
 import { type StreamId } from '../../src/event-store/lane.js';
 
-export type AppendOf = Parameters<EventStore['append']>[0];
+export type AppendOf = Parameters<EventLog['append']>[0];
 
 /** An append with nothing special about it; `more` says what is. */
 export function appendOf(

@@ -3,8 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createPool } from '../../src/database/connection.js';
-import { EventStore } from '../../src/event-store/event-store.js';
-import { Leases } from '../../src/event-store/leases.js';
+import { EventLog } from '../../src/event-store/log.js';
 import { Relay } from '../../src/kafka/relay.js';
 import { upcast } from '../../src/domain/session.events.js';
 
@@ -58,9 +57,9 @@ async function broker(folder: string, owner: string): Promise<void> {
 }
 
 async function relay(url: string, brokers: string, topic: string): Promise<void> {
-  const store = await EventStore.open(url, { upcast });
+  const store = await EventLog.open(url, { upcast });
   const pool = createPool(url, 'relay', { settings: '-c synchronous_commit=off' });
-  const leases = new Leases(store.pool, randomUUID());
+  const leases = store.leases(randomUUID());
   const node = new Relay(store, pool, leases, {
     kafka: { brokers: [brokers] },
     topic,

@@ -1,5 +1,5 @@
 import { createInterface } from 'node:readline';
-import { EventStore } from '../../src/event-store/event-store.js';
+import { EventLog } from '../../src/event-store/log.js';
 import { appendOf } from './append.js';
 
 /**
@@ -8,7 +8,7 @@ import { appendOf } from './append.js';
  * for each that was acknowledged. `stop` on its standard input ends it in order.
  */
 async function main(url: string, name: string, streams: number): Promise<void> {
-  const store = await EventStore.open(url);
+  const store = await EventLog.open(url);
   let stopped = false;
   createInterface(process.stdin)
     .on('line', () => (stopped = true))

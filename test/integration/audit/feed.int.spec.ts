@@ -1,6 +1,7 @@
 import { Feed, type Step } from '../../../src/audit/feed.js';
 import { type EventAnswer } from '../../../src/audit/audit.schemas.js';
-import { type EventStore, type FeedFilter } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
+import { type FeedFilter } from '../../../src/event-store/feed-reader.js';
 import { upcast } from '../../../src/domain/session.events.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -14,7 +15,7 @@ const ACTORS = ['alice', 'bob'];
 
 let db: TestDatabase;
 const nodes = new Nodes();
-let store: EventStore;
+let store: EventLog;
 let feed: Feed;
 
 beforeEach(async () => {
@@ -39,7 +40,7 @@ const pick = <T>(random: (below: number) => number, items: readonly T[]): T => {
 class Writer {
   private readonly versions = new Map<string, number>();
   constructor(
-    private readonly to: EventStore,
+    private readonly to: EventLog,
     private readonly random: (below: number) => number,
     private readonly name = 's',
   ) {}
@@ -299,7 +300,7 @@ it('given writers on two nodes and readers that come back again and again, when 
   for (const filter of filters) totals.set(filter, (await expected('acme', filter)).length + 1);
   // One more that all of them see, so that none waits for ever.
   const stream = { tenant: 'acme', streamId: 'w0-3' };
-  const [version = 0] = await store.streamVersions([stream]);
+  const [version = 0] = await store.streams.versions([stream]);
   const last = [{ type: 'SessionExpired', data: {} }];
   await store.append(appendOf(stream, version, last, { actor: 'bob' }));
   for (const { filter, seen, visits } of await Promise.all(reading)) {
@@ -319,7 +320,7 @@ it('given a reader that takes nothing, when much is written, then nothing is rea
   let reads = 0;
   const count = () => (reads += 1);
   store.pool.on('acquire', count);
-  store.wakeUp.appended(Array.from({ length: store.lanes }, (_, lane) => lane));
+  store.wakeUp.appended(Array.from({ length: store.laneCount }, (_, lane) => lane));
   await db.query('select 1');
   expect(reads).toBe(0);
   store.pool.off('acquire', count);
@@ -390,10 +391,10 @@ it('given a reader, when the database goes away and comes back, then the reader 
   proxy.down();
   const next = steps.next();
   for (let index = 0; index < 10; index += 1) await writer.append('acme');
-  away.wakeUp.appended(Array.from({ length: away.lanes }, (_, lane) => lane));
+  away.wakeUp.appended(Array.from({ length: away.laneCount }, (_, lane) => lane));
   // For longer than the reader lets events gather, so that it has been refused as well.
   for (const end = performance.now() + 100; performance.now() < end;) {
-    await expect(away.laneEnds()).rejects.toMatchObject({ code: 'database-unavailable' });
+    await expect(away.lanes.ends()).rejects.toMatchObject({ code: 'database-unavailable' });
   }
   proxy.up();
   seen.push((await next).value as Step);

@@ -412,8 +412,8 @@ describe('states that are kept', () => {
     const handler = tallies(store, { snapshotEvery: 10 });
     for (let number = 1; number <= 95; number += 1) await handler.handle(stream, { numbers: [number] }, by);
     const reads: { from?: number }[] = [];
-    const original = store.streamEvents.bind(store);
-    store.streamEvents = (of, range, limit) => {
+    const original = store.streams.events.bind(store.streams);
+    store.streams.events = (of, range, limit) => {
       reads.push(range ?? {});
       return original(of, range, limit);
     };

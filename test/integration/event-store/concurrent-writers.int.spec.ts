@@ -1,5 +1,5 @@
-import { type AppendResult, type StreamEnd } from '../../../src/event-store/batch-writer.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type AppendResult, type StreamEnd } from '../../../src/event-store/append.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -36,9 +36,9 @@ describe('many writers on one stream', () => {
       const total = 64 * rounds;
       expect(versions.sort((a, b) => a - b)).toEqual(Array.from({ length: total }, (_, index) => index + 1));
       // The stored state leads to what a fold of the log gives, so no writer decided on an old one.
-      const folded = await tallies(stores[0] as EventStore, { stateVersion: 2 }).load(stream);
+      const folded = await tallies(stores[0] as EventLog, { stateVersion: 2 }).load(stream);
       expect(folded.state).toMatchObject({ version: total, sum });
-      expect((await tallies(stores[0] as EventStore).load(stream)).state).toEqual(folded.state);
+      expect((await tallies(stores[0] as EventLog).load(stream)).state).toEqual(folded.state);
     },
     60_000,
   );
@@ -165,8 +165,8 @@ describe('the two ways into the log', () => {
           from.query('select name, owner, epoch > 0 as drawn, until from lease');
         expect(await leases(db)).toMatchObject([{ name: 'work', owner, drawn: true }]);
         expect(await leases(other)).toEqual(await leases(db));
-        expect(await batched.readStream(stream)).toMatchObject(
-          (await lone.readStream(stream)).map(({ data, version, time }) => ({ data, version, time })),
+        expect(await batched.streams.read(stream)).toMatchObject(
+          (await lone.streams.read(stream)).map(({ data, version, time }) => ({ data, version, time })),
         );
         await nodes.stopAll();
         await expectSoundLog(other);
@@ -187,7 +187,7 @@ describe('the two ways into the log', () => {
     await other.query(fixedClock(offsetMs));
   };
 
-  function companionOf(store: EventStore, streamId: string): string {
+  function companionOf(store: EventLog, streamId: string): string {
     const lane = store.laneOf({ tenant: 'acme', streamId });
     for (let index = 0; ; index += 1) {
       const candidate = `companion-${index}`;

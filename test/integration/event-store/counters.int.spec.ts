@@ -1,4 +1,4 @@
-import { type AppendResult } from '../../../src/event-store/batch-writer.js';
+import { type AppendResult } from '../../../src/event-store/append.js';
 import { CounterAtLimit } from '../../../src/event-store/stream-handler.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
@@ -26,7 +26,7 @@ describe('a counter', () => {
     );
 
     expect([numberOf(results, 'ok'), numberOf(results, 'counter')]).toEqual([50, 150]);
-    expect(await stores[0]?.counterValue('active')).toBe(50);
+    expect(await stores[0]?.counters.value('active')).toBe(50);
     // What was refused left nothing.
     const ok = results.flatMap(({ status }, index) => (status === 'ok' ? [`s${index}`] : []));
     for (const table of ['event', 'stream_state']) {
@@ -42,7 +42,7 @@ describe('a counter', () => {
       ),
     );
     expect(numberOf(more, 'ok')).toBe(1);
-    expect(await stores[0]?.counterValue('active')).toBe(50);
+    expect(await stores[0]?.counters.value('active')).toBe(50);
   });
 
   it('given a limit that was lowered, when the counter stands above it, then it may fall but not rise', async () => {
@@ -60,7 +60,7 @@ describe('a counter', () => {
       statuses.push((await store.append(appendOf(stream('a'), version, written, change(delta, 3)))).status);
     }
     expect(statuses).toEqual(['counter', 'ok', 'ok', 'ok', 'ok', 'counter']);
-    expect(await store.counterValue('active')).toBe(3);
+    expect(await store.counters.value('active')).toBe(3);
   });
 
   it('given appends that conflict or are guarded, when they would change a counter, then it stays', async () => {
@@ -73,7 +73,7 @@ describe('a counter', () => {
       ),
     ]);
     expect(results.map(({ status }) => status)).toEqual(['conflict', 'ok', 'guard']);
-    expect(await store.counterValue('active')).toBe(2);
+    expect(await store.counters.value('active')).toBe(2);
   });
 
   it('given an append with several counters, when one is at its limit, then none of them is changed', async () => {
@@ -119,7 +119,7 @@ it('given three nodes, when random batches share counters, keys, lanes and strea
   for (let round = 0; round < sized(200, 40); round += 1) {
     const ids = Array.from({ length: 60 }, () => stream(`s${random(200)}`));
     const versions = await Promise.all(
-      ids.map(async (id) => (await stores[0]?.loadStream(id))?.version ?? 0),
+      ids.map(async (id) => (await stores[0]?.streams.load(id))?.version ?? 0),
     );
     await Promise.all(
       ids.map(async (id, index) => {
@@ -150,7 +150,7 @@ it('given three nodes, when random batches share counters, keys, lanes and strea
   }
 
   expect(clash).toBeGreaterThan(0);
-  for (const [key, sum] of sums) expect([key, await stores[0]?.counterValue(key)]).toEqual([key, sum]);
+  for (const [key, sum] of sums) expect([key, await stores[0]?.counters.value(key)]).toEqual([key, sum]);
   const kept = await db.query<{ key: string }>('select key from command');
   expect(kept.map(({ key }) => key).sort()).toEqual([...keys].sort());
   await nodes.stopAll();

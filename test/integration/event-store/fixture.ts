@@ -1,5 +1,5 @@
 import { type Decider } from '../../../src/domain/decider.js';
-import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
+import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { StreamHandler, type StreamKind } from '../../../src/event-store/stream-handler.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 
@@ -20,12 +20,12 @@ export function seeded(seed = Number(process.env['SEED'] ?? 20_261_122)): (below
 
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Nodes of one test file: each an EventStore with connections of its own. */
+/** Nodes of one test file: each an EventLog with connections of its own. */
 export class Nodes {
-  private readonly open: EventStore[] = [];
+  private readonly open: EventLog[] = [];
 
-  async start(url: string, options: EventStoreOptions = {}): Promise<EventStore> {
-    const store = await EventStore.open(url, options);
+  async start(url: string, options: EventLogOptions = {}): Promise<EventLog> {
+    const store = await EventLog.open(url, options);
     this.open.push(store);
     return store;
   }
@@ -85,7 +85,7 @@ export const tallyDecider: Decider<Tally, Add, Added> = {
 };
 
 export function tallies(
-  store: EventStore,
+  store: EventLog,
   more: Partial<StreamKind<Tally, Add, Added>> = {},
 ): StreamHandler<Tally, Add, Added> {
   return new StreamHandler(store, {

@@ -1,4 +1,5 @@
-import { type EventStore, type LaneEvent } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
+import { type LaneEvent } from '../../../src/event-store/recorded-event.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 import { by, logPerTest, seeded, sized, sleep, tallies } from './fixture.js';
@@ -9,10 +10,11 @@ const nodes = logPerTest((made) => {
 });
 
 const written = (text: string) => [{ type: 'Written', data: { text, nested: { list: [1, null, 'ä'] } } }];
-const allLanes = (store: EventStore) => new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, 0]));
-const stored = async (store: EventStore) => store.readLanes(allLanes(store), 1_000_000);
+const allLanes = (store: EventLog) =>
+  new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
+const stored = async (store: EventLog) => store.lanes.read(allLanes(store), 1_000_000);
 /** Streams that share a lane. */
-const sameLane = (store: EventStore, count: number): string[] => {
+const sameLane = (store: EventLog, count: number): string[] => {
   const found: string[] = [];
   for (let n = 0; found.length < count; n += 1) {
     if (store.laneOf({ tenant: 'acme', streamId: `s${n}` }) === 3) found.push(`s${n}`);
@@ -35,7 +37,7 @@ it('given what a process has appended, when it follows the log, then it gets the
     ),
   );
 
-  const followed = await store.followLanes(allLanes(store), 1_000);
+  const followed = await store.lanes.follow(allLanes(store), 1_000);
   const inOrder = (events: readonly LaneEvent[]) =>
     [...events].sort((a, b) => a.lane - b.lane || a.position - b.position);
   expect(followed).toHaveLength(85);
@@ -44,7 +46,7 @@ it('given what a process has appended, when it follows the log, then it gets the
 
 it('given two processes that append to one lane in turn, when neither has heard of the other yet, then positions have no gap', async () => {
   const stores = [await nodes.start(db.url), await nodes.start(db.url)];
-  const [first, second] = sameLane(stores[0] as EventStore, 2);
+  const [first, second] = sameLane(stores[0] as EventLog, 2);
   const random = seeded();
   const versions = [0, 0];
   for (let round = 0; round < sized(2_000, 300); round += 1) {
@@ -70,7 +72,7 @@ it('given two processes that append, when one of them follows the log as it is w
       const lanes = [...dirty];
       dirty.clear();
       const from = new Map(lanes.map((lane) => [lane, positions.get(lane) ?? 0]));
-      for (const event of from.size > 0 ? await own.followLanes(from, 20) : []) {
+      for (const event of from.size > 0 ? await own.lanes.follow(from, 20) : []) {
         if (event.position !== (positions.get(event.lane) ?? 0) + 1) disorder.push(event);
         positions.set(event.lane, event.position);
         dirty.add(event.lane);

@@ -1,10 +1,10 @@
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { expectSoundLog, Nodes } from './fixture.js';
 
 let db: TestDatabase;
-let store: EventStore;
+let store: EventLog;
 const nodes = new Nodes();
 beforeEach(async () => {
   db = await createTestDatabase();
@@ -39,9 +39,9 @@ async function append(
   return result;
 }
 const refusedBy = async (expected: number, more: Parameters<typeof appendOf>[3]) => {
-  const before = await store.loadStream(stream);
+  const before = await store.streams.load(stream);
   const { status } = await store.append(appendOf(stream, expected, written, { ...known, ...more }));
-  expect(await store.loadStream(stream)).toEqual(before);
+  expect(await store.streams.load(stream)).toEqual(before);
   return status;
 };
 const msBetween = (from: string, to: string) => Date.parse(to) - Date.parse(from);
@@ -138,7 +138,7 @@ describe('stamps', () => {
     expect(unused).toMatchObject({ createdAt: created.time, lastActivityAt: used.time });
     expect(again).toMatchObject({ createdAt: again.time, lastActivityAt: again.time });
     expect(same).toMatchObject({ createdAt: again.time, lastActivityAt: again.time });
-    expect(await store.loadStream(stream)).toMatchObject({
+    expect(await store.streams.load(stream)).toMatchObject({
       version: 5,
       incarnation: 2,
       time: same.time,
@@ -164,11 +164,13 @@ describe('stamps', () => {
       await db.setClock({ offsetMs: version * 60_000 });
       times.push((await append(version, { incarnation: version < 2 ? 1 : 2 })).time);
     }
-    expect(await store.lastVersion(stream, 1)).toEqual({ version: 2, time: times[1] });
-    expect(await store.lastVersion(stream, 2)).toMatchObject({ version: 4 });
-    expect(await store.lastVersion(stream, 3)).toBeUndefined();
-    expect(await store.lastVersion(stream, 2, { time: times[2] ?? '' })).toMatchObject({ version: 3 });
-    expect(await store.lastVersion(stream, 2, { version: 3 })).toMatchObject({ version: 3 });
-    expect(await store.lastVersion(stream, 2, { time: times[1] ?? '' })).toBeUndefined();
+    expect(await store.streams.lastVersion(stream, 1)).toEqual({ version: 2, time: times[1] });
+    expect(await store.streams.lastVersion(stream, 2)).toMatchObject({ version: 4 });
+    expect(await store.streams.lastVersion(stream, 3)).toBeUndefined();
+    expect(await store.streams.lastVersion(stream, 2, { time: times[2] ?? '' })).toMatchObject({
+      version: 3,
+    });
+    expect(await store.streams.lastVersion(stream, 2, { version: 3 })).toMatchObject({ version: 3 });
+    expect(await store.streams.lastVersion(stream, 2, { time: times[1] ?? '' })).toBeUndefined();
   });
 });

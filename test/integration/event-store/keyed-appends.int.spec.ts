@@ -34,7 +34,7 @@ describe('a keyed append', () => {
 
     expect(first).toMatchObject({ status: 'ok', version: 1 });
     expect(again).toEqual({ status: 'duplicate', version: 1, reference: { n: 1 } });
-    expect(await store.findKeyed('acme', 'POST /x', 'k')).toEqual({
+    expect(await store.keyed.find('acme', 'POST /x', 'k')).toEqual({
       fingerprint: 'f',
       reference: { n: 1 },
       streamId: 'a',
@@ -118,22 +118,22 @@ describe('a keyed append', () => {
     await store.append(appendOf(stream('a'), 0, written, { key: key() }));
 
     await db.setClock({ offsetMs: 24 * HOUR_MS - 60_000 });
-    expect(await store.findKeyed('acme', 'POST /x', 'k')).toBeDefined();
+    expect(await store.keyed.find('acme', 'POST /x', 'k')).toBeDefined();
     expect(await store.append(appendOf(stream('b'), 0, written, { key: key() }))).toMatchObject({
       status: 'duplicate',
     });
-    await store.pruneKeyed();
+    await store.keyed.prune();
     expect(await kept()).toHaveLength(1);
 
     await db.setClock({ offsetMs: 24 * HOUR_MS + 1_000 });
-    expect(await store.findKeyed('acme', 'POST /x', 'k')).toBeUndefined();
+    expect(await store.keyed.find('acme', 'POST /x', 'k')).toBeUndefined();
     expect(
       await store.append(appendOf(stream('b'), 0, written, { key: key({ fingerprint: 'other' }) })),
     ).toMatchObject({ status: 'ok' });
     expect(await kept()).toEqual([{ key: 'k', fingerprint: 'other', stream_id: 'b', version: 1 }]);
 
     await db.setClock({ offsetMs: 48 * HOUR_MS + 2_000 });
-    await store.pruneKeyed();
+    await store.keyed.prune();
     expect(await kept()).toEqual([]);
   });
 
@@ -176,20 +176,20 @@ describe('a keyed append', () => {
   it('given a command that changes nothing, when it has a key, then its result is kept without an event', async () => {
     const store = await nodes.start(db.url);
     await store.append(appendOf(stream('a'), 0, written));
-    const before = await store.loadStream(stream('a'));
+    const before = await store.streams.load(stream('a'));
 
     const result = await store.append(appendOf(stream('a'), 1, [], { key: key(), state: { other: true } }));
 
     expect(result).toMatchObject({ status: 'ok', version: 1, position: before?.position });
     expect(await kept()).toEqual([{ key: 'k', fingerprint: 'f', stream_id: 'a', version: 1 }]);
-    expect(await store.loadStream(stream('a'))).toEqual(before);
+    expect(await store.streams.load(stream('a'))).toEqual(before);
     expect(await store.append(appendOf(stream('a'), 1, written, { key: key() }))).toMatchObject({
       status: 'duplicate',
       version: 1,
     });
     // The same on a stream that does not exist: it still does not.
     await store.append(appendOf(stream('none'), 0, [], { key: key({ key: 'other' }) }));
-    expect(await store.loadStream(stream('none'))).toBeUndefined();
+    expect(await store.streams.load(stream('none'))).toBeUndefined();
     expect(await eventCount()).toBe(1);
   });
 });

@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto';
-import { type EventStore } from '../../../src/event-store/event-store.js';
-import { LaneShare, LEASE_MS, Leases } from '../../../src/event-store/leases.js';
+import { type EventLog } from '../../../src/event-store/log.js';
+import { LaneShare } from '../../../src/event-store/lane-share.js';
+import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { Nodes } from './fixture.js';
 
 let db: TestDatabase;
-let store: EventStore;
+let store: EventLog;
 const nodes = new Nodes();
 const opened: Leases[] = [];
 beforeEach(async () => {
@@ -19,7 +20,7 @@ afterEach(async () => {
 });
 
 function node(): Leases {
-  const leases = new Leases(store.pool, randomUUID());
+  const leases = store.leases(randomUUID());
   opened.push(leases);
   return leases;
 }

@@ -1,4 +1,5 @@
-import { type EventStore, type StateLag } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
+import { type StateLag } from '../../../src/event-store/stream-reader.js';
 import { laneOf } from '../../../src/event-store/lane.js';
 import { appendOf, type AppendOf } from '../../support/append.js';
 import { connect } from '../../../src/database/connection.js';
@@ -23,7 +24,7 @@ class Writer {
   private lag: StateLag | undefined;
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly to = stream,
   ) {}
 
@@ -78,7 +79,7 @@ it('given three processes that append to one stream and to one lane, when none h
   const random = seeded();
   const stores = await Promise.all([1, 2, 3].map(() => nodes.start(db.url)));
   const writers = stores.map((store) => new Writer(store));
-  const beside = new Writer(stores[2] as EventStore, neighbour);
+  const beside = new Writer(stores[2] as EventLog, neighbour);
   let version = 0;
   for (let round = 0; round < sized(3_000, 500); round += 1) {
     const writer = writers[random(3)];
@@ -111,7 +112,7 @@ it('given a lane that somebody else holds, when a writer appends right behind it
   await holder.end();
 
   expect(await appended).toBe('ok');
-  const [event] = await store.readStream(stream, { from: 2 });
+  const [event] = await store.streams.read(stream, { from: 2 });
   // Stamped under the lock.
   expect(Date.parse(event?.time ?? '')).toBeGreaterThanOrEqual(Date.parse(rows[0]?.now ?? ''));
 });
@@ -122,7 +123,7 @@ it('given a clock that went back, when a writer appends right behind its last ev
   await writer.append();
   await db.setClock({ offsetMs: -3_600_000 });
   await writer.append();
-  const [first, second] = await store.readStream(stream);
+  const [first, second] = await store.streams.read(stream);
   expect(second?.time).toBe(first?.time);
 });
 

@@ -1,4 +1,4 @@
-import { type AppendResult } from '../../../src/event-store/batch-writer.js';
+import { type AppendResult } from '../../../src/event-store/append.js';
 import { DatabaseUnavailable } from '../../../src/database/connection.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -63,7 +63,7 @@ it.each<Fate>(['lose answer', 'lose request'])(
     // What the second try answers is what the first would have: the stream's own end.
     const { status, ...end } = result as AppendResult & { status: 'ok' };
     expect(status).toBe('ok');
-    expect(await store.loadStream(stream('a'))).toMatchObject(end);
+    expect(await store.streams.load(stream('a'))).toMatchObject(end);
   },
 );
 
@@ -105,13 +105,13 @@ it('given appends of every kind, when connections break again and again in mid-c
         version += events.length;
         expect(result).toMatchObject({ version });
       }
-      expect(await store.streamVersions([stream(`s${index}`)])).toEqual([version]);
+      expect(await store.streams.versions([stream(`s${index}`)])).toEqual([version]);
     }),
   );
 
   expect(lost['lose answer']).toBeGreaterThan(5);
   expect(lost['lose request']).toBeGreaterThan(5);
-  expect(await store.counterValue('c')).toBe(counted);
+  expect(await store.counters.value('c')).toBe(counted);
   expect(await db.query('select count(*)::int from command')).toEqual([{ count: keyed }]);
 }, 60_000);
 
@@ -139,7 +139,7 @@ it('given a lost request, when another node has taken its version since, then it
 
   expect(await append).toEqual({ status: 'conflict', version: 1 });
   expect(await db.query('select data from event')).toEqual([{ data: { number: 2 } }]);
-  expect(await other.counterValue('c')).toBe(0);
+  expect(await other.counters.value('c')).toBe(0);
 });
 
 it('given a lost answer, when the server refuses the second try as a whole, then each append is still known as done', async () => {
@@ -226,7 +226,7 @@ it('given a database that stays away, when appends come, then the first waits a 
   expect(outcome).toBeInstanceOf(DatabaseUnavailable);
   expect(waited).toBeGreaterThan(2_000);
   expect(waited).toBeLessThan(8_000);
-  await expect(store.loadStream(stream('a'))).rejects.toBeInstanceOf(DatabaseUnavailable);
+  await expect(store.streams.load(stream('a'))).rejects.toBeInstanceOf(DatabaseUnavailable);
 
   proxy.up();
   expect(await store.append(appendOf(stream('a'), 0, [written(2)]))).toMatchObject({ status: 'ok' });

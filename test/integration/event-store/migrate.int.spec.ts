@@ -1,6 +1,6 @@
 import { type MigrationInterface, type QueryRunner } from 'typeorm';
 import { migrate } from '../../../src/database/migrate.js';
-import { EventStore } from '../../../src/event-store/event-store.js';
+import { EventLog } from '../../../src/event-store/log.js';
 import { laneOf } from '../../../src/event-store/lane.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { allMigrations, createEmptyDatabase, type TestDatabase } from '../../support/database.js';
@@ -65,7 +65,7 @@ it('given a database from before the events alone told where a stream ends, when
 
   await migrate(db.url, migrations);
 
-  const store = await EventStore.open(db.url);
+  const store = await EventLog.open(db.url);
   try {
     const { state } = await tallies(store).handle({ tenant: 'acme', streamId: 'old' }, { numbers: [7] }, by);
     expect(state).toMatchObject({ version: 4, sum: 22 });
@@ -127,15 +127,15 @@ it('given PostgreSQL 14, when a node starts, then it says what it needs and chan
 });
 
 it('given no server, or a database that was not migrated, when a node opens the log, then it says so', async () => {
-  await expect(EventStore.open(db.url)).rejects.toThrow(/log_settings/);
-  await expect(EventStore.open('postgres://postgres@127.0.0.1:1/none')).rejects.toMatchObject({
+  await expect(EventLog.open(db.url)).rejects.toThrow(/log_settings/);
+  await expect(EventLog.open('postgres://postgres@127.0.0.1:1/none')).rejects.toMatchObject({
     code: 'database-unavailable',
   });
 });
 
 it('given the settings of the service, when it connects, then a stopped transaction of it ends before its lease', async () => {
   await migrate(db.url, migrations);
-  const store = await EventStore.open(db.url);
+  const store = await EventLog.open(db.url);
   try {
     const { rows } = await store.pool.query<{ ms: number }>(
       `select setting::int as ms from pg_settings where name = 'idle_in_transaction_session_timeout'`,

@@ -1,4 +1,4 @@
-import { Overloaded } from '../../../src/event-store/batch-writer.js';
+import { Overloaded } from '../../../src/event-store/append.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, Nodes } from './fixture.js';

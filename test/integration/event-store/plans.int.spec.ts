@@ -39,15 +39,15 @@ it('given a long log, when a lane, a stream, a tenant and the ends are read and 
   const store = await nodes.start(db.url);
   // Often enough for the server to settle on a generic plan.
   const ROUNDS = 12;
-  const lanes = new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, EVENTS / 32]));
+  const lanes = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, EVENTS / 32]));
   for (let round = 0; round < ROUNDS; round += 1) {
-    expect(await store.readLanes(lanes, 10)).toHaveLength(160);
-    expect((await store.laneEnds())[3]).toBe(EVENTS / 16);
+    expect(await store.lanes.read(lanes, 10)).toHaveLength(160);
+    expect((await store.lanes.ends())[3]).toBe(EVENTS / 16);
     // A stream of this name lies in another lane than its hash says: its lane is what is looked through.
-    expect(await store.readStream({ tenant: 'load', streamId: 'nothing' })).toEqual([]);
-    await store.lastVersion({ tenant: 'load', streamId: 'nothing' }, 1, { version: 7 });
+    expect(await store.streams.read({ tenant: 'load', streamId: 'nothing' })).toEqual([]);
+    await store.streams.lastVersion({ tenant: 'load', streamId: 'nothing' }, 1, { version: 7 });
     // A tenant with few events in this log, read from its beginning.
-    const feed = await store.readFeed('acme', new Map([...lanes.keys()].map((lane) => [lane, 0])), 5);
+    const feed = await store.feed.read('acme', new Map([...lanes.keys()].map((lane) => [lane, 0])), 5);
     expect(feed.events).toHaveLength(round === 0 ? 0 : 5);
     for (const streamId of ['one', 'two']) {
       await store.append(appendOf({ tenant: 'acme', streamId }, round, [{ type: 'Written', data: {} }]));
@@ -57,7 +57,7 @@ it('given a long log, when a lane, a stream, a tenant and the ends are read and 
         store.append(appendOf({ tenant: 'acme', streamId }, round, [{ type: 'Written', data: {} }])),
       ),
     );
-    expect(await store.readStream({ tenant: 'acme', streamId: 'one' }, { from: round })).toHaveLength(
+    expect(await store.streams.read({ tenant: 'acme', streamId: 'one' }, { from: round })).toHaveLength(
       round === 0 ? 1 : 2,
     );
   }

@@ -1,7 +1,7 @@
 import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
-import { type StateLag } from '../../../src/event-store/event-store.js';
+import { type StateLag } from '../../../src/event-store/stream-reader.js';
 import { type Added, by, logPerTest, seeded, sized, tallies, tallyDecider } from './fixture.js';
 
 let db: TestDatabase;
@@ -35,7 +35,10 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
     expect({ ...folded, state: 0, lag: 0 }).toEqual({ ...stored, state: 0, lag: 0 });
     // The next append stores it anew, and then nobody folds.
     await tallies(store, { stateVersion: 2 }).handle(stream, { numbers: [1] }, by);
-    expect(await store.loadStream(stream)).toMatchObject({ stateVersion: 2, state: { version: length + 1 } });
+    expect(await store.streams.load(stream)).toMatchObject({
+      stateVersion: 2,
+      state: { version: length + 1 },
+    });
   },
 );
 
@@ -73,7 +76,7 @@ it('given events small and large, when they are appended one by one, then the st
       const result = await store.append(appendOf(stream, end.version, events, { lag: end.lag }));
       if (result.status !== 'ok') throw new Error(result.status);
       end = result;
-      if ((await store.loadStream(stream))?.version === end.version) return count;
+      if ((await store.streams.load(stream))?.version === end.version) return count;
     }
   };
   // A new stream has one at once.
@@ -99,7 +102,7 @@ it('given an event that a newer version wrote, when older nodes load, then they 
   await expect(reading.load(stream)).rejects.toThrow('newer than this code');
   await expect(tallies(older).load(stream)).rejects.toThrow('newer than this code');
   // Among others it is left out.
-  expect(await older.loadStreams([stream, other])).toMatchObject([{ streamId: 'other' }]);
+  expect(await older.streams.loadMany([stream, other])).toMatchObject([{ streamId: 'other' }]);
 
   for (let count = 0; count < 8; count += 1) await writing.handle(stream, { numbers: [1] }, by);
   for (const handler of [reading, tallies(older)])
@@ -194,13 +197,13 @@ it('given parts of a stream, when they are read, then range, limit and types are
   }));
   await store.append(appendOf(stream, 0, events, { causationId: 'cause' }));
   await store.append(appendOf({ tenant: 'acme', streamId: 'aa' }, 0, events));
-  const versions = async (range: Parameters<typeof store.readStream>[1]) =>
-    (await store.readStream(stream, range)).map(({ version }) => version);
+  const versions = async (range: Parameters<typeof store.streams.read>[1]) =>
+    (await store.streams.read(stream, range)).map(({ version }) => version);
 
   expect(await versions({})).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
   expect(await versions({ from: 3, to: 6 })).toEqual([3, 4, 5, 6]);
   expect(await versions({ from: 2, types: ['Even'], limit: 2 })).toEqual([3, 5]);
-  expect((await store.readStream(stream, { to: 1 }))[0]).toMatchObject({
+  expect((await store.streams.read(stream, { to: 1 }))[0]).toMatchObject({
     type: 'Even',
     schemaVersion: 1,
     tenant: 'acme',
@@ -221,7 +224,7 @@ it('given data of an older schema, when it is read, then it is lifted by type an
   const store = await nodes.start(db.url, {
     upcast: (type, schemaVersion, data) => ({ ...data, from: `${type} v${schemaVersion}` }),
   });
-  expect((await store.readStream(stream))[0]?.data).toEqual({ old: 1, from: 'Written v1' });
+  expect((await store.streams.read(stream))[0]?.data).toEqual({ old: 1, from: 'Written v1' });
   const lanes = new Map([[store.laneOf(stream), 0]]);
-  expect((await store.readLanes(lanes, 5))[0]?.data).toEqual({ old: 1, from: 'Written v1' });
+  expect((await store.lanes.read(lanes, 5))[0]?.data).toEqual({ old: 1, from: 'Written v1' });
 });

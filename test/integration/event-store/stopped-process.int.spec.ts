@@ -23,7 +23,7 @@ it('given a node that is stopped again and again in the middle of its work, when
   const stopped = await startWriter(db.url, 'stopped', 32);
   // One stream in every lane.
   const streams = new Map<number, string>();
-  for (let index = 0; streams.size < store.lanes; index += 1) {
+  for (let index = 0; streams.size < store.laneCount; index += 1) {
     streams.set(store.laneOf({ tenant: 'acme', streamId: `s${index}` }), `s${index}`);
   }
   const versions = new Map<string, number>();
@@ -56,6 +56,6 @@ it('given a node that is stopped again and again in the middle of its work, when
   await stopped.past([...stopped.acknowledged.values()].reduce((sum, version) => sum + version, 0) + 100);
   await stopped.stop();
   for (const [streamId, version] of stopped.acknowledged) {
-    expect((await store.loadStream({ tenant: 'load', streamId }))?.version).toBe(version);
+    expect((await store.streams.load({ tenant: 'load', streamId }))?.version).toBe(version);
   }
 }, 120_000);

@@ -1,5 +1,5 @@
 import { Client } from 'pg';
-import { type RecordedEvent } from '../../../src/event-store/event-store.js';
+import { type RecordedEvent } from '../../../src/event-store/recorded-event.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { killWriters, startWriter, type WriterProcess } from '../../support/writer-process.js';
 import { expectSoundLog, Nodes, sized, sleep } from './fixture.js';
@@ -18,7 +18,7 @@ afterAll(async () => {
 
 it('given 4 writing processes of which one is killed, and a foreign transaction left open, when a reader keeps only lane and number, then it sees each acknowledged event once and in order, and is not held up', async () => {
   const store = await nodes.start(db.url);
-  const positions = new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, 0]));
+  const positions = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
   const versions = new Map<string, number>();
   const disorder: unknown[] = [];
   let seen = 0;
@@ -32,7 +32,7 @@ it('given 4 writing processes of which one is killed, and a foreign transaction 
   };
   const read = async (): Promise<number> => {
     // A small page, so that pages end in the middle of what is being written.
-    const events = await store.readLanes(positions, 7);
+    const events = await store.lanes.read(positions, 7);
     events.forEach(see);
     return events.length;
   };

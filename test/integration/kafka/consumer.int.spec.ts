@@ -11,7 +11,7 @@ import {
   postgresPlaces,
 } from '../../../src/consumer.js';
 import { createPool } from '../../../src/database/connection.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { toMessage } from '../../../src/kafka/contract.js';
 import { Publisher, TopicAdmin } from '../../../src/kafka/kafka-client.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -23,7 +23,7 @@ type Seen = Pick<ConsumedEvent, 'sessionId' | 'version'>;
 
 describeWithKafka('colloquy/consumer', (brokers) => {
   let db: TestDatabase;
-  let store: EventStore;
+  let store: EventLog;
   let pool: Pool;
   let topic: string;
   let publisher: Publisher;
@@ -51,8 +51,8 @@ describeWithKafka('colloquy/consumer', (brokers) => {
       const [, sessionId = ''] = /^\/v1\/sessions\/([^/]+)\/events$/.exec(url.pathname) ?? [];
       const from = Number(url.searchParams.get('after')) + 1;
       const limit = Number(url.searchParams.get('limit'));
-      void store
-        .readStream({ tenant: 'acme', streamId: decodeURIComponent(sessionId) }, { from, limit })
+      void store.streams
+        .read({ tenant: 'acme', streamId: decodeURIComponent(sessionId) }, { from, limit })
         .then((events) => {
           const data = events.map(({ streamId, ...event }) => ({ ...event, sessionId: streamId }));
           response.end(JSON.stringify({ data }));
@@ -73,7 +73,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
 
   /** Publishes these versions of a session that is in the log as a whole. */
   async function publish(streamId: string, versions: readonly number[], maxBytes = 1_000_000): Promise<void> {
-    const events = await store.readStream({ tenant: 'acme', streamId });
+    const events = await store.streams.read({ tenant: 'acme', streamId });
     const messages = versions.map((version) => {
       const event = events[version - 1];
       if (!event) throw new Error(`there is no version ${version}`);

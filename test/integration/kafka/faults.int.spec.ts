@@ -10,7 +10,7 @@ import {
   startEmbeddedPostgres,
 } from '../../../src/embedded-postgres/embedded-postgres.js';
 import { migrate } from '../../../src/database/migrate.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { allMigrations } from '../../support/database.js';
 import {
   describeWithKafka,
@@ -33,7 +33,7 @@ describeWithKafka('relay under faults', () => {
   let folder: string;
   let postgres: EmbeddedPostgres;
   let broker: OwnBroker;
-  let store: EventStore;
+  let store: EventLog;
   let pool: Pool;
   let consumer: Consumer;
   let listening: Tap;

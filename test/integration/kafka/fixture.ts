@@ -1,5 +1,5 @@
 import { upcast } from '../../../src/domain/session.events.js';
-import { EventStore } from '../../../src/event-store/event-store.js';
+import { EventLog } from '../../../src/event-store/log.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 
@@ -7,7 +7,7 @@ export const full = process.env['FULL'] === '1';
 export const sized = (all: number, reduced: number): number => (full ? all : reduced);
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-export const openStore = (url: string): Promise<EventStore> => EventStore.open(url, { upcast });
+export const openStore = (url: string): Promise<EventLog> => EventLog.open(url, { upcast });
 
 export const completed = (inputTokens: number, outputTokens: number) => ({
   type: 'GenerationCompleted',
@@ -32,7 +32,7 @@ export class Writers {
   private running: Promise<unknown> = Promise.resolve();
 
   constructor(
-    private readonly store: EventStore,
+    private readonly store: EventLog,
     private readonly sessions: number,
     private readonly prefix = 's',
   ) {}
@@ -73,7 +73,7 @@ export class Writers {
     // After a lost connection the append may have happened: the log knows.
     this.versions.set(
       streamId,
-      result.status === 'ok' ? result.version : ((await this.store.streamVersions([stream]))[0] ?? 0),
+      result.status === 'ok' ? result.version : ((await this.store.streams.versions([stream]))[0] ?? 0),
     );
   }
 }

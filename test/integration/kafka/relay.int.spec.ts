@@ -5,8 +5,7 @@ import { promisify } from 'node:util';
 import { Kafka as CloudEventsKafka, type CloudEvent } from 'cloudevents';
 import { type Pool } from 'pg';
 import { createPool } from '../../../src/database/connection.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
-import { Leases } from '../../../src/event-store/leases.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { Relay, type RelayOptions } from '../../../src/kafka/relay.js';
 import { ConfigResourceTypes } from 'kafkajs';
 import { appendOf } from '../../support/append.js';
@@ -24,7 +23,7 @@ import { countOf, logOf, openStore, said, sized, sleep, Writers } from './fixtur
 
 describeWithKafka('relay', (brokers) => {
   let db: TestDatabase;
-  let store: EventStore;
+  let store: EventLog;
   let pool: Pool;
   let topic: string;
   const ends: (() => Promise<unknown>)[] = [];
@@ -46,7 +45,7 @@ describeWithKafka('relay', (brokers) => {
 
   function startHere(more: Partial<RelayOptions> = {}): { relay: Relay; troubles: string[] } {
     const troubles: string[] = [];
-    const leases = new Leases(store.pool, randomUUID());
+    const leases = store.leases(randomUUID());
     const relay = new Relay(store, pool, leases, {
       kafka: { brokers: brokers.split(',') },
       topic,

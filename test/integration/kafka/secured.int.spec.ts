@@ -6,8 +6,7 @@ import { join } from 'node:path';
 import { type Pool } from 'pg';
 import { consume, memoryPlaces } from '../../../src/consumer.js';
 import { createPool } from '../../../src/database/connection.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
-import { Leases } from '../../../src/event-store/leases.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { type KafkaSettings } from '../../../src/kafka/kafka-client.js';
 import { Relay } from '../../../src/kafka/relay.js';
 import { appendOf } from '../../support/append.js';
@@ -24,7 +23,7 @@ describeWithKafka('a broker that wants TLS and a password', () => {
   let ca: string;
   let broker: OwnBroker;
   let db: TestDatabase;
-  let store: EventStore;
+  let store: EventLog;
   let pool: Pool;
 
   beforeAll(async () => {
@@ -71,7 +70,7 @@ ssl.truststore.location=${certificate}`,
   }, 60_000);
 
   async function withRelay(kafka: KafkaSettings, topic: string, work: (relay: Relay) => Promise<void>) {
-    const leases = new Leases(store.pool, randomUUID());
+    const leases = store.leases(randomUUID());
     const relay = new Relay(store, pool, leases, {
       kafka,
       topic,

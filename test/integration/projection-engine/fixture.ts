@@ -9,8 +9,8 @@ import { type SessionRef } from '../../../src/sessions/command-context.js';
 import { sessionDecider } from '../../../src/domain/session.js';
 import * as session from '../../../src/domain/session.commands.js';
 import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
-import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
-import { Leases } from '../../../src/event-store/leases.js';
+import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
+import { type Leases } from '../../../src/event-store/leases.js';
 import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection } from '../../../src/projection-engine/projection.js';
@@ -45,7 +45,7 @@ export class Node {
   private readonly sessions: StreamHandler<SessionState, SessionCommand, SessionEvent>;
 
   private constructor(
-    readonly store: EventStore,
+    readonly store: EventLog,
     readonly leases: Leases,
     readonly models: ReadModels,
     readonly projector: Projector,
@@ -65,10 +65,10 @@ export class Node {
   static async start(
     url: string,
     projections: readonly Projection[] = READ_MODELS,
-    options: EventStoreOptions = {},
+    options: EventLogOptions = {},
   ): Promise<Node> {
-    const store = await EventStore.open(url, { upcast, ...options });
-    const leases = new Leases(store.pool, randomUUID());
+    const store = await EventLog.open(url, { upcast, ...options });
+    const leases = store.leases(randomUUID());
     const source = await new DataSource({
       type: 'postgres',
       url,

@@ -339,8 +339,8 @@ describe('the read models after crashes', () => {
   }, 120_000);
 
   async function readAll(node: Node) {
-    const after = new Map(Array.from({ length: node.store.lanes }, (_, lane) => [lane, 0]));
-    return node.store.readLanes(after, 1_000_000);
+    const after = new Map(Array.from({ length: node.store.laneCount }, (_, lane) => [lane, 0]));
+    return node.store.lanes.read(after, 1_000_000);
   }
 
   /** The read models once more, by way of the domain's own fold and nothing of the projections' code. */

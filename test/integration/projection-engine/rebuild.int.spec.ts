@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
-import { type EventStoreOptions } from '../../../src/event-store/event-store.js';
+import { type EventLogOptions } from '../../../src/event-store/log.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
@@ -18,7 +18,7 @@ let db: TestDatabase;
 const nodes: Node[] = [];
 const start = async (
   projections: readonly Projection[] = READ_MODELS,
-  options: EventStoreOptions = {},
+  options: EventLogOptions = {},
 ): Promise<Node> => {
   const node = await Node.start(db.url, projections, options);
   nodes.push(node);

@@ -9,7 +9,7 @@ import {
   type SessionCommand,
   StartGeneration,
 } from '../../../src/domain/session.commands.js';
-import { EventStore } from '../../../src/event-store/event-store.js';
+import { EventLog } from '../../../src/event-store/log.js';
 import { Leases } from '../../../src/event-store/leases.js';
 import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
@@ -39,7 +39,7 @@ export class Node {
   readonly commands = this.app.get(SessionCommands);
   readonly policies = this.app.get(TenantPolicies);
   readonly sweeper = this.app.get(Sweeper);
-  readonly store = this.app.get(EventStore);
+  readonly store = this.app.get(EventLog);
   readonly leases = this.app.get(Leases);
   private readonly models = this.app.get(ReadModels);
 

@@ -1,7 +1,7 @@
 import { readExport, readMessages } from '../../../src/transfer/import-format.js';
 import { exportSessions, type ExportSelection } from '../../../src/transfer/export.js';
 import { type ImportReport, importSessions } from '../../../src/transfer/import.js';
-import { EventStore, type EventStoreOptions } from '../../../src/event-store/event-store.js';
+import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { type TestDatabase } from '../../support/database.js';
 
 export type Line = Record<string, unknown>;
@@ -9,10 +9,10 @@ export type Line = Record<string, unknown>;
 /** A store as the command line opens it: events as they were recorded. */
 export async function withStore<T>(
   url: string,
-  work: (store: EventStore) => Promise<T>,
-  options: EventStoreOptions = {},
+  work: (store: EventLog) => Promise<T>,
+  options: EventLogOptions = {},
 ): Promise<T> {
-  const store = await EventStore.open(url, options);
+  const store = await EventLog.open(url, options);
   try {
     return await work(store);
   } finally {
@@ -24,7 +24,7 @@ export async function withStore<T>(
 export async function exportOf(
   db: Pick<TestDatabase, 'url'>,
   selection: ExportSelection = {},
-  options: EventStoreOptions = {},
+  options: EventLogOptions = {},
   whenWritten: () => Promise<void> = () => Promise.resolve(),
 ): Promise<string> {
   let text = '';
@@ -52,7 +52,7 @@ const bytesOf = (text: string) =>
 export const importInto = (
   db: Pick<TestDatabase, 'url'>,
   text: string,
-  options: EventStoreOptions = {},
+  options: EventLogOptions = {},
 ): Promise<ImportReport> =>
   withStore(db.url, (store) => importSessions(store, readExport(bytesOf(text))), options);
 

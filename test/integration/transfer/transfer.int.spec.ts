@@ -4,7 +4,7 @@ import { sessionDecider } from '../../../src/domain/session.js';
 import { isActivity, type SessionState } from '../../../src/domain/session.state.js';
 import * as session from '../../../src/domain/session.commands.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
-import { type EventStore } from '../../../src/event-store/event-store.js';
+import { type EventLog } from '../../../src/event-store/log.js';
 import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
 import { laneOf } from '../../../src/event-store/lane.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
@@ -122,15 +122,15 @@ const contents = async (db: TestDatabase): Promise<unknown> =>
 
 /** The sessions of a log, by id, folded from their first event. */
 async function folded(
-  store: EventStore,
+  store: EventLog,
 ): Promise<Map<string, { state: SessionState; createdAt: string; lastActivityAt: string }>> {
   const sessions = new Map<string, { state: SessionState; createdAt: string; lastActivityAt: string }>();
-  for (const stream of await store.streamsAfter({ tenant: TENANT, streamId: '' }, 100_000, TENANT)) {
+  for (const stream of await store.cuts.streamsAfter({ tenant: TENANT, streamId: '' }, 100_000, TENANT)) {
     if (stream.streamId === '~tenant') continue;
     let state = sessionDecider.initialState;
     let lastActivityAt = '';
     let createdAt = '';
-    for await (const event of store.streamEvents(stream)) {
+    for await (const event of store.streams.events(stream)) {
       state = sessionDecider.evolve(state, event as unknown as SessionEvent);
       if (isActivity(event)) lastActivityAt = event.time;
       if (event.type === 'SessionCreated') createdAt = event.time;
@@ -243,7 +243,10 @@ describe('export', () => {
     const still = await exportOf(db);
     const store = await stores.start(db.url);
     const versions = new Map(
-      (await store.streamsAfter({ tenant: '', streamId: '' }, 100_000)).map((one) => [one.streamId, one]),
+      (await store.cuts.streamsAfter({ tenant: '', streamId: '' }, 100_000)).map((one) => [
+        one.streamId,
+        one,
+      ]),
     );
     let round = 0;
 
@@ -305,7 +308,7 @@ describe('import', () => {
       const stream = { tenant: TENANT, streamId: 'long' };
       const before = (await folded(await stores.start(source.url))).get('long');
       const version = before?.state.version ?? 0;
-      const [failed, expired] = await node.store.readStream(stream, { from: version + 1 });
+      const [failed, expired] = await node.store.streams.read(stream, { from: version + 1 });
       expect(failed).toMatchObject({
         type: 'GenerationFailed',
         actor: 'system:import',
@@ -319,7 +322,7 @@ describe('import', () => {
         },
       });
       // The failure is use of the session, as every end of a generation is.
-      expect(await node.store.loadStream(stream)).toMatchObject({
+      expect(await node.store.streams.load(stream)).toMatchObject({
         version: version + 2,
         time: expired?.time,
         lastActivityAt: failed?.time,
@@ -328,7 +331,7 @@ describe('import', () => {
 
       const { events } = await node.handle('long', new session.AppendMessages([message('back')]));
       expect(events.map(({ type }) => type)).toEqual(['SessionResumed', 'MessageAppended']);
-      expect(await node.store.counterValue(`active:${TENANT}`)).toBe(1);
+      expect(await node.store.counters.value(`active:${TENANT}`)).toBe(1);
     } finally {
       await node.stop();
     }
@@ -341,7 +344,7 @@ describe('import', () => {
     const states = await folded(store);
     expect(states.size).toBeGreaterThan(10);
     for (const [streamId, { state, lastActivityAt, createdAt }] of states) {
-      const stored = await store.loadStream({ tenant: TENANT, streamId });
+      const stored = await store.streams.load({ tenant: TENANT, streamId });
       expect(stored).toMatchObject({ stateVersion: STATE_VERSION, lastActivityAt, createdAt, since: [] });
       expect(stored?.state).toEqual(state);
     }
@@ -384,7 +387,7 @@ describe('import', () => {
     const db = await database();
     await importInto(db, text);
     const store = await stores.start(db.url);
-    const { version = 0, state, lag } = (await store.loadStream({ tenant: TENANT, streamId: 's1' })) ?? {};
+    const { version = 0, state, lag } = (await store.streams.load({ tenant: TENANT, streamId: 's1' })) ?? {};
     expect(lag).toEqual({ events: 0, bytes: 0 });
     const more = appendOf({ tenant: TENANT, streamId: 's1' }, version, [
       { type: 'SessionDetailsChanged', data: {} },
@@ -463,11 +466,11 @@ describe('import', () => {
     await importInto(db, text);
     const store = await stores.start(db.url);
     const seen = new Map<number, string[]>();
-    const after = new Map(Array.from({ length: store.lanes }, (_, lane) => [lane, 0]));
+    const after = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
     for (
-      let page = await store.readLanes(after, 500);
+      let page = await store.lanes.read(after, 500);
       page.length > 0;
-      page = await store.readLanes(after, 500)
+      page = await store.lanes.read(after, 500)
     ) {
       for (const event of page) {
         expect(event.position).toBe((after.get(event.lane) ?? 0) + 1);
@@ -482,7 +485,7 @@ describe('import', () => {
       const inFile = lines.filter(
         (line) =>
           'type' in line &&
-          laneOf({ tenant: String(line['tenant']), streamId: String(line['sessionId']) }, store.lanes) ===
+          laneOf({ tenant: String(line['tenant']), streamId: String(line['sessionId']) }, store.laneCount) ===
             lane,
       );
       expect(ids).toEqual(inFile.map((line) => line['id']));
@@ -685,7 +688,7 @@ describe('import of plain messages', () => {
     expect(report).toEqual({ sessions: 2, events: 6, imported: 2, unchanged: 0, closed: 2 });
 
     const store = await stores.start(db.url);
-    const events = await store.readStream({ tenant: 'acme', streamId: 'a' });
+    const events = await store.streams.read({ tenant: 'acme', streamId: 'a' });
     expect(events).toMatchObject([
       { type: 'SessionCreated', time: '2021-05-01T08:00:02.000Z', data: { imported: true } },
       {
@@ -700,7 +703,7 @@ describe('import of plain messages', () => {
       },
       { type: 'SessionExpired', data: { reason: 'import', lastActivityAt: '2021-05-01T08:00:02.000Z' } },
     ]);
-    expect(await store.loadStream({ tenant: 'acme', streamId: 'b' })).toMatchObject({
+    expect(await store.streams.load({ tenant: 'acme', streamId: 'b' })).toMatchObject({
       createdAt: '2021-05-01T08:00:01.000Z',
       lastActivityAt: '2021-05-01T08:00:03.000Z',
       state: { status: 'expired', messageCount: 3, openToolCalls: [] },

@@ -1,4 +1,4 @@
-import { type RecordedEvent } from '../../../src/event-store/event-store.js';
+import { type RecordedEvent } from '../../../src/event-store/recorded-event.js';
 import { LogTail } from '../../../src/event-store/log-tail.js';
 
 const event = (lane: number, position: number): RecordedEvent => ({

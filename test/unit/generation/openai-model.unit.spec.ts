@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { type AddressInfo } from 'node:net';
-import { endOfTurn } from '../../../src/event-store/batch-writer.js';
+import { endOfTurn } from '../../../src/event-store/end-of-turn.js';
 import { OpenAiModel } from '../../../src/generation/openai.chat-model.js';
 
 const REQUEST = { model: 'm', messages: [{ role: 'user' as const, content: 'hello' }] };

@@ -1,4 +1,4 @@
-import { endOfTurn } from '../../../src/event-store/batch-writer.js';
+import { endOfTurn } from '../../../src/event-store/end-of-turn.js';
 import { yielding } from '../../../src/generation/yielding.js';
 
 describe('what yields to more urgent work', () => {

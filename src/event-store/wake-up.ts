@@ -5,8 +5,8 @@ import { connect } from '../database/connection.js';
 const CHANNEL = 'colloquy_log';
 
 /**
- * At most so often one node tells the others. NOTIFY takes a lock that is global to the server, so it is never part
- * of an append, and what is committed meanwhile goes into the next one.
+ * The least time between two notifications of one node. NOTIFY takes a lock that is global to the server, so it is never
+ * part of an append, and what is committed in between goes into the next notification.
  */
 const NOTIFY_GAP_MS = 10;
 
@@ -15,14 +15,14 @@ const POLL_MS = 1_000;
 
 type Listener = (lanes: Iterable<number>) => void;
 
-/** Tells who reads the log that lanes have grown: at once within the process, by NOTIFY on other nodes. */
-export class LogWakeUp {
+/** Wakes the readers of the log when lanes have grown: at once within the process, by NOTIFY on other nodes. */
+export class WakeUp {
   private readonly origin = randomUUID();
   private readonly listeners = new Set<Listener>();
-  private readonly hurried = new Set<() => void>();
+  private readonly waitListeners = new Set<() => void>();
   private readonly all: readonly number[];
-  private readonly untold = new Set<number>();
-  private telling = false;
+  private readonly unannounced = new Set<number>();
+  private announcing = false;
   private readonly grown = new Set<number>();
   private emitting: NodeJS.Immediate | undefined;
   private client: Client | undefined;
@@ -44,36 +44,36 @@ export class LogWakeUp {
     this.poll.unref();
   }
 
-  /** Calls back with the lanes that may have grown; now and then without need. Returns how to stop that. */
+  /** Calls back with the lanes that may have grown, at least once a second with all of them. Returns how to stop that. */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
     this.ensureConnected();
     return () => this.listeners.delete(listener);
   }
 
-  /** The writer committed to these lanes. Whoever waits for the commit itself goes first. */
+  /** The writer committed to these lanes. Those who wait for the commit itself are answered first. */
   appended(lanes: Iterable<number>): void {
     for (const lane of lanes) this.grown.add(lane);
     this.emitting ??= setImmediate(() => {
       const grown = [...this.grown];
       this.grown.clear();
       this.emitting = undefined;
-      for (const lane of grown) this.untold.add(lane);
+      for (const lane of grown) this.unannounced.add(lane);
       this.emit(grown);
       this.ensureConnected();
-      void this.tell();
+      void this.announce();
     });
   }
 
-  /** Calls back when a reader on this node waits: no time to let work gather. Returns how to stop that. */
-  onHurry(listener: () => void): () => void {
-    this.hurried.add(listener);
-    return () => this.hurried.delete(listener);
+  /** Calls back when a reader on this node waits, so that work is done at once instead of gathered. Returns how to stop that. */
+  onReaderWaiting(listener: () => void): () => void {
+    this.waitListeners.add(listener);
+    return () => this.waitListeners.delete(listener);
   }
 
-  /** A reader waits for whoever follows the log on this node. */
-  hurry(): void {
-    for (const listener of this.hurried) listener();
+  /** A reader waits until the followers of the log on this node have caught up. */
+  readerWaits(): void {
+    for (const listener of this.waitListeners) listener();
   }
 
   async close(): Promise<void> {
@@ -94,19 +94,19 @@ export class LogWakeUp {
     for (const listener of this.listeners) listener(lanes);
   }
 
-  private async tell(): Promise<void> {
-    if (this.telling || !this.client || this.untold.size === 0) return;
-    this.telling = true;
-    const lanes = [...this.untold];
-    this.untold.clear();
+  private async announce(): Promise<void> {
+    if (this.announcing || !this.client || this.unannounced.size === 0) return;
+    this.announcing = true;
+    const lanes = [...this.unannounced];
+    this.unannounced.clear();
     try {
       await this.client.query('select pg_notify($1, $2)', [CHANNEL, `${this.origin} ${lanes.join()}`]);
     } catch {
       // The others poll; the connection's own end handler replaces it.
     }
     setTimeout(() => {
-      this.telling = false;
-      void this.tell();
+      this.announcing = false;
+      void this.announce();
     }, NOTIFY_GAP_MS).unref();
   }
 
@@ -132,7 +132,7 @@ export class LogWakeUp {
       await client.query(`listen ${CHANNEL}`);
       this.client = client;
       this.emitForeign(this.all);
-      void this.tell();
+      void this.announce();
     } catch {
       // The next poll tries again.
     }

@@ -1,0 +1,234 @@
+import { type Client, type QueryResultRow } from 'pg';
+import { arrayLiteral, type Element, jsonArray, sparse } from '../database/array-literal.js';
+import { rfc3339 } from '../database/connection.js';
+import { type Append, type AppendEvent, type AppendResult, endOf } from './append.js';
+import { type StreamId } from './lane.js';
+
+/** The last event of a lane as this process saw it; others may have appended behind it since. */
+export interface LastEvent extends StreamId {
+  readonly version: number;
+  readonly position: number;
+  readonly time: string;
+}
+
+interface Row extends QueryResultRow {
+  status: string;
+  r_version: number;
+  r_position: number;
+  r_time: string;
+  r_reference?: unknown;
+}
+
+/**
+ * Commits appends by one autocommit statement, the cheapest one that can do what they ask for.
+ * @param run of the server that the connection leads to
+ * @param lastOf the last event that this process saw in a lane
+ * @returns one result for each append, in their order
+ */
+export async function commitAppends(
+  client: Client,
+  appends: readonly Append[],
+  run: string,
+  lastOf: (lane: number) => LastEvent | undefined,
+): Promise<AppendResult[]> {
+  const [append] = appends;
+  if (!append || appends.length > 1 || !isPlain(append)) return sendBatch(client, appends);
+  const last = lastOf(append.lane);
+  const next = last && isNext(append, last) ? await sendNext(client, append, last, run) : undefined;
+  return [next ?? (await sendOne(client, append, last?.position, run))];
+}
+
+const isNext = ({ stream, expected, events, state, lease }: Append, last: LastEvent): boolean =>
+  expected === last.version &&
+  stream.streamId === last.streamId &&
+  stream.tenant === last.tenant &&
+  events.length === 1 &&
+  !state &&
+  !lease;
+
+/**
+ * Appends one event right behind its stream's last one, which is its lane's last, too, as far as this process knows:
+ * most lone appends are like that. If the place is free, then that was the end of the lane and so of the stream, and
+ * nothing else has to be looked at: it costs hardly more than a bare INSERT.
+ * @returns undefined when the place is taken, or when this is not the run of the server that it was seen in
+ */
+async function sendNext(
+  client: Client,
+  append: Append,
+  last: LastEvent,
+  run: string,
+): Promise<AppendResult | undefined> {
+  const [event] = append.events;
+  if (!event) throw new Error('append_next needs an event');
+  const { rows } = await client.query<{ time: string }>({
+    name: 'append_next',
+    // The lock is taken by the inner query, before the clock is asked.
+    text: `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
+                              actor, correlation_id, causation_id, data, sealed, key_id)
+           select $1::smallint, $2::bigint, $3::text, $4::text, $5::int, $6::int, $7::uuid, $8::text, $9::smallint,
+                  greatest($10::timestamptz, colloquy_now()), $11::text, $12::text, $13::text, $14::jsonb, $15::bytea,
+                  $16::uuid
+           from (select pg_advisory_xact_lock(7301, $1::smallint)) as lane_lock
+           where pg_postmaster_start_time() = $17::timestamptz
+           on conflict do nothing returning time`,
+    values: [
+      append.lane,
+      last.position + 1,
+      append.stream.tenant,
+      append.stream.streamId,
+      append.expected + 1,
+      append.incarnation,
+      event.id,
+      event.type,
+      event.schemaVersion,
+      last.time,
+      append.actor,
+      append.correlationId,
+      append.causationId,
+      event.payload.json,
+      event.payload.sealed,
+      event.payload.keyId,
+      run,
+    ],
+  });
+  return rows[0] && endOf(append, append.expected + 1, last.position + 1, rows[0].time);
+}
+
+const isPlain = ({ events, guard, counters, key }: Append): boolean =>
+  events.length > 0 &&
+  !guard &&
+  !counters?.length &&
+  !key &&
+  events.slice(1).every(({ payload }) => !payload.sealed);
+
+async function sendOne(
+  client: Client,
+  append: Append,
+  laneEnd: number | undefined,
+  run: string,
+): Promise<AppendResult> {
+  const { lease, state } = append;
+  const [event, ...more] = append.events;
+  if (!event) throw new Error('append_event needs an event');
+  const { rows } = await client.query<{ stored: string[] }>({
+    name: 'append_event',
+    text: `select append_event($1,case when pg_postmaster_start_time() = $26 then $2::bigint end,$3,$4,$5,$6,$7,$8,$9,$10,$11,
+                               $12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25) as stored`,
+    values: [
+      append.lane,
+      laneEnd ?? null,
+      append.stream.tenant,
+      append.stream.streamId,
+      append.expected,
+      event.id,
+      event.type,
+      event.schemaVersion,
+      append.incarnation,
+      append.actor,
+      append.correlationId,
+      append.causationId,
+      event.payload.json,
+      event.payload.sealed,
+      event.payload.keyId,
+      more.length > 0 ? `[${more.map(eventJson).join()}]` : null,
+      lease?.name,
+      lease?.owner,
+      lease?.ms,
+      state?.version,
+      state?.payload.json,
+      state?.payload.sealed,
+      state?.payload.keyId,
+      state && append.createdAt,
+      state && (append.activity ? null : append.lastActivityAt),
+      run,
+    ],
+  });
+  const [status, version, position, time = ''] = rows[0]?.stored ?? [];
+  if (status !== 'ok') return { status: 'conflict', version: Number(version) };
+  return endOf(append, Number(version), Number(position), rfc3339(time));
+}
+
+const eventJson = ({ id, type, schemaVersion, payload }: AppendEvent): string =>
+  `{"id":"${id}","type":${JSON.stringify(type)},"schemaVersion":${schemaVersion},"data":${payload.json ?? 'null'}}`;
+
+async function sendBatch(client: Client, appends: readonly Append[]): Promise<AppendResult[]> {
+  const lanes = [...new Set(appends.map((append) => append.lane))].sort((a, b) => a - b);
+  const laneNumber = new Map(lanes.map((lane, index) => [lane, index + 1]));
+  const events = appends.flatMap((append, index) =>
+    append.events.map((event, ordinal) => ({ ...event, append: index + 1, ordinal: ordinal + 1 })),
+  );
+  const counters = appends.flatMap((append, index) =>
+    (append.counters ?? []).map((counter) => ({ ...counter, append: index + 1 })),
+  );
+  const of = (pick: (append: Append) => Element): string => arrayLiteral(appends.map(pick));
+  const ofEvents = (pick: (event: (typeof events)[number]) => Element): string =>
+    arrayLiteral(events.map(pick));
+  const ofCounters = (pick: (counter: (typeof counters)[number]) => Element): string =>
+    arrayLiteral(counters.map(pick));
+  const values = [
+    arrayLiteral(lanes),
+    of((append) => laneNumber.get(append.lane)),
+    of((append) => append.stream.tenant),
+    of((append) => append.stream.streamId),
+    of((append) => append.expected),
+    of((append) => append.incarnation),
+    sparse(appends, (append) => append.createdAt),
+    sparse(appends, (append) => append.lastActivityAt),
+    of((append) => append.activity),
+    of((append) => append.actor),
+    of((append) => append.correlationId),
+    sparse(appends, (append) => append.causationId),
+    of((append) => append.events.length),
+    jsonArray(appends.map((append) => append.state?.payload.json)),
+    sparse(appends, (append) => append.state?.version),
+    sparse(appends, (append) => append.state?.payload.sealed),
+    sparse(appends, (append) => append.state?.payload.keyId),
+    sparse(appends, (append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null)),
+    sparse(appends, (append) => (append.guard && 'before' in append.guard ? append.guard.before : null)),
+    sparse(appends, (append) =>
+      append.guard && 'leaseOver' in append.guard ? append.guard.leaseOver : null,
+    ),
+    sparse(appends, (append) => append.key?.scope),
+    sparse(appends, (append) => append.key?.key),
+    sparse(appends, (append) => append.key?.fingerprint),
+    jsonArray(appends.map((append) => append.key && JSON.stringify(append.key.reference))),
+    sparse(appends, (append) => append.lease?.name),
+    sparse(appends, (append) => append.lease?.owner),
+    sparse(appends, (append) => append.lease?.ms),
+    ofEvents((event) => event.append),
+    ofEvents((event) => event.ordinal),
+    ofEvents((event) => event.id),
+    ofEvents((event) => event.type),
+    ofEvents((event) => event.schemaVersion),
+    jsonArray(events.map((event) => event.payload.json)),
+    sparse(events, (event) => event.payload.sealed),
+    sparse(events, (event) => event.payload.keyId),
+    ofCounters((counter) => counter.append),
+    ofCounters((counter) => counter.key),
+    ofCounters((counter) => counter.delta),
+    ofCounters((counter) => counter.max),
+  ];
+  const { rows } = await client.query<Row>({
+    name: 'append_batch',
+    text: `select * from append_batch(${values.map((_, index) => `$${index + 1}`).join()})`,
+    values,
+  });
+  return rows.map((row, index) => {
+    const append = appends[index];
+    if (!append) throw new Error('append_batch returned more than it was asked for');
+    return toResult(append, row);
+  });
+}
+
+function toResult(append: Append, row: Row): AppendResult {
+  switch (row.status) {
+    case 'ok':
+      return endOf(append, row.r_version, row.r_position, row.r_time);
+    case 'duplicate':
+      return { status: 'duplicate', version: row.r_version, reference: row.r_reference };
+    case 'conflict':
+      return { status: 'conflict', version: row.r_version };
+    default:
+      return { status: row.status as 'reused' | 'guard' | 'counter' | 'retry' };
+  }
+}

@@ -1,0 +1,159 @@
+import { type Client } from 'pg';
+import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
+import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
+import { type LastEvent, commitAppends } from './append-statements.js';
+
+/** What this process remembers of its own appends, so that readers and lone appends need not ask the database. */
+export interface AppendMemory {
+  /**
+   * These were committed, with at least one event each; those of a lane in the order of their positions.
+   * @param run of the server, from start to stop: within one, what was committed stays
+   */
+  committed(appends: readonly (readonly [Append, StreamEnd])[], run: string): void;
+  /** The connection is lost, and the next one may lead to another database: nothing remembered is certain any more. */
+  lost(): void;
+  /** The last event that was seen in a lane in this run of the server. */
+  lastOf(lane: number, run: string): LastEvent | undefined;
+}
+
+/** An append together with the caller who waits for its outcome. */
+export interface Waiting {
+  readonly append: Append;
+  readonly resolve: (result: AppendResult) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** How long a batch waits for a lost database before its callers hear of it. */
+const PATIENCE_MS = 4_000;
+
+interface Connection {
+  readonly client: Client;
+  /** When the server that it leads to was started. */
+  readonly run: string;
+}
+
+/**
+ * Commits batches of appends, one at a time, on one connection that it opens anew when it is lost, and answers those
+ * who wait for them.
+ */
+export class Committer {
+  private connection: Connection | undefined;
+  private outageSince: number | undefined;
+
+  constructor(
+    private readonly connect: () => Promise<Client>,
+    private readonly memory: AppendMemory,
+  ) {}
+
+  async close(): Promise<void> {
+    await this.connection?.client.end().catch(() => undefined);
+    this.connection = undefined;
+  }
+
+  /** @param sent whether it was sent before and may be committed already. */
+  async commit(batch: readonly Waiting[], sent = false): Promise<void> {
+    const started = Date.now();
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        const connection = (this.connection ??= await this.open());
+        const { client, run } = connection;
+        const results = await commitAppends(
+          client,
+          batch.map(({ append }) => append),
+          run,
+          (lane) => this.memory.lastOf(lane, run),
+        );
+        this.outageSince = undefined;
+        await this.settle(connection, batch, results, sent || attempt > 0);
+        return;
+      } catch (error) {
+        if (!isConnectionError(error)) {
+          await this.isolate(batch, error, sent || attempt > 0);
+          return;
+        }
+        this.drop();
+        this.outageSince ??= Date.now();
+        // In a long outage each batch gets one try, so that callers hear at once and not one after the other.
+        const patience = started - this.outageSince > PATIENCE_MS ? 0 : PATIENCE_MS;
+        if (Date.now() - started >= patience) {
+          const unavailable = new DatabaseUnavailable(error);
+          for (const waiting of batch) waiting.reject(unavailable);
+          return;
+        }
+        await new Promise((resolve) => setTimeout(resolve, Math.min(50 * 2 ** attempt, 500)));
+      }
+    }
+  }
+
+  private async open(): Promise<Connection> {
+    const client = await this.connect();
+    try {
+      const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
+      return { client, run: rows[0]?.run ?? '' };
+    } catch (error) {
+      client.end().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  private async settle(
+    { client, run }: Connection,
+    batch: readonly Waiting[],
+    results: AppendResult[],
+    repeated: boolean,
+  ): Promise<void> {
+    if (repeated) await this.recognise(client, batch, results);
+    const committed: [Append, StreamEnd][] = [];
+    results.forEach((result, index) => {
+      const append = batch[index]?.append;
+      if (append && result.status === 'ok' && append.events.length > 0) committed.push([append, result]);
+    });
+    if (committed.length > 0) this.memory.committed(committed, run);
+    results.forEach((result, index) => batch[index]?.resolve(result));
+  }
+
+  /**
+   * After a lost connection it is unknown whether the commit happened. It did if the event behind the expected version
+   * is this append's own: the conflict that the second try met was then caused by its first try.
+   */
+  private async recognise(client: Client, batch: readonly Waiting[], results: AppendResult[]): Promise<void> {
+    for (const [index, { append }] of batch.entries()) {
+      const first = append.events[0];
+      const last = append.events.at(-1);
+      if (!first || !last || results[index]?.status !== 'conflict') continue;
+      const { rows } = await client.query<{ own: boolean; position: number; time: string }>(
+        `select f.id = $5::uuid as own, l.position, l.time
+         from event f
+         join event l on l.lane = f.lane and l.tenant = f.tenant and l.stream_id = f.stream_id
+                     and l.version = $4::int + $6::int
+         where f.lane = $1 and f.tenant = $2 and f.stream_id = $3 and f.version = $4::int + 1`,
+        [
+          append.lane,
+          append.stream.tenant,
+          append.stream.streamId,
+          append.expected,
+          first.id,
+          append.events.length,
+        ],
+      );
+      const [found] = rows;
+      if (!found?.own) continue;
+      results[index] = endOf(append, append.expected + append.events.length, found.position, found.time);
+    }
+  }
+
+  /** The server refused the statement as a whole: one append at a time, so that only its cause fails. */
+  private async isolate(batch: readonly Waiting[], error: unknown, sent: boolean): Promise<void> {
+    const [only] = batch;
+    if (only && batch.length === 1) only.reject(error);
+    else for (const waiting of batch) await this.commit([waiting], sent);
+  }
+
+  private drop(): void {
+    const { connection } = this;
+    this.connection = undefined;
+    this.memory.lost();
+    // Not awaited: a server that does not answer would hold up the reconnect.
+    connection?.client.end().catch(() => undefined);
+  }
+}

@@ -1,0 +1,64 @@
+import { type RecordedEvent } from './recorded-event.js';
+
+export const EVENT_COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
+  e.time, e.actor, e.correlation_id, e.causation_id, e.data, e.sealed, e.key_id`;
+
+/** A row of `event`, without what only indexes need. */
+export interface EventRow {
+  id: string;
+  type: string;
+  schema_version: number;
+  tenant: string;
+  stream_id: string;
+  incarnation: number;
+  version: number;
+  lane: number;
+  position: number;
+  time: string;
+  actor: string;
+  correlation_id: string;
+  causation_id: string | null;
+  data: unknown;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
+/** Bytes of an event's payload as it is stored. */
+export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
+
+export const STATE_COLUMNS = `s.tenant, s.stream_id, s.lane, s.version, s.incarnation, s.position, s.time, s.created_at,
+  s.last_activity_at, s.state, s.state_version, s.sealed, s.key_id`;
+
+/** A row of `stream_state`. */
+export interface StateRow {
+  tenant: string;
+  stream_id: string;
+  lane: number;
+  version: number;
+  incarnation: number;
+  position: number;
+  time: string;
+  created_at: string;
+  last_activity_at: string;
+  state: unknown;
+  state_version: number;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
+/** What an event is, without its data. */
+export const envelope = (row: EventRow): Omit<RecordedEvent, 'data'> => ({
+  id: row.id,
+  type: row.type,
+  schemaVersion: row.schema_version,
+  tenant: row.tenant,
+  streamId: row.stream_id,
+  incarnation: row.incarnation,
+  version: row.version,
+  lane: row.lane,
+  position: row.position,
+  time: row.time,
+  actor: row.actor,
+  correlationId: row.correlation_id,
+  causationId: row.causation_id,
+});

@@ -1,0 +1,44 @@
+import { type Pool } from 'pg';
+import { rowsOf } from '../database/query.js';
+
+export interface KeyedResult {
+  readonly fingerprint: string;
+  readonly reference: unknown;
+  readonly streamId: string;
+  readonly version: number;
+}
+
+/** Results of appends that were made under a key, kept for 24 hours. */
+export class KeyedResults {
+  constructor(private readonly pool: Pool) {}
+
+  /** What a keyed append of the last 24 hours left, if there was one. */
+  async find(tenant: string, scope: string, key: string): Promise<KeyedResult | undefined> {
+    const [row] = await rowsOf<{
+      fingerprint: string;
+      reference: unknown;
+      stream_id: string;
+      version: number;
+    }>(this.pool, {
+      name: 'find_keyed',
+      text: `select fingerprint, reference, stream_id, version from command
+               where tenant = $1 and scope = $2 and key = $3 and time > colloquy_now() - interval '24 hours'`,
+      values: [tenant, scope, key],
+    });
+    return (
+      row && {
+        fingerprint: row.fingerprint,
+        reference: row.reference,
+        streamId: row.stream_id,
+        version: row.version,
+      }
+    );
+  }
+
+  /** Drops keyed results that are too old to be found. */
+  async prune(): Promise<void> {
+    await rowsOf(this.pool, {
+      text: `delete from command where time <= colloquy_now() - interval '24 hours'`,
+    });
+  }
+}

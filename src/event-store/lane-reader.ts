@@ -1,0 +1,96 @@
+import { type Pool } from 'pg';
+import { rowsOf } from '../database/query.js';
+import { endOfTurn } from './end-of-turn.js';
+import { type EventDecoder } from './event-decoder.js';
+import { EVENT_COLUMNS, type EventRow } from './event-rows.js';
+import { type LogTail } from './log-tail.js';
+import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
+
+/** The next $3 events after the positions $2 in the lanes $1. */
+const nextOfLanes = (columns: string): string => `
+  select ${columns}
+  from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+  cross join lateral (
+    select * from event e where e.lane = reader.lane and e.position > reader.position
+    order by e.position limit $3
+  ) e`;
+
+/** Reads lanes in the order of their positions, as all do that follow the log. */
+export class LaneReader {
+  /** Reads that were asked for in this turn of the event loop, by the place from which they read. */
+  private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
+
+  constructor(
+    private readonly pool: Pool,
+    private readonly decoder: EventDecoder,
+    private readonly tail: LogTail<RecordedEvent>,
+  ) {}
+
+  /**
+   * What `read` gives, for readers that keep up with the log: what this process has just appended is not read back.
+   * A lane may then come without what other nodes appended behind that; their notification wakes its readers again.
+   */
+  async follow(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
+    const recent: LaneEvent[] = [];
+    const unknown = new Map<number, number>();
+    for (const [lane, position] of after) {
+      const events = this.tail.after(lane, position, limit);
+      if (events) recent.push(...events);
+      else unknown.set(lane, position);
+    }
+    if (unknown.size === 0) return recent;
+    const stored = await this.read(unknown, limit);
+    return recent.length === 0 ? stored : [...recent, ...stored];
+  }
+
+  /**
+   * The next events of several lanes, each lane in order, at most `limit` per lane. An event that this code cannot
+   * read is marked and not thrown: it must not hold up the events beside it.
+   *
+   * Reads from the same place that are asked for in one turn of the event loop are one query: all readers of the log are
+   * woken together.
+   * @param after by lane: the last position that the reader has.
+   */
+  read(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
+    const place = `${limit}/${[...after].join()}`;
+    let read = this.asked.get(place);
+    if (!read) {
+      read = endOfTurn().then(() => {
+        this.asked.delete(place);
+        return this.readNow(after, limit);
+      });
+      this.asked.set(place, read);
+    }
+    return read;
+  }
+
+  private async readNow(after: ReadonlyMap<number, number>, limit: number): Promise<LaneEvent[]> {
+    const rows = await rowsOf<EventRow>(this.pool, {
+      name: 'read_lanes',
+      text: nextOfLanes(EVENT_COLUMNS),
+      values: [[...after.keys()], [...after.values()], limit],
+    });
+    return rows.map((row) => this.decoder.laneEvent(row));
+  }
+
+  /**
+   * What `read` gives, as it is stored: for readers that pass events on as JSON and do not look at their data.
+   */
+  async readStored(after: ReadonlyMap<number, number>, limit: number): Promise<StoredEvent[]> {
+    const rows = await rowsOf<EventRow & { data: string | null }>(this.pool, {
+      name: 'read_stored',
+      text: nextOfLanes(EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')),
+      values: [[...after.keys()], [...after.values()], limit],
+    });
+    return rows.map((row) => this.decoder.storedEvent(row));
+  }
+
+  /** The last position of every lane, by lane number. */
+  async ends(): Promise<number[]> {
+    const rows = await rowsOf<{ position: number }>(this.pool, {
+      name: 'lane_ends',
+      text: 'select position from lane_ends() order by lane',
+    });
+    return rows.map((row) => row.position);
+  }
+}

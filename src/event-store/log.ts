@@ -1,0 +1,239 @@
+import { randomUUID } from 'node:crypto';
+import { type Pool } from 'pg';
+import { available, connect, createPool } from '../database/connection.js';
+import { rowsOf } from '../database/query.js';
+import { type Append, type AppendEvent, type AppendResult, type StreamEnd } from './append.js';
+import { BatchWriter, type WriterOptions } from './batch-writer.js';
+import { Counters } from './counters.js';
+import { CutReader } from './cut-reader.js';
+import { EventDecoder, type Upcast } from './event-decoder.js';
+import { FeedReader } from './feed-reader.js';
+import { KeyedResults } from './keyed-results.js';
+import { rememberedLaneOf, type StreamId } from './lane.js';
+import { LaneReader } from './lane-reader.js';
+import { Leases } from './leases.js';
+import { LogImport } from './log-import.js';
+import { LogTail } from './log-tail.js';
+import { type EncodedPayload, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
+import { PositionTokens } from './position-tokens.js';
+import { type RecordedEvent } from './recorded-event.js';
+import { Snapshots } from './snapshots.js';
+import { type StateLag, StreamReader } from './stream-reader.js';
+import { VectorTokens } from './vector-tokens.js';
+import { WakeUp } from './wake-up.js';
+
+export interface EventLogOptions extends WriterOptions {
+  readonly codec?: PayloadCodec;
+  /** Lifts stored data to the current schema version; without it data comes as it is stored. */
+  readonly upcast?: Upcast;
+}
+
+/** What is asked of the log: an append whose payloads are not encoded yet, and whose lane the log knows. */
+export type AppendRequest = Omit<Append, 'lane' | 'state' | 'events'> & {
+  readonly state: unknown;
+  /** Number of the code's way to fold. */
+  readonly stateVersion: number;
+  /** As the last append or load gave it; without it the state is stored. */
+  readonly lag?: StateLag | undefined;
+  readonly events: readonly Omit<AppendEvent, 'id' | 'payload'>[];
+};
+
+export type Appended =
+  Exclude<AppendResult, { status: 'ok' }> | ({ readonly status: 'ok'; readonly lag: StateLag } & StreamEnd);
+
+interface LogSettings {
+  readonly lanes: number;
+  readonly position_key: Buffer;
+}
+
+/**
+ * A state is stored by the append that brings it to so many events or bytes behind the one that is stored. More often
+ * makes appends dearer, above all beside an old snapshot, which keeps every version of the row for all to walk past;
+ * less often makes cold loads dearer (ADR 0015).
+ */
+const STATE_EVENTS = 8;
+const STATE_BYTES = 64 * 1024;
+const NO_LAG: StateLag = { events: 0, bytes: 0 };
+
+/**
+ * No plan here depends on its parameters, and planning for all lanes is a good part of what a small read takes.
+ * On the append functions the setting would cost each call.
+ */
+const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
+
+/**
+ * An append-only log of streams in PostgreSQL.
+ *
+ * A reader that keeps only lane and number misses nothing and reorders nothing: a lane's numbers have no gaps and
+ * become visible in their order, because each append holds the lane's lock until it is committed.
+ */
+export class EventLog {
+  readonly laneCount: number;
+  /** The lane of a stream, which never changes. */
+  readonly laneOf: (stream: StreamId) => number;
+  readonly streams: StreamReader;
+  readonly lanes: LaneReader;
+  readonly feed: FeedReader;
+  readonly cuts: CutReader;
+  readonly snapshots: Snapshots;
+  readonly keyed: KeyedResults;
+  readonly counters: Counters;
+  readonly wakeUp: WakeUp;
+  /** Positions as clients see them. */
+  readonly positions: PositionTokens;
+  /** Places of readers of all lanes as clients see them. */
+  readonly vectors: VectorTokens;
+  private readonly codec: PayloadCodec;
+  private readonly tail = new LogTail<RecordedEvent>();
+  private readonly writer: BatchWriter;
+
+  private constructor(
+    readonly pool: Pool,
+    private readonly url: string,
+    settings: LogSettings,
+    options: EventLogOptions,
+  ) {
+    this.laneCount = settings.lanes;
+    this.laneOf = rememberedLaneOf(settings.lanes);
+    this.positions = new PositionTokens(settings.position_key);
+    this.vectors = new VectorTokens(settings.position_key, settings.lanes);
+    this.codec = options.codec ?? plainCodec;
+    const decoder = new EventDecoder(this.codec, options.upcast);
+    this.streams = new StreamReader(pool, this.laneOf, decoder);
+    this.lanes = new LaneReader(pool, decoder, this.tail);
+    this.feed = new FeedReader(pool, this.laneOf, decoder);
+    this.cuts = new CutReader(pool, this.laneOf, decoder);
+    this.snapshots = new Snapshots(pool, this.codec, decoder);
+    this.keyed = new KeyedResults(pool);
+    this.counters = new Counters(pool);
+    this.wakeUp = new WakeUp(url, settings.lanes, (changed) => {
+      this.tail.forget(changed);
+    });
+    this.writer = this.createWriter(options);
+  }
+
+  private createWriter(options: WriterOptions): BatchWriter {
+    const { tail } = this;
+    return new BatchWriter(
+      () => connect(this.url, 'writer', { settings: GENERIC_PLANS }),
+      {
+        committed: (appends, run) => {
+          tail.enter(run);
+          for (const [append, end] of appends) this.remember(append, end);
+          this.wakeUp.appended(new Set(appends.map(([{ lane }]) => lane)));
+        },
+        lost: () => {
+          tail.forget();
+        },
+        lastOf: (lane, run) => tail.lastOf(lane, run),
+      },
+      options,
+    );
+  }
+
+  /** @param url of a database that is migrated. */
+  static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
+    const pool = createPool(url, 'log', { settings: GENERIC_PLANS });
+    try {
+      const [settings] = await rowsOf<LogSettings>(pool, {
+        text: 'select lanes, position_key from log_settings',
+      });
+      if (!settings) throw new Error('the database has no lane count: it was not migrated');
+      return new EventLog(pool, url, settings, options);
+    } catch (error) {
+      await pool.end();
+      throw error;
+    }
+  }
+
+  /** Answers what was accepted, then closes the connections. */
+  async close(): Promise<void> {
+    await this.writer.close();
+    await this.wakeUp.close();
+    await this.pool.end();
+  }
+
+  /** How many appends were asked for since the process began: work that can wait sees by it how busy the node is. */
+  get appends(): number {
+    return this.writer.appends;
+  }
+
+  /**
+   * Durable when it resolves: the commit is on disk.
+   * @throws Overloaded, DatabaseUnavailable
+   */
+  async append({ state, stateVersion, lag, ...append }: AppendRequest): Promise<Appended> {
+    const events = append.events.map(({ type, schemaVersion, data }) => ({
+      id: randomUUID(),
+      type,
+      schemaVersion,
+      data,
+      payload: this.codec.encode(type, data),
+    }));
+    const behind = {
+      events: (lag?.events ?? 0) + events.length,
+      bytes: events.reduce((sum, { payload }) => sum + sizeOf(payload), lag?.bytes ?? 0),
+    };
+    const isStored =
+      !lag || append.expected === 0 || behind.events >= STATE_EVENTS || behind.bytes >= STATE_BYTES;
+    const result = await this.writer.append({
+      ...append,
+      lane: this.laneOf(append.stream),
+      state: isStored ? { payload: this.codec.encode(STATE, state), version: stateVersion } : undefined,
+      events,
+    });
+    return result.status === 'ok' ? { ...result, lag: isStored ? NO_LAG : behind } : result;
+  }
+
+  /** Readers that follow the log on this node get what was appended here without reading it back. */
+  private remember(append: Append, end: StreamEnd): void {
+    const { stream, lane, incarnation, actor, correlationId, causationId, events } = append;
+    let missing = events.length;
+    for (const { id, type, schemaVersion, data, payload } of events) {
+      missing -= 1;
+      const event = {
+        id,
+        type,
+        schemaVersion,
+        tenant: stream.tenant,
+        streamId: stream.streamId,
+        incarnation,
+        version: end.version - missing,
+        lane,
+        position: end.position - missing,
+        time: end.time,
+        actor,
+        correlationId,
+        causationId,
+        data,
+      };
+      this.tail.add(event, sizeOf(payload));
+    }
+  }
+
+  /** The database's time, by which all times in the log are stamped. */
+  async now(): Promise<string> {
+    const [row] = await rowsOf<{ now: string }>(this.pool, { text: 'select colloquy_now() as now' });
+    return row?.now ?? '';
+  }
+
+  /**
+   * The leases of one process, on the connections of the log. They are to be closed before the log is.
+   * @param owner UUID of the process
+   */
+  leases(owner: string): Leases {
+    return new Leases(this.pool, owner);
+  }
+
+  /** An import of whole streams, on a connection of its own, that the caller closes. */
+  async beginImport(): Promise<LogImport> {
+    // A stream is committed in one piece, and a long one takes its time.
+    const client = await available(() => connect(this.url, 'import', { query_timeout: 600_000 }));
+    return LogImport.begin(client, this.laneCount, this.codec, (lanes) => {
+      this.tail.forget(lanes);
+      this.wakeUp.appended(lanes);
+    });
+  }
+}
+
+const sizeOf = ({ json, sealed }: EncodedPayload): number => json?.length ?? sealed?.length ?? 0;

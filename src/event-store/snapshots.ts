@@ -1,0 +1,42 @@
+import { type Pool } from 'pg';
+import { rowsOf } from '../database/query.js';
+import { type EventDecoder } from './event-decoder.js';
+import { type StreamId } from './lane.js';
+import { type PayloadCodec, STATE } from './payload-codec.js';
+
+interface SnapshotRow {
+  state: unknown;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
+/** States of streams in the past, so that one at an old version is folded from few events. */
+export class Snapshots {
+  constructor(
+    private readonly pool: Pool,
+    private readonly codec: PayloadCodec,
+    private readonly decoder: EventDecoder,
+  ) {}
+
+  /** The last state that was kept of a stream at or before a version; undefined when there is none. */
+  async load(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
+    const [row] = await rowsOf<SnapshotRow>(this.pool, {
+      name: 'load_snapshot',
+      text: `select state, sealed, key_id from stream_snapshot
+               where tenant = $1 and stream_id = $2 and state_version = $3 and version <= $4
+               order by version desc limit 1`,
+      values: [stream.tenant, stream.streamId, stateVersion, upTo],
+    });
+    return row && this.decoder.state(row);
+  }
+
+  /** Keeps the state that a stream had at a version; one that is there already stays. */
+  async save(stream: StreamId, stateVersion: number, state: { readonly version: number }): Promise<void> {
+    const { json, sealed, keyId } = this.codec.encode(STATE, state);
+    await rowsOf(this.pool, {
+      name: 'save_snapshot',
+      text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
+      values: [stream.tenant, stream.streamId, stateVersion, state.version, json, sealed, keyId],
+    });
+  }
+}

@@ -1,0 +1,257 @@
+import { type Pool } from 'pg';
+import { rowsOf } from '../database/query.js';
+import { type EventDecoder } from './event-decoder.js';
+import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRow } from './event-rows.js';
+import { type StreamId, streamKey } from './lane.js';
+import { type RecordedEvent } from './recorded-event.js';
+
+/** What a stream has had since its state was stored last; bytes are those of payloads as they are stored. */
+export interface StateLag {
+  readonly events: number;
+  readonly bytes: number;
+}
+
+/** The state of a stream that was stored last, its times as of then, and all that came since. */
+export interface StoredStream {
+  readonly lane: number;
+  readonly version: number;
+  readonly incarnation: number;
+  readonly position: number;
+  readonly time: string;
+  readonly createdAt: string;
+  readonly lastActivityAt: string;
+  readonly state: unknown;
+  readonly stateVersion: number;
+  readonly since: readonly RecordedEvent[];
+  readonly lag: StateLag;
+}
+
+export interface StreamRange {
+  /** First version wanted, inclusive; 1 unless given. */
+  readonly from?: number;
+  /** Last version wanted, inclusive. */
+  readonly to?: number;
+  readonly limit?: number;
+  readonly types?: readonly string[];
+  /** Data of a type or version that this code does not know comes as it is stored, instead of being an error. */
+  readonly unknownAsStored?: boolean;
+}
+
+type SizedEventRow = EventRow & { readonly size: number };
+
+/** Where a stream stood when its state was seen last. */
+export interface KnownEnd {
+  readonly version: number;
+  readonly position: number;
+  readonly time: string;
+}
+
+/**
+ * Events behind a known state that are read at once; where there are more, the stored state is nearer, since a state is
+ * stored about every eight events.
+ */
+const MOST_SINCE_KNOWN = 16;
+
+/** Reads single streams: their states, their events, and where they end. */
+export class StreamReader {
+  constructor(
+    private readonly pool: Pool,
+    private readonly laneOf: (stream: StreamId) => number,
+    private readonly decoder: EventDecoder,
+  ) {}
+
+  /** The state that was stored last, and what came since; undefined when the stream does not exist. */
+  async load(stream: StreamId): Promise<StoredStream | undefined> {
+    const [row] = await rowsOf<StateRow>(this.pool, {
+      name: 'load_stream',
+      text: `select ${STATE_COLUMNS} from stream_state s where s.tenant = $1 and s.stream_id = $2`,
+      values: [stream.tenant, stream.streamId],
+    });
+    if (!row) return undefined;
+    // Events that are appended between the two queries do no harm: the second one reads up to the stream's end.
+    return this.toStream(row, await this.rowsAfter(stream, row.version));
+  }
+
+  /** Those of the streams that exist and that this code can read, in no particular order, by two queries. */
+  async loadMany(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
+    // One by one through the index: for many streams the planner would rather read the whole table.
+    const stored = await rowsOf<StateRow>(this.pool, {
+      name: 'load_streams',
+      text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
+               cross join lateral (
+                 select ${STATE_COLUMNS} from stream_state s
+                 where s.tenant = w.tenant and s.stream_id = w.stream_id limit 1
+               ) s`,
+      values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
+    });
+    const rows = await rowsOf<SizedEventRow>(this.pool, {
+      name: 'load_streams_since',
+      text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS}
+               from unnest($1::smallint[], $2::text[], $3::text[], $4::int[]) as w (lane, tenant, stream_id, version)
+               cross join lateral (
+                 select * from event e
+                 where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id and e.version > w.version
+                 order by e.version
+               ) e`,
+      values: [
+        stored.map((row) => row.lane),
+        stored.map((row) => row.tenant),
+        stored.map((row) => row.stream_id),
+        stored.map((row) => row.version),
+      ],
+    });
+    const since = new Map<string, SizedEventRow[]>();
+    for (const row of rows) {
+      const key = streamKey({ tenant: row.tenant, streamId: row.stream_id });
+      const before = since.get(key);
+      if (before) before.push(row);
+      else since.set(key, [row]);
+    }
+    return stored.flatMap((row) => {
+      const stream = { tenant: row.tenant, streamId: row.stream_id };
+      const loaded = readable(() => this.toStream(row, since.get(streamKey(stream)) ?? []));
+      return loaded ? [{ ...loaded, ...stream }] : [];
+    });
+  }
+
+  /**
+   * The events of a stream behind one that is known; undefined when that one is not there or too far back, or when one
+   * of them cannot be read: a state that was stored since may be of more use.
+   */
+  async since(stream: StreamId, known: KnownEnd): Promise<Pick<StoredStream, 'since' | 'lag'> | undefined> {
+    const [first, ...rows] = await this.rowsAfter(stream, known.version - 1, MOST_SINCE_KNOWN + 1);
+    // A log that was set back may have gone on with other events since.
+    const isThere =
+      first?.version === known.version && first.position === known.position && first.time === known.time;
+    return isThere && rows.length < MOST_SINCE_KNOWN ? readable(() => this.followed(rows)) : undefined;
+  }
+
+  private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
+    return rowsOf<SizedEventRow>(this.pool, {
+      name: 'rows_after',
+      text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS} from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version > $4
+               order by e.version limit $5`,
+      values: [this.laneOf(stream), stream.tenant, stream.streamId, version, limit],
+    });
+  }
+
+  /** The versions that streams are at, in the order asked; 0 for one that does not exist. */
+  async versions(streams: readonly StreamId[]): Promise<number[]> {
+    const rows = await rowsOf<{ version: number }>(this.pool, {
+      name: 'stream_versions',
+      text: `select coalesce((
+                 select e.version from event e
+                 where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id
+                 order by e.version desc limit 1
+               ), 0) as version
+               from unnest($1::smallint[], $2::text[], $3::text[]) with ordinality as w (lane, tenant, stream_id, n)
+               order by w.n`,
+      values: [
+        streams.map((one) => this.laneOf(one)),
+        streams.map((one) => one.tenant),
+        streams.map((one) => one.streamId),
+      ],
+    });
+    return rows.map((row) => row.version);
+  }
+
+  /** A stream's events in the order of their versions. */
+  async read(stream: StreamId, range: StreamRange = {}): Promise<RecordedEvent[]> {
+    const rows = await rowsOf<EventRow>(this.pool, {
+      name: 'read_stream',
+      text: `select ${EVENT_COLUMNS} from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version between $4 and $5
+                 and ($7::text[] is null or e.type = any ($7))
+               order by e.version limit $6`,
+      values: [
+        this.laneOf(stream),
+        stream.tenant,
+        stream.streamId,
+        range.from ?? 1,
+        range.to ?? 2_147_483_647,
+        range.limit ?? null,
+        range.types ?? null,
+      ],
+    });
+    return rows.map((row) => this.decoder.event(row, range.unknownAsStored));
+  }
+
+  /** How many events of each type a stream has in a range of versions, both inclusive. */
+  async countTypes(stream: StreamId, from: number, to: number): Promise<Record<string, number>> {
+    const rows = await rowsOf<{ type: string; count: number }>(this.pool, {
+      name: 'count_types',
+      text: `select e.type, count(*) from event e
+               where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version between $4 and $5
+               group by e.type order by e.type`,
+      values: [this.laneOf(stream), stream.tenant, stream.streamId, from, to],
+    });
+    return Object.fromEntries(rows.map(({ type, count }) => [type, count]));
+  }
+
+  /** The last event that an incarnation had at a time, or has now; undefined when it had none. */
+  async lastVersion(
+    stream: StreamId,
+    incarnation: number,
+    at: { readonly time?: string; readonly version?: number } = {},
+  ): Promise<{ readonly version: number; readonly time: string } | undefined> {
+    const rows = await rowsOf<{ version: number; time: string }>(this.pool, {
+      name: 'last_version',
+      text: `select e.version, e.time from last_version($1, $2, $3, $4, $6, $5) as last (version)
+               join event e on e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version = last.version
+               where e.incarnation = $4`,
+      values: [
+        this.laneOf(stream),
+        stream.tenant,
+        stream.streamId,
+        incarnation,
+        at.time ?? null,
+        at.version ?? 2_147_483_647,
+      ],
+    });
+    return rows[0];
+  }
+
+  /** All of a stream's events, a page at a time, so that a long one does not have to fit in memory. */
+  async *events(stream: StreamId, range: StreamRange = {}, limit = 1_000): AsyncGenerator<RecordedEvent> {
+    let from = range.from ?? 1;
+    for (;;) {
+      const page = await this.read(stream, { ...range, from, limit });
+      yield* page;
+      const last = page.at(-1);
+      if (!last || page.length < limit) return;
+      from = last.version + 1;
+    }
+  }
+
+  private toStream(row: StateRow, since: readonly SizedEventRow[]): StoredStream {
+    return {
+      lane: row.lane,
+      version: row.version,
+      incarnation: row.incarnation,
+      position: row.position,
+      time: row.time,
+      createdAt: row.created_at,
+      lastActivityAt: row.last_activity_at,
+      state: this.decoder.state(row),
+      stateVersion: row.state_version,
+      ...this.followed(since),
+    };
+  }
+
+  private followed(rows: readonly SizedEventRow[]): Pick<StoredStream, 'since' | 'lag'> {
+    return {
+      since: rows.map((row) => this.decoder.event(row)),
+      lag: { events: rows.length, bytes: rows.reduce((sum, { size }) => sum + size, 0) },
+    };
+  }
+}
+
+/** Undefined for what a newer version of the service wrote. */
+function readable<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch {
+    return undefined;
+  }
+}
