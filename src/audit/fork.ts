@@ -2,7 +2,7 @@ import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
 import { type SessionRecord } from '../projection-engine/projection.js';
 import { EventLog } from '../event-store/log.js';
-import { VersionMismatch } from '../event-store/stream-handler.js';
+import { VersionMismatch } from '../event-store/refusals.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';

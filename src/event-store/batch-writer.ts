@@ -1,25 +1,18 @@
 import { type Client } from 'pg';
 import { type Append, type AppendResult, Overloaded, weigh } from './append.js';
-import { type AppendMemory, Committer, type Waiting } from './committer.js';
+import { type AppendMemory, Committer } from './committer.js';
 import { endOfTurn } from './end-of-turn.js';
+import { FairShare } from './fair-share.js';
 import { streamKey } from './lane.js';
-
-interface Pending extends Waiting {
-  /** Names its stream. */
-  readonly key: string;
-  readonly bytes: number;
-}
+import { type AppendOutcome, type Telemetry } from './telemetry.js';
+import { Batch, type Pending, WaitingAppends } from './waiting-appends.js';
 
 export interface WriterOptions {
-  /** Appends waiting at most, over all writers; past it an append is `overloaded`. */
+  /** Appends that may wait, over all tenants; past its share of it a tenant's append is `overloaded`. */
   readonly queueLimit?: number;
-  /** Bytes of payload waiting at most, over all writers. */
+  /** Bytes of payload that may wait, likewise. */
   readonly queueBytes?: number;
 }
-
-/** From here on a bigger batch costs more per append than it saves (measured). */
-const BATCH_APPENDS = 256;
-const BATCH_BYTES = 8 * 1024 * 1024;
 
 /**
  * Lanes are split in two halves, even and odd. A half gets a commit of its own beside the other's only if so many
@@ -39,35 +32,52 @@ export class BatchWriter {
   /** Appends that were asked for so far. */
   appends = 0;
   private readonly halves: readonly Half[];
-  private readonly queueLimit: number;
-  private readonly queueBytes: number;
+  private readonly room: FairShare;
   private readonly commits = new Set<Promise<void>>();
   private starting = false;
   private isLone = true;
 
-  constructor(connect: () => Promise<Client>, memory: AppendMemory, options: WriterOptions = {}) {
-    this.halves = [0, 1].map(() => new Half(new Committer(connect, memory)));
-    this.queueLimit = options.queueLimit ?? 10_000;
-    this.queueBytes = options.queueBytes ?? 64 * 1024 * 1024;
+  constructor(
+    connect: () => Promise<Client>,
+    memory: AppendMemory,
+    private readonly telemetry: Telemetry,
+    { queueLimit = 10_000, queueBytes = 64 * 1024 * 1024 }: WriterOptions = {},
+  ) {
+    this.halves = [0, 1].map(() => new Half(new Committer(connect, memory, telemetry)));
+    this.room = new FairShare({ count: queueLimit, bytes: queueBytes });
   }
 
   /**
-   * @throws Overloaded when too much waits already; nothing was done.
+   * @throws Overloaded when too much of this tenant waits already; nothing was done.
    * @throws DatabaseUnavailable when the database stays away; whether this append was committed is then unknown.
    */
   append(append: Append): Promise<AppendResult> {
     this.appends += 1;
     const half = this.halves[append.lane % this.halves.length];
     if (!half) throw new Error('no half');
-    const waiting = this.halves.reduce((sum, one) => sum + one.queue.length, 0);
-    const bytes = this.halves.reduce((sum, one) => sum + one.bytes, 0);
-    if (waiting >= this.queueLimit || bytes >= this.queueBytes) {
+    const { tenant } = append.stream;
+    const bytes = weigh(append);
+    if (!this.room.enter(tenant, bytes)) {
+      this.telemetry.emit('overloaded', { what: 'append', tenant });
       return Promise.reject(new Overloaded('more arrives than the database takes at the moment; try again'));
     }
     return new Promise((resolve, reject) => {
-      const pending = { append, key: streamKey(append.stream), bytes: weigh(append), resolve, reject };
-      half.queue.push(pending);
-      half.bytes += pending.bytes;
+      const pending: Pending = {
+        append,
+        key: streamKey(append.stream),
+        bytes,
+        since: performance.now(),
+        begun: 0,
+        resolve: (result) => {
+          this.tell(pending, OUTCOMES[result.status]);
+          resolve(result);
+        },
+        reject: (error) => {
+          this.tell(pending, 'failed');
+          reject(error);
+        },
+      };
+      half.waiting.add(pending);
       this.start();
     });
   }
@@ -98,54 +108,56 @@ export class BatchWriter {
   }
 
   private startCommits(): void {
-    const full = this.halves.filter((half) => !half.busy && half.queue.length >= HALF_APPENDS);
+    const full = this.halves.filter((half) => !half.busy && half.waiting.length >= HALF_APPENDS);
     const idle = this.halves.every((half) => !half.busy);
     if (idle && full.length < this.halves.length) this.commit(this.halves);
     else for (const half of full) this.commit([half]);
   }
 
   private commit(halves: readonly Half[]): void {
-    const batch = take(halves);
     const [first] = halves;
-    if (!first || batch.length === 0) return;
-    this.isLone = batch.length === 1 && this.commits.size === 0;
+    const batch = new Batch();
+    for (const half of halves) half.waiting.fill(batch);
+    const { pending } = batch;
+    if (!first || pending.length === 0) return;
+    const begun = performance.now();
+    let events = 0;
+    for (const one of pending) {
+      one.begun = begun;
+      events += one.append.events.length;
+      this.room.leave(one.append.stream.tenant, one.bytes);
+    }
+    this.isLone = pending.length === 1 && this.commits.size === 0;
     for (const half of halves) half.busy = true;
-    const commit = first.committer.commit(batch).finally(() => {
+    const commit = first.committer.commit(pending).finally(() => {
+      this.telemetry.emit('batch', { appends: pending.length, events, commitMs: performance.now() - begun });
       this.commits.delete(commit);
       for (const half of halves) half.busy = false;
       this.startCommits();
     });
     this.commits.add(commit);
   }
+
+  private tell({ since, begun }: Pending, outcome: AppendOutcome): void {
+    const commitMs = performance.now() - begun;
+    this.telemetry.emit('appended', { outcome, waitMs: begun - since, commitMs });
+  }
 }
+
+const OUTCOMES: Readonly<Record<AppendResult['status'], AppendOutcome>> = {
+  ok: 'ok',
+  duplicate: 'duplicate',
+  conflict: 'conflict',
+  retry: 'conflict',
+  reused: 'refused',
+  guard: 'refused',
+  counter: 'refused',
+};
 
 /** What waits for one half of the lanes. */
 class Half {
-  queue: Pending[] = [];
-  bytes = 0;
+  readonly waiting = new WaitingAppends();
   busy = false;
 
   constructor(readonly committer: Committer) {}
-}
-
-/** The next batch: a stream stands in it once, further appends to it wait, in order, for the next one. */
-function take(halves: readonly Half[]): Pending[] {
-  const batch: Pending[] = [];
-  const streams = new Set<string>();
-  let bytes = 0;
-  for (const half of halves) {
-    const rest: Pending[] = [];
-    for (const pending of half.queue) {
-      const fits =
-        batch.length < BATCH_APPENDS && (batch.length === 0 || bytes + pending.bytes <= BATCH_BYTES);
-      if (fits && !streams.has(pending.key)) {
-        batch.push(pending);
-        bytes += pending.bytes;
-        half.bytes -= pending.bytes;
-      } else rest.push(pending);
-      streams.add(pending.key);
-    }
-    half.queue = rest;
-  }
-  return batch;
 }

@@ -1,6 +1,7 @@
 import { type Client } from 'pg';
 import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
+import { type Telemetry } from './telemetry.js';
 import { type LastEvent, commitAppends } from './append-statements.js';
 
 /** What this process remembers of its own appends, so that readers and lone appends need not ask the database. */
@@ -43,10 +44,11 @@ export class Committer {
   constructor(
     private readonly connect: () => Promise<Client>,
     private readonly memory: AppendMemory,
+    private readonly telemetry: Telemetry,
   ) {}
 
   async close(): Promise<void> {
-    await this.connection?.client.end().catch(() => undefined);
+    await this.connection?.client.end().catch(this.telemetry.failed('closing a connection of the writer'));
     this.connection = undefined;
   }
 
@@ -71,7 +73,7 @@ export class Committer {
           await this.isolate(batch, error, sent || attempt > 0);
           return;
         }
-        this.drop();
+        this.drop(error);
         this.outageSince ??= Date.now();
         // In a long outage each batch gets one try, so that callers hear at once and not one after the other.
         const patience = started - this.outageSince > PATIENCE_MS ? 0 : PATIENCE_MS;
@@ -91,7 +93,7 @@ export class Committer {
       const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
       return { client, run: rows[0]?.run ?? '' };
     } catch (error) {
-      client.end().catch(() => undefined);
+      client.end().catch(this.telemetry.failed('closing a connection that could not write'));
       throw error;
     }
   }
@@ -149,11 +151,12 @@ export class Committer {
     else for (const waiting of batch) await this.commit([waiting], sent);
   }
 
-  private drop(): void {
+  private drop(reason: unknown): void {
+    this.telemetry.emit('failed', { what: 'a commit of the writer', error: reason });
     const { connection } = this;
     this.connection = undefined;
     this.memory.lost();
     // Not awaited: a server that does not answer would hold up the reconnect.
-    connection?.client.end().catch(() => undefined);
+    connection?.client.end().catch(this.telemetry.failed('closing a lost connection of the writer'));
   }
 }

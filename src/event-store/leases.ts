@@ -2,6 +2,7 @@ import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
+import { type Telemetry } from './telemetry.js';
 
 /** How long a lease stands without being renewed: what a dead or stopped node can hold up at most. */
 export const LEASE_MS = 6_000;
@@ -18,6 +19,8 @@ export class Leases {
   private readonly timer: NodeJS.Timeout;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
+  /** The statement of the renewal that is under way. */
+  private renewing: Promise<unknown> | undefined;
   private readonly asked = new Set<string>();
   private counting: Promise<Map<string, number>> | undefined;
 
@@ -25,6 +28,7 @@ export class Leases {
     private readonly pool: Pool,
     /** A UUID of this process. */
     readonly owner: string,
+    private readonly telemetry: Telemetry,
   ) {
     this.timer = setInterval(() => {
       void this.beat();
@@ -44,15 +48,7 @@ export class Leases {
 
   /** Takes those that are free; returns the epochs of all that are held now. */
   async take(names: readonly string[]): Promise<Map<string, number>> {
-    if (names.length === 0) return new Map();
-    const { rows } = await available(() =>
-      this.pool.query<{ name: string; epoch: number }>({
-        name: 'lease_take',
-        text: 'select name, epoch from lease_take($1, $2, $3)',
-        values: [[...names].sort(), this.owner, LEASE_MS],
-      }),
-    );
-    const taken = new Map(rows.map(({ name, epoch }) => [name, epoch]));
+    const taken = await this.takeRows(names);
     for (const name of names) {
       const epoch = taken.get(name);
       if (epoch === undefined) this.held.delete(name);
@@ -61,9 +57,23 @@ export class Leases {
     return taken;
   }
 
+  private async takeRows(names: readonly string[]): Promise<Map<string, number>> {
+    if (names.length === 0) return new Map();
+    const { rows } = await available(() =>
+      this.pool.query<{ name: string; epoch: number }>({
+        name: 'lease_take',
+        text: 'select name, epoch from lease_take($1, $2, $3)',
+        values: [[...names].sort(), this.owner, LEASE_MS],
+      }),
+    );
+    return new Map(rows.map(({ name, epoch }) => [name, epoch]));
+  }
+
   /** Lets go at once, so that nobody has to wait for the end of the lease. */
   async release(names: readonly string[]): Promise<void> {
     for (const name of names) this.held.delete(name);
+    // A renewal that is under way still names them: it would make their rows again behind the deletion.
+    await this.renewing;
     await available(() =>
       this.pool.query(
         `delete from lease l using (
@@ -142,20 +152,47 @@ export class Leases {
   async close(): Promise<void> {
     clearInterval(this.timer);
     await this.beating;
-    if (this.held.size > 0) await this.release([...this.held.keys()]).catch(() => undefined);
+    if (this.held.size === 0) return;
+    await this.release([...this.held.keys()]).catch(
+      this.telemetry.failed('the release of leases at the end'),
+    );
+  }
+
+  /** Drops the rows of leases that nobody has renewed for a day: those of nodes that died. */
+  async prune(): Promise<void> {
+    await available(() =>
+      this.pool.query(`delete from lease where until < colloquy_now() - interval '1 day'`),
+    );
   }
 
   private beat(): Promise<void> {
     return (this.beating ??= this.renew()
-      .catch(() => undefined) // the database is away; the next beat tries again
+      .catch(this.telemetry.failed('the renewal of leases'))
       .finally(() => {
         this.beating = undefined;
       }));
   }
 
   private async renew(): Promise<void> {
-    await this.take([...this.held.keys()]);
+    const names = [...this.held.keys()];
+    const renewal = this.takeRows(names);
+    this.renewing = renewal.catch(() => undefined); // told by `beat`, which waits for the renewal itself
+    const taken = await renewal.finally(() => (this.renewing = undefined));
+    for (const name of names) {
+      // What was released meanwhile stays so.
+      if (!this.held.has(name)) continue;
+      const epoch = taken.get(name);
+      if (epoch !== undefined) this.held.set(name, epoch);
+      else {
+        this.held.delete(name);
+        this.telemetry.emit('leaseLost', { name });
+      }
+    }
     // All to their ends, whatever becomes of one: nothing may take a lease after the last beat was waited for.
-    await Promise.allSettled([...this.beats].map((work) => work()));
+    const works = await Promise.allSettled([...this.beats].map((work) => work()));
+    for (const work of works) {
+      if (work.status === 'rejected')
+        this.telemetry.emit('failed', { what: 'the balancing of lanes among nodes', error: work.reason });
+    }
   }
 }

@@ -19,11 +19,14 @@ import { PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
+import { Telemetry } from './telemetry.js';
 import { VectorTokens } from './vector-tokens.js';
 import { WakeUp } from './wake-up.js';
 
 export interface EventLogOptions extends WriterOptions {
   readonly codec?: PayloadCodec;
+  /** Is told what happens; without one nobody is. */
+  readonly telemetry?: Telemetry;
   /** Lifts stored data to the current schema version; without it data comes as it is stored. */
   readonly upcast?: Upcast;
 }
@@ -79,6 +82,7 @@ export class EventLog {
   readonly keyed: KeyedResults;
   readonly counters: Counters;
   readonly wakeUp: WakeUp;
+  readonly telemetry: Telemetry;
   /** Positions as clients see them. */
   readonly positions: PositionTokens;
   /** Places of readers of all lanes as clients see them. */
@@ -98,6 +102,7 @@ export class EventLog {
     this.positions = new PositionTokens(settings.position_key);
     this.vectors = new VectorTokens(settings.position_key, settings.lanes);
     this.codec = options.codec ?? plainCodec;
+    this.telemetry = options.telemetry ?? new Telemetry();
     const decoder = new EventDecoder(this.codec, options.upcast);
     this.streams = new StreamReader(pool, this.laneOf, decoder);
     this.lanes = new LaneReader(pool, decoder, this.tail);
@@ -106,9 +111,10 @@ export class EventLog {
     this.snapshots = new Snapshots(pool, this.codec, decoder);
     this.keyed = new KeyedResults(pool);
     this.counters = new Counters(pool);
-    this.wakeUp = new WakeUp(url, settings.lanes, (changed) => {
+    const onForeign = (changed: Iterable<number>): void => {
       this.tail.forget(changed);
-    });
+    };
+    this.wakeUp = new WakeUp(url, settings.lanes, onForeign, this.telemetry);
     this.writer = this.createWriter(options);
   }
 
@@ -127,6 +133,7 @@ export class EventLog {
         },
         lastOf: (lane, run) => tail.lastOf(lane, run),
       },
+      this.telemetry,
       options,
     );
   }
@@ -222,7 +229,7 @@ export class EventLog {
    * @param owner UUID of the process
    */
   leases(owner: string): Leases {
-    return new Leases(this.pool, owner);
+    return new Leases(this.pool, owner, this.telemetry);
   }
 
   /** An import of whole streams, on a connection of its own, that the caller closes. */

@@ -3,8 +3,10 @@ import { type Decider, type Decision, DomainError } from '../domain/decider.js';
 import { type CounterChange, type NewLease } from './append.js';
 import { type Appended, type EventLog } from './log.js';
 import { type RecordedEvent } from './recorded-event.js';
+import { CounterAtLimit, KeyReused, VersionMismatch } from './refusals.js';
 import { type StateLag } from './stream-reader.js';
 import { type StreamId, streamKey } from './lane.js';
+import { StreamTurns } from './stream-turns.js';
 
 /** A decider's state with the facts that only the store knows: where the stream ends, and its times. */
 export interface Loaded<State> {
@@ -48,35 +50,6 @@ export interface HandleOptions<State = unknown, Event = unknown> {
   readonly decided?: ((events: readonly Event[], before: State) => void) | undefined;
 }
 
-/** The stream is not at a version that `If-Match` allows. */
-export class VersionMismatch extends Error {
-  override readonly name = 'VersionMismatch';
-  readonly code = 'version-mismatch';
-  constructor(readonly version: number) {
-    super(`the session is at version ${version}, which If-Match does not allow`);
-  }
-}
-
-/** The key stands for another request. */
-export class KeyReused extends Error {
-  override readonly name = 'KeyReused';
-  readonly code = 'idempotency-key-reused';
-  constructor() {
-    super('this Idempotency-Key was used for another request; use a new one');
-  }
-}
-
-/** A counter stands at its limit. */
-export class CounterAtLimit extends Error {
-  override readonly name = 'CounterAtLimit';
-  constructor(
-    readonly key: string,
-    readonly max: number,
-  ) {
-    super(`counter ${key} is at its limit of ${max}`);
-  }
-}
-
 export interface StreamKind<State, Command, Event extends { type: string; data: unknown }> {
   readonly decider: Decider<State & { version: number }, Command, Event>;
   /** States stored under another number are folded anew. */
@@ -88,6 +61,8 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   readonly incarnation: (state: State) => number;
   /** A state is kept about every so many versions, so that one of the past is folded from few events; 1000. */
   readonly snapshotEvery?: number;
+  /** Bytes that a command holds while it waits for its turn, roughly; what is not weighed counts as nothing. */
+  readonly weigh?: (command: Command) => number;
   /** Adds to a command what only its effect in this state needs, and what no state holds. */
   readonly prepare?: (command: Command, state: State) => Promise<Command>;
 }
@@ -98,15 +73,6 @@ const CACHED_STATES = 20_000;
 const SNAPSHOT_EVERY = 1_000;
 
 /**
- * Two nodes with a queue for one stream: the one that wins has the next state at hand and wins again, while the other
- * must load first, and comes too late every time. So whoever has made so many appends in a row leaves a gap, as long
- * as others need to load and append.
- */
-const RUN = 32;
-const GAP_APPENDS = 4;
-const LONGEST_GAP_MS = 50;
-
-/**
  * Load, decide, append, and again if somebody else was faster: the way of every command.
  *
  * Commands on one stream are taken one after the other within a process, so that they do not race themselves.
@@ -115,8 +81,7 @@ const LONGEST_GAP_MS = 50;
  */
 export class StreamHandler<State, Command, Event extends { type: string; data: unknown }> {
   private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
-  private readonly turns = new Map<string, { readonly settled: Promise<void>; readonly run: number }>();
-  private appendMs = 0;
+  private readonly turns: StreamTurns;
   private readonly snapshotEvery: number;
 
   constructor(
@@ -124,6 +89,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     private readonly kind: StreamKind<State, Command, Event>,
   ) {
     this.snapshotEvery = kind.snapshotEvery ?? SNAPSHOT_EVERY;
+    this.turns = new StreamTurns(store.telemetry);
   }
 
   /**
@@ -134,30 +100,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     command: Command,
     options: HandleOptions<State, Event>,
   ): Promise<Handled<State, Event>> {
-    const key = streamKey(stream);
-    const before = this.turns.get(key);
-    const run = before ? before.run + 1 : 1;
-    const turn = before
-      ? before.settled
-          .then(() => (run % RUN === 0 ? this.leaveGap() : undefined))
-          .then(() => this.attempt(stream, command, options))
-      : this.attempt(stream, command, options);
-    const settled = turn.then(
-      () => undefined,
-      () => undefined,
-    );
-    const own = { settled, run };
-    this.turns.set(key, own);
-    void settled.then(() => {
-      if (this.turns.get(key) === own) this.turns.delete(key);
-    });
-    return turn;
-  }
-
-  private leaveGap(): Promise<void> {
-    return new Promise((resolve) => {
-      setTimeout(resolve, Math.min(GAP_APPENDS * this.appendMs, LONGEST_GAP_MS));
-    });
+    const bytes = this.kind.weigh?.(command) ?? 0;
+    return this.turns.take(stream, bytes, () => this.attempt(stream, command, options));
   }
 
   /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
@@ -255,7 +199,9 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
    */
   private keep(stream: StreamId, before: number, state: State & { version: number }): void {
     if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
-    void this.store.snapshots.save(stream, this.kind.stateVersion, state).catch(() => undefined);
+    this.store.snapshots
+      .save(stream, this.kind.stateVersion, state)
+      .catch(this.store.telemetry.failed('keeping a snapshot of a state'));
   }
 
   private async attempt(
@@ -323,6 +269,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
         }
         case 'conflict':
         case 'retry':
+          this.store.telemetry.emit('conflict', { tenant: stream.tenant });
           return undefined;
         case 'duplicate':
           return { ...(await this.load(stream)), events: [], duplicate: result };
@@ -378,7 +325,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       key: options.key && { ...options.key, reference: options.key.reference(decision.events) },
       lease: options.lease,
     });
-    this.appendMs = performance.now() - began;
+    this.turns.appendTook(performance.now() - began);
     return { next, result };
   }
 }

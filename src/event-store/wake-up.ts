@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
 import { connect } from '../database/connection.js';
+import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
 
@@ -35,6 +36,7 @@ export class WakeUp {
     lanes: number,
     /** Others may have appended to these lanes; called before the listeners are. */
     private readonly onForeign: (lanes: Iterable<number>) => void,
+    private readonly telemetry: Telemetry,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
     this.poll = setInterval(() => {
@@ -82,7 +84,7 @@ export class WakeUp {
     clearInterval(this.poll);
     this.listeners.clear();
     await this.connecting;
-    await this.client?.end().catch(() => undefined);
+    await this.client?.end().catch(this.telemetry.failed('closing the connection for notifications'));
   }
 
   private emitForeign(lanes: readonly number[]): void {
@@ -101,8 +103,9 @@ export class WakeUp {
     this.unannounced.clear();
     try {
       await this.client.query('select pg_notify($1, $2)', [CHANNEL, `${this.origin} ${lanes.join()}`]);
-    } catch {
-      // The others poll; the connection's own end handler replaces it.
+    } catch (error) {
+      // The other nodes find the events by polling, and a lost connection is replaced when its end is told.
+      this.telemetry.emit('failed', { what: 'the notification of other nodes', error });
     }
     setTimeout(() => {
       this.announcing = false;
@@ -119,9 +122,24 @@ export class WakeUp {
 
   private async listen(): Promise<void> {
     try {
-      const client = await connect(this.url, 'wake-up');
+      this.client = await this.listeningClient();
+      this.telemetry.emit('wakeUp', { connected: true });
+      this.emitForeign(this.all);
+      void this.announce();
+    } catch (error) {
+      // The next poll tries again.
+      this.telemetry.emit('failed', { what: 'listening for notifications', error });
+    }
+  }
+
+  /** A connection that listens. One on which that fails is ended: each try would leave an open one behind. */
+  private async listeningClient(): Promise<Client> {
+    const client = await connect(this.url, 'wake-up');
+    try {
       client.on('end', () => {
-        if (this.client === client) this.client = undefined;
+        if (this.client !== client) return;
+        this.client = undefined;
+        this.telemetry.emit('wakeUp', { connected: false });
       });
       client.on('notification', ({ payload = '' }) => {
         const [origin, lanes = ''] = payload.split(' ');
@@ -130,11 +148,10 @@ export class WakeUp {
       // A notification that a crash loses is found by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
       await client.query(`listen ${CHANNEL}`);
-      this.client = client;
-      this.emitForeign(this.all);
-      void this.announce();
-    } catch {
-      // The next poll tries again.
+      return client;
+    } catch (error) {
+      client.end().catch(this.telemetry.failed('closing a connection that could not listen'));
+      throw error;
     }
   }
 }

@@ -8,7 +8,7 @@ import {
   CreateSession,
   type NewMessage,
 } from '../domain/session.commands.js';
-import { VersionMismatch } from '../event-store/stream-handler.js';
+import { VersionMismatch } from '../event-store/refusals.js';
 import { Caller } from '../access/caller.js';
 import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';

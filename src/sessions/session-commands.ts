@@ -6,6 +6,8 @@ import {
   AppendMessages,
   CancelGeneration,
   ExpireSession,
+  ForkSession,
+  type NewMessage,
   type PartialReply,
   ResetConversation,
   type SessionCommand,
@@ -14,13 +16,8 @@ import {
 import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import { EventLog } from '../event-store/log.js';
-import {
-  CounterAtLimit,
-  type Handled,
-  type Loaded,
-  StreamHandler,
-  VersionMismatch,
-} from '../event-store/stream-handler.js';
+import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
+import { type Handled, type Loaded, StreamHandler } from '../event-store/stream-handler.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
@@ -75,6 +72,8 @@ export class SessionCommands {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity,
       incarnation: (state) => state.incarnation,
+      weigh: (command) =>
+        command instanceof AppendMessages || command instanceof ForkSession ? weightOf(command.messages) : 0,
       prepare: (command, state) => this.withPartial(command, state),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
@@ -202,6 +201,17 @@ export class SessionCommands {
       partial,
     });
   }
+}
+
+/** Bytes of what people wrote, roughly: only the order of magnitude matters. */
+function weightOf(messages: readonly NewMessage[]): number {
+  let bytes = 0;
+  for (const { content, toolCalls } of messages) {
+    if (typeof content === 'string') bytes += content.length;
+    else for (const part of content) bytes += part.type === 'text' ? part.text.length : part.url.length;
+    for (const call of toolCalls ?? []) bytes += call.arguments.length;
+  }
+  return bytes;
 }
 
 const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });

@@ -1,5 +1,5 @@
 import { type AppendResult } from '../../../src/event-store/append.js';
-import { CounterAtLimit } from '../../../src/event-store/stream-handler.js';
+import { CounterAtLimit } from '../../../src/event-store/refusals.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 import { by, logPerTest, seeded, sized, sleep, tallies } from './fixture.js';

@@ -1,6 +1,6 @@
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
-import { KeyReused } from '../../../src/event-store/stream-handler.js';
+import { KeyReused } from '../../../src/event-store/refusals.js';
 import { by, logPerTest, sized, tallies } from './fixture.js';
 
 let db: TestDatabase;

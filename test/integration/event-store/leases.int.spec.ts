@@ -3,6 +3,7 @@ import { type EventLog } from '../../../src/event-store/log.js';
 import { LaneShare } from '../../../src/event-store/lane-share.js';
 import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { eventually } from '../../support/http.js';
 import { Nodes } from './fixture.js';
 
 let db: TestDatabase;
@@ -41,6 +42,46 @@ describe('a lease', () => {
     expect(await epoch(other, 'a')).toBe('not held');
     expect(other.epochOf('a')).toBeUndefined();
     expect(await holder.standing(['a', 'b'])).toEqual(new Set(['a']));
+  });
+
+  it('given a renewal that is under way, when a lease is let go, then it stays let go: its row, and what the node believes', async () => {
+    const one = node();
+    await one.take(['a', 'kept']);
+    // The renewal has to wait for this row.
+    await db.query('begin');
+    await db.query(`select from lease where name = 'a' for update`);
+    await eventually(async () => {
+      const waiting = await db.query(
+        `select from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and query like '%lease_take%'`,
+      );
+      return waiting.length > 0;
+    });
+
+    const released = one.release(['a']);
+    await db.query('commit');
+    await released;
+    await new Promise<void>((resolve) => {
+      one.onBeat(() => Promise.resolve(resolve()));
+    });
+
+    expect(one.epochOf('a')).toBeUndefined();
+    expect(one.epochOf('kept')).toEqual(expect.any(Number));
+    expect(await db.query('select name from lease')).toEqual([{ name: 'kept' }]);
+  });
+
+  it('given rows that nobody has renewed for a day, when they are pruned, then only those go', async () => {
+    const one = node();
+    await one.take(['held']);
+    await db.query(
+      `insert into lease select name, gen_random_uuid(), nextval('lease_epoch'), colloquy_now() - age
+       from (values ('dead', interval '25 hours'), ('hanging', interval '1 minute')) as l (name, age)`,
+    );
+    await one.prune();
+    expect(await db.query('select name from lease order by name')).toEqual([
+      { name: 'hanging' },
+      { name: 'held' },
+    ]);
   });
 
   it('given a holder that is gone, when its lease is over, then another takes it with a higher epoch, and the first finds out', async () => {

@@ -1,7 +1,7 @@
 import { Overloaded } from '../../../src/event-store/append.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { expectSoundLog, Nodes } from './fixture.js';
+import { by, expectSoundLog, Nodes, tallies } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = new Nodes();
@@ -62,6 +62,77 @@ it.each([
     }
   },
 );
+
+it('given a tenant that fills the queue, when another comes, then it is taken in and committed among the first', async () => {
+  const store = await nodes.start(db.url, { queueLimit: 40 });
+  const append = (tenant: string, index: number) =>
+    store.append(appendOf({ tenant, streamId: `s${index}` }, 0, [{ type: 'Written', data: {} }]));
+  await holdLanes();
+  const stuck = Array.from({ length: 4 }, (_, index) => append('flood', 1_000 + index));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const order: string[] = [];
+  const flood = Array.from({ length: 60 }, (_, index) =>
+    append('flood', index).then(
+      () => order.push('flood'),
+      () => 'refused',
+    ),
+  );
+  const quiet = Array.from({ length: 10 }, (_, index) =>
+    append('quiet', index).then(() => order.push('quiet')),
+  );
+  await db.query('select pg_advisory_unlock_all()');
+  await Promise.all([...stuck, ...quiet]);
+  const floodBefore = order.filter((one) => one === 'flood').length;
+  const outcomes = await Promise.all(flood);
+
+  expect(outcomes.filter((one) => one === 'refused').length).toBeGreaterThanOrEqual(20);
+  expect(order.filter((one) => one === 'quiet')).toHaveLength(10);
+  // Behind a single queue all of the flood that was taken in would have been answered first.
+  expect(floodBefore).toBeLessThanOrEqual(40);
+});
+
+it('given commands on one stream that wait, when there are more than may, then the rest is overloaded, and other streams go on', async () => {
+  const store = await nodes.start(db.url);
+  const handler = tallies(store);
+  const add = (streamId: string) => handler.handle({ tenant: 'acme', streamId }, { numbers: [1] }, by);
+  await add('hot');
+  await holdLanes();
+  const commands = Array.from({ length: 1_200 }, () => add('hot'));
+  const refused = await Promise.all(
+    commands.slice(1_000).map((command) =>
+      command.then(
+        () => undefined,
+        (error: unknown) => (error as Overloaded).code,
+      ),
+    ),
+  );
+  expect(new Set(refused)).toEqual(new Set(['overloaded']));
+
+  const other = add('cold');
+  await db.query('select pg_advisory_unlock_all()');
+  await other;
+  const done = await Promise.all(commands.slice(0, 1_000));
+  expect(done.at(-1)?.state.version).toBe(1_001);
+  // What was refused left nothing, and its places are free again.
+  expect((await add('hot')).state.version).toBe(1_002);
+});
+
+it('given commands that hold many bytes, when more wait than may, then the rest is overloaded', async () => {
+  const store = await nodes.start(db.url);
+  const handler = tallies(store, { weigh: () => 1024 * 1024 });
+  const add = () => handler.handle({ tenant: 'acme', streamId: 'hot' }, { numbers: [1] }, by);
+  await holdLanes();
+  const commands = Array.from({ length: 20 }, () =>
+    add().then(
+      () => 'done',
+      (error: unknown) => (error as Overloaded).code,
+    ),
+  );
+  await db.query('select pg_advisory_unlock_all()');
+  const outcomes = await Promise.all(commands);
+  expect(outcomes.filter((one) => one === 'done')).toHaveLength(16);
+  expect(outcomes.filter((one) => one === 'overloaded')).toHaveLength(4);
+});
 
 it('given appends that wait, when the store closes, then they are answered first', async () => {
   const store = await nodes.start(db.url);

@@ -1,4 +1,4 @@
-import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
+import { VersionMismatch } from '../../../src/event-store/refusals.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 import { type StateLag } from '../../../src/event-store/stream-reader.js';

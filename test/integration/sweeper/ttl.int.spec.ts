@@ -1,5 +1,5 @@
 import { ExpireSession } from '../../../src/domain/session.commands.js';
-import { VersionMismatch } from '../../../src/event-store/stream-handler.js';
+import { VersionMismatch } from '../../../src/event-store/refusals.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { HOUR, logOf, nth, World } from './fixture.js';
 

@@ -1,0 +1,70 @@
+import { Telemetry } from '../../../src/event-store/telemetry.js';
+import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { eventually } from '../../support/http.js';
+import { startProxy } from '../../support/tcp-proxy.js';
+import { Nodes } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = new Nodes();
+beforeEach(async () => {
+  db = await createTestDatabase();
+});
+afterEach(async () => {
+  await nodes.stopAll();
+  await db.drop();
+});
+
+// The server's "LISTEN was done", and an error of the same length in its place.
+const DONE = Buffer.from('C\0\0\0\x0bLISTEN\0', 'latin1');
+const ERROR = Buffer.from('E\0\0\0\x0bMfail\0\0', 'latin1');
+
+function refuseListen(answer: Buffer): Buffer {
+  const at = answer.indexOf(DONE);
+  return at < 0 ? answer : Buffer.concat([answer.subarray(0, at), ERROR, answer.subarray(at + DONE.length)]);
+}
+
+const listeners = async (): Promise<number> => {
+  const [row] = await db.query<{ count: number }>(
+    `select count(*)::int as count from pg_stat_activity
+     where datname = current_database() and application_name = 'colloquy wake-up'`,
+  );
+  return row?.count ?? 0;
+};
+
+it('given a server that refuses LISTEN, when the node tries again and again, then each try is told and none leaves a connection behind', async () => {
+  const proxy = await startProxy(db.url, refuseListen);
+  try {
+    const telemetry = new Telemetry();
+    const failures: string[] = [];
+    telemetry.on('failed', ({ what }) => failures.push(what));
+    const store = await nodes.start(proxy.url, { telemetry });
+
+    for (let tries = 1; tries <= 4; tries += 1) {
+      store.wakeUp.subscribe(() => undefined);
+      await eventually(() => Promise.resolve(failures.length >= tries));
+    }
+
+    expect(new Set(failures)).toEqual(new Set(['listening for notifications']));
+    await eventually(async () => (await listeners()) <= 1);
+  } finally {
+    await nodes.stopAll();
+    await proxy.close();
+  }
+});
+
+it('given a connection for notifications that is lost, when it is replaced, then both are told, and notifications arrive again', async () => {
+  const telemetry = new Telemetry();
+  const seen: boolean[] = [];
+  telemetry.on('wakeUp', ({ connected }) => seen.push(connected));
+  const store = await nodes.start(db.url, { telemetry });
+  store.wakeUp.subscribe(() => undefined);
+  await eventually(() => Promise.resolve(seen.length === 1));
+
+  await db.query(
+    `select pg_terminate_backend(pid) from pg_stat_activity
+     where datname = current_database() and application_name = 'colloquy wake-up'`,
+  );
+  await eventually(() => Promise.resolve(seen.length === 3));
+
+  expect(seen).toEqual([true, false, true]);
+});
