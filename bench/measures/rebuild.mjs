@@ -32,7 +32,7 @@ const messages = (events) => `
 
 async function ours(server, events) {
   const url = await server.database('rebuild');
-  const client = await connect(url, 'bench', { query_timeout: 600_000 });
+  const client = await connect(url, 'bench', { statementMs: 600_000 });
   await client.query(`
     insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
                        correlation_id, data)
@@ -51,7 +51,7 @@ async function ours(server, events) {
     pool,
     leases,
     projections: [historyProjection],
-    connect: () => connect(url, 'verify', { query_timeout: 600_000 }),
+    connect: () => connect(url, 'verify', { statementMs: 600_000 }),
     onProgress: () => undefined,
     onNotice: () => undefined,
     onError: (error) => {
@@ -84,7 +84,7 @@ async function theirs(server, events) {
   const connectionString = await server.emptyDatabase('rebuild_emmett');
   const emmett = getPostgreSQLEventStore(connectionString);
   await emmett.schema.migrate();
-  const client = await connect(connectionString, 'bench', { query_timeout: 600_000 });
+  const client = await connect(connectionString, 'bench', { statementMs: 600_000 });
   await client.query(`
     insert into emt_messages (stream_id, stream_position, message_data, message_metadata, message_schema_version,
                               message_type, message_id, transaction_id)

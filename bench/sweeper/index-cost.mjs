@@ -21,7 +21,7 @@ const VARIANTS = {
 };
 
 const server = await startServer();
-const client = await connect(await server.database('index_cost'), 'bench', { query_timeout: 600_000 });
+const client = await connect(await server.database('index_cost'), 'bench', { statementMs: 600_000 });
 await client.query('set synchronous_commit = off');
 for (const [table, [create]] of Object.entries(VARIANTS)) {
   await client.query(create.replace(/;\s*$/, ''));

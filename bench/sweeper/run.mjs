@@ -158,7 +158,7 @@ try {
     for (const tenants of [1, 10_000, 100_000]) {
       const url = await server.database(`sweep_idle_${tenants}`);
       const node = await startNode(url, many);
-      const client = await connect(url, 'bench', { query_timeout: 600_000 });
+      const client = await connect(url, 'bench', { statementMs: 600_000 });
       await client.query(
         `insert into ${SESSIONS} (tenant, session_id, incarnation, version, status, metadata, message_count, created_at,
            last_activity_at, lane, since, legal_hold, input_tokens, output_tokens, cached_tokens, reasoning_tokens)

@@ -1,13 +1,27 @@
 import { isNativeError } from 'node:util/types';
 import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
 
-/** The database cannot be reached or went away; the request may be tried again. */
+const DISK_FULL = '53100';
+const QUERY_CANCELED = '57014';
+
+/** The database cannot do what it was asked for now; the request may be tried again. The message tells what is known. */
 export class DatabaseUnavailable extends Error {
   override readonly name = 'DatabaseUnavailable';
   readonly code = 'database-unavailable';
   constructor(cause: unknown) {
-    super('the database cannot be reached at the moment; try again', { cause });
+    super(explanationOf(cause), { cause });
   }
+}
+
+function explanationOf(cause: unknown): string {
+  const { code, message = '' } = (cause ?? {}) as { code?: unknown; message?: string };
+  if (code === DISK_FULL) {
+    return 'the disk of the database is full: nothing can be written until an operator has made room on it';
+  }
+  if (code === QUERY_CANCELED || /Query read timeout/i.test(message)) {
+    return 'the database did not answer in time; try again';
+  }
+  return 'the database cannot be reached at the moment; try again';
 }
 
 /**
@@ -34,29 +48,46 @@ const typeParsers = new TypeOverrides();
 typeParsers.setTypeParser(TIMESTAMPTZ, rfc3339);
 typeParsers.setTypeParser(BIGINT, Number);
 
-export function connectionConfig(url: string, name: string, settings = ''): ClientConfig {
+/** A statement that takes longer has been given up by whoever asked for it. */
+const STATEMENT_MS = 15_000;
+/** The server ends a statement so much earlier than its client, so that the client hears of it and stays connected. */
+const TIMEOUT_MARGIN_MS = 500;
+
+export interface ConnectionOptions {
+  /** More server settings, e.g. `-c synchronous_commit=off` for what can be made again. */
+  readonly settings?: string | undefined;
+  /**
+   * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does not
+   * answer at all is as good as gone: whoever waits must get an answer.
+   */
+  readonly statementMs?: number | undefined;
+}
+
+export function connectionConfig(
+  url: string,
+  name: string,
+  { settings = '', statementMs = STATEMENT_MS }: ConnectionOptions = {},
+): ClientConfig {
+  const serverMs = Math.max(statementMs - TIMEOUT_MARGIN_MS, 1);
   return {
     connectionString: url,
     application_name: `colloquy ${name}`,
-    options: `${SESSION_SETTINGS} ${settings}`,
+    options: `${SESSION_SETTINGS} -c statement_timeout=${serverMs} ${settings}`,
     types: typeParsers,
     connectionTimeoutMillis: 3_000,
     keepAlive: true,
-    // A server that stopped answering is as good as gone; whoever waits must get an answer.
-    query_timeout: 15_000,
+    query_timeout: statementMs,
   };
 }
 
-/**
- * @param options.settings more server settings, e.g. `-c synchronous_commit=off` for what can be made again.
- */
+/** @param options.max connections at the same time; 10 unless given */
 export function createPool(
   url: string,
   name: string,
-  options: { max?: number; settings?: string } = {},
+  { max = 10, ...options }: ConnectionOptions & { readonly max?: number | undefined } = {},
 ): Pool {
-  const config: PoolConfig = connectionConfig(url, name, options.settings);
-  const pool = new Pool({ ...config, max: options.max ?? 10 });
+  const config: PoolConfig = connectionConfig(url, name, options);
+  const pool = new Pool({ ...config, max });
   // A connection that breaks is replaced by the next query. Without listeners it would end the process: the pool's
   // covers idle ones, the other those that are lent out.
   pool.on('error', () => undefined);
@@ -66,22 +97,16 @@ export function createPool(
   return pool;
 }
 
-/**
- * @param options.settings more server settings; the rest is for `pg`.
- * @throws whatever `pg` throws when the server cannot be reached.
- */
-export async function connect(
-  url: string,
-  name: string,
-  { settings, ...overrides }: ClientConfig & { settings?: string } = {},
-): Promise<Client> {
-  const client = new Client({ ...connectionConfig(url, name, settings), ...overrides });
+/** @throws whatever `pg` throws when the server cannot be reached. */
+export async function connect(url: string, name: string, options: ConnectionOptions = {}): Promise<Client> {
+  const client = new Client(connectionConfig(url, name, options));
   client.on('error', () => undefined);
   await client.connect();
   return client;
 }
 
-const UNAVAILABLE_STATES = /^(08...|57P0[123]|53300|25P03)$/;
+// Connection lost, server ends or starts, disk full, too many connections, statement or transaction ended by a time-out.
+const UNAVAILABLE_STATES = /^(08...|57P0[123]|57014|53[13]00|25P03)$/;
 const UNAVAILABLE_SYSTEM = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
@@ -93,7 +118,7 @@ const UNAVAILABLE_SYSTEM = new Set([
 const UNAVAILABLE_MESSAGES =
   /Connection terminated|connection error|not queryable|Query read timeout|timeout exceeded when trying to connect|timeout expired|Client was closed/i;
 
-/** Whether an error means that the connection is gone or was never there, so that a command's outcome is unknown. */
+/** Whether an error means that the database did not answer for now, so that the outcome of a command may be unknown. */
 export function isConnectionError(error: unknown): boolean {
   // Not `instanceof`: a socket's error may come from another realm, as it does under Jest.
   if (!isNativeError(error)) return false;

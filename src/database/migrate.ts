@@ -13,7 +13,7 @@ const OLDEST_SERVER = 15;
  * @throws Error when the server is too old, or its schema was made by a newer version of the service.
  */
 export async function migrate(url: string, migrations: readonly Migration[]): Promise<void> {
-  const guard = await connect(url, 'migrations', { query_timeout: 600_000 });
+  const guard = await connect(url, 'migrations', { statementMs: 600_000 });
   try {
     const { rows } = await guard.query<{ version: string }>('show server_version_num');
     const major = Math.floor(Number(Object.values(rows[0] ?? {})[0]) / 10_000);

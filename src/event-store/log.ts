@@ -64,6 +64,9 @@ const NO_LAG: StateLag = { events: 0, bytes: 0 };
  */
 const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
 
+/** How long a commit may take: whoever appends to a database that hangs hears of it within five seconds. */
+const COMMIT_MS = 4_500;
+
 /**
  * An append-only log of streams in PostgreSQL.
  *
@@ -121,7 +124,7 @@ export class EventLog {
   private createWriter(options: WriterOptions): BatchWriter {
     const { tail } = this;
     return new BatchWriter(
-      () => connect(this.url, 'writer', { settings: GENERIC_PLANS }),
+      () => connect(this.url, 'writer', { settings: GENERIC_PLANS, statementMs: COMMIT_MS }),
       {
         committed: (appends, run) => {
           tail.enter(run);
@@ -235,7 +238,7 @@ export class EventLog {
   /** An import of whole streams, on a connection of its own, that the caller closes. */
   async beginImport(): Promise<LogImport> {
     // A stream is committed in one piece, and a long one takes its time.
-    const client = await available(() => connect(this.url, 'import', { query_timeout: 600_000 }));
+    const client = await available(() => connect(this.url, 'import', { statementMs: 600_000 }));
     return LogImport.begin(client, this.laneCount, this.codec, (lanes) => {
       this.tail.forget(lanes);
       this.wakeUp.appended(lanes);

@@ -49,7 +49,7 @@ class NodeProjector extends Projector implements OnModuleInit, OnApplicationShut
       pool,
       leases,
       projections,
-      connect: () => connect(url, 'verify', { query_timeout: VERIFY_LIMIT_MS }),
+      connect: () => connect(url, 'verify', { statementMs: VERIFY_LIMIT_MS }),
       onProgress: () => {
         models.advanced();
         reported.clear();
