@@ -170,6 +170,8 @@ const settings = section({
     port: wholeNumber(0, 65_535).default(3000),
     /** Bytes of a request body. Default 1 048 576 (1 MiB). */
     bodyLimit: wholeNumber(1, 1_073_741_824).default(1_048_576),
+    /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
+    logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
     /** Milliseconds that running requests get to end at shutdown. Default 10 000. */
     shutdownGraceMs: wholeNumber(0, 3_600_000).default(10_000),
   }).prefault({}),
@@ -229,6 +231,7 @@ const VARIABLES: readonly {
 }[] = [
   { name: 'HOST', path: ['server', 'host'] },
   { name: 'PORT', path: ['server', 'port'], read: number },
+  { name: 'LOG_LEVEL', path: ['server', 'logLevel'] },
   { name: 'DATABASE_URL', path: ['storage', 'database'], read: (raw) => ({ type: 'postgresql', url: raw }) },
   { name: 'COLLOQUY_DATA_DIR', path: ['storage', 'dataDir'] },
   { name: 'KAFKA_BROKERS', path: ['kafka', 'brokers'], read: list },

@@ -1,55 +1,84 @@
-import { Logger } from '@nestjs/common';
+import { type Logger as PinoLogger } from 'pino';
 import { type Config, ConfigError, loadConfig } from './config.js';
 import { isConnectionError } from './database/connection.js';
 import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
+import { createLogger, flushLog } from './logging.js';
 import { createService, type Service } from './service.js';
 import { version } from './version.js';
 
 let starting: Promise<Service> | undefined;
+let logger: PinoLogger | undefined;
 let stopping = false;
 
 async function main(): Promise<void> {
   const config = loadConfig({ env: process.env, cwd: process.cwd() });
-  for (const warning of config.warnings) console.warn(warning);
+  const log = (logger = createLogger(config.server.logLevel));
+  for (const warning of config.warnings) log.warn(warning);
   process.on('SIGINT', stop).on('SIGTERM', stop);
   process.on('warning', (warning) => {
-    new Logger('process').warn(warning.message);
+    log.warn(warning.message);
   });
 
-  starting = createService(config);
+  starting = createService(config, { logger: log });
   const { app, embedded } = await starting;
   await app.listen(config.server.port, config.server.host);
-  announce(config, await app.getUrl(), embedded);
+  announce(log, config, await app.getUrl(), embedded);
 }
 
 function stop(signal: NodeJS.Signals): void {
   if (stopping) return;
   stopping = true;
-  console.log(`${signal}: answering what is running, then stopping`);
+  logger?.info(`${signal}: answering what is running, then stopping`);
   void end(0);
 }
 
-function announce(config: Config, url: string, embedded: EmbeddedPostgres | undefined): void {
-  const { llm, kafka, auth } = config;
-  const database = embedded
-    ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}${embedded.adopted ? ' (taken over from a service that was killed)' : ''}`
-    : `PostgreSQL at ${new URL(config.storage.database?.url ?? '').host}`;
-  const key = auth.mode === 'api-key' ? `-H 'Authorization: Bearer <key>' ` : '';
-  const curl = `curl -s ${key}`;
+/** What runs here and how to try it: a page of text on a terminal, else one line of the log, whatever its level. */
+function announce(
+  log: PinoLogger,
+  config: Config,
+  url: string,
+  embedded: EmbeddedPostgres | undefined,
+): void {
+  const { llm, kafka, auth, server } = config;
+  const facts = {
+    database: embedded
+      ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}${embedded.adopted ? ' (taken over from a service that was killed)' : ''}`
+      : `PostgreSQL at ${new URL(config.storage.database?.url ?? '').host}`,
+    model:
+      llm.provider === 'echo'
+        ? 'echo: repeats what is said; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one'
+        : `${llm.model} at ${llm.baseURL ?? 'OpenAI'}`,
+    Kafka:
+      kafka.brokers.length > 0
+        ? `events go to the topic ${kafka.topic} at ${kafka.brokers.join(', ')}`
+        : 'off: events wait in the log',
+    access:
+      auth.mode === 'none'
+        ? 'no key needed, this machine only'
+        : `API keys: ${auth.keys.map((one) => one.name).join(', ')}`,
+  };
+  const notes = embedded?.notes ?? [];
+  const title = `Colloquy ${version} is listening on ${url}`;
+  const curl = `curl -s ${auth.mode === 'api-key' ? `-H 'Authorization: Bearer <key>' ` : ''}`;
   const json = `-H 'Content-Type: application/json'`;
+  const examples = [
+    `${curl}${url}/v1/chat ${json} -d '{"message": "Hello", "sessionId": "first"}'`,
+    `${curl}${url}/v1/sessions/first/messages`,
+    `${curl}${url}/v1/sessions/first/events`,
+  ];
+  if (!process.stdout.isTTY) {
+    if (server.logLevel === 'silent') return;
+    log.child({}, { level: 'info' }).info({ url, ...facts, notes, try: examples }, title);
+    return;
+  }
+  const lines = [...Object.entries(facts), ...notes.map((note) => ['note', note] as const)];
   console.log(
     [
-      `Colloquy ${version} is listening on ${url}`,
-      `  database  ${database}`,
-      `  model     ${llm.provider === 'echo' ? 'echo: repeats what is said; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one' : `${llm.model} at ${llm.baseURL ?? 'OpenAI'}`}`,
-      `  Kafka     ${kafka.brokers.length > 0 ? `events go to the topic ${kafka.topic} at ${kafka.brokers.join(', ')}` : 'off: events wait in the log'}`,
-      `  access    ${auth.mode === 'none' ? 'no key needed, this machine only' : `API keys: ${auth.keys.map((one) => one.name).join(', ')}`}`,
-      ...(embedded?.notes ?? []).map((note) => `  note      ${note}`),
+      title,
+      ...lines.map(([name, fact]) => `  ${name.padEnd(9)} ${fact}`),
       'Try:',
-      `  ${curl}${url}/v1/chat ${json} -d '{"message": "Hello", "sessionId": "first"}'`,
-      `  ${curl}${url}/v1/sessions/first/messages`,
-      `  ${curl}${url}/v1/sessions/first/events`,
+      ...examples.map((example) => `  ${example}`),
     ].join('\n'),
   );
 }
@@ -58,6 +87,7 @@ async function end(code: number): Promise<never> {
   // A start that fails has cleaned up after itself.
   const service = await starting?.catch(() => undefined);
   await service?.stop();
+  if (logger) flushLog(logger);
   process.exit(code);
 }
 

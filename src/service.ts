@@ -1,6 +1,7 @@
 import 'reflect-metadata';
 import { Logger } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
+import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { type Config } from './config.js';
@@ -8,12 +9,19 @@ import { connect, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
+import { type AnsweredRequest } from './http/request-log.js';
 import { configureApp, createHttpAdapter } from './http/server.js';
+import { NestLog } from './logging.js';
 import { migrations } from './migrations.js';
 import { version } from './version.js';
 
 /** How long a start waits for a database that is not there yet. */
 const DATABASE_PATIENCE_MS = 60_000;
+
+export interface ServiceOptions {
+  /** Where the log of the service goes. */
+  readonly logger: PinoLogger;
+}
 
 export interface Service {
   readonly app: NestFastifyApplication;
@@ -27,7 +35,7 @@ export interface Service {
  * Database, schema and application; not listening yet.
  * @throws DataFolderInUseError; whatever the database says when it cannot be used
  */
-export async function createService(config: Config): Promise<Service> {
+export async function createService(config: Config, { logger }: ServiceOptions): Promise<Service> {
   const undo: (() => Promise<void>)[] = [];
   const stop = async (): Promise<void> => {
     for (const step of undo.splice(0).reverse()) {
@@ -45,8 +53,8 @@ export async function createService(config: Config): Promise<Service> {
 
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.create(config, databaseUrl),
-      createHttpAdapter(config),
-      { logger: ['warn', 'error', 'fatal'], abortOnError: false },
+      createHttpAdapter({ ...config, onAnswered: logRequests(logger) }),
+      { logger: new NestLog(logger), abortOnError: false },
     );
     undo.push(() => app.close());
     configureApp(app, { ...config, version });
@@ -56,6 +64,15 @@ export async function createService(config: Config): Promise<Service> {
     await stop();
     throw error;
   }
+}
+
+/** A line for each request; not for those by which machines look whether the service is well. */
+function logRequests(logger: PinoLogger): (request: AnsweredRequest) => void {
+  return (request) => {
+    if (request.route.startsWith('/health/') || request.route === '/metrics') return;
+    const level = request.status >= 500 ? 'warn' : 'info';
+    logger[level](request, `${request.method} ${request.route} ${request.status}`);
+  };
 }
 
 async function startDatabase(config: Config, undo: (() => Promise<void>)[]): Promise<EmbeddedPostgres> {

@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream';
 import { loadConfig } from '../config.js';
+import { createLogger } from '../logging.js';
 import { createService } from '../service.js';
 import { type Fetch } from './connection.js';
 
@@ -31,7 +32,10 @@ export async function startInProcess(
     },
   });
   for (const warning of config.warnings) warn(warning);
-  const service = await createService(config);
+  // A library does not write into its host's output: only what the host has to know, on standard error.
+  const service = await createService(config, {
+    logger: createLogger(process.env['LOG_LEVEL'] ? config.server.logLevel : 'warn', 2),
+  });
   const fastify = service.app.getHttpAdapter().getInstance();
   await fastify.ready();
 

@@ -85,6 +85,24 @@ export class LaneReader {
     return rows.map((row) => this.decoder.storedEvent(row));
   }
 
+  /**
+   * For how long the oldest event behind these positions has been in the log, in seconds; 0 when there is none.
+   * @param after by lane: the last position that a reader has
+   */
+  async lagSeconds(after: ReadonlyMap<number, number>): Promise<number> {
+    const [row] = await rowsOf<{ seconds: number | null }>(this.pool, {
+      name: 'lag_seconds',
+      text: `select greatest(extract(epoch from colloquy_now() - min(e.time)), 0)::float8 as seconds
+             from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+             cross join lateral (
+               select e.time from event e where e.lane = reader.lane and e.position > reader.position
+               order by e.position limit 1
+             ) e`,
+      values: [[...after.keys()], [...after.values()]],
+    });
+    return row?.seconds ?? 0;
+  }
+
   /** The last position of every lane, by lane number. */
   async ends(): Promise<number[]> {
     const rows = await rowsOf<{ position: number }>(this.pool, {

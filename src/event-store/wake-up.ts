@@ -105,7 +105,7 @@ export class WakeUp {
       await this.client.query('select pg_notify($1, $2)', [CHANNEL, `${this.origin} ${lanes.join()}`]);
     } catch (error) {
       // The other nodes find the events by polling, and a lost connection is replaced when its end is told.
-      this.telemetry.emit('failed', { what: 'the notification of other nodes', error });
+      if (!this.closed) this.telemetry.emit('failed', { what: 'the notification of other nodes', error });
     }
     setTimeout(() => {
       this.announcing = false;
@@ -128,7 +128,7 @@ export class WakeUp {
       void this.announce();
     } catch (error) {
       // The next poll tries again.
-      this.telemetry.emit('failed', { what: 'listening for notifications', error });
+      if (!this.closed) this.telemetry.emit('failed', { what: 'listening for notifications', error });
     }
   }
 
@@ -139,7 +139,7 @@ export class WakeUp {
       client.on('end', () => {
         if (this.client !== client) return;
         this.client = undefined;
-        this.telemetry.emit('wakeUp', { connected: false });
+        if (!this.closed) this.telemetry.emit('wakeUp', { connected: false });
       });
       client.on('notification', ({ payload = '' }) => {
         const [origin, lanes = ''] = payload.split(' ');

@@ -10,6 +10,7 @@ import { type ChatModel } from './chat-model.js';
 import { echoModel } from './echo.chat-model.js';
 import { GenerationController } from './generation.controller.js';
 import { Generations } from './generations.js';
+import { observed } from './observed.chat-model.js';
 import { OpenAiModel } from './openai.chat-model.js';
 
 /**
@@ -29,7 +30,7 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
     partials: PartialReplies,
     @Inject(SETTINGS) { llm, server }: Config,
   ) {
-    super(store, bus, commands, leases, partials, chatModel(llm), {
+    super(store, bus, commands, leases, partials, observed(chatModel(llm), store.telemetry), {
       defaultModel: llm.model,
       maxInputTokens: llm.maxInputTokens,
     });

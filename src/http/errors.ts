@@ -1,5 +1,6 @@
 import { Catch, Logger, type ArgumentsHost, type ExceptionFilter } from '@nestjs/common';
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import { stackOf } from '../logging.js';
 import { isUnexpected } from './problem.js';
 import { surfaceOf } from './surfaces.js';
 
@@ -35,15 +36,6 @@ export function pathOf(request: FastifyRequest): string {
   const url = request.raw.url ?? '/';
   const end = url.indexOf('?');
   return end === -1 ? url : url.slice(0, end);
-}
-
-/** Stacks only: other properties of an error may hold message texts and keys. */
-function stackOf(error: unknown): string {
-  if (!(error instanceof Error)) {
-    return 'thrown without a stack';
-  }
-  const stack = error.stack ?? error.message;
-  return error.cause instanceof Error ? `${stack}\nCaused by: ${stackOf(error.cause)}` : stack;
 }
 
 /** What Nest's handlers, pipes and guards throw. Errors of Fastify itself come to `sendError` by its own hooks. */

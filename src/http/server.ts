@@ -9,6 +9,7 @@ import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
 import { ErrorFilter, sendError } from './errors.js';
 import { ApiError, renderProblem } from './problem.js';
+import { type AnsweredRequest, onAnswered } from './request-log.js';
 import { RouteTable } from './route-table.js';
 import { SchemaPipe } from './validation.js';
 
@@ -18,6 +19,8 @@ export interface HttpSettings {
     readonly bodyLimit: number;
   };
   readonly auth: AuthSettings;
+  /** Told of each request when it is over. */
+  readonly onAnswered?: ((request: AnsweredRequest) => void) | undefined;
 }
 
 /** Milliseconds in which a client must have sent its whole request. Answers may take as long as they like. */
@@ -44,7 +47,7 @@ export function configureApp(
  * correlation, JSON and nothing else as body, problems as errors.
  */
 class HttpAdapter extends FastifyAdapter {
-  constructor({ server, auth }: HttpSettings) {
+  constructor({ server, auth, onAnswered: tell }: HttpSettings) {
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -58,6 +61,7 @@ class HttpAdapter extends FastifyAdapter {
     });
     const fastify: FastifyInstance = this.getInstance();
 
+    if (tell) onAnswered(fastify, tell);
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();
     fastify.addHook('onRoute', ({ method, url }) => {

@@ -140,6 +140,14 @@ export class Relay {
     return { behind: lanes.reduce((sum, one) => sum + one, 0), lanes };
   }
 
+  /** For how long the oldest event that the brokers have not acknowledged has been in the log, in seconds. */
+  async lagSeconds(): Promise<number> {
+    const { rows } = await available(() =>
+      this.pool.query<{ lane: number; position: number }>('select lane, position from relay_checkpoint'),
+    );
+    return this.store.lanes.lagSeconds(new Map(rows.map(({ lane, position }) => [lane, position])));
+  }
+
   /** Asked anew each time: it changes while we wait. */
   private isStopping(): boolean {
     return this.stopped;

@@ -4,6 +4,8 @@ import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
 import { ContractController } from './contract.controller.js';
 import { HealthController } from './health.controller.js';
+import { FailureLog } from './failure-log.js';
+import { Metrics } from './metrics.js';
 import { MetricsController } from './metrics.controller.js';
 import { ProjectionsController } from './projections.controller.js';
 import { RelayController } from './relay.controller.js';
@@ -12,6 +14,7 @@ import { SweeperController } from './sweeper.controller.js';
 /** What operators look at and steer. */
 @Module({
   imports: [ReadModelsModule, KafkaModule, SweeperModule],
+  providers: [Metrics, FailureLog],
   controllers: [
     ContractController,
     HealthController,

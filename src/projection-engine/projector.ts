@@ -1,5 +1,6 @@
 import { type Client, type Pool } from 'pg';
 import { available } from '../database/connection.js';
+import { rowsOf } from '../database/query.js';
 import { type EventLog } from '../event-store/log.js';
 import { type Leases } from '../event-store/leases.js';
 import { Parking, type ParkedSession, type SessionName } from './parking.js';
@@ -106,15 +107,32 @@ export class Projector {
     return this.parts.projections.find((projection) => projection.name === name);
   }
 
-  async lag(): Promise<ProjectionLag[]> {
-    const { store, pool, projections } = this.parts;
-    const ends = await store.lanes.ends();
-    const { rows } = await available(() =>
-      pool.query<{ projection: string; lane: number; position: number }>(
-        'select projection, lane, position from projection_checkpoint where projection = any ($1)',
-        [projections.map(tableOf)],
-      ),
+  /** For how long the oldest event that each read model has not seen has been in the log, in seconds. */
+  async lagSeconds(): Promise<{ readonly projection: string; readonly seconds: number }[]> {
+    const { store, projections } = this.parts;
+    const rows = await this.checkpoints();
+    return Promise.all(
+      projections.map(async (projection) => {
+        const table = tableOf(projection);
+        const own = rows.filter((row) => row.projection === table);
+        const after = new Map(own.map(({ lane, position }) => [lane, position]));
+        return { projection: table, seconds: await store.lanes.lagSeconds(after) };
+      }),
     );
+  }
+
+  private async checkpoints(): Promise<{ projection: string; lane: number; position: number }[]> {
+    const { pool, projections } = this.parts;
+    return rowsOf(pool, {
+      text: 'select projection, lane, position from projection_checkpoint where projection = any ($1)',
+      values: [projections.map(tableOf)],
+    });
+  }
+
+  async lag(): Promise<ProjectionLag[]> {
+    const { store, projections } = this.parts;
+    const ends = await store.lanes.ends();
+    const rows = await this.checkpoints();
     return projections.map((projection) => ({
       projection: tableOf(projection),
       behind: rows

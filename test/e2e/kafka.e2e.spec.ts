@@ -70,7 +70,11 @@ it('given brokers that cannot be reached, when the service starts, then it serve
   expect(metrics).toMatch(/^colloquy_relay_lag_events\{lane="\d+"\} [1-9]/m);
   expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
   // Its greeting, and the one line of the outage.
-  expect(running.output().split('\n').length).toBeLessThan(20);
+  const warnings = running
+    .output()
+    .split('\n')
+    .filter((line) => /"level":"(warn|error)"/.test(line));
+  expect(warnings.length).toBeLessThan(10);
 }, 60_000);
 
 it('given no brokers, then health has no word of Kafka, and the contract is served without a key', async () => {

@@ -1,4 +1,4 @@
-import { apiOf, expectProblem } from '../support/http.js';
+import { apiOf, eventually, expectProblem } from '../support/http.js';
 import { createWorld, say, type World } from './fixture.js';
 
 const HOUR = 3_600_000;
@@ -50,6 +50,39 @@ describe('metrics', () => {
     ]);
     // Nothing is published here, so there is nothing to be behind with.
     expect(text).not.toMatch(/^colloquy_relay/m);
+  });
+
+  it('given work of every kind, when metrics are scraped, then it shows in histograms and counters of seconds', async () => {
+    const { api } = await world.node();
+    await api.post('/v1/chat', { message: 'Hello', sessionId: 'a' });
+    await api.get('/v1/sessions/a');
+    await api.get('/v1/nothing');
+    // A request counts when its connection is done with it, which the client may be a moment before.
+    const unmatched =
+      'colloquy_http_request_duration_seconds_count{method="GET",route="unmatched",status="404"}';
+    const found = await eventually(async () => {
+      const seen = samples((await api.get('/metrics')).text);
+      return seen[unmatched] === 1 && seen;
+    });
+    const value = (name: string) => found[name] ?? 0;
+    expect(
+      value('colloquy_http_request_duration_seconds_count{method="POST",route="/v1/chat",status="200"}'),
+    ).toBe(1);
+    // The session, the turn, the reply.
+    expect(value('colloquy_append_outcomes_total{outcome="ok"}')).toBe(3);
+    expect(value('colloquy_append_wait_seconds_count')).toBe(3);
+    expect(value('colloquy_append_commit_seconds_count')).toBe(value('colloquy_append_batch_size_count'));
+    expect(value('colloquy_model_call_seconds_count{model="echo",outcome="completed"}')).toBe(1);
+    expect(value('colloquy_model_first_text_seconds_count{model="echo"}')).toBe(1);
+    expect(value('colloquy_model_tokens_total{model="echo",kind="input"}')).toBe(1);
+    expect(found).toMatchObject({
+      'colloquy_pool_waiting{pool="log"}': 0,
+      colloquy_process_resident_memory_bytes: expect.any(Number) as number,
+      colloquy_nodejs_eventloop_lag_seconds: expect.any(Number) as number,
+    });
+    expect(
+      Object.keys(found).filter((name) => name.startsWith('colloquy_projection_lag_seconds')),
+    ).toHaveLength(3);
   });
 
   it('given API keys, when metrics or the relay are asked for, then only operators are told', async () => {

@@ -82,9 +82,12 @@ describe('a support desk', () => {
   });
 
   it('given what the service prints at its start, when its commands are run, then they work', async () => {
-    const printed = world.output();
-    expect(printed).toContain('echo');
-    const commands = [...printed.matchAll(/^ {2}curl -s (\S+)(?: -H '(.+?): (.+?)' -d '(.+?)')?$/gm)];
+    const [first = ''] = world.output().split('\n');
+    const printed = JSON.parse(first) as { readonly model: string; readonly try: readonly string[] };
+    expect(printed.model).toContain('echo');
+    const commands = printed.try.flatMap((line) => [
+      ...line.matchAll(/^curl -s (\S+)(?: -H '(.+?): (.+?)' -d '(.+?)')?$/g),
+    ]);
     expect(commands.length).toBeGreaterThanOrEqual(3);
     for (const [, url = '', header, value = '', body] of commands) {
       const path = url.slice(api.url.length);

@@ -58,7 +58,13 @@ describe('settings', () => {
         ssl: false,
       },
       auth: { mode: 'none', keys: [] },
-      server: { host: '127.0.0.1', port: 3000, bodyLimit: 1_048_576, shutdownGraceMs: 10_000 },
+      server: {
+        host: '127.0.0.1',
+        port: 3000,
+        bodyLimit: 1_048_576,
+        logLevel: 'info',
+        shutdownGraceMs: 10_000,
+      },
       tenants: {},
       warnings: [],
     });

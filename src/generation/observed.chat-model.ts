@@ -1,0 +1,37 @@
+import { type Telemetry } from '../event-store/telemetry.js';
+import { type ChatModel, ModelError } from './chat-model.js';
+
+/** The same model, and each of its calls is told: how it ended, how long it took, how many tokens it used. */
+export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => ({
+  async answer(request, conditions) {
+    let began = performance.now();
+    // The time until a call may leave is not the model's.
+    conditions.when?.then(
+      () => (began = performance.now()),
+      () => undefined,
+    );
+    let firstTextMs: number | undefined;
+    const tell = (outcome: 'completed' | 'failed' | 'timeout' | 'cancelled', tokens = NO_TOKENS): void => {
+      const ms = performance.now() - began;
+      telemetry.emit('modelCalled', { model: request.model, outcome, ms, firstTextMs, ...tokens });
+    };
+    try {
+      const end = await model.answer(request, {
+        ...conditions,
+        onText: (text) => {
+          firstTextMs ??= performance.now() - began;
+          conditions.onText(text);
+        },
+      });
+      tell('completed', end.usage);
+      return end;
+    } catch (error) {
+      const outcome =
+        error instanceof ModelError ? (error.code === 'model-timeout' ? 'timeout' : 'failed') : 'cancelled';
+      tell(outcome);
+      throw error;
+    }
+  },
+});
+
+const NO_TOKENS = { inputTokens: 0, outputTokens: 0 };

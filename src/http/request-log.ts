@@ -1,0 +1,46 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+
+/** What is known of a request when it has been answered. */
+export interface AnsweredRequest {
+  readonly requestId: string;
+  readonly method: string;
+  /** The pattern of the route, e.g. `/v1/sessions/:id`; `unmatched` for a path that leads nowhere. */
+  readonly route: string;
+  readonly status: number;
+  /** Milliseconds from the arrival of its headers to the end of the answer; of a stream, to the end of the stream. */
+  readonly ms: number;
+  readonly tenant?: string | undefined;
+  /** The name of the API key, or `anonymous`. */
+  readonly key?: string | undefined;
+  readonly session?: string | undefined;
+  /** Whether the client went away before the answer was complete. */
+  readonly aborted: boolean;
+}
+
+/** Calls back for each request when it is over, however it ended. */
+export function onAnswered(fastify: FastifyInstance, tell: (request: AnsweredRequest) => void): void {
+  fastify.addHook('onRequest', (request, reply, done) => {
+    const began = performance.now();
+    const { raw } = reply;
+    // Also of an answer that a handler took over, such as a stream of events, and of one that broke off.
+    raw.once('close', () => {
+      tell({
+        requestId: request.id,
+        method: request.method,
+        route: request.routeOptions.url ?? 'unmatched',
+        status: raw.statusCode,
+        ms: Math.round((performance.now() - began) * 1000) / 1000,
+        ...callerOf(request),
+        aborted: !raw.writableFinished,
+      });
+    });
+    done();
+  });
+}
+
+function callerOf({ caller, params, routeOptions }: FastifyRequest): Partial<AnsweredRequest> {
+  if (!caller) return {};
+  const { id } = (params ?? {}) as { id?: string };
+  const isOfSession = id !== undefined && routeOptions.url?.startsWith('/v1/sessions/') === true;
+  return { tenant: caller.tenant, key: caller.actor, ...(isOfSession && { session: id }) };
+}

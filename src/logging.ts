@@ -1,0 +1,103 @@
+import { type LoggerService } from '@nestjs/common';
+import { destination, type Logger as PinoLogger, pino, stdTimeFunctions, symbols } from 'pino';
+import pretty from 'pino-pretty';
+
+export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** Lines that wait to be written together: a write for each would be felt on every request. */
+const BUFFER_BYTES = 4_096;
+/** A line waits at most so long for others. */
+const FLUSH_MS = 250;
+
+/**
+ * The log of the process: JSON lines on standard output, or text for people where that is a terminal. A line holds ids,
+ * names, figures and stacks; never what people or models wrote, and never a key.
+ * @param fd 1: standard output, 2: standard error
+ */
+export function createLogger(level: LogLevel, fd: 1 | 2 = 1): PinoLogger {
+  const options = {
+    level,
+    // The host is known to whoever collects the lines.
+    base: { pid: process.pid },
+    timestamp: stdTimeFunctions.isoTime,
+    formatters: { level: (label: string) => ({ level: label }) },
+  };
+  const { isTTY } = fd === 1 ? process.stdout : process.stderr;
+  if (isTTY) return pino(options, pretty({ ignore: 'pid', sync: true, destination: fd }));
+  // Few lines go to standard error, and each may be the last one.
+  if (fd === 2) return pino(options, destination({ fd, sync: true }));
+  const stream = destination({ fd, minLength: BUFFER_BYTES, sync: false });
+  setInterval(() => {
+    stream.flush();
+  }, FLUSH_MS).unref();
+  const logger = pino(options, stream);
+  process.once('exit', () => {
+    flushLog(logger);
+  });
+  return logger;
+}
+
+/** Writes what still waits; for the moment before the process ends. */
+export function flushLog(logger: PinoLogger): void {
+  const stream = (logger as unknown as Record<symbol, { flushSync?: () => void }>)[symbols.streamSym];
+  try {
+    stream?.flushSync?.();
+  } catch {
+    // The stream had not opened yet: nothing was written to it.
+  }
+}
+
+/** Nest's own log, and that of all features, as lines of the process's log. */
+export class NestLog implements LoggerService {
+  constructor(private readonly logger: PinoLogger) {}
+
+  log(message: unknown, ...rest: unknown[]): void {
+    // Nest tells at this level how it starts, module by module and route by route.
+    this.write('debug', message, rest);
+  }
+  fatal(message: unknown, ...rest: unknown[]): void {
+    this.write('fatal', message, rest);
+  }
+  error(message: unknown, ...rest: unknown[]): void {
+    this.write('error', message, rest);
+  }
+  warn(message: unknown, ...rest: unknown[]): void {
+    this.write('warn', message, rest);
+  }
+  debug(message: unknown, ...rest: unknown[]): void {
+    this.write('debug', message, rest);
+  }
+  verbose(message: unknown, ...rest: unknown[]): void {
+    this.write('trace', message, rest);
+  }
+
+  /** @param rest what else was given; the last text in it is the name of the part that speaks */
+  private write(level: Exclude<LogLevel, 'silent'>, message: unknown, rest: readonly unknown[]): void {
+    const texts = rest.filter((one) => typeof one === 'string');
+    const part = texts.at(-1);
+    const error = [message, ...rest].find((one) => one instanceof Error);
+    const stack = error ? stackOf(error) : texts.slice(0, -1).find((text) => text.includes('\n    at '));
+    const fields = { ...(part !== undefined && { part }), ...(stack !== undefined && { stack }) };
+    this.logger[level](fields, message instanceof Error ? message.message : String(message));
+  }
+}
+
+/** Stacks only: other properties of an error may hold texts of people, and keys. */
+export function stackOf(error: unknown): string {
+  if (!(error instanceof Error)) return 'thrown without a stack';
+  const stack = isOfData(error) ? withoutMessage(error) : (error.stack ?? error.message);
+  return error.cause instanceof Error ? `${stack}\nCaused by: ${stackOf(error.cause)}` : stack;
+}
+
+/** What PostgreSQL says of data that it cannot take quotes that data. */
+const isOfData = (error: Error): boolean => {
+  const { severity, code } = error as { severity?: unknown; code?: unknown };
+  return severity !== undefined && typeof code === 'string' && code.startsWith('22');
+};
+
+const withoutMessage = (error: Error): string => {
+  const { code = '' } = error as { code?: string };
+  const frames = (error.stack ?? '').split('\n').filter((line) => line.startsWith('    at '));
+  return [`error: data that PostgreSQL refuses (${code})`, ...frames].join('\n');
+};

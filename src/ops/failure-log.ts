@@ -1,0 +1,42 @@
+import { Injectable, Logger, type OnModuleInit } from '@nestjs/common';
+import { EventLog } from '../event-store/log.js';
+
+/** The same failure is written at most so often: a database that is away must not flood the log. */
+const QUIET_MS = 60_000;
+
+/** Writes what fails inside without anybody waiting for it: a line each, then a minute of silence on the same subject. */
+@Injectable()
+export class FailureLog implements OnModuleInit {
+  private readonly logger = new Logger('inside');
+  private readonly subjects = new Map<string, { readonly since: number; left: number }>();
+
+  constructor(private readonly store: EventLog) {}
+
+  onModuleInit(): void {
+    const { telemetry } = this.store;
+    telemetry.on('failed', ({ what, error }) => {
+      this.tell(what, error);
+    });
+    telemetry.on('leaseLost', ({ name }) => {
+      this.logger.warn(`The lease ${name} is not held by this node any more.`);
+    });
+    telemetry.on('wakeUp', ({ connected }) => {
+      if (!connected)
+        this.logger.warn('Notifications of other nodes do not arrive; the log is polled meanwhile.');
+    });
+  }
+
+  private tell(what: string, error: unknown): void {
+    const now = performance.now();
+    const known = this.subjects.get(what);
+    if (known && now - known.since < QUIET_MS) {
+      known.left += 1;
+      return;
+    }
+    const again = known && known.left > 0 ? `, and ${known.left} times more in the minute before` : '';
+    this.subjects.set(what, { since: now, left: 0 });
+    this.logger.warn(`${sentence(what)} failed${again}.`, error);
+  }
+}
+
+const sentence = (what: string): string => what.slice(0, 1).toUpperCase() + what.slice(1);

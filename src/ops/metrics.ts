@@ -1,0 +1,273 @@
+import { Injectable, type OnApplicationBootstrap, type OnModuleInit } from '@nestjs/common';
+import { HttpAdapterHost } from '@nestjs/core';
+import { type FastifyInstance } from 'fastify';
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { RelaxedPool } from '../database/relaxed-pool.js';
+import { EventLog } from '../event-store/log.js';
+import { onAnswered } from '../http/request-log.js';
+import { Relay } from '../kafka/relay.js';
+import { Projector } from '../projection-engine/projector.js';
+import { Sweeper } from '../sweeper/sweeper.js';
+
+type Samples = readonly (readonly [labels: Record<string, string>, value: number])[];
+
+/** Seconds: from a part of what an append takes to what a streamed reply takes. */
+const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+/**
+ * What Prometheus scrapes: sums over all tenants of this node. What the inside tells is counted when it happens; what
+ * can be looked up is read when it is asked for. Names begin with `colloquy_`; times are seconds.
+ */
+@Injectable()
+export class Metrics implements OnModuleInit, OnApplicationBootstrap {
+  private readonly registry = new Registry();
+
+  constructor(
+    private readonly host: HttpAdapterHost,
+    private readonly store: EventLog,
+    private readonly projector: Projector,
+    private readonly relay: Relay,
+    private readonly sweeper: Sweeper,
+    private readonly relaxed: RelaxedPool,
+  ) {}
+
+  get contentType(): string {
+    return this.registry.contentType;
+  }
+
+  /** All of them, in the text format of Prometheus. */
+  text(): Promise<string> {
+    return this.registry.metrics();
+  }
+
+  /** From before the first request on. */
+  onModuleInit(): void {
+    collectDefaultMetrics({
+      register: this.registry,
+      prefix: 'colloquy_',
+      // With the usual 10 ms a service that has nothing to do would wake up a hundred times a second for it.
+      eventLoopMonitoringPrecision: 100,
+    });
+    this.ofRequests();
+    this.ofAppends();
+    this.ofModels();
+    this.ofFailures();
+    this.ofPools();
+    this.ofSweeper();
+    this.ofReadModels();
+  }
+
+  /** By now the relay has been started, if brokers are named. */
+  onApplicationBootstrap(): void {
+    if (this.relay.isOn) this.ofRelay();
+  }
+
+  private ofRequests(): void {
+    const durations = this.histogram(
+      'http_request_duration_seconds',
+      'From the headers of a request to its answer',
+      {
+        labelNames: ['method', 'route', 'status'],
+      },
+    );
+    // The adapter is not there where the application serves no HTTP.
+    const { httpAdapter } = this.host as Partial<HttpAdapterHost>;
+    const fastify = httpAdapter?.getInstance<Partial<FastifyInstance> | undefined>();
+    if (!fastify?.addHook) return;
+    onAnswered(fastify as FastifyInstance, ({ method, route, status, ms }) => {
+      durations.observe({ method, route, status: String(status) }, ms / 1000);
+    });
+  }
+
+  private ofAppends(): void {
+    const { telemetry } = this.store;
+    this.counter('appends_total', 'Appends asked of this node', [], () => [[{}, this.store.appends]]);
+    const waits = this.histogram('append_wait_seconds', 'How long appends waited for their batch');
+    const commits = this.histogram('append_commit_seconds', 'How long commits took');
+    const batches = this.histogram('append_batch_size', 'Appends of a commit', { buckets: SIZES });
+    const outcomes = this.counting('append_outcomes_total', 'How appends ended', ['outcome']);
+    const overloads = this.counting('overloaded_total', 'Turned away since too much waits', ['what']);
+    const conflicts = this.counting('append_conflicts_total', 'Commands decided again after a conflict', []);
+    telemetry.on('appended', ({ outcome, waitMs }) => {
+      waits.observe(waitMs / 1000);
+      outcomes.inc({ outcome });
+    });
+    telemetry.on('batch', ({ appends, commitMs }) => {
+      batches.observe(appends);
+      commits.observe(commitMs / 1000);
+    });
+    telemetry.on('overloaded', ({ what }) => {
+      overloads.inc({ what });
+    });
+    telemetry.on('conflict', () => {
+      conflicts.inc();
+    });
+  }
+
+  private ofModels(): void {
+    const calls = this.histogram('model_call_seconds', 'How long calls of models took', {
+      labelNames: ['model', 'outcome'],
+    });
+    const first = this.histogram('model_first_text_seconds', 'Until the first piece of text', {
+      labelNames: ['model'],
+    });
+    const tokens = this.counting('model_tokens_total', 'Tokens as the provider counts them', [
+      'model',
+      'kind',
+    ]);
+    this.store.telemetry.on(
+      'modelCalled',
+      ({ model, outcome, ms, firstTextMs, inputTokens, outputTokens }) => {
+        calls.observe({ model, outcome }, ms / 1000);
+        if (firstTextMs !== undefined) first.observe({ model }, firstTextMs / 1000);
+        tokens.inc({ model, kind: 'input' }, inputTokens);
+        tokens.inc({ model, kind: 'output' }, outputTokens);
+      },
+    );
+  }
+
+  private ofFailures(): void {
+    const { telemetry } = this.store;
+    const failures = this.counting('failures_total', 'What failed without anybody waiting for it', ['what']);
+    const leases = this.counting('leases_lost_total', 'Leases that this node held and lost', []);
+    telemetry.on('failed', ({ what }) => {
+      failures.inc({ what });
+    });
+    telemetry.on('leaseLost', () => {
+      leases.inc();
+    });
+  }
+
+  private ofPools(): void {
+    const pools = { log: this.store.pool, relaxed: this.relaxed.pool };
+    this.gauge('pool_connections', 'Connections to the database', ['pool', 'state'], () =>
+      Object.entries(pools).flatMap(([pool, { idleCount, totalCount }]) => [
+        [{ pool, state: 'idle' }, idleCount] as const,
+        [{ pool, state: 'busy' }, totalCount - idleCount] as const,
+      ]),
+    );
+    this.gauge('pool_waiting', 'Queries that wait for a connection', ['pool'], () =>
+      Object.entries(pools).map(([pool, { waitingCount }]) => [{ pool }, waitingCount] as const),
+    );
+  }
+
+  private ofSweeper(): void {
+    const totals = () => this.sweeper.status().totals;
+    this.counter(
+      'sessions_swept_total',
+      'Sessions that the sweeper of this node dealt with',
+      ['reason'],
+      () => {
+        const { ttl, cap, lease, retention } = totals();
+        return Object.entries({ ttl, cap, lease, retention }).map(([reason, count]) => [{ reason }, count]);
+      },
+    );
+    this.counter('sessions_made_room_total', 'Sessions expired for another to come in', ['reason'], () => [
+      [{ reason: 'overdue' }, totals().overdue],
+      [{ reason: 'evicted' }, totals().evicted],
+    ]);
+    this.counter('sessions_restored_total', 'Expired sessions that a write brought back', [], () => [
+      [{}, totals().restored],
+    ]);
+    this.counter('sessions_rejected_total', 'Requests refused with session-limit-reached', [], () => [
+      [{}, totals().rejected],
+    ]);
+    this.gauge(
+      'sweep_lag_seconds',
+      'How long past due the last sweep found the most overdue session',
+      [],
+      () => [[{}, (this.sweeper.status().last?.lagMs ?? 0) / 1000]],
+    );
+  }
+
+  private ofReadModels(): void {
+    this.gauge('projection_lag_events', 'Events that a read model has not seen', ['projection'], async () =>
+      (await this.projector.lag()).map(({ projection, behind }) => [{ projection }, behind] as const),
+    );
+    this.gauge(
+      'projection_lag_seconds',
+      'Age of the oldest event that a read model has not seen',
+      ['projection'],
+      async () =>
+        (await this.projector.lagSeconds()).map(
+          ({ projection, seconds }) => [{ projection }, seconds] as const,
+        ),
+    );
+    this.gauge(
+      'projection_parked_sessions',
+      'Sessions that a read model could not take in',
+      ['projection'],
+      async () =>
+        (await this.projector.status()).map(({ table, parked }) => [{ projection: table }, parked] as const),
+    );
+  }
+
+  private ofRelay(): void {
+    this.gauge('relay_lag_events', 'Events that Kafka has not acknowledged', ['lane'], async () =>
+      (await this.relay.lag()).lanes.map((behind, lane) => [{ lane: String(lane) }, behind] as const),
+    );
+    this.gauge(
+      'relay_lag_seconds',
+      'Age of the oldest event that Kafka has not acknowledged',
+      [],
+      async () => [[{}, await this.relay.lagSeconds()]],
+    );
+    this.gauge('relay_up', 'Whether this node reaches Kafka', [], () => [
+      [{}, this.relay.problem === undefined ? 1 : 0],
+    ]);
+  }
+
+  private histogram(
+    name: string,
+    help: string,
+    {
+      labelNames = [],
+      buckets = SECONDS,
+    }: { readonly labelNames?: string[]; readonly buckets?: number[] } = {},
+  ): Histogram {
+    return new Histogram({ name: `colloquy_${name}`, help, labelNames, buckets, registers: [this.registry] });
+  }
+
+  /** A counter of what happens from now on. */
+  private counting(name: string, help: string, labelNames: string[]): Counter {
+    return new Counter({ name: `colloquy_${name}`, help, labelNames, registers: [this.registry] });
+  }
+
+  /** A counter that somebody else keeps, and that is read when it is asked for. */
+  private counter(name: string, help: string, labelNames: string[], read: () => Samples): void {
+    const counter: Counter = new Counter({
+      name: `colloquy_${name}`,
+      help,
+      labelNames,
+      registers: [this.registry],
+      collect: () => {
+        counter.reset();
+        for (const [labels, value] of read()) counter.inc(labels, value);
+      },
+    });
+  }
+
+  private gauge(
+    name: string,
+    help: string,
+    labelNames: string[],
+    read: () => Samples | Promise<Samples>,
+  ): void {
+    const gauge: Gauge = new Gauge({
+      name: `colloquy_${name}`,
+      help,
+      labelNames,
+      registers: [this.registry],
+      collect: async () => {
+        gauge.reset();
+        try {
+          for (const [labels, value] of await read()) gauge.set(labels, value);
+        } catch (error) {
+          // The database is away: what is known without it is told all the same.
+          this.store.telemetry.emit('failed', { what: `reading the metric ${name}`, error });
+        }
+      },
+    });
+  }
+}
