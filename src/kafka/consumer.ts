@@ -8,13 +8,8 @@ import {
   toEvent,
   type UnknownEvent,
 } from './contract.js';
-import {
-  type Batch,
-  follow,
-  type Following,
-  type IncomingMessage,
-  type KafkaSettings,
-} from './kafka-client.js';
+import { type Batch, follow, type Following, type IncomingMessage } from './group-member.js';
+import { type KafkaSettings } from './kafka-connection.js';
 import { type Places, sessionKey } from './places.js';
 
 /** Events handed over at once, at most: one transaction. */

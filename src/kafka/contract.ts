@@ -1,6 +1,7 @@
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
 import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
-import { type IncomingMessage, type OutgoingMessage } from './kafka-client.js';
+import { type IncomingMessage } from './group-member.js';
+import { type OutgoingMessage } from './publisher.js';
 
 /*
  * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Teams that we do not know depend
