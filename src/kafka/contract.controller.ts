@@ -4,16 +4,16 @@ import { Controller, Get, Header, Inject, NotFoundException, Param } from '@nest
 import { asyncApi, type TopicDescription } from './documents.js';
 import { version } from '../version.js';
 
-/** To be provided: the settings of the topic, as a `TopicDescription`. */
+/** Injection token of the settings of the topic, a `TopicDescription`. */
 export const KAFKA_CONTRACT = Symbol('description of the topic');
 
-/** What consumers of the topic read, for people and for programs. Needs no key: it holds no data. */
+/** Serves the contract of the topic. No key is needed, because the contract holds nobody's data. */
 @Controller()
 export class ContractController {
   private readonly schemas: ReadonlyMap<string, string>;
 
   constructor(@Inject(KAFKA_CONTRACT) private readonly topic: TopicDescription) {
-    // The committed files, not what the code would make now: those of earlier versions are there, too.
+    // The committed files and not the schemas of this code: they include those of earlier versions.
     const folder = join(__dirname, '..', '..', 'schemas');
     this.schemas = new Map(
       readdirSync(folder)

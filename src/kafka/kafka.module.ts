@@ -44,7 +44,7 @@ class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationSh
   }
 }
 
-/** The same events for Kafka, and what consumers read of them. */
+/** Publishes the log to Kafka, and serves the contract of the topic. */
 @Module({
   providers: [
     { provide: Relay, useClass: NodeRelay },
