@@ -4,6 +4,7 @@ import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
 import { type FeedFilter } from '../event-store/feed-reader.js';
 import { Caller } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { EventStream, wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
@@ -41,6 +42,7 @@ export class AuditController {
     private readonly queries: SessionQueries,
   ) {}
 
+  @Requires('audit:read')
   @Get('events')
   @Answers(200, FeedPage, {
     summary: 'Read all events of the tenant; with `Accept: text/event-stream` as they happen',
@@ -62,6 +64,7 @@ export class AuditController {
     return stream(reply, (gone) => this.feed.follow(tenant, place, filter, gone));
   }
 
+  @Requires('audit:read')
   @Get('sessions/:id/events')
   @Answers(200, Trail, {
     summary: 'Read the audit trail of a session: all incarnations, also when it is deleted',
@@ -85,6 +88,7 @@ export class AuditController {
     return stream(reply, (gone) => this.feed.followSession(session, from, filter, gone));
   }
 
+  @Requires('audit:read')
   @Get('sessions/:id/state')
   @Answers(200, State, {
     summary: 'What a session was at a version or time, without its messages',
@@ -102,6 +106,7 @@ export class AuditController {
     return state;
   }
 
+  @Requires('audit:read')
   @Get('sessions/:id/diff')
   @Answers(200, Diff, { summary: 'What changed between two versions or times', problems: READ })
   diff(
@@ -112,6 +117,7 @@ export class AuditController {
     return this.past.diff({ tenant, sessionId }, query);
   }
 
+  @Requires('sessions:write')
   @Post('sessions/:id/fork')
   @Answers(201, Session, {
     summary: 'Make a session whose history is a copy of this one up to a version or time',

@@ -62,7 +62,11 @@ export class Past {
     const incarnation = incarnationIn(loaded.state, asked.incarnation);
     const at = (pointer: string, moment: Moment) =>
       this.queries.pointAt(session, incarnation, moment, { pointer, in: 'query' });
-    const [from, to] = await Promise.all([at('/from', asked.from), at('/to', asked.to)]);
+    const later = at('/to', asked.to);
+    // Where both are wrong the first one is told, whichever is found out first.
+    later.catch(() => undefined);
+    const from = await at('/from', asked.from);
+    const to = await later;
     if (from.version > to.version) {
       throw invalidRequest([{ pointer: '/to', in: 'query', detail: 'must not be before from' }]);
     }

@@ -21,7 +21,7 @@ export interface AppendMemory {
 export interface Waiting {
   readonly append: Append;
   readonly resolve: (result: AppendResult) => void;
-  readonly reject: (error: unknown) => void;
+  readonly reject: (error: Error) => void;
 }
 
 /** How long a batch waits for a lost database before its callers hear of it. */
@@ -147,7 +147,7 @@ export class Committer {
   /** The server refused the statement as a whole: one append at a time, so that only its cause fails. */
   private async isolate(batch: readonly Waiting[], error: unknown, sent: boolean): Promise<void> {
     const [only] = batch;
-    if (only && batch.length === 1) only.reject(error);
+    if (only && batch.length === 1) only.reject(error instanceof Error ? error : new Error(String(error)));
     else for (const waiting of batch) await this.commit([waiting], sent);
   }
 

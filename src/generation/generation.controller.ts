@@ -10,6 +10,7 @@ import {
 } from '../domain/session.commands.js';
 import { VersionMismatch } from '../event-store/refusals.js';
 import { Caller } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
@@ -61,6 +62,7 @@ export class GenerationController {
     private readonly generations: Generations,
   ) {}
 
+  @Requires('generate')
   @Post('sessions/:id/generate')
   @Answers(200, Generated, {
     summary: 'Have the model answer; with `Accept: text/event-stream` as it arrives',
@@ -90,6 +92,7 @@ export class GenerationController {
     return answer;
   }
 
+  @Requires('generate')
   @Post('chat')
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
@@ -118,6 +121,7 @@ export class GenerationController {
     return { response: (await ended(live)).answer.content, sessionId };
   }
 
+  @Requires('generate')
   @Post('sessions/:id/cancel')
   @Answers(200, Cancelled, {
     summary: 'End the generation that runs, if any; what has arrived is kept',
@@ -130,6 +134,7 @@ export class GenerationController {
     return { cancelled: done.duplicate !== undefined || done.events.length > 0 };
   }
 
+  @Requires('sessions:read')
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
@@ -143,6 +148,7 @@ export class GenerationController {
     return this.generations.describe({ tenant, sessionId }, generationId);
   }
 
+  @Requires('sessions:read')
   @Get('sessions/:id/generations/:generationId/stream')
   @Answers(200, null, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
@@ -160,6 +166,7 @@ export class GenerationController {
     await sendEvents(reply, live, placeOf(lastEventId));
   }
 
+  @Requires('generate')
   @Post('sessions/:id/title')
   @Answers(200, Session, {
     summary: 'Have the model make a title, unless there is one',

@@ -6,6 +6,7 @@ import { ModulesContainer } from '@nestjs/core';
 import type { FastifyInstance } from 'fastify';
 import type { OpenAPIObject } from '@nestjs/swagger';
 import { z } from 'zod';
+import { requirementOf } from '../access/requirement.js';
 import { PROBLEMS, type ProblemCode } from './problem.js';
 
 interface Answer {
@@ -85,12 +86,12 @@ function metadata<T>(kind: symbol, target: object, key: string | symbol): T[] {
 export function setupOpenApi(app: INestApplication, options: { version: string; secured: boolean }): void {
   const fastify = app.getHttpAdapter().getInstance() as FastifyInstance;
   let document: Promise<string> | undefined;
-  fastify.get('/openapi.json', async (_request, reply) => {
+  fastify.get('/openapi.json', OPEN, async (_request, reply) => {
     document ??= buildDocument(app, options).then((built) => JSON.stringify(built));
     return reply.type('application/json').send(await document);
   });
 
-  fastify.get('/docs', (_request, reply) => {
+  fastify.get('/docs', OPEN, (_request, reply) => {
     // The policy holds the page to this server, whatever a later version of the UI would like to fetch.
     void reply
       .header(
@@ -100,13 +101,16 @@ export function setupOpenApi(app: INestApplication, options: { version: string; 
       .type('text/html')
       .send(PAGE);
   });
-  fastify.get('/docs/page.js', (_request, reply) => reply.type('text/javascript').send(PAGE_SCRIPT));
+  fastify.get('/docs/page.js', OPEN, (_request, reply) => reply.type('text/javascript').send(PAGE_SCRIPT));
   for (const [file, type] of Object.entries(UI_FILES)) {
-    fastify.get(`/docs/${file}`, (_request, reply) =>
+    fastify.get(`/docs/${file}`, OPEN, (_request, reply) =>
       reply.type(type).send(createReadStream(join(uiFolder(), file))),
     );
   }
 }
+
+/** These routes hold no data, so they need no key. */
+const OPEN = { config: { access: 'public' } } as const;
 
 const UI_FILES = {
   'swagger-ui.css': 'text/css',
@@ -148,6 +152,7 @@ interface Operation {
   requestBody?: { required?: boolean; content: Record<string, { schema: SchemaObject; examples?: object }> };
   responses: Record<string, object>;
   security?: object[];
+  'x-required-scope'?: string;
 }
 
 const ref = (kind: string, name: string) => ({ $ref: `#/components/${kind}/${name}` });
@@ -199,6 +204,8 @@ function complete(operation: Operation, handler: Handler, components: Components
     ...(secured ? [ref('parameters', 'Tenant')] : []),
     ref('parameters', 'CorrelationId'),
   ];
+  const access = requirementOf(...handler);
+  if (access !== undefined && access !== 'public') operation['x-required-scope'] = access.scope;
   if (secured) {
     operation.security = [{ apiKey: [] }];
   }
@@ -235,7 +242,8 @@ function complete(operation: Operation, handler: Handler, components: Components
   }
   const codes = new Set<ProblemCode>([
     ...answers.flatMap(({ options }) => options.problems ?? []),
-    ...(operation.parameters.length > 1 || body !== undefined ? (['invalid-request'] as const) : []),
+    // Of the header X-Correlation-Id at least, which every request may carry.
+    'invalid-request',
     ...(body === undefined ? [] : (['invalid-json', 'body-too-large', 'unsupported-media-type'] as const)),
     ...(secured ? (['unauthenticated', 'forbidden'] as const) : []),
     'internal-error',

@@ -1,5 +1,4 @@
-import { Catch, HttpException, Logger, type ArgumentsHost, type ExceptionFilter } from '@nestjs/common';
-import type { FastifyReply, FastifyRequest } from 'fastify';
+import { HttpException } from '@nestjs/common';
 
 /** Every error code of the API, with the status it is always sent with. Part of the API: codes are never renamed. */
 export const PROBLEMS = {
@@ -161,18 +160,31 @@ function problemOf(error: unknown): Problem {
       return known;
     }
   }
-  const status = error instanceof HttpException ? error.getStatus() : undefined;
-  const codeOfStatus = status === undefined ? undefined : CODE_OF_STATUS[status];
-  return codeOfStatus === undefined ? UNKNOWN : { code: codeOfStatus, detail: error.message };
+  if (error instanceof HttpException) {
+    const ofStatus = CODE_OF_STATUS[error.getStatus()];
+    if (ofStatus !== undefined) return { code: ofStatus, detail: error.message };
+  }
+  // What else Fastify finds wrong with a request is the client's, too; the message is for the programmer of the server.
+  const { statusCode } = error as { statusCode?: unknown };
+  const ofFastify =
+    typeof code === 'string' && code.startsWith('FST_') && typeof statusCode === 'number'
+      ? CODE_OF_STATUS[statusCode]
+      : undefined;
+  return ofFastify === undefined ? UNKNOWN : { code: ofFastify, detail: `${PROBLEMS[ofFastify].title}.` };
 }
 
-const logger = new Logger('Http');
+/** Whether no client has caused an error: it is answered as `internal-error` and belongs into the log. */
+export const isUnexpected = (error: unknown): boolean => problemOf(error).code === 'internal-error';
 
-/** The body and headers of an error, for an answer that is written by hand. */
-export function renderProblem(
-  error: unknown,
-  instance: string | undefined,
-): { status: number; headers: Record<string, string>; body: string } {
+/** An error as a client gets it. */
+export interface ErrorAnswer {
+  readonly status: number;
+  readonly headers: Record<string, string>;
+  readonly body: string;
+}
+
+/** An error as a problem document. */
+export function renderProblem(error: unknown, instance: string | undefined): ErrorAnswer {
   const { code, detail, details, headers } = problemOf(error);
   const { status, title } = PROBLEMS[code];
   const retryAfter = RETRY_AFTER[code];
@@ -194,102 +206,4 @@ export function renderProblem(
       ...(instance === undefined ? {} : { instance }),
     }),
   };
-}
-
-/** Answers `error` as a problem. What no client should see is logged with its stack and answered as `internal-error`. */
-export function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
-  const path = pathOf(request);
-  const answer = renderProblem(error, path);
-  // A client that went away while it sent its body is its own affair.
-  const isGone = request.raw.destroyed && !request.raw.complete;
-  if (answer.status === PROBLEMS['internal-error'].status && !isGone) {
-    logger.error(`${request.method} ${path} failed, correlation id ${request.id}`, stackOf(error));
-  }
-  if (reply.sent || reply.raw.headersSent) {
-    // A stream that has begun has no status left to change. Cut, it at least does not look complete.
-    if (!reply.raw.writableEnded) {
-      reply.raw.destroy();
-    }
-    return;
-  }
-  void reply
-    .code(answer.status)
-    .headers(answer.headers)
-    .header('x-correlation-id', request.id)
-    .send(answer.body);
-}
-
-/** Without the query, whose search texts and cursors do not belong into logs and error bodies. */
-function pathOf(request: FastifyRequest): string {
-  const url = request.raw.url ?? '/';
-  const end = url.indexOf('?');
-  return end === -1 ? url : url.slice(0, end);
-}
-
-/** Stacks only: other properties of an error may hold message texts and keys. */
-function stackOf(error: unknown): string {
-  if (!(error instanceof Error)) {
-    return 'thrown without a stack';
-  }
-  const stack = error.stack ?? error.message;
-  return error.cause instanceof Error ? `${stack}\nCaused by: ${stackOf(error.cause)}` : stack;
-}
-
-/** What Nest's handlers, pipes and guards throw. Errors of Fastify itself come to `sendProblem` by its own hooks. */
-@Catch()
-export class ProblemFilter implements ExceptionFilter {
-  catch(error: unknown, host: ArgumentsHost): void {
-    const http = host.switchToHttp();
-    sendProblem(error, http.getRequest<FastifyRequest>(), http.getResponse<FastifyReply>());
-  }
-}
-
-/** The routes that exist, to tell a wrong method from a wrong path. */
-export class RouteTable {
-  readonly #methods = new Map<string, Set<string>>();
-
-  /** @param url the path of a route as Fastify knows it: `:name` is a parameter, `*` anything */
-  add(method: string | readonly string[], url: string): void {
-    const methods = this.#methods.get(url) ?? new Set();
-    for (const each of typeof method === 'string' ? [method] : method) {
-      methods.add(each);
-    }
-    this.#methods.set(url, methods);
-  }
-
-  /** The error for a request that no route takes. */
-  unmatched(request: FastifyRequest): ApiError {
-    const path = pathOf(request);
-    const segments = path.split('/');
-    const allowed = new Set<string>();
-    for (const [url, methods] of this.#methods) {
-      if (matches(url.split('/'), segments)) {
-        methods.forEach((method) => allowed.add(method));
-      }
-    }
-    // A method that exists is no wrong method: the route itself turned the request away.
-    if (allowed.size === 0 || allowed.has(request.method)) {
-      return new ApiError('not-found', `There is no ${request.method} ${path}.`);
-    }
-    const allow = [...allowed].sort().join(', ');
-    return new ApiError('method-not-allowed', `${path} takes ${allow}.`, { headers: { allow } });
-  }
-}
-
-function matches(pattern: readonly string[], segments: readonly string[]): boolean {
-  return (
-    pattern.length === segments.length &&
-    pattern.every((part, i) => {
-      const segment = segments[i] ?? '';
-      return part.startsWith(':') ? segment !== '' : part === decoded(segment);
-    })
-  );
-}
-
-function decoded(segment: string): string {
-  try {
-    return decodeURIComponent(segment);
-  } catch {
-    return segment;
-  }
 }

@@ -2,11 +2,14 @@ import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance } from 'fastify';
-import { createAuthenticator, type AuthSettings } from '../access/caller.js';
+import { authenticatorsOf, type AuthSettings } from '../access/authenticators.js';
+import { Guard } from '../access/guard.js';
 import { correlationIdOf, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
-import { ApiError, ProblemFilter, renderProblem, RouteTable, sendProblem } from './problem.js';
+import { ErrorFilter, sendError } from './errors.js';
+import { ApiError, renderProblem } from './problem.js';
+import { RouteTable } from './route-table.js';
 import { SchemaPipe } from './validation.js';
 
 export interface HttpSettings {
@@ -31,7 +34,7 @@ export function configureApp(
   app: NestFastifyApplication,
   settings: HttpSettings & { version: string },
 ): void {
-  app.useGlobalFilters(new ProblemFilter());
+  app.useGlobalFilters(new ErrorFilter());
   app.useGlobalPipes(new SchemaPipe());
   setupOpenApi(app, { version: settings.version, secured: settings.auth.mode === 'api-key' });
 }
@@ -48,22 +51,23 @@ class HttpAdapter extends FastifyAdapter {
       // Longer than any id, so that ids that are too long reach the validation that says so.
       routerOptions: { maxParamLength: 512 },
       genReqId: correlationIdOf,
-      frameworkErrors: sendProblem,
+      frameworkErrors: sendError,
       clientErrorHandler: answerMalformedRequest,
       // Requests on open connections are answered while the server closes; Fastify's own refusal is no problem.
       return503OnClosing: false,
     });
     const fastify: FastifyInstance = this.getInstance();
 
+    fastify.decorate('surfaces', []);
     const routes = new RouteTable();
     fastify.addHook('onRoute', ({ method, url }) => {
       routes.add(method, url);
     });
     fastify.setErrorHandler((error, request, reply) => {
-      sendProblem(error, request, reply);
+      sendError(error, request, reply);
     });
     fastify.setNotFoundHandler((request, reply) => {
-      sendProblem(routes.unmatched(request), request, reply);
+      sendError(routes.unmatched(request), request, reply);
     });
 
     // JSON only. Fastify's own parsers also take text/plain, with which a web page may send requests to any host.
@@ -99,19 +103,14 @@ class HttpAdapter extends FastifyAdapter {
       done(null, payload);
     });
 
-    // Before the body is read: nobody without a key makes the server parse a megabyte.
-    const authenticate = createAuthenticator(auth);
-    fastify.decorateRequest('caller', null);
-    fastify.addHook('onRequest', (request, reply, done) => {
+    const guard = new Guard(authenticatorsOf(auth));
+    guard.install(fastify);
+    fastify.addHook('onRequest', async (request, reply) => {
       reply.header('x-correlation-id', request.id);
-      try {
-        requireValidCorrelationId(request);
-        request.caller = authenticate(request);
-      } catch (error) {
-        done(error as Error);
-        return;
-      }
-      done();
+      requireValidCorrelationId(request);
+      await guard.admit(request);
+      // Here already: Fastify looks at the body first, and fails over methods that it half knows.
+      if (request.is404) throw routes.unmatched(request);
     });
   }
 

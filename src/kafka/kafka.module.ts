@@ -10,7 +10,6 @@ import { type Config, SETTINGS } from '../config.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
-import { ContractController, KAFKA_CONTRACT } from './contract.controller.js';
 import { Relay } from './relay.js';
 
 /** The relay of this node: it publishes from the start of the application to its end, if brokers are named. */
@@ -44,13 +43,9 @@ class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationSh
   }
 }
 
-/** Publishes the log to Kafka, and serves the contract of the topic. */
+/** Publishes the log to Kafka. */
 @Module({
-  providers: [
-    { provide: Relay, useClass: NodeRelay },
-    { provide: KAFKA_CONTRACT, useFactory: ({ kafka }: Config) => kafka, inject: [SETTINGS] },
-  ],
-  controllers: [ContractController],
+  providers: [{ provide: Relay, useClass: NodeRelay }],
   exports: [Relay],
 })
 export class KafkaModule {}

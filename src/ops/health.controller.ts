@@ -1,8 +1,9 @@
-import { Controller, Get, Res } from '@nestjs/common';
-import { type FastifyReply } from 'fastify';
+import { Controller, Get, Req, Res } from '@nestjs/common';
+import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { z } from 'zod';
-import { Answers } from '../http/openapi.js';
+import { Public } from '../access/requirement.js';
 import { EventLog } from '../event-store/log.js';
+import { Answers } from '../http/openapi.js';
 import { Relay } from '../kafka/relay.js';
 import { BEHIND_AT_MOST, Projector } from '../projection-engine/projector.js';
 
@@ -12,15 +13,26 @@ const Health = z
     checks: z.record(
       z.string(),
       // What is degraded does not keep requests from being served.
-      z.object({ status: z.enum(['ok', 'degraded', 'unavailable']), detail: z.string().optional() }),
+      z.object({
+        status: z.enum(['ok', 'degraded', 'unavailable']),
+        detail: z.string().optional().meta({ description: 'for operators' }),
+      }),
     ),
   })
   .meta({ id: 'Health' });
 
 type Checks = z.infer<typeof Health>['checks'];
 
+/** A database that does not answer for so long does not serve requests either. */
+const PATIENCE_MS = 1_500;
+/** Load balancers and whoever else asks get an answer that is at most so old: nobody can make the service query. */
+const FRESH_MS = 1_000;
+
 @Controller('health')
 export class HealthController {
+  private looking: Promise<Checks> | undefined;
+  private seen: { readonly checks: Checks; readonly at: number } | undefined;
+
   constructor(
     private readonly store: EventLog,
     private readonly projector: Projector,
@@ -28,33 +40,56 @@ export class HealthController {
   ) {}
 
   /** The process answers: all that a restart could mend. */
+  @Public()
   @Get('live')
   @Answers(200, z.object({ status: z.literal('ok') }), { summary: 'Is the process alive?' })
   live() {
     return { status: 'ok' as const };
   }
 
+  @Public()
   @Get('ready')
   @Answers(200, Health, { summary: 'Can requests be served?' })
   @Answers(503, Health, { description: 'Not now; the checks say why.' })
-  async ready(@Res({ passthrough: true }) reply: FastifyReply): Promise<z.infer<typeof Health>> {
+  async ready(
+    @Req() { caller }: FastifyRequest,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ): Promise<z.infer<typeof Health>> {
+    const checks = await this.checks();
+    const ready = Object.values(checks).every((check) => check.status !== 'unavailable');
+    if (!ready) reply.status(503);
+    return {
+      status: ready ? 'ok' : 'unavailable',
+      checks: caller?.scopes.has('admin') ? checks : withoutDetails(checks),
+    };
+  }
+
+  private async checks(): Promise<Checks> {
+    if (this.seen && performance.now() - this.seen.at < FRESH_MS) return this.seen.checks;
+    this.looking ??= this.look().finally(() => {
+      this.looking = undefined;
+    });
+    const checks = await within(PATIENCE_MS, this.looking, SILENT);
+    this.seen = { checks, at: performance.now() };
+    return checks;
+  }
+
+  private async look(): Promise<Checks> {
     const checks: Checks = {};
     try {
       await this.store.now();
-      checks.database = { status: 'ok' };
+      checks['database'] = { status: 'ok' };
       for (const { projection, behind } of await this.projector.lag()) {
         checks[`projection ${projection}`] =
           behind <= BEHIND_AT_MOST
             ? { status: 'ok' }
             : { status: 'unavailable', detail: `${behind} events behind the log` };
       }
-      if (this.relay.isOn) checks.kafka = await this.kafka();
-    } catch {
-      checks.database = { status: 'unavailable', detail: 'cannot be reached' };
+      if (this.relay.isOn) checks['kafka'] = await this.kafka();
+    } catch (error) {
+      checks['database'] = { status: 'unavailable', detail: (error as Error).message };
     }
-    const ready = Object.values(checks).every((check) => check.status !== 'unavailable');
-    if (!ready) reply.status(503);
-    return { status: ready ? 'ok' : 'unavailable', checks };
+    return checks;
   }
 
   private async kafka(): Promise<Checks[string]> {
@@ -65,4 +100,20 @@ export class HealthController {
     );
     return { status: problem === undefined ? 'ok' : 'degraded', detail };
   }
+}
+
+const SILENT: Checks = { database: { status: 'unavailable', detail: `no answer within ${PATIENCE_MS} ms` } };
+
+/** How much is going on, and what brokers and servers are called, is nobody's business but the operators'. */
+const withoutDetails = (checks: Checks): Checks =>
+  Object.fromEntries(Object.entries(checks).map(([name, { status }]) => [name, { status }]));
+
+async function within<T>(ms: number, answer: Promise<T>, otherwise: T): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<T>((resolve) => {
+    timer = setTimeout(resolve, ms, otherwise);
+  });
+  return Promise.race([answer, late]).finally(() => {
+    clearTimeout(timer);
+  });
 }

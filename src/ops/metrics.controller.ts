@@ -1,7 +1,7 @@
 import { Controller, Get, Header } from '@nestjs/common';
 import { Counter, Gauge, Registry } from 'prom-client';
 import { EventLog } from '../event-store/log.js';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Relay } from '../kafka/relay.js';
 import { Projector } from '../projection-engine/projector.js';
 import { Sweeper } from '../sweeper/sweeper.js';
@@ -70,10 +70,10 @@ export class MetricsController {
     ]);
   }
 
+  @Requires('admin')
   @Get()
   @Header('content-type', Registry.PROMETHEUS_CONTENT_TYPE)
-  metrics(@Caller() caller: Caller): Promise<string> {
-    requireOperator(caller);
+  metrics(): Promise<string> {
     return this.registry.metrics();
   }
 

@@ -2,6 +2,7 @@ import { Module } from '@nestjs/common';
 import { KafkaModule } from '../kafka/kafka.module.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
+import { ContractController } from './contract.controller.js';
 import { HealthController } from './health.controller.js';
 import { MetricsController } from './metrics.controller.js';
 import { ProjectionsController } from './projections.controller.js';
@@ -12,6 +13,7 @@ import { SweeperController } from './sweeper.controller.js';
 @Module({
   imports: [ReadModelsModule, KafkaModule, SweeperModule],
   controllers: [
+    ContractController,
     HealthController,
     MetricsController,
     RelayController,

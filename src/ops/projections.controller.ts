@@ -2,7 +2,7 @@ import { Body, Controller, Get, Param, Post } from '@nestjs/common';
 import { z } from 'zod';
 import { sessionId } from '../domain/session.events.js';
 import { TENANT_ID } from '../domain/tenant.js';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { ApiError } from '../http/problem.js';
 import { type Projection } from '../projection-engine/projection.js';
@@ -69,26 +69,27 @@ const Resumed = z.object({
 export class ProjectionsController {
   constructor(private readonly projector: Projector) {}
 
+  @Requires('admin')
   @Get('projections')
   @Answers(200, z.object({ data: z.array(ProjectionAnswer) }), {
     summary: 'The read models: how far they are, what is parked, and rebuilds that are under way',
     problems: ['database-unavailable'],
   })
-  async list(@Caller() caller: Caller): Promise<{ data: z.infer<typeof ProjectionAnswer>[] }> {
-    requireOperator(caller);
+  async list(): Promise<{ data: z.infer<typeof ProjectionAnswer>[] }> {
     return { data: await this.projector.status() };
   }
 
+  @Requires('admin')
   @Post('projections/prune')
   @Answers(200, z.object({ dropped: z.array(z.string()) }), {
     summary: 'Drop the tables of versions that no node uses; those of a node that fell silent a minute later',
     problems: ['database-unavailable'],
   })
-  async prune(@Caller() caller: Caller): Promise<{ dropped: string[] }> {
-    requireOperator(caller);
+  async prune(): Promise<{ dropped: string[] }> {
     return { dropped: await this.projector.prune() };
   }
 
+  @Requires('admin')
   @Post('projections/:name/rebuild')
   @Answers(202, ProjectionAnswer, {
     summary: 'Build a read model anew from the log beside the one that serves, then put it in its place',
@@ -96,10 +97,8 @@ export class ProjectionsController {
     problems: ['not-found', 'database-unavailable'],
   })
   async rebuild(
-    @Caller() caller: Caller,
     @Param('name', { schema: projectionName }) name: string,
   ): Promise<z.infer<typeof ProjectionAnswer>> {
-    requireOperator(caller);
     const projection = this.named(name);
     await this.projector.rebuild(projection);
     const status = (await this.projector.status()).find((one) => one.name === name);
@@ -107,59 +106,52 @@ export class ProjectionsController {
     return status;
   }
 
+  @Requires('admin')
   @Post('projections/:name/verify')
   @Answers(200, Verification, {
     summary: 'Compare a read model with a fresh fold of the whole log; takes as long as a rebuild',
     problems: ['not-found', 'database-unavailable'],
   })
   async verify(
-    @Caller() caller: Caller,
     @Param('name', { schema: projectionName }) name: string,
   ): Promise<z.infer<typeof Verification>> {
-    requireOperator(caller);
     return this.projector.verify(this.named(name));
   }
 
+  @Requires('admin')
   @Get('parked')
   @Answers(200, z.object({ data: z.array(ParkedSession) }), {
     summary: 'Sessions that a read model could not take in, and why',
     problems: ['database-unavailable'],
   })
-  async parked(@Caller() caller: Caller): Promise<{ data: z.infer<typeof ParkedSession>[] }> {
-    requireOperator(caller);
+  async parked(): Promise<{ data: z.infer<typeof ParkedSession>[] }> {
     return { data: await this.projector.parked() };
   }
 
+  @Requires('admin')
   @Post('parked/retry')
   @Answers(200, Resumed, {
     summary: 'Take a parked session in, from the event that it was parked at',
     problems: ['not-found', 'database-unavailable'],
   })
-  retry(
-    @Caller() caller: Caller,
-    @Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>,
-  ): Promise<z.infer<typeof Resumed>> {
-    return this.resume(caller, body, 'parked');
+  retry(@Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>): Promise<z.infer<typeof Resumed>> {
+    return this.resume(body, 'parked');
   }
 
+  @Requires('admin')
   @Post('parked/skip')
   @Answers(200, Resumed, {
     summary: 'Take a parked session in, without the event that it was parked at',
     problems: ['not-found', 'database-unavailable'],
   })
-  skip(
-    @Caller() caller: Caller,
-    @Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>,
-  ): Promise<z.infer<typeof Resumed>> {
-    return this.resume(caller, body, 'next');
+  skip(@Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>): Promise<z.infer<typeof Resumed>> {
+    return this.resume(body, 'next');
   }
 
   private async resume(
-    caller: Caller,
     { projection, ...session }: z.infer<typeof ParkedBody>,
     from: 'parked' | 'next',
   ): Promise<z.infer<typeof Resumed>> {
-    requireOperator(caller);
     const resumed = await this.projector.resume(this.named(projection), session, from);
     if (!resumed) throw new ApiError('not-found', `${projection} has not parked such a session`);
     return resumed;

@@ -1,6 +1,6 @@
 import { Controller, Get } from '@nestjs/common';
 import { z } from 'zod';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { Relay } from '../kafka/relay.js';
 
@@ -21,13 +21,13 @@ const RelayStatus = z
 export class RelayController {
   constructor(private readonly relay: Relay) {}
 
+  @Requires('admin')
   @Get()
   @Answers(200, RelayStatus, {
     summary: 'How far Kafka is behind the log, over all nodes',
     problems: ['database-unavailable'],
   })
-  async status(@Caller() caller: Caller): Promise<z.infer<typeof RelayStatus>> {
-    requireOperator(caller);
+  async status(): Promise<z.infer<typeof RelayStatus>> {
     const { behind, lanes } = await this.relay.lag();
     return {
       isOn: this.relay.isOn,

@@ -1,7 +1,7 @@
 import { Controller, Get, Post, Query } from '@nestjs/common';
 import { z } from 'zod';
 import { sessionId } from '../domain/session.events.js';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { Sweeper } from '../sweeper/sweeper.js';
 
@@ -52,27 +52,26 @@ const SweepQuery = z.strictObject({
 export class SweeperController {
   constructor(private readonly sweeper: Sweeper) {}
 
+  @Requires('admin')
   @Get()
   @Answers(200, SweepStatus, {
     summary: 'What the sweeper has done, and with dryRun=true what it would do now and why',
     problems: ['database-unavailable'],
   })
   async status(
-    @Caller() caller: Caller,
     @Query({ schema: SweepQuery }) { dryRun, limit }: z.infer<typeof SweepQuery>,
   ): Promise<z.infer<typeof SweepStatus>> {
-    requireOperator(caller);
     const status = this.sweeper.status();
     return dryRun === 'true' ? { ...status, dryRun: await this.sweeper.dryRun(limit) } : status;
   }
 
+  @Requires('admin')
   @Post()
   @Answers(200, SweepReport, {
     summary: 'Sweep all lanes now',
     problems: ['overloaded', 'database-unavailable'],
   })
-  sweep(@Caller() caller: Caller): Promise<z.infer<typeof SweepReport>> {
-    requireOperator(caller);
+  sweep(): Promise<z.infer<typeof SweepReport>> {
     return this.sweeper.sweep('all');
   }
 }

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { sessionEvents, toolName } from '../domain/session.events.js';
 import { GrantToolApproval, RevokeToolApproval } from '../domain/session.commands.js';
 import { Caller } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
 import { ApiError } from '../http/problem.js';
@@ -29,6 +30,7 @@ export class ApprovalsController {
     private readonly queries: SessionQueries,
   ) {}
 
+  @Requires('sessions:read')
   @Get()
   @Answers(200, ApprovalList, {
     summary: 'List the tool approvals of a session',
@@ -38,6 +40,7 @@ export class ApprovalsController {
     return { data: await this.queries.approvals({ tenant, sessionId }) };
   }
 
+  @Requires('sessions:write')
   @Put(':tool')
   @Answers(200, Approval, { summary: 'Approve a tool', problems: WRITE_EXISTING })
   async grant(
@@ -53,6 +56,7 @@ export class ApprovalsController {
     return approval;
   }
 
+  @Requires('sessions:write')
   @Delete(':tool')
   @Answers(204, null, { summary: 'Take an approval back', problems: ['not-found', ...WRITE_EXISTING] })
   async revoke(

@@ -12,8 +12,10 @@ import {
   ResetConversation,
 } from '../domain/session.commands.js';
 import { DomainError } from '../domain/decider.js';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Caller } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
+import { ApiError } from '../http/problem.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { type CommandContext } from './command-context.js';
 import { dispatch } from './command-handlers.js';
@@ -76,6 +78,7 @@ export class SessionsController {
     private readonly queries: SessionQueries,
   ) {}
 
+  @Requires('sessions:write')
   @Post()
   @Answers(201, Session, {
     summary: 'Create a session',
@@ -111,6 +114,7 @@ export class SessionsController {
     return answer;
   }
 
+  @Requires('sessions:read')
   @Get()
   @Answers(200, SessionList, {
     summary: 'List sessions by creation time and id',
@@ -123,6 +127,7 @@ export class SessionsController {
     return this.queries.list(caller.tenant, query);
   }
 
+  @Requires('sessions:read')
   @Get(':id')
   @Answers(200, Session, { summary: 'Get a session', etag: true, problems: READ })
   async get(
@@ -136,6 +141,7 @@ export class SessionsController {
     return session;
   }
 
+  @Requires('sessions:write')
   @Patch(':id')
   @Answers(200, Session, {
     summary: 'Change title or metadata; a field that is given replaces the old value',
@@ -148,7 +154,9 @@ export class SessionsController {
     @Body({ schema: ChangeSessionBody }) body: z.infer<typeof ChangeSessionBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    if (body.legalHold !== undefined) requireOperator(write.caller);
+    if (body.legalHold !== undefined && !write.caller.scopes.has('admin')) {
+      throw new ApiError('forbidden', 'A legal hold needs the API key of an operator.');
+    }
     const session = { tenant: write.caller.tenant, sessionId };
     const context = contextOf(write, `PATCH /v1/sessions/${sessionId}`, body);
     const done = await dispatch(this.bus, session, new ChangeSessionDetails(body), context);
@@ -157,6 +165,7 @@ export class SessionsController {
     return answer;
   }
 
+  @Requires('sessions:write')
   @Delete(':id')
   @Answers(204, null, {
     summary: 'Delete a session; its audit trail stays',
@@ -172,6 +181,7 @@ export class SessionsController {
     await dispatch(this.bus, session, new DeleteSession(body.reason), context);
   }
 
+  @Requires('sessions:write')
   @Post(':id/reset')
   @Answers(200, Session, {
     summary: 'Empty the history and the tool approvals; title and usage stay',
@@ -192,6 +202,7 @@ export class SessionsController {
     return answer;
   }
 
+  @Requires('sessions:write')
   @Post(':id/messages')
   @Answers(201, AppendedMessages, {
     summary: 'Append one message, or up to 1000 in one piece',
@@ -231,6 +242,7 @@ export class SessionsController {
     };
   }
 
+  @Requires('sessions:read')
   @Get(':id/messages')
   @Answers(200, MessageList, {
     summary: 'Read the messages, oldest first unless order=desc',
@@ -248,6 +260,7 @@ export class SessionsController {
     return page;
   }
 
+  @Requires('sessions:read')
   @Get(':id/usage')
   @Answers(200, UsageList, { summary: 'Tokens by model and day (UTC)', problems: READ })
   async usage(
@@ -258,6 +271,7 @@ export class SessionsController {
     return { data: await this.queries.usage({ tenant, sessionId }, consistency) };
   }
 
+  @Requires('sessions:read')
   @Get(':id/forks')
   @Answers(200, SessionList, {
     summary: 'List the sessions that were forked from this one, by creation time and id',

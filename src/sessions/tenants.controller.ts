@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { TENANT_ID } from '../domain/tenant.js';
 import { EventLog } from '../event-store/log.js';
-import { Caller, requireOperator } from '../access/caller.js';
+import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { activeSessions } from './active-sessions.js';
@@ -50,6 +50,7 @@ export class TenantsController {
     private readonly store: EventLog,
   ) {}
 
+  @Requires('admin')
   @Get(':id')
   @Answers(200, Tenant, {
     summary: 'What holds for a tenant, and what of it is its own',
@@ -57,14 +58,13 @@ export class TenantsController {
     problems: ['database-unavailable'],
   })
   async get(
-    @Caller() caller: Caller,
     @Param('id', { schema: tenantPath }) id: string,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    requireOperator(caller);
     return this.present(id, await this.policies.read(id), reply);
   }
 
+  @Requires('admin')
   @Put(':id')
   @Answers(200, Tenant, {
     summary: 'Change settings of a tenant; null takes one back, one that is not given stays',
@@ -77,7 +77,6 @@ export class TenantsController {
     @Body({ schema: ChangeTenantBody }) body: z.infer<typeof ChangeTenantBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    requireOperator(caller);
     const settings = await this.policies.change(id, body, {
       actor: caller.actor,
       correlationId,

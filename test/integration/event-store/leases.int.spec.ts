@@ -62,7 +62,10 @@ describe('a lease', () => {
     await db.query('commit');
     await released;
     await new Promise<void>((resolve) => {
-      one.onBeat(() => Promise.resolve(resolve()));
+      one.onBeat(() => {
+        resolve();
+        return Promise.resolve();
+      });
     });
 
     expect(one.epochOf('a')).toBeUndefined();

@@ -11,17 +11,21 @@ import {
   Post,
   Query,
   Res,
+  type Type,
 } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyReply } from 'fastify';
 import { z } from 'zod';
-import { Caller, requireOperator, type AuthSettings } from '../../../src/access/caller.js';
+import { type AuthSettings } from '../../../src/access/authenticators.js';
+import { Caller } from '../../../src/access/caller.js';
+import { Public, Requires } from '../../../src/access/requirement.js';
 import { CorrelationId } from '../../../src/http/correlation.js';
 import { Answers } from '../../../src/http/openapi.js';
 import { ApiError } from '../../../src/http/problem.js';
 import { Write, type WriteContext } from '../../../src/http/preconditions.js';
 import { configureApp, createHttpAdapter } from '../../../src/http/server.js';
+import { addSurface, type Surface } from '../../../src/http/surfaces.js';
 
 const NoteId = z.strictObject({
   id: z.string().regex(/^[a-z0-9-]{1,128}$/, 'must be 1 to 128 of a-z 0-9 -'),
@@ -46,12 +50,14 @@ const Note = z.object({ id: z.string(), lines: z.array(Line), options: Options }
 
 @Controller('v1/notes')
 export class NotesController {
+  @Requires('sessions:write')
   @Get()
   @Answers(200, z.object({ data: z.array(Note) }), { summary: 'Lists notes' })
   list(@Query({ schema: Filter }) filter: z.infer<typeof Filter>) {
     return filter;
   }
 
+  @Requires('sessions:write')
   @Post(':id/lines')
   @Answers(201, Note, {
     summary: 'Adds lines',
@@ -64,31 +70,36 @@ export class NotesController {
     @Body({ schema: Lines }) body: z.infer<typeof Lines>,
     @Write() write: WriteContext,
   ) {
-    return { id, body, ...write };
+    return { id, body, ...write, caller: shown(write.caller) };
   }
 
+  @Requires('sessions:write')
   @Post(':id/reset')
   @Answers(200, Note)
   reset(@Body({ schema: Options }) options: z.infer<typeof Options>) {
     return { options: options ?? 'no body' };
   }
 
+  @Requires('sessions:write')
   @Delete(':id')
   @Answers(204, null)
   remove() {
     return undefined;
   }
 
+  @Requires('sessions:write')
   @Patch(':id/fail/:how')
   fail(@Param('how') how: string) {
     throw (FAILURES[how]?.() ?? new Error('unknown')) as Error;
   }
 
+  @Requires('sessions:write')
   @Get('vanished')
   vanished(@Res() reply: FastifyReply) {
     reply.callNotFound();
   }
 
+  @Requires('sessions:write')
   @Get('stream')
   @Answers(200, null, {
     stream: { events: { note: Note, failed: 'Problem' }, example: 'id: 1\nevent: note\ndata: {}\n\n' },
@@ -103,20 +114,24 @@ export class NotesController {
 
 @Controller('v1/admin')
 export class AdminController {
+  @Requires('admin')
   @Get()
   status(@Caller() caller: Caller, @CorrelationId() correlationId: string) {
-    requireOperator(caller);
-    return { caller, correlationId };
+    return { caller: shown(caller), correlationId };
   }
 }
 
 @Controller('health')
 export class HealthController {
+  @Public()
   @Get('live')
   live() {
     return { status: 'up' };
   }
 }
+
+/** A set is nothing in JSON. */
+const shown = ({ scopes, ...caller }: Caller) => ({ ...caller, operator: scopes.has('admin') });
 
 /** Errors as other layers throw them: classes of their own that only share the shape. */
 class DomainError extends Error {
@@ -152,7 +167,7 @@ const FAILURES: Record<string, () => unknown> = {
 class FixtureModule {}
 
 export async function startApp(
-  settings: { auth?: AuthSettings; bodyLimit?: number } = {},
+  settings: { auth?: AuthSettings; bodyLimit?: number; module?: Type; surfaces?: readonly Surface[] } = {},
 ): Promise<NestFastifyApplication> {
   const all = {
     server: { bodyLimit: settings.bodyLimit ?? 1_048_576 },
@@ -160,7 +175,12 @@ export async function startApp(
     version: '1.2.3',
   };
   Logger.overrideLogger(false);
-  const app = await NestFactory.create<NestFastifyApplication>(FixtureModule, createHttpAdapter(all));
+  const app = await NestFactory.create<NestFastifyApplication>(
+    settings.module ?? FixtureModule,
+    createHttpAdapter(all),
+    { abortOnError: false },
+  );
+  for (const surface of settings.surfaces ?? []) addSurface(app, surface);
   configureApp(app, all);
   await app.init();
   await app.getHttpAdapter().getInstance().ready();

@@ -1,18 +1,20 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Controller, Get, Header, Inject, NotFoundException, Param } from '@nestjs/common';
-import { asyncApi, type TopicDescription } from './documents.js';
+import { Controller, Get, Header, Inject, Param } from '@nestjs/common';
+import { z } from 'zod';
+import { Public } from '../access/requirement.js';
+import { type Config, SETTINGS } from '../config.js';
+import { Answers } from '../http/openapi.js';
+import { ApiError } from '../http/problem.js';
+import { asyncApi } from '../kafka/documents.js';
 import { version } from '../version.js';
-
-/** Injection token of the settings of the topic, a `TopicDescription`. */
-export const KAFKA_CONTRACT = Symbol('description of the topic');
 
 /** Serves the contract of the topic. No key is needed, because the contract holds nobody's data. */
 @Controller()
 export class ContractController {
   private readonly schemas: ReadonlyMap<string, string>;
 
-  constructor(@Inject(KAFKA_CONTRACT) private readonly topic: TopicDescription) {
+  constructor(@Inject(SETTINGS) private readonly settings: Config) {
     // The committed files and not the schemas of this code: they include those of earlier versions.
     const folder = join(__dirname, '..', '..', 'schemas');
     this.schemas = new Map(
@@ -22,22 +24,29 @@ export class ContractController {
     );
   }
 
+  @Public()
   @Get('asyncapi.json')
   @Header('content-type', 'application/json')
   asyncApi() {
-    return asyncApi(this.topic, version);
+    return asyncApi(this.settings.kafka, version);
   }
 
+  @Public()
   @Get('schemas')
   list() {
     return { data: [...this.schemas.keys()] };
   }
 
+  @Public()
   @Get('schemas/:file')
   @Header('content-type', 'application/schema+json')
+  @Answers(200, z.record(z.string(), z.unknown()), {
+    summary: 'The JSON Schema of one version of an event',
+    problems: ['not-found'],
+  })
   schema(@Param('file') file: string) {
     const schema = this.schemas.get(file);
-    if (schema === undefined) throw new NotFoundException();
+    if (schema === undefined) throw new ApiError('not-found', `There is no schema ${file}.`);
     return schema;
   }
 }

@@ -1,0 +1,53 @@
+import type { FastifyRequest } from 'fastify';
+import { pathOf } from './errors.js';
+import { ApiError } from './problem.js';
+
+/** The routes that exist, to tell a wrong method from a wrong path. */
+export class RouteTable {
+  readonly #methods = new Map<string, Set<string>>();
+
+  /** @param url the path of a route as Fastify knows it: `:name` is a parameter, `*` anything */
+  add(method: string | readonly string[], url: string): void {
+    const methods = this.#methods.get(url) ?? new Set();
+    for (const each of typeof method === 'string' ? [method] : method) {
+      methods.add(each);
+    }
+    this.#methods.set(url, methods);
+  }
+
+  /** The error for a request that no route takes. */
+  unmatched(request: FastifyRequest): ApiError {
+    const path = pathOf(request);
+    const segments = path.split('/');
+    const allowed = new Set<string>();
+    for (const [url, methods] of this.#methods) {
+      if (matches(url.split('/'), segments)) {
+        methods.forEach((method) => allowed.add(method));
+      }
+    }
+    // A method that exists is no wrong method: the route itself turned the request away.
+    if (allowed.size === 0 || allowed.has(request.method)) {
+      return new ApiError('not-found', `There is no ${request.method} ${path}.`);
+    }
+    const allow = [...allowed].sort().join(', ');
+    return new ApiError('method-not-allowed', `${path} takes ${allow}.`, { headers: { allow } });
+  }
+}
+
+function matches(pattern: readonly string[], segments: readonly string[]): boolean {
+  return (
+    pattern.length === segments.length &&
+    pattern.every((part, i) => {
+      const segment = segments[i] ?? '';
+      return part.startsWith(':') ? segment !== '' : part === decoded(segment);
+    })
+  );
+}
+
+function decoded(segment: string): string {
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    return segment;
+  }
+}
