@@ -11,10 +11,11 @@ import { startEmbeddedPostgres } from '../../src/embedded-postgres/embedded-post
 import { migrate } from '../../src/database/migrate.js';
 import { upcast } from '../../src/domain/session.events.js';
 import { EventLog } from '../../src/event-store/log.js';
-import { Leases } from '../../src/event-store/leases.js';
 import { toMessage } from '../../src/kafka/contract.js';
-import { follow, type OutgoingMessage, TopicAdmin } from '../../src/kafka/kafka-client.js';
+import { follow } from '../../src/kafka/group-member.js';
+import { type OutgoingMessage } from '../../src/kafka/publisher.js';
 import { Relay } from '../../src/kafka/relay.js';
+import { TopicAdmin } from '../../src/kafka/topic-admin.js';
 import { appendOf } from '../../test/support/append.js';
 import { allMigrations } from '../../test/support/database.js';
 

@@ -21,6 +21,8 @@ export interface TelemetryEvents {
   parked: { readonly projection: string };
   /** Brokers acknowledged events. */
   published: { readonly events: number; readonly bytes: number; readonly ms: number };
+  /** Another node had taken over a lane that this node was about to publish or move the checkpoint of. */
+  fenced: { readonly work: string };
   /** A model was called. */
   modelCalled: {
     readonly model: string;

@@ -17,14 +17,26 @@ export interface AnsweredRequest {
   readonly aborted: boolean;
 }
 
-/** Calls back for each request when it is over, however it ended. */
+declare module 'fastify' {
+  interface FastifyInstance {
+    answeredListeners: ((request: AnsweredRequest) => void)[];
+  }
+}
+
+/** Calls back for each request when it is over, however it ended. `watchRequests` must have been called. */
 export function onAnswered(fastify: FastifyInstance, tell: (request: AnsweredRequest) => void): void {
+  fastify.answeredListeners.push(tell);
+}
+
+/** To be called before any route is added: what Fastify does with unmatched paths knows no later hooks. */
+export function watchRequests(fastify: FastifyInstance): void {
+  fastify.decorate('answeredListeners', []);
   fastify.addHook('onRequest', (request, reply, done) => {
     const began = performance.now();
     const { raw } = reply;
     // Also of an answer that a handler took over, such as a stream of events, and of one that broke off.
     raw.once('close', () => {
-      tell({
+      const answered: AnsweredRequest = {
         requestId: request.id,
         method: request.method,
         route: request.routeOptions.url ?? 'unmatched',
@@ -32,7 +44,8 @@ export function onAnswered(fastify: FastifyInstance, tell: (request: AnsweredReq
         ms: Math.round((performance.now() - began) * 1000) / 1000,
         ...callerOf(request),
         aborted: !raw.writableFinished,
-      });
+      };
+      for (const tell of fastify.answeredListeners) tell(answered);
     });
     done();
   });

@@ -9,7 +9,7 @@ import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
 import { ErrorFilter, sendError } from './errors.js';
 import { ApiError, renderProblem } from './problem.js';
-import { type AnsweredRequest, onAnswered } from './request-log.js';
+import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
 import { SchemaPipe } from './validation.js';
 
@@ -61,6 +61,7 @@ class HttpAdapter extends FastifyAdapter {
     });
     const fastify: FastifyInstance = this.getInstance();
 
+    watchRequests(fastify);
     if (tell) onAnswered(fastify, tell);
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();

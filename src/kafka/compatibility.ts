@@ -1,9 +1,9 @@
 import { type JsonSchema } from './documents.js';
 
 /*
- * Which changes of a published schema break somebody who reads by the old one. The rule is strict: what a reader may
- * have relied on (a field's presence, its type, the values it takes, its limits) stays as it is within a version, and
- * only an optional field may be added.
+ * Which changes of a published schema break a consumer that was written for the old one. The rule is strict: within a
+ * version everything that a consumer may rely on (that a field is present, its type, its values, its limits) stays as
+ * it is, and only optional fields may be added.
  */
 
 /** Keywords that say nothing about which values are valid. */
@@ -21,7 +21,6 @@ const COMPARED_IN_DEPTH = new Set([
 export function breakingChanges(published: JsonSchema, current: JsonSchema, at = ''): string[] {
   const where = at === '' ? '/' : at;
   const problems: string[] = [];
-  // `required` may come and go with its properties; it is compared name by name below.
   const keywords = new Set([...Object.keys(published), ...Object.keys(current)]);
   for (const keyword of keywords) {
     if (SILENT.has(keyword) || COMPARED_IN_DEPTH.has(keyword)) continue;
@@ -42,7 +41,7 @@ export function breakingChanges(published: JsonSchema, current: JsonSchema, at =
     }
     if (wasRequired.has(name) && !isRequired.has(name))
       problems.push(`${at}/${name} is no longer always there`);
-    // Data that was recorded before may lack it.
+    // Events that were recorded before may lack it.
     if (!wasRequired.has(name) && isRequired.has(name)) problems.push(`${at}/${name} has become required`);
     problems.push(...breakingChanges(old, now, `${at}/${name}`));
   }

@@ -1,10 +1,11 @@
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
 import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
-import { type IncomingMessage, type OutgoingMessage } from './kafka-client.js';
+import { type IncomingMessage } from './group-member.js';
+import { type OutgoingMessage } from './publisher.js';
 
 /*
- * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Teams that we do not know depend
- * on it: docs/events.md says what may change and how.
+ * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Unknown programs depend on it;
+ * docs/events.md says what may change and how.
  */
 
 /** An event as consumers get it. `data` is of the schema version that this package knows, whatever was published. */
@@ -24,7 +25,7 @@ export type ConsumedEvent = {
   };
 }[EventType];
 
-/** An event type that is newer than this package; its data is left alone. */
+/** An event of a type that is newer than this package; its data is passed on as it was published. */
 export interface UnknownEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: 'unknown';
   /** `colloquy.<EventName>.v<n>` */
@@ -39,28 +40,35 @@ const ceType = (type: string, version: number): string => `colloquy.${type}.v${v
 /** Names the JSON Schema of an event's data; the service serves it under `/schemas/<EventName>.v<n>.json`. */
 export const schemaUrn = (type: string, version: number): string => `urn:colloquy:event:${type}:v${version}`;
 
-/** Stands for data that is too large for the topic. */
+/** The schema of a value that refers to data which is too large for the topic. */
 export const REFERENCE = { type: 'EventReference', version: 1 } as const;
 
-/** More than a record needs around its key, value and headers. */
+/** More bytes than a record needs in addition to its key, value and headers. */
 const RECORD_OVERHEAD = 256;
 /** More characters than the key and the headers of a record ever have. */
 const ENVELOPE_LENGTH = 4_096;
-/** Bytes of a character in UTF-8, per unit of a JavaScript string's length. */
+/** The most bytes in UTF-8 for each unit of a JavaScript string's length. */
 const MOST_BYTES = 3;
 
+const knownVersion = (type: string): number =>
+  Object.hasOwn(sessionEvents, type) ? sessionEvents[type as EventType].version : 0;
+
 /**
- * The data of an event in its current schema version.
- * @throws Error for one that is newer than this code, and for a newer node to publish: skipped, it would be lost
+ * The schema version in which an event is published. During a rolling upgrade newer nodes append events of types and
+ * versions that this code does not know. They are published as they are stored: that is what the newer nodes would
+ * publish, while waiting for those would hold up every session of the lane.
  */
+const publishedVersion = (type: string, schemaVersion: number): number =>
+  Math.max(knownVersion(type), schemaVersion);
+
+/** The data of an event in the schema version in which it is published. */
 export function currentJson({ type, schemaVersion, json }: StoredEvent): string {
-  if (Object.hasOwn(sessionEvents, type) && sessionEvents[type as EventType].version === schemaVersion)
-    return json;
+  if (publishedVersion(type, schemaVersion) === schemaVersion) return json;
   return JSON.stringify(upcast(type, schemaVersion, JSON.parse(json) as Record<string, unknown>));
 }
 
 /**
- * @param json its data, in the current schema version
+ * @param json its data, as `currentJson` gives it
  * @param maxBytes an event whose record might be larger is published with a reference in place of its data
  */
 export function toMessage(
@@ -69,7 +77,7 @@ export function toMessage(
   partitions: number,
   maxBytes: number,
 ): OutgoingMessage {
-  const version = sessionEvents[event.type as EventType].version;
+  const version = publishedVersion(event.type, event.schemaVersion);
   const key = `${event.tenant}/${event.streamId}`;
   const headers: Record<string, string> = {
     ce_specversion: '1.0',
@@ -90,7 +98,7 @@ export function toMessage(
   };
   let value = json;
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
-  // Bytes are only counted where it matters.
+  // Counting bytes takes time, so it is left out where the length alone shows that the record fits.
   if (MOST_BYTES * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {
     const bytes = Buffer.byteLength(value);
     const after = event.version - 1;
@@ -108,7 +116,7 @@ function headerBytes(headers: Record<string, string>): number {
   return bytes;
 }
 
-/** What the headers say of an event: enough to place it in its session before its data is looked at. */
+/** Where an event stands in its session, known from the headers before the data is parsed. */
 export interface Placed {
   readonly tenant: string;
   readonly sessionId: string;
@@ -128,7 +136,7 @@ export function placeOf({ headers, offset }: IncomingMessage): Placed {
 
 /**
  * @returns undefined when the record holds a reference in place of its data.
- * @throws Error on a schema version newer than this package: reading on would lose what it cannot know.
+ * @throws Error on a schema version newer than this package: it may mean something that this code would miss.
  */
 export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent | undefined {
   const { headers } = message;
@@ -149,17 +157,17 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
   );
 }
 
-/** An event as `GET /v1/sessions/:id/events` answers it; `data` is already of the service's schema version. */
+/** An event as `GET /v1/sessions/:id/events` answers it; the service has lifted `data` as far as it knows how to. */
 export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: string;
   readonly data: Record<string, unknown>;
 }
 
+/** @throws Error on a schema version newer than this package */
 export function fromAnswer(event: AnsweredEvent): ConsumedEvent | UnknownEvent {
   const { id, tenant, sessionId, incarnation, version, time, correlationId, type, data } = event;
-  const known = Object.hasOwn(sessionEvents, type) ? sessionEvents[type as EventType].version : 1;
   const envelope = { id, tenant, sessionId, incarnation, version, time, correlationId };
-  return typed(envelope, type, known, data);
+  return typed(envelope, type, publishedVersion(type, event.schemaVersion), data);
 }
 
 function typed(

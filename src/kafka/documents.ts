@@ -3,13 +3,13 @@ import { type EventType, sessionEvents } from '../domain/session.events.js';
 import { REFERENCE, schemaUrn } from './contract.js';
 
 /*
- * The contract of the topic as documents, all made from the schemas that the events themselves are checked with:
- * JSON Schemas, an AsyncAPI description, and docs/events.md.
+ * The contract of the topic as documents: JSON Schemas, an AsyncAPI description, and docs/events.md. All are generated
+ * from the schemas by which events are validated, so that they cannot contradict the code.
  */
 
 export type JsonSchema = Record<string, unknown>;
 
-/** What operators choose of the topic. */
+/** The settings of the topic that operators choose. */
 export interface TopicDescription {
   readonly topic: string;
   readonly partitions: number;
@@ -53,16 +53,16 @@ function jsonSchema(type: string, version: number, description: string, schema: 
     target: 'draft-7',
     unrepresentable: 'any',
     override: ({ jsonSchema: made }) => {
-      // Readers ignore what they do not know: that is what lets a field be added.
+      // Consumers ignore unknown fields; a schema that forbade them would not let an optional field be added.
       delete made.additionalProperties;
-      // The format says it; the pattern is a detail of the zod release, and no change of it may look like one of ours.
+      // The format says the same. The pattern depends on the release of zod, and would look like a change of the contract.
       if (made.format === 'date-time') delete made.pattern;
     },
   });
   return { $schema: DIALECT, $id: schemaUrn(type, version), title: type, description, ...converted };
 }
 
-/** By file name: the schemas of every event's data, current versions, and of the reference. */
+/** By file name: the schemas of the current version of every event's data, and of the reference. */
 export function jsonSchemas(): Record<string, JsonSchema> {
   const schemas: Record<string, JsonSchema> = {};
   for (const type of eventTypes) {
@@ -291,7 +291,7 @@ Keep, per tenant and session, the last version that you have applied, *in the sa
 | the last one + 1 | apply it |
 | beyond that | fetch the gap, \`GET /v1/sessions/<session id>/events?after=<last version>\`, and apply it first |
 
-A gap shows where the topic no longer has the beginning (retention), or where somebody began in the middle. Start from the beginning of the topic
+A gap shows where the topic no longer has the beginning (retention), or where a consumer began in the middle. \`colloquy/consumer\` fetches and applies a gap in pages (\`page\`: 500 events and 4 MiB unless set otherwise), each in a transaction of its own. Start from the beginning of the topic
 (\`auto.offset.reset=earliest\`) and commit offsets after the effect; the versions tell what is new. \`colloquy/consumer\` does all of this:
 
 \`\`\`ts
@@ -370,6 +370,10 @@ until they know it.
 3. Publish a release of \`colloquy/consumer\` and give consumers time to take it *before* the service writes the new version: from then on records are \`v<n+1>\`, old events that are
    published again included, since the log lifts them when it reads them. A consumer that meets a version newer than it knows must stop and say so; ours does.
 4. Add an old record of the event to the upcaster's test.
+
+**While an upgrade is rolled out**, nodes of both versions publish, each of them the lanes that it holds. An older node publishes events of a type or version that it does not know as they are
+stored: \`ce_type\` and \`ce_dataschema\` name the version that was written, and the value is what a newer node would publish. No lane waits for the upgrade to end. Old events may come
+as \`v<n>\` from one node and as \`v<n+1>\` from the other until then.
 
 An event is never renamed, and its name is never used again for something else: an event that is no longer written stays in the catalogue.
 `;

@@ -43,7 +43,7 @@ class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationSh
   }
 }
 
-/** The same events for Kafka. */
+/** Publishes the log to Kafka. */
 @Module({
   providers: [{ provide: Relay, useClass: NodeRelay }],
   exports: [Relay],

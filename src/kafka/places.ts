@@ -1,7 +1,7 @@
 import type { Pool, PoolClient } from 'pg';
 import { transaction } from '../database/transaction.js';
 
-/** One text per session of a tenant; the record key, too. */
+/** Identifies a session among those of all tenants; also the key of its records. */
 export const sessionKey = ({ tenant, sessionId }: Session): string => `${tenant}/${sessionId}`;
 
 interface Session {
@@ -14,8 +14,8 @@ export interface Places<Tx> {
   /** By `tenant/session id`; 0 or absent for a session that is new. */
   read(sessions: readonly Session[]): Promise<Map<string, number>>;
   /**
-   * Runs `work` with the places of these sessions held against everybody else, then stores the places that it returns
-   * together with what it did through `tx`: both or none.
+   * Locks the places of these sessions, runs `work`, and stores the places that it returns together with what it did
+   * through `tx`: both or none.
    */
   transaction(
     sessions: readonly Session[],
@@ -23,7 +23,7 @@ export interface Places<Tx> {
   ): Promise<void>;
 }
 
-/** Places that end with the process: for effects that do, too. */
+/** Places in memory, for effects that are lost with the process as well. */
 export function memoryPlaces(): Places<undefined> {
   const places = new Map<string, number>();
   let turn: Promise<unknown> = Promise.resolve();
@@ -32,10 +32,11 @@ export function memoryPlaces(): Places<undefined> {
   return {
     read: (sessions) => Promise.resolve(read(sessions)),
     transaction: (sessions, work) => {
-      // One after the other: partitions may be worked on at the same time.
+      // One after the other, because several partitions may be processed at the same time.
       const result = turn.then(async () => {
         for (const [key, version] of await work(undefined, read(sessions))) places.set(key, version);
       });
+      // The caller gets the error; the next transaction runs all the same.
       turn = result.catch(() => undefined);
       return result;
     },
@@ -43,9 +44,9 @@ export function memoryPlaces(): Places<undefined> {
 }
 
 export interface PostgresPlacesOptions {
-  /** Whose places they are: several consumers may share a table. */
+  /** Name of the consumer: several may share a table. */
   readonly consumer: string;
-  /** Made when it is missing. Default `colloquy_place`. */
+  /** Created when it is missing. Default `colloquy_place`. */
   readonly table?: string;
 }
 
@@ -66,7 +67,8 @@ export function postgresPlaces(
     });
     await made;
   };
-  // Always in one order, so that two consumers that hold the same partition for a moment cannot deadlock.
+  // Rows are locked in one order everywhere: after a rebalance two consumers may hold the same partition for a moment,
+  // and would otherwise deadlock.
   const columns = (sessions: readonly Session[]) => {
     const sorted = [...sessions].sort((a, b) => (sessionKey(a) < sessionKey(b) ? -1 : 1));
     return [sorted.map(({ tenant }) => tenant), sorted.map(({ sessionId }) => sessionId)];
@@ -85,7 +87,7 @@ export function postgresPlaces(
     transaction: async (sessions, work) => {
       await ready();
       await transaction(pool, async (client) => {
-        // Makes the rows that are missing, since only a row can be held, and holds them all.
+        // Only a row that exists can be locked, so missing ones are inserted; the update locks those that exist.
         const { rows } = await client.query<Row>(
           `insert into ${table} as place (consumer, tenant, session_id, version)
            select $1, tenant, session_id, 0 from unnest($2::text[], $3::text[]) as wanted (tenant, session_id)
@@ -122,7 +124,7 @@ const byKey = (rows: readonly Row[]): Map<string, number> =>
 
 async function makeTable(pool: Pool, table: string): Promise<void> {
   await transaction(pool, async (client) => {
-    // Two that make a table at the same moment fail, `if not exists` or not.
+    // Of two sessions that create a table at the same moment one fails, even with `if not exists`.
     await client.query('select pg_advisory_xact_lock(7304)');
     await client.query(
       `create table if not exists ${table} (

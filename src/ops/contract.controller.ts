@@ -9,13 +9,13 @@ import { ApiError } from '../http/problem.js';
 import { asyncApi } from '../kafka/documents.js';
 import { version } from '../version.js';
 
-/** What consumers of the topic read, for people and for programs. Needs no key: it holds no data. */
+/** Serves the contract of the topic. No key is needed, because the contract holds nobody's data. */
 @Controller()
 export class ContractController {
   private readonly schemas: ReadonlyMap<string, string>;
 
   constructor(@Inject(SETTINGS) private readonly settings: Config) {
-    // The committed files, not what the code would make now: those of earlier versions are there, too.
+    // The committed files and not the schemas of this code: they include those of earlier versions.
     const folder = join(__dirname, '..', '..', 'schemas');
     this.schemas = new Map(
       readdirSync(folder)

@@ -74,7 +74,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     // The adapter is not there where the application serves no HTTP.
     const { httpAdapter } = this.host as Partial<HttpAdapterHost>;
     const fastify = httpAdapter?.getInstance<Partial<FastifyInstance> | undefined>();
-    if (!fastify?.addHook) return;
+    if (!fastify?.answeredListeners) return;
     onAnswered(fastify as FastifyInstance, ({ method, route, status, ms }) => {
       durations.observe({ method, route, status: String(status) }, ms / 1000);
     });

@@ -13,7 +13,8 @@ import {
 import { createPool } from '../../../src/database/connection.js';
 import { type EventLog } from '../../../src/event-store/log.js';
 import { toMessage } from '../../../src/kafka/contract.js';
-import { Publisher, TopicAdmin } from '../../../src/kafka/kafka-client.js';
+import { Publisher } from '../../../src/kafka/publisher.js';
+import { TopicAdmin } from '../../../src/kafka/topic-admin.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { describeWithKafka } from '../../support/kafka.js';
 import { completed, openStore, said, sized, sleep } from './fixture.js';
@@ -44,7 +45,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     );
     publisher = await Publisher.connect(kafka, 'gzip');
     fetched = [];
-    // Answers as the service does.
+    // Answers like the route of the service, from the same log.
     api = createServer((request, response) => {
       fetched.push(`${String(request.headers['colloquy-tenant'])} ${request.url ?? ''}`);
       const url = new URL(request.url ?? '', 'http://api');
@@ -71,7 +72,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     await db.drop();
   });
 
-  /** Publishes these versions of a session that is in the log as a whole. */
+  /** Publishes some versions of a session, all of which are in the log. */
   async function publish(streamId: string, versions: readonly number[], maxBytes = 1_000_000): Promise<void> {
     const events = await store.streams.read({ tenant: 'acme', streamId });
     const messages = versions.map((version) => {

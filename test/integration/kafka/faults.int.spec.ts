@@ -26,8 +26,9 @@ import {
 import { countOf, openStore, sized, sleep, Writers } from './fixture.js';
 
 /**
- * While events flow: the broker goes and comes back, nodes are killed and stopped, the database restarts. After each,
- * every event is on the topic, first deliveries are in order, and the effect of the consumer happened exactly once.
+ * While events are appended, the broker goes away and comes back, nodes are killed or stopped, and the database restarts.
+ * After each of these every event is on the topic, first deliveries are in order, and the consumer's effect happened
+ * exactly once.
  */
 describeWithKafka('relay under faults', () => {
   let folder: string;
@@ -94,7 +95,7 @@ describeWithKafka('relay under faults', () => {
     }
   };
 
-  /** Of the log and of the consumer's table: the same when the effect of every event happened once. */
+  /** Sums of the log and of the consumer's table, which agree when every event had its effect once. */
   async function sums(): Promise<{ log: unknown; table: unknown }> {
     const { rows: log } = await pool.query<object>(
       `select tenant, sum(coalesce((data->'usage'->>'inputTokens')::int, 0))::int as input, count(*)::int as events
@@ -136,7 +137,7 @@ describeWithKafka('relay under faults', () => {
     await broker.start();
     await sleep(1_000);
     await expectAllIsWell();
-    // Once per outage and node, not at each try.
+    // Each node tells an outage once, not at each retry.
     for (const node of nodes) expect(node.output().match(/trouble/g)?.length ?? 0).toBeLessThanOrEqual(3);
   }, 240_000);
 
@@ -165,7 +166,7 @@ describeWithKafka('relay under faults', () => {
     writers.flow(300);
     await sleep(1_000);
     const [pid = ''] = readFileSync(join(postgres.dataDir, 'postmaster.pid'), 'utf8').split('\n');
-    // It ends at once, and whoever runs it starts it again.
+    // The server ends at once; its supervisor starts it again.
     process.kill(Number(pid), 'SIGQUIT');
     await sleep(5_000);
     await expectAllIsWell();

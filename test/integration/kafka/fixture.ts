@@ -24,7 +24,7 @@ export const said = (content: string) => ({
   data: { messageId: 'm', role: 'user', content, status: 'complete' },
 });
 
-/** Appends to sessions from several places at once, and knows how far each session is. */
+/** Appends to several sessions at the same time, and remembers the version of each. */
 export class Writers {
   readonly versions = new Map<string, number>();
   private count = 0;
@@ -37,12 +37,12 @@ export class Writers {
     private readonly prefix = 's',
   ) {}
 
-  /** Every session once: `events` each. */
+  /** Appends `events` events to every session. */
   async round(events: number): Promise<void> {
     await Promise.all(Array.from({ length: this.sessions }, (_, index) => this.write(index, events)));
   }
 
-  /** Until `stop`: about so many events a second, spread over the sessions; goes on after errors. */
+  /** Appends about this many events a second until `stop`, spread over the sessions; goes on after errors. */
   flow(perSecond: number): void {
     this.stopped = false;
     this.running = (async () => {
@@ -70,7 +70,7 @@ export class Writers {
     });
     const stream = { tenant: `t${index % 3}`, streamId };
     const result = await this.store.append(appendOf(stream, version, written));
-    // After a lost connection the append may have happened: the log knows.
+    // When the connection was lost the append may have happened, so the version is read from the log.
     this.versions.set(
       streamId,
       result.status === 'ok' ? result.version : ((await this.store.streams.versions([stream]))[0] ?? 0),
@@ -78,7 +78,7 @@ export class Writers {
   }
 }
 
-/** By record key: the ids of its events in order. */
+/** The ids of all events of the log, in order, by the key of their records. */
 export async function logOf(db: TestDatabase): Promise<Map<string, string[]>> {
   const rows = await db.query<{ key: string; ids: string[] }>(
     `select tenant || '/' || stream_id as key, array_agg(id::text order by version) as ids from event group by 1`,

@@ -96,7 +96,7 @@ describeWithKafka('relay', (brokers) => {
     const listening = await listen();
     await listening.distinct(countOf(log), 120_000);
     expect(offences(listening.records, log)).toEqual([]);
-    // Nothing failed, so nothing was sent twice.
+    // Without a failure nothing is sent twice.
     expect(listening.records).toHaveLength(countOf(log));
 
     for (const { message, partition } of listening.records) {
@@ -172,7 +172,7 @@ describeWithKafka('relay', (brokers) => {
 
     zombie.signal('SIGCONT');
     await sleep(1_500);
-    // The batch that was on its way when it was stopped may come now; nothing that it would have to read first.
+    // The batch that it was sending when it was stopped may arrive now, but nothing that was appended later.
     const late = listening.records.slice(before);
     expect(late.length).toBeLessThanOrEqual(1_000);
     const times = late.map(({ message }) => message.headers?.['ce_time']?.toString() ?? '');
@@ -226,7 +226,7 @@ describeWithKafka('relay', (brokers) => {
       ],
     });
     await admin.disconnect();
-    // Not to be compressed into the limit.
+    // Random, so that compression does not bring it below the limit.
     const noise = Buffer.from(Array.from({ length: 200_000 }, () => Math.random() * 256)).toString('base64');
     await store.append(appendOf(stream, 1, [said(noise), said('small again')]));
     await untilCaughtUp(relay, 20_000);
@@ -234,6 +234,49 @@ describeWithKafka('relay', (brokers) => {
     await listening.distinct(3);
     expect(offences(listening.records, await logOf(db))).toEqual([]);
   }, 40_000);
+
+  it('given events of a newer node, of a type and a schema version that this code does not know, when relayed, then they are published as they are stored and the lane goes on', async () => {
+    const published: number[] = [];
+    const failures: unknown[] = [];
+    store.telemetry.on('published', ({ events }) => published.push(events));
+    store.telemetry.on('failed', ({ error }) => failures.push(error));
+    const { relay, troubles } = startHere();
+    const stream = { tenant: 'acme', streamId: 'upgraded' };
+    const newer = [
+      { type: 'MessagePinned', data: { messageId: 'm', by: 'a later release' }, schemaVersion: 1 },
+      { ...said('in a later form'), schemaVersion: 7 },
+    ];
+    const events = [
+      { ...said('before'), schemaVersion: 1 },
+      ...newer,
+      { ...said('after'), schemaVersion: 1 },
+    ];
+    await store.append(appendOf(stream, 0, events, { events }));
+    await untilCaughtUp(relay, 10_000);
+    const listening = await listen();
+    await listening.distinct(4);
+    const header = (name: string) =>
+      listening.records.map(({ message }) => message.headers?.[name]?.toString());
+    expect(header('ce_type')).toEqual([
+      'colloquy.MessageAppended.v1',
+      'colloquy.MessagePinned.v1',
+      'colloquy.MessageAppended.v7',
+      'colloquy.MessageAppended.v1',
+    ]);
+    expect(header('ce_dataschema').slice(1, 3)).toEqual([
+      'urn:colloquy:event:MessagePinned:v1',
+      'urn:colloquy:event:MessageAppended:v7',
+    ]);
+    expect(
+      listening.records
+        .slice(1, 3)
+        .map(({ message }) => JSON.parse(message.value?.toString() ?? '') as unknown),
+    ).toEqual(newer.map(({ data }) => data));
+    expect(offences(listening.records, await logOf(db))).toEqual([]);
+    expect(troubles).toEqual([]);
+    expect(failures).toEqual([]);
+    expect(published.reduce((sum, count) => sum + count, 0)).toBe(4);
+  }, 30_000);
 
   it('given a topic that is created, then it has the settings asked for', async () => {
     const { relay } = startHere({ partitions: 3, retentionMs: 7_200_000, replication: 1 });

@@ -7,7 +7,7 @@ import { type Pool } from 'pg';
 import { consume, memoryPlaces } from '../../../src/consumer.js';
 import { createPool } from '../../../src/database/connection.js';
 import { type EventLog } from '../../../src/event-store/log.js';
-import { type KafkaSettings } from '../../../src/kafka/kafka-client.js';
+import { type KafkaSettings } from '../../../src/kafka/kafka-connection.js';
 import { Relay } from '../../../src/kafka/relay.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';

@@ -1,0 +1,117 @@
+import { type ConsumedEvent, placeOf, type Placed, toEvent, type UnknownEvent } from './contract.js';
+import { type EventApi, fetchEvents } from './event-api.js';
+import { type IncomingMessage } from './group-member.js';
+import { type Places, sessionKey } from './places.js';
+
+/** How much is handed to `apply` at once: one transaction. A single event may be larger than `bytes`. */
+export interface PageLimits {
+  readonly events: number;
+  /** Of the events' data as JSON. */
+  readonly bytes: number;
+}
+
+export interface ApplyOptions<Tx> {
+  readonly places: Places<Tx>;
+  readonly apply: (events: readonly (ConsumedEvent | UnknownEvent)[], tx: Tx) => Promise<void>;
+  readonly api?: EventApi | undefined;
+  readonly page: PageLimits;
+  /** False once the records are another consumer's to apply. */
+  readonly isOurs: () => boolean;
+}
+
+interface Candidate {
+  readonly event: ConsumedEvent | UnknownEvent;
+  readonly bytes: number;
+}
+
+interface PlacedRecord {
+  readonly place: Placed;
+  readonly message: IncomingMessage;
+}
+
+/**
+ * Applies records and the events that are missing before them, page by page. Each page moves the places of its sessions
+ * in the transaction of its effect, so after an error the next call goes on behind the last page that succeeded. What is
+ * in memory besides the records is one page and one answer of the service, however large a gap is.
+ * @returns false when the records ceased to be this consumer's before all were applied
+ */
+export async function applyRecords<Tx>(
+  options: ApplyOptions<Tx>,
+  messages: readonly IncomingMessage[],
+): Promise<boolean> {
+  let page: Candidate[] = [];
+  let bytes = 0;
+  // Gaps are fetched outside of the transactions, which would otherwise hold their locks for as long as that takes.
+  for await (const candidate of unapplied(options, messages)) {
+    const isFull = page.length >= options.page.events || bytes + candidate.bytes > options.page.bytes;
+    if (page.length > 0 && isFull) {
+      if (!options.isOurs()) return false;
+      await applyPage(options, page);
+      page = [];
+      bytes = 0;
+    }
+    page.push(candidate);
+    bytes += candidate.bytes;
+  }
+  if (!options.isOurs()) return false;
+  if (page.length > 0) await applyPage(options, page);
+  return true;
+}
+
+/** What is not applied yet of the records and before them: session by session, each in order and without gaps. */
+async function* unapplied<Tx>(
+  { places, api, page }: ApplyOptions<Tx>,
+  messages: readonly IncomingMessage[],
+): AsyncGenerator<Candidate> {
+  const sessions = bySession(messages);
+  const before = await places.read([...sessions.values()].flatMap(([first]) => (first ? [first.place] : [])));
+  for (const [key, records] of sessions) {
+    let version = before.get(key) ?? 0;
+    for (const { place, message } of records) {
+      if (place.version <= version) continue;
+      // A record beyond the next version shows a gap, and one without an event refers to data too large for the topic.
+      const event = place.version === version + 1 ? toEvent(message) : undefined;
+      if (event) yield { event, bytes: message.value?.length ?? 0 };
+      else {
+        for await (const fetched of fetchEvents(api, place, version, page.bytes))
+          yield { event: fetched, bytes: Buffer.byteLength(JSON.stringify(fetched.data)) };
+      }
+      version = place.version;
+    }
+  }
+}
+
+function bySession(messages: readonly IncomingMessage[]): Map<string, PlacedRecord[]> {
+  const sessions = new Map<string, PlacedRecord[]>();
+  for (const message of messages) {
+    const place = placeOf(message);
+    const key = sessionKey(place);
+    const known = sessions.get(key);
+    if (known) known.push({ place, message });
+    else sessions.set(key, [{ place, message }]);
+  }
+  return sessions;
+}
+
+async function applyPage<Tx>(
+  { places, apply }: ApplyOptions<Tx>,
+  candidates: readonly Candidate[],
+): Promise<void> {
+  const sessions = new Map(candidates.map(({ event }) => [sessionKey(event), event]));
+  await places.transaction([...sessions.values()], async (tx, last) => {
+    const fresh: (ConsumedEvent | UnknownEvent)[] = [];
+    const moved = new Map<string, number>();
+    for (const { event } of candidates) {
+      const key = sessionKey(event);
+      const version = moved.get(key) ?? last.get(key) ?? 0;
+      // Another consumer has applied it since the places were read.
+      if (event.version <= version) continue;
+      // Places only grow, and candidates begin right behind the place that was read, so this is an error of the places.
+      if (event.version > version + 1) throw new Error(`the place of ${key} went back to ${version}`);
+      fresh.push(event);
+      moved.set(key, event.version);
+    }
+    if (fresh.length > 0) await apply(fresh, tx);
+    return moved;
+  });
+}

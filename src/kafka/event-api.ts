@@ -1,0 +1,92 @@
+import {
+  type AnsweredEvent,
+  type ConsumedEvent,
+  fromAnswer,
+  type Placed,
+  type UnknownEvent,
+} from './contract.js';
+import { sessionKey } from './places.js';
+
+/** The Colloquy service, from which events are fetched that the topic does not hold. */
+export interface EventApi {
+  /** e.g. `http://127.0.0.1:3000` */
+  readonly url: string;
+  readonly apiKey?: string | undefined;
+}
+
+/** Events of one request, at most; the service allows 200. */
+const MOST_EVENTS = 200;
+const REQUEST_LIMIT_MS = 30_000;
+
+/**
+ * The events of a session behind `after`, up to and with those of `last`. One answer at a time is in memory: no larger
+ * than `maxBytes`, unless a single event is.
+ */
+export async function* fetchEvents(
+  api: EventApi | undefined,
+  last: Placed,
+  after: number,
+  maxBytes: number,
+): AsyncGenerator<ConsumedEvent | UnknownEvent> {
+  const { version } = last;
+  const key = sessionKey(last);
+  const what = `versions ${after + 1} to ${version} of ${key}`;
+  if (!api)
+    throw new Error(`${what} are not on the topic; name the service in \`api\` to have them fetched there`);
+  let most = MOST_EVENTS;
+  for (let have = after; have < version;) {
+    const limit = Math.min(most, version - have);
+    const answer = await request(api, { ...last, after: have, limit }, limit > 1 ? maxBytes : Infinity);
+    if (answer === undefined) {
+      most = Math.floor(limit / 2);
+      continue;
+    }
+    if (answer.length === 0) throw new Error(`${what} could not be fetched: ${api.url} has none`);
+    for (const event of answer) {
+      if (event.version !== have + 1)
+        throw new Error(`the service answered version ${event.version} of ${key} after ${have}`);
+      have = event.version;
+      yield fromAnswer(event);
+    }
+    // Events further on may be smaller again.
+    most = Math.min(MOST_EVENTS, 2 * most);
+  }
+}
+
+/** @returns undefined when the answer is larger than `maxBytes` */
+async function request(
+  { url: service, apiKey }: EventApi,
+  { tenant, sessionId, after, limit }: Placed & { readonly after: number; readonly limit: number },
+  maxBytes: number,
+): Promise<AnsweredEvent[] | undefined> {
+  const url = `${service}/v1/sessions/${encodeURIComponent(sessionId)}/events?after=${after}&limit=${limit}`;
+  const response = await fetch(url, {
+    headers: {
+      'colloquy-tenant': tenant,
+      ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }),
+    },
+    signal: AbortSignal.timeout(REQUEST_LIMIT_MS),
+  });
+  if (!response.ok) {
+    await response.body?.cancel();
+    throw new Error(
+      `events of ${sessionKey({ tenant, sessionId })} could not be fetched: ${url} answered ${response.status}`,
+    );
+  }
+  const body = await readUpTo(response, maxBytes);
+  return body === undefined ? undefined : (JSON.parse(body) as { data: AnsweredEvent[] }).data;
+}
+
+/** The body as text; undefined, and the rest is not received, when it is larger than `maxBytes`. */
+async function readUpTo(response: Response, maxBytes: number): Promise<string | undefined> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  const stream = (response.body ?? []) as AsyncIterable<Uint8Array>;
+  // Leaving the loop early cancels the body.
+  for await (const chunk of stream) {
+    bytes += chunk.byteLength;
+    if (bytes > maxBytes) return undefined;
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString();
+}

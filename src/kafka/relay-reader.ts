@@ -1,0 +1,150 @@
+import { type LaneReader } from '../event-store/lane-reader.js';
+import { currentJson, toMessage } from './contract.js';
+import { type OutgoingMessage } from './publisher.js';
+import { type Move, type RelayCheckpoints } from './relay-checkpoints.js';
+import { suspendClock } from './suspend-clock.js';
+import { type FoundTopic } from './topic-admin.js';
+
+/** Events of one batch while the relay is catching up. */
+const BATCH = 2_000;
+/** Events of one batch otherwise: so few that their sizes need not be asked for first. */
+const SMALL_BATCH = 64;
+const BATCH_BYTES = 2 * 1024 * 1024;
+/** How long a check of the leases is trusted: far less than the time for which they then still run. */
+const CHECK_VALID_MS = 1_000;
+
+/** Another node has claimed a lane that this one took for its own. */
+export class Fenced extends Error {}
+
+interface Cursor {
+  /** Of this node's claim of the lane. */
+  readonly epoch: number;
+  /** Of the lease under which the lane was claimed. */
+  readonly leaseEpoch: number;
+  /** The last position that was read. */
+  position: number;
+}
+
+/** Messages to be sent at once, and how far they take the checkpoints of their lanes. */
+export interface RelayBatch {
+  readonly messages: readonly OutgoingMessage[];
+  readonly moves: ReadonlyMap<number, Move>;
+}
+
+export interface RelayReaderParts {
+  readonly lanes: Pick<LaneReader, 'readStored'>;
+  readonly checkpoints: RelayCheckpoints;
+  /** Lane → epoch of the lease, for the lanes of this node. */
+  readonly owned: () => ReadonlyMap<number, number>;
+}
+
+/**
+ * Reads the lanes of this node in order, batch by batch, each lane under a claim. Reading runs ahead of what the
+ * brokers have acknowledged, and the positions here are lost with an error: then lanes are claimed again, and reading
+ * begins again behind their checkpoints.
+ */
+export class RelayReader {
+  private readonly cursors = new Map<number, Cursor>();
+  private readonly grown = new Set<number>();
+  private isCatchingUp = false;
+  private topic: FoundTopic = { partitions: 0, maxMessageBytes: 0 };
+  /** When all claims were last seen to stand. */
+  private checkedAt = -Infinity;
+
+  constructor(private readonly parts: RelayReaderParts) {}
+
+  /** Whether some lane may hold events that were not read yet. */
+  get hasMore(): boolean {
+    return this.grown.size > 0;
+  }
+
+  markGrown(lanes: Iterable<number>): void {
+    for (const lane of lanes) this.grown.add(lane);
+  }
+
+  /** What messages are made for from now on. */
+  useTopic(topic: FoundTopic): void {
+    this.topic = topic;
+  }
+
+  /** Forgets all claims. */
+  restart(): void {
+    this.cursors.clear();
+  }
+
+  /** The next events of this node's lanes; undefined when there are none. */
+  async next(): Promise<RelayBatch | undefined> {
+    const after = await this.startingPoints();
+    if (after.size === 0) return undefined;
+    const limit = this.isCatchingUp
+      ? await this.fittingInBatch(after, Math.ceil(BATCH / after.size))
+      : Math.ceil(SMALL_BATCH / after.size);
+    const events = await this.parts.lanes.readStored(after, limit);
+    const { partitions, maxMessageBytes } = this.topic;
+    const messages: OutgoingMessage[] = [];
+    const moves = new Map<number, Move>();
+    for (const event of events) {
+      const cursor = this.cursors.get(event.lane);
+      const from = after.get(event.lane);
+      // `restart` was called while the events were read.
+      if (!cursor || from === undefined) continue;
+      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes));
+      cursor.position = event.position;
+      moves.set(event.lane, { epoch: cursor.epoch, from, to: event.position });
+    }
+    // A lane that gave as much as was asked for may hold more. Its numbers have no gaps, so they tell the count.
+    const unfinished = [...moves].filter(([, { from, to }]) => to - from >= limit).map(([lane]) => lane);
+    this.markGrown(unfinished);
+    this.isCatchingUp = unfinished.length > 0;
+    return messages.length > 0 ? { messages, moves } : undefined;
+  }
+
+  /**
+   * Makes sure, before a batch is sent, that its lanes are still this node's: a process that was stopped for a while
+   * finds out here. The age of a check counts from before it was asked for, so that an answer which lay unread while the
+   * process was stopped is not trusted.
+   * @throws Fenced
+   */
+  async ensureClaims({ moves }: RelayBatch): Promise<void> {
+    while (suspendClock() - this.checkedAt > CHECK_VALID_MS) {
+      const asked = suspendClock();
+      // A copy, because reading ahead may claim further lanes while the database answers.
+      const claims = new Map([...this.cursors].map(([lane, { epoch }]) => [lane, epoch]));
+      if (!(await this.parts.checkpoints.stand(claims))) throw new Fenced();
+      this.checkedAt = asked;
+    }
+    for (const [lane, { epoch }] of moves) if (this.cursors.get(lane)?.epoch !== epoch) throw new Fenced();
+  }
+
+  /** Lane → position to read on from, for the lanes that have grown and belong to this node. */
+  private async startingPoints(): Promise<Map<number, number>> {
+    const owned = this.parts.owned();
+    for (const [lane, { leaseEpoch }] of this.cursors)
+      if (owned.get(lane) !== leaseEpoch) this.cursors.delete(lane);
+    const lanes = [...this.grown].filter((lane) => owned.has(lane));
+    this.grown.clear();
+    const unclaimed = lanes.filter((lane) => !this.cursors.has(lane));
+    if (unclaimed.length > 0) {
+      for (const { lane, position, epoch } of await this.parts.checkpoints.claim(unclaimed))
+        this.cursors.set(lane, { epoch, position, leaseEpoch: owned.get(lane) ?? 0 });
+    }
+    const after = new Map<number, number>();
+    for (const lane of lanes) {
+      const cursor = this.cursors.get(lane);
+      if (cursor) after.set(lane, cursor.position);
+    }
+    return after;
+  }
+
+  /**
+   * How many events of each lane fit into a batch, at least one. Counting events would not bound memory: a lane may
+   * hold thousands of large ones in a row.
+   */
+  private async fittingInBatch(after: ReadonlyMap<number, number>, limit: number): Promise<number> {
+    const sizes = await this.parts.checkpoints.sizes(after, limit);
+    let bytes = 0;
+    const fitting = sizes.findIndex((size) => (bytes += size) > BATCH_BYTES);
+    // Where all events fit, there may be more of them by now: the limit by count stands.
+    return fitting === -1 ? limit : Math.max(1, fitting);
+  }
+}
