@@ -13,7 +13,6 @@ import { median, ratio, sideBySide, spread } from '../support/stats.mjs';
 const { createPool } = product('dist/database/connection.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventLog } = product('dist/event-store/log.js');
-const { Leases } = product('dist/event-store/leases.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
 const { Projector } = product('dist/projection-engine/projector.js');
 
