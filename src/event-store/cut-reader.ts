@@ -84,7 +84,7 @@ export class CutReader {
         ],
       });
       const last = rows.at(-1);
-      if (last) yield rows.map((row) => this.decoder.event(row));
+      if (last) yield await this.decoder.events(rows);
       if (!last || (rows.length === last.total && last.total < CUT_PAGE_EVENTS)) {
         rest = rest.slice(wanted.length);
       } else {

@@ -100,6 +100,6 @@ export class FeedReader {
                ) e order by w.n`,
       values: [places.map((one) => one.lane), places.map((one) => one.position)],
     });
-    return rows.map((row) => this.decoder.event(row, true));
+    return this.decoder.events(rows, true);
   }
 }

@@ -70,7 +70,7 @@ export class LaneReader {
       text: nextOfLanes(EVENT_COLUMNS),
       values: [[...after.keys()], [...after.values()], limit],
     });
-    return rows.map((row) => this.decoder.laneEvent(row));
+    return this.decoder.laneEvents(rows);
   }
 
   /**
@@ -82,7 +82,7 @@ export class LaneReader {
       text: nextOfLanes(EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')),
       values: [[...after.keys()], [...after.values()], limit],
     });
-    return rows.map((row) => this.decoder.storedEvent(row));
+    return this.decoder.storedEvents(rows);
   }
 
   /**

@@ -1,7 +1,7 @@
 import { type Client } from 'pg';
 import { jsonArray } from '../database/array-literal.js';
 import { laneOf, type StreamId } from './lane.js';
-import { type PayloadCodec, STATE } from './payload-codec.js';
+import { payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
 /** An event as it was, without the place that it had in another log. */
 export interface ImportedEvent {
@@ -16,6 +16,14 @@ export interface ImportedEvent {
   readonly correlationId: string;
   readonly causationId: string | null;
   readonly data: unknown;
+}
+
+/** Events of one stream in the order of their versions. */
+export interface ImportedPiece {
+  readonly stream: StreamId;
+  /** Whether they are the first ones of the stream. */
+  readonly begins: boolean;
+  readonly events: readonly ImportedEvent[];
 }
 
 /** The end of a stream whose events were added. Times are RFC 3339. */
@@ -65,19 +73,18 @@ export class LogImport {
     return new LogImport(client, lanes, codec, onCommit);
   }
 
-  /** Events of one stream in the order of their versions; the first ones of a stream say that it `begins`. */
-  async add(
-    pieces: readonly { readonly begins: boolean; readonly events: readonly ImportedEvent[] }[],
-  ): Promise<void> {
-    const rows = pieces.flatMap(({ begins, events }) => {
-      if (begins) this.streams += 1;
-      const stream = this.streams;
-      return events.map((event) => ({
-        ...event,
-        stream,
-        payload: this.codec.encode(event.type, event.data),
-      }));
-    });
+  /** Pieces of a stream come one behind the other, with nothing of another stream between them. */
+  async add(pieces: readonly ImportedPiece[]): Promise<void> {
+    const payloads = await this.codec.encode(
+      pieces.flatMap(({ stream, events }) => events.map((event) => ({ ...stream, ...event }))),
+    );
+    const rows = pieces
+      .flatMap(({ begins, events }) => {
+        if (begins) this.streams += 1;
+        const stream = this.streams;
+        return events.map((event) => ({ ...event, stream }));
+      })
+      .map((row, index) => ({ ...row, payload: payloadAt(payloads, index) }));
     const of = <T>(pick: (row: (typeof rows)[number]) => T): T[] => rows.map(pick);
     await this.client.query({
       name: 'import_add',
@@ -116,7 +123,9 @@ export class LogImport {
   async commit(streams: readonly ImportedStream[], stateVersion: number): Promise<boolean[]> {
     const lanesOf = streams.map((stream) => laneOf(stream, this.lanes));
     const lanes = [...new Set(lanesOf)].sort((a, b) => a - b);
-    const states = streams.map((stream) => this.codec.encode(STATE, stream.state));
+    const states = await this.codec.encode(
+      streams.map((stream) => ({ ...stream, type: STATE, data: stream.state })),
+    );
     const of = <T>(pick: (stream: ImportedStream) => T): T[] => streams.map(pick);
     const { rows } = await this.client.query<{ status: 'ok' | 'exists' }>({
       name: 'import_batch',

@@ -14,7 +14,7 @@ import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
 import { LogImport } from './log-import.js';
 import { LogTail } from './log-tail.js';
-import { type EncodedPayload, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
+import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { Snapshots } from './snapshots.js';
@@ -173,12 +173,23 @@ export class EventLog {
    * @throws Overloaded, DatabaseUnavailable
    */
   async append({ state, stateVersion, lag, ...append }: AppendRequest): Promise<Appended> {
-    const events = append.events.map(({ type, schemaVersion, data }) => ({
+    const { stream, expected, incarnation } = append;
+    const payloads = await this.codec.encode(
+      append.events.map(({ type, data }, index) => ({
+        tenant: stream.tenant,
+        streamId: stream.streamId,
+        version: expected + index + 1,
+        type,
+        incarnation,
+        data,
+      })),
+    );
+    const events = append.events.map(({ type, schemaVersion, data }, index) => ({
       id: randomUUID(),
       type,
       schemaVersion,
       data,
-      payload: this.codec.encode(type, data),
+      payload: payloadAt(payloads, index),
     }));
     const behind = {
       events: (lag?.events ?? 0) + events.length,
@@ -189,10 +200,21 @@ export class EventLog {
     const result = await this.writer.append({
       ...append,
       lane: this.laneOf(append.stream),
-      state: isStored ? { payload: this.codec.encode(STATE, state), version: stateVersion } : undefined,
+      state: isStored ? { payload: await this.encodeState(append, state), version: stateVersion } : undefined,
       events,
     });
     return result.status === 'ok' ? { ...result, lag: isStored ? NO_LAG : behind } : result;
+  }
+
+  /** The state that an append leaves, if it succeeds. */
+  private async encodeState(
+    { stream, expected, incarnation, events }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
+    state: unknown,
+  ): Promise<EncodedPayload> {
+    const { tenant, streamId } = stream;
+    const version = expected + events.length;
+    const payload = { tenant, streamId, version, type: STATE, incarnation, data: state };
+    return payloadAt(await this.codec.encode([payload]), 0);
   }
 
   /** Readers that follow the log on this node get what was appended here without reading it back. */

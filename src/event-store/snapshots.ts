@@ -1,10 +1,13 @@
 import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
-import { type EventDecoder } from './event-decoder.js';
+import { dataOf, type EventDecoder } from './event-decoder.js';
 import { type StreamId } from './lane.js';
-import { type PayloadCodec, STATE } from './payload-codec.js';
+import { payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
 interface SnapshotRow {
+  tenant: string;
+  stream_id: string;
+  version: number;
   state: unknown;
   sealed: Buffer | null;
   key_id: string | null;
@@ -22,21 +25,28 @@ export class Snapshots {
   async load(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
     const [row] = await rowsOf<SnapshotRow>(this.pool, {
       name: 'load_snapshot',
-      text: `select state, sealed, key_id from stream_snapshot
+      text: `select tenant, stream_id, version, state, sealed, key_id from stream_snapshot
                where tenant = $1 and stream_id = $2 and state_version = $3 and version <= $4
                order by version desc limit 1`,
       values: [stream.tenant, stream.streamId, stateVersion, upTo],
     });
-    return row && this.decoder.state(row);
+    return row && dataOf((await this.decoder.states([row]))[0]);
   }
 
   /** Keeps the state that a stream had at a version; one that is there already stays. */
-  async save(stream: StreamId, stateVersion: number, state: { readonly version: number }): Promise<void> {
-    const { json, sealed, keyId } = this.codec.encode(STATE, state);
+  async save(
+    stream: StreamId,
+    stateVersion: number,
+    incarnation: number,
+    state: { readonly version: number },
+  ): Promise<void> {
+    const { version } = state;
+    const payload = { ...stream, version, type: STATE, incarnation, data: state };
+    const { json, sealed, keyId } = payloadAt(await this.codec.encode([payload]), 0);
     await rowsOf(this.pool, {
       name: 'save_snapshot',
       text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
-      values: [stream.tenant, stream.streamId, stateVersion, state.version, json, sealed, keyId],
+      values: [stream.tenant, stream.streamId, stateVersion, version, json, sealed, keyId],
     });
   }
 }

@@ -200,7 +200,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   private keep(stream: StreamId, before: number, state: State & { version: number }): void {
     if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
     this.store.snapshots
-      .save(stream, this.kind.stateVersion, state)
+      .save(stream, this.kind.stateVersion, this.kind.incarnation(state), state)
       .catch(this.store.telemetry.failed('keeping a snapshot of a state'));
   }
 

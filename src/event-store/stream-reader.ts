@@ -1,6 +1,6 @@
 import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
-import { type EventDecoder } from './event-decoder.js';
+import { dataOf, type EventDecoder, type Opened } from './event-decoder.js';
 import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRow } from './event-rows.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type RecordedEvent } from './recorded-event.js';
@@ -69,7 +69,8 @@ export class StreamReader {
     });
     if (!row) return undefined;
     // Events that are appended between the two queries do no harm: the second one reads up to the stream's end.
-    return this.toStream(row, await this.rowsAfter(stream, row.version));
+    const since = await this.rowsAfter(stream, row.version);
+    return this.toStream(row, (await this.decoder.states([row]))[0], since);
   }
 
   /** Those of the streams that exist and that this code can read, in no particular order, by two queries. */
@@ -107,11 +108,12 @@ export class StreamReader {
       if (before) before.push(row);
       else since.set(key, [row]);
     }
-    return stored.flatMap((row) => {
+    const states = await this.decoder.states(stored);
+    const loaded = stored.map(async (row, index) => {
       const stream = { tenant: row.tenant, streamId: row.stream_id };
-      const loaded = readable(() => this.toStream(row, since.get(streamKey(stream)) ?? []));
-      return loaded ? [{ ...loaded, ...stream }] : [];
+      return { ...(await this.toStream(row, states[index], since.get(streamKey(stream)) ?? [])), ...stream };
     });
+    return (await Promise.all(loaded.map(readable))).filter((one) => one !== undefined);
   }
 
   /**
@@ -123,7 +125,7 @@ export class StreamReader {
     // A log that was set back may have gone on with other events since.
     const isThere =
       first?.version === known.version && first.position === known.position && first.time === known.time;
-    return isThere && rows.length < MOST_SINCE_KNOWN ? readable(() => this.followed(rows)) : undefined;
+    return isThere && rows.length < MOST_SINCE_KNOWN ? readable(this.followed(rows)) : undefined;
   }
 
   private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
@@ -174,7 +176,7 @@ export class StreamReader {
         range.types ?? null,
       ],
     });
-    return rows.map((row) => this.decoder.event(row, range.unknownAsStored));
+    return this.decoder.events(rows, range.unknownAsStored);
   }
 
   /** How many events of each type a stream has in a range of versions, both inclusive. */
@@ -224,7 +226,11 @@ export class StreamReader {
     }
   }
 
-  private toStream(row: StateRow, since: readonly SizedEventRow[]): StoredStream {
+  private async toStream(
+    row: StateRow,
+    state: Opened | undefined,
+    since: readonly SizedEventRow[],
+  ): Promise<StoredStream> {
     return {
       lane: row.lane,
       version: row.version,
@@ -233,24 +239,24 @@ export class StreamReader {
       time: row.time,
       createdAt: row.created_at,
       lastActivityAt: row.last_activity_at,
-      state: this.decoder.state(row),
+      state: dataOf(state),
       stateVersion: row.state_version,
-      ...this.followed(since),
+      ...(await this.followed(since)),
     };
   }
 
-  private followed(rows: readonly SizedEventRow[]): Pick<StoredStream, 'since' | 'lag'> {
+  private async followed(rows: readonly SizedEventRow[]): Promise<Pick<StoredStream, 'since' | 'lag'>> {
     return {
-      since: rows.map((row) => this.decoder.event(row)),
+      since: await this.decoder.events(rows),
       lag: { events: rows.length, bytes: rows.reduce((sum, { size }) => sum + size, 0) },
     };
   }
 }
 
 /** Undefined for what a newer version of the service wrote. */
-function readable<T>(read: () => T): T | undefined {
+async function readable<T>(reading: Promise<T>): Promise<T | undefined> {
   try {
-    return read();
+    return await reading;
   } catch {
     return undefined;
   }

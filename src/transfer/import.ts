@@ -4,7 +4,12 @@ import { isActivity, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import { sessionEvents, type SessionEvent } from '../domain/session.events.js';
 import { type EventLog } from '../event-store/log.js';
-import { type ImportedEvent, type ImportedStream, type LogImport } from '../event-store/log-import.js';
+import {
+  type ImportedEvent,
+  type ImportedPiece,
+  type ImportedStream,
+  type LogImport,
+} from '../event-store/log-import.js';
 import { exported } from './export-format.js';
 import {
   BY,
@@ -106,7 +111,7 @@ class Pass {
 
   private async flush(): Promise<void> {
     const there = await this.versionsThere();
-    const pieces: { begins: boolean; events: ImportedEvent[] }[] = [];
+    const pieces: ImportedPiece[] = [];
     const ended: ImportedStream[] = [];
     for (const piece of this.batch) {
       const { tenant, sessionId, events, end } = piece;
@@ -126,8 +131,9 @@ class Pass {
       if (isThere) continue;
       const closed = end && closing(end);
       if (closed?.events.length) this.counts.closed += 1;
-      pieces.push({ begins: piece.begins, events: [...events, ...(closed?.events ?? [])] });
-      if (closed) ended.push({ tenant, streamId: sessionId, ...closed.stream });
+      const stream = { tenant, streamId: sessionId };
+      pieces.push({ stream, begins: piece.begins, events: [...events, ...(closed?.events ?? [])] });
+      if (closed) ended.push({ ...stream, ...closed.stream });
     }
     if (this.log && pieces.length > 0) await this.log.add(pieces);
     this.staged.push(...ended);

@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto';
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { type EventLogOptions } from '../../../src/event-store/log.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
@@ -13,6 +12,7 @@ import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
 import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
+import { sealingCodec } from '../../support/sealing-codec.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -175,16 +175,8 @@ describe('a rebuild', () => {
 
   it('given payloads that are sealed in part, when the read model is rebuilt, then sealed ones are opened by the code, and the rows are as before', async () => {
     let isSealing = false;
-    const key = randomUUID();
     const node = await start(READ_MODELS, {
-      codec: {
-        encode: (_type, data) => {
-          const json = data === null ? null : JSON.stringify(data);
-          if (!isSealing || json === null) return { json, sealed: null, keyId: null };
-          return { json: null, sealed: Buffer.from(json), keyId: key };
-        },
-        decode: (_type, { data, sealed }) => (sealed ? (JSON.parse(sealed.toString()) as unknown) : data),
-      },
+      codec: sealingCodec({ isSealing: ({ data }) => isSealing && data !== null }),
     });
     const random = seeded();
     for (let round = 0; round < 6; round += 1) {

@@ -5,7 +5,6 @@ import { isActivity, type SessionState } from '../../../src/domain/session.state
 import * as session from '../../../src/domain/session.commands.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { type EventLog } from '../../../src/event-store/log.js';
-import { type PayloadCodec } from '../../../src/event-store/payload-codec.js';
 import { laneOf } from '../../../src/event-store/lane.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
@@ -18,6 +17,7 @@ import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
 import { message, Node, TENANT } from '../projection-engine/fixture.js';
 import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
+import { sealingCodec } from '../../support/sealing-codec.js';
 
 jest.setTimeout(600_000);
 
@@ -439,19 +439,7 @@ describe('import', () => {
   });
 
   it('given payloads that are sealed, when they are exported and imported, then they are plain on the way and sealed again', async () => {
-    const codec: PayloadCodec = {
-      encode: (_type, data) => ({
-        json: null,
-        sealed: Buffer.from(JSON.stringify(data)).reverse(),
-        keyId: '00000000-0000-4000-8000-000000000001',
-      }),
-      decode: (_type, { sealed }) =>
-        JSON.parse(
-          Buffer.from(sealed ?? '')
-            .reverse()
-            .toString(),
-        ) as unknown,
-    };
+    const codec = sealingCodec();
     const db = await database();
     await importInto(db, text, { codec });
 

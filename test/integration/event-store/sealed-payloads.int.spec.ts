@@ -1,0 +1,111 @@
+import { type EventLog } from '../../../src/event-store/log.js';
+import { type TestDatabase } from '../../support/database.js';
+import { sealingCodec } from '../../support/sealing-codec.js';
+import { by, logPerTest, tallies } from './fixture.js';
+
+let db: TestDatabase;
+const nodes = logPerTest((made) => {
+  db = made;
+});
+
+const STREAM = { tenant: 'acme', streamId: 'sealed' };
+const NUMBERS = Array.from({ length: 30 }, (_, index) => index + 1);
+/** What every reader of the log has to give for the stream. */
+const EVENTS = NUMBERS.map((number) => ({ version: number, data: { number } }));
+
+/** A stream of 30 events, with stored states and snapshots; every reader of `read` starts cold. */
+async function written(options: Parameters<typeof nodes.start>[1]): Promise<EventLog> {
+  const writer = tallies(await nodes.start(db.url, options), { snapshotEvery: 10 });
+  for (const number of NUMBERS) await writer.handle(STREAM, { numbers: [number] }, by);
+  return nodes.start(db.url, options);
+}
+
+const all = async <T>(pages: AsyncGenerator<T[]>): Promise<T[]> => {
+  const items: T[] = [];
+  for await (const page of pages) items.push(...page);
+  return items;
+};
+
+/** The events of the stream as each way of reading the log gives them. */
+async function read(log: EventLog): Promise<Record<string, unknown>> {
+  const lane = log.laneOf(STREAM);
+  const start = new Map([[lane, 0]]);
+  const stored = await log.lanes.readStored(start, 100);
+  const past = tallies(log, { snapshotEvery: 10 });
+  await past.stateAt(STREAM, 29);
+  return {
+    stream: await log.streams.read(STREAM),
+    lane: await log.lanes.read(start, 100),
+    follow: await log.lanes.follow(start, 100),
+    stored: stored.map(({ version, json }) => ({ version, data: JSON.parse(json) as unknown })),
+    feed: (await log.feed.read(STREAM.tenant, start, 100)).events,
+    cut: await all(log.cuts.eventsUpTo(await log.lanes.ends(), [{ ...STREAM, version: 30 }])),
+    since: [...EVENTS.slice(0, 20), ...(await sinceVersion20(log))],
+  };
+}
+
+async function sinceVersion20(log: EventLog): Promise<readonly unknown[]> {
+  const [known] = await log.streams.read(STREAM, { from: 20, to: 20 });
+  return (known && (await log.streams.since(STREAM, known))?.since) ?? [];
+}
+
+describe.each([
+  ['all', () => true],
+  ['none', () => false],
+  ['every second one', ({ version }: { version: number }) => version % 2 === 0],
+])('given a codec that takes its time and seals payloads: %s', (_, isSealing) => {
+  it('when the log is read in every way there is, then each gives what was written, and states are right', async () => {
+    const log = await written({ codec: sealingCodec({ isSealing }) });
+
+    for (const [way, events] of Object.entries(await read(log))) {
+      expect({ [way]: events }).toMatchObject({ [way]: EVENTS });
+    }
+    const handler = tallies(log, { snapshotEvery: 10 });
+    const sum = (version: number): number => (version * (version + 1)) / 2;
+    expect((await handler.load(STREAM)).state).toMatchObject({ version: 30, sum: sum(30) });
+    for (const version of [1, 10, 15, 29]) {
+      expect(await handler.stateAt(STREAM, version)).toMatchObject({ version, sum: sum(version) });
+    }
+    const other = tallies(log);
+    await other.preload([STREAM]);
+    expect(other.known(STREAM)?.state).toMatchObject({ version: 30, sum: sum(30) });
+  });
+});
+
+it('given sealed payloads, when they are looked for in the database, then no JSON of theirs is there', async () => {
+  const log = await written({ codec: sealingCodec() });
+  await tallies(log, { snapshotEvery: 10 }).stateAt(STREAM, 30);
+
+  expect(await db.query('select from event where data is not null or sealed is null')).toEqual([]);
+  expect(await db.query('select from stream_state where state is not null or sealed is null')).toEqual([]);
+  expect(await db.query('select from stream_snapshot where state is not null or sealed is null')).toEqual([]);
+});
+
+it('given sealed bytes that were moved to another event, when the lane is read, then that event is marked as unreadable and those beside it are read', async () => {
+  const log = await written({ codec: sealingCodec() });
+  await db.query(`
+    insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
+                       actor, correlation_id, sealed, key_id)
+    select e.lane, e.position + 1, e.tenant, e.stream_id, e.version + 1, e.incarnation, gen_random_uuid(), e.type,
+           e.schema_version, e.time, e.actor, e.correlation_id, forged.sealed, e.key_id
+    from event e, event forged where e.version = 30 and forged.version = 7`);
+
+  const events = await log.lanes.read(new Map([[log.laneOf(STREAM), 28]]), 100);
+
+  expect(events.map(({ version, data }) => ({ version, data }))).toEqual([
+    { version: 29, data: { number: 29 } },
+    { version: 30, data: { number: 30 } },
+    { version: 31, data: undefined },
+  ]);
+  expect(events[2]?.unreadable).toBeInstanceOf(Error);
+  await expect(log.streams.read(STREAM)).rejects.toThrow(/authenticate/);
+});
+
+it('given sealed payloads, when a process without keys reads them, then it says so and does not take them for empty', async () => {
+  await written({ codec: sealingCodec() });
+  const keyless = await nodes.start(db.url);
+
+  await expect(keyless.streams.read(STREAM)).rejects.toThrow(
+    'the payload of acme/sealed at version 1 is sealed, and this process has no keys',
+  );
+});
