@@ -1,5 +1,5 @@
 import { type Client } from 'pg';
-import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
+import { DatabaseUnavailable, isConnectionError, keepsProcessAlive } from '../database/connection.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
 import { type Telemetry } from './telemetry.js';
 import { type LastEvent, commitAppends } from './append-statements.js';
@@ -59,6 +59,7 @@ export class Committer {
       try {
         const connection = (this.connection ??= await this.open());
         const { client, run } = connection;
+        keepsProcessAlive(client, true);
         const results = await commitAppends(
           client,
           batch.map(({ append }) => append),
@@ -83,6 +84,8 @@ export class Committer {
           return;
         }
         await new Promise((resolve) => setTimeout(resolve, Math.min(50 * 2 ** attempt, 500)));
+      } finally {
+        if (this.connection) keepsProcessAlive(this.connection.client, false);
       }
     }
   }

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
-import { connect } from '../database/connection.js';
+import { connect, keepsProcessAlive } from '../database/connection.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
@@ -148,6 +148,7 @@ export class WakeUp {
       // A notification that a crash loses is found by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
       await client.query(`listen ${CHANNEL}`);
+      keepsProcessAlive(client, false);
       return client;
     } catch (error) {
       client.end().catch(this.telemetry.failed('closing a connection that could not listen'));

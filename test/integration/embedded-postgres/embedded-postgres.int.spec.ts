@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmod,
@@ -16,6 +16,7 @@ import {
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { promisify } from 'node:util';
 import { Client } from 'pg';
 import {
   startEmbeddedPostgres,
@@ -64,7 +65,7 @@ describe('the embedded PostgreSQL', () => {
   it('given an empty folder in a path with a space, when started, then it serves there, on loopback only', async () => {
     const postgres = await start();
 
-    expect(postgres).toMatchObject({ adopted: false, notes: [], dataDir: join(dataDir, 'postgres/data') });
+    expect(postgres).toMatchObject({ notes: [], dataDir: join(dataDir, 'postgres/data') });
     expect(postgres.serverVersion).toMatch(/^18\./);
     expect(await ask(postgres.url, `SELECT current_database() AS answer`)).toBe('colloquy');
     expect(await ask(postgres.url, 'SHOW listen_addresses')).toBe('127.0.0.1');
@@ -84,74 +85,69 @@ describe('the embedded PostgreSQL', () => {
 
     const second = await start({ work_mem: '7MB' });
 
-    expect(second.adopted).toBe(false);
     expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
     expect(await ask(second.url, 'SHOW work_mem')).toBe('7MB');
   }, 60_000);
 
-  it('given a service that was killed with -9, when started again, then it goes on with the server left behind', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-    const pid = await postmasterPid(dataDir);
-    await service.kill9();
-
-    const postgres = await start();
-
-    expect(postgres).toMatchObject({ adopted: true, url });
-    expect(await postmasterPid(dataDir)).toBe(pid);
-    await postgres.stop();
-    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-  }, 60_000);
-
-  it('given an adopted server and a process that does nothing else, when stopped, then stop is waited for', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    await service.line();
-    await service.kill9();
-
-    const next = processes.start(
-      `const postgres = await module.startEmbeddedPostgres({ dataDir: args[0] });
-       process.stdin.destroy();
-       await postgres.stop();
-       say(String(postgres.adopted));`,
-      dataDir,
-    );
-
-    expect(await next.line()).toBe('true');
-  }, 60_000);
-
-  it('given a server left behind with other settings, when started, then it is replaced', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-    await service.kill9();
-
-    const postgres = await start({ work_mem: '7MB' });
-
-    expect(postgres.adopted).toBe(false);
-    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-    expect(await ask(postgres.url, 'SHOW work_mem')).toBe('7MB');
-  }, 60_000);
-
-  // 15 s go by until a silent server is given up.
-  (process.env['FULL'] === '1' ? it : it.skip)(
-    'given a server left behind that hangs, when started, then it is replaced',
-    async () => {
+  it.each(['kill -9', 'process.exit', 'an error that nobody catches', 'nothing more to do'])(
+    'given an owner that ends by %s, when five seconds have passed, then its server and all that belongs to it is gone, and the next start has the data',
+    async (way) => {
+      const ends = {
+        'kill -9': 'setInterval(() => undefined, 1000);',
+        'process.exit': 'setTimeout(() => process.exit(0), 100);',
+        'an error that nobody catches': `setTimeout(() => { throw new Error('nobody catches this'); }, 100);`,
+        'nothing more to do': 'process.stdin.destroy();',
+      }[way];
       await using processes = ownProcesses(SOURCE);
-      const service = processes.start(START_AND_STAY, dataDir);
-      const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-      await service.kill9();
-      process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+      const owner = processes.start(
+        `say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] }))); ${ends ?? ''}`,
+        dataDir,
+      );
+      const { url } = JSON.parse(await owner.line()) as EmbeddedPostgres;
+      const server = await processesIn(dataDir);
+      // The supervisor, its watcher, and the server with its workers.
+      expect(server.length).toBeGreaterThan(3);
 
-      const postgres = await start();
+      if (way === 'kill -9') await owner.kill9();
+      else if (owner.child.exitCode === null) await once(owner.child, 'exit');
 
-      expect(postgres.adopted).toBe(false);
+      await until(async () => (await alive(server)).length === 0, 5_000);
       await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-      expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+      expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
     },
     60_000,
   );
+
+  it('given a server whose supervisor was killed with its owner, when started, then that server is replaced', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+    const postmaster = await postmasterPid(dataDir);
+    for (const pid of await processesIn(dataDir)) {
+      if ((await commandOf(pid)).includes('colloquy-postgres')) process.kill(pid, 'SIGKILL');
+    }
+    await service.kill9();
+    expect(await alive([postmaster])).toEqual([postmaster]);
+
+    const postgres = await start();
+
+    expect(await alive([postmaster])).toEqual([]);
+    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+    expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+  }, 60_000);
+
+  it('given a server that hangs, when its owner is killed, then it is gone all the same', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    await service.line();
+    const server = await processesIn(dataDir);
+    process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+
+    await service.kill9();
+
+    await until(async () => (await alive(server)).length === 0, 10_000);
+    expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
+  }, 60_000);
 
   it.each(['a program of the same user', 'a process that has ended'])(
     'given a stale postmaster.pid with the pid of %s, when started, then it is no hindrance',
@@ -169,7 +165,6 @@ describe('the embedded PostgreSQL', () => {
       try {
         const postgres = await start();
 
-        expect(postgres.adopted).toBe(false);
         expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
         if (kind !== 'a process that has ended') expect(other.exitCode).toBeNull();
       } finally {
@@ -316,16 +311,56 @@ async function namesIn(folder: string): Promise<string[]> {
   return readdir(folder).catch(() => []);
 }
 
-/** Asks again and again, for 30 s at most; an error counts as no. */
-async function until(check: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 30_000;
+/** The supervisor of the folder's server, the server, and all their children. */
+async function processesIn(dataDir: string): Promise<number[]> {
+  const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,ppid=,args=']);
+  const all = stdout
+    .trim()
+    .split('\n')
+    .map((line) => /^ *(\d+) +(\d+) (.*)$/.exec(line))
+    .map((match) => ({ pid: Number(match?.[1]), parent: Number(match?.[2]), command: match?.[3] ?? '' }));
+  const found = new Set(
+    all.filter(({ command }) => command.includes(`${dataDir}/postgres/data`)).map(({ pid }) => pid),
+  );
+  for (let size = 0; size < found.size;) {
+    size = found.size;
+    for (const { pid, parent } of all) if (found.has(parent)) found.add(pid);
+  }
+  return [...found];
+}
+
+/** Those of the processes that still run; one that its parent has not collected yet does not. */
+async function alive(pids: readonly number[]): Promise<number[]> {
+  const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,stat=']);
+  const running = new Set(
+    stdout
+      .trim()
+      .split('\n')
+      .map((line) => line.trim().split(/ +/))
+      .filter(([, state]) => state?.startsWith('Z') !== true)
+      .map(([pid]) => Number(pid)),
+  );
+  return pids.filter((pid) => running.has(pid));
+}
+
+/** Empty for a process that is no more. */
+async function commandOf(pid: number): Promise<string> {
+  return promisify(execFile)('ps', ['-o', 'args=', '-p', String(pid)]).then(
+    ({ stdout }) => stdout,
+    () => '',
+  );
+}
+
+/** Asks again and again; an error counts as no. */
+async function until(check: () => Promise<boolean>, limitMs = 30_000): Promise<void> {
+  const deadline = performance.now() + limitMs;
   for (;;) {
     const done = await check().catch((error: unknown) => {
       if (performance.now() > deadline) throw error;
       return false;
     });
     if (done) return;
-    if (performance.now() > deadline) throw new Error('It did not come to pass within 30 s.');
+    if (performance.now() > deadline) throw new Error('It did not come to pass in time.');
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
