@@ -1,4 +1,4 @@
-import { execFile, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmod,
@@ -16,13 +16,13 @@ import {
 } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { promisify } from 'node:util';
 import { Client } from 'pg';
 import {
   startEmbeddedPostgres,
   type EmbeddedPostgres,
 } from '../../../src/embedded-postgres/embedded-postgres.js';
 import { ownProcesses } from '../../support/own-process.js';
+import { alive, commandOf, processesOn } from '../../support/processes.js';
 
 const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
 /** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
@@ -104,7 +104,7 @@ describe('the embedded PostgreSQL', () => {
         dataDir,
       );
       const { url } = JSON.parse(await owner.line()) as EmbeddedPostgres;
-      const server = await processesIn(dataDir);
+      const server = await processesOn(dataDir);
       // The supervisor, its watcher, and the server with its workers.
       expect(server.length).toBeGreaterThan(3);
 
@@ -123,7 +123,9 @@ describe('the embedded PostgreSQL', () => {
     const service = processes.start(START_AND_STAY, dataDir);
     const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
     const postmaster = await postmasterPid(dataDir);
-    for (const pid of await processesIn(dataDir)) {
+    // The owner would see that its supervisor is gone, and start the server again.
+    service.child.kill('SIGSTOP');
+    for (const pid of await processesOn(dataDir)) {
       if ((await commandOf(pid)).includes('colloquy-postgres')) process.kill(pid, 'SIGKILL');
     }
     await service.kill9();
@@ -140,7 +142,7 @@ describe('the embedded PostgreSQL', () => {
     await using processes = ownProcesses(SOURCE);
     const service = processes.start(START_AND_STAY, dataDir);
     await service.line();
-    const server = await processesIn(dataDir);
+    const server = await processesOn(dataDir);
     process.kill(await postmasterPid(dataDir), 'SIGSTOP');
 
     await service.kill9();
@@ -309,46 +311,6 @@ async function postmasterPid(dataDir: string): Promise<number> {
 
 async function namesIn(folder: string): Promise<string[]> {
   return readdir(folder).catch(() => []);
-}
-
-/** The supervisor of the folder's server, the server, and all their children. */
-async function processesIn(dataDir: string): Promise<number[]> {
-  const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,ppid=,args=']);
-  const all = stdout
-    .trim()
-    .split('\n')
-    .map((line) => /^ *(\d+) +(\d+) (.*)$/.exec(line))
-    .map((match) => ({ pid: Number(match?.[1]), parent: Number(match?.[2]), command: match?.[3] ?? '' }));
-  const found = new Set(
-    all.filter(({ command }) => command.includes(`${dataDir}/postgres/data`)).map(({ pid }) => pid),
-  );
-  for (let size = 0; size < found.size;) {
-    size = found.size;
-    for (const { pid, parent } of all) if (found.has(parent)) found.add(pid);
-  }
-  return [...found];
-}
-
-/** Those of the processes that still run; one that its parent has not collected yet does not. */
-async function alive(pids: readonly number[]): Promise<number[]> {
-  const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,stat=']);
-  const running = new Set(
-    stdout
-      .trim()
-      .split('\n')
-      .map((line) => line.trim().split(/ +/))
-      .filter(([, state]) => state?.startsWith('Z') !== true)
-      .map(([pid]) => Number(pid)),
-  );
-  return pids.filter((pid) => running.has(pid));
-}
-
-/** Empty for a process that is no more. */
-async function commandOf(pid: number): Promise<string> {
-  return promisify(execFile)('ps', ['-o', 'args=', '-p', String(pid)]).then(
-    ({ stdout }) => stdout,
-    () => '',
-  );
 }
 
 /** Asks again and again; an error counts as no. */
