@@ -325,7 +325,9 @@ program
 
 program
   .command('data')
-  .description('list embedded databases that lie apart from their data folders, as a start as root may put them')
+  .description(
+    'list embedded databases that lie apart from their data folders, as a start as root may put them',
+  )
   .option('--remove <place>', 'delete the one in this place, with all its conversations')
   .action(async ({ remove }: { remove?: string }) => {
     const { listMovedData, removeMovedData } = await import('../embedded-postgres/moved-data.js');

@@ -62,6 +62,8 @@ export async function startInProcess(
     });
     signal?.addEventListener('abort', () => stream.destroy(signal.reason as Error), { once: true });
     const empty = response.statusCode === 204;
+    // Nobody reads the body of an answer that has none, and only what is read comes to its end.
+    if (empty) stream.resume();
     return new Response(empty ? null : (Readable.toWeb(stream) as ReadableStream), {
       status: response.statusCode,
       headers: response.headers as Record<string, string>,

@@ -21,6 +21,7 @@ import {
   startEmbeddedPostgres,
   type EmbeddedPostgres,
 } from '../../../src/embedded-postgres/embedded-postgres.js';
+import { listMovedData, removeMovedData } from '../../../src/embedded-postgres/moved-data.js';
 import { ownProcesses } from '../../support/own-process.js';
 import { alive, commandOf, processesOn } from '../../support/processes.js';
 
@@ -244,9 +245,26 @@ describe('the embedded PostgreSQL', () => {
       expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
       await second.stop();
 
-      await rm(dirname(dirname(first.dataDir)), { recursive: true });
+      // It is found and removed by a command, but not while it is in use.
+      const place = dirname(dirname(first.dataDir));
+      const moved = async () => (await listMovedData()).find((one) => one.place === place);
+      const third = await start();
+      expect(await moved()).toMatchObject({ dataDir, isReferred: true, isRunning: true });
+      await expect(removeMovedData(place)).rejects.toThrow('stop it first');
+      await third.stop();
+      expect(await moved()).toMatchObject({ isRunning: false, bytes: expect.any(Number) as number });
+      await expect(removeMovedData(dirname(place))).rejects.toThrow('is no place of moved data');
+
+      await rename(place, `${place}.away`);
       await expect(start()).rejects.toThrow(/is gone. Put it back/);
+      await rename(`${place}.away`, place);
+      await removeMovedData(place);
+      expect(await moved()).toBeUndefined();
       started.splice(0);
+
+      // Nothing of it is left that would keep the folder from beginning anew.
+      const anew = await start();
+      expect(await ask(anew.url, `SELECT to_regclass('kept') AS answer`)).toBeNull();
     },
     60_000,
   );
