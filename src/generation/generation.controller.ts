@@ -45,6 +45,7 @@ const PROBLEMS = [
   'idempotency-key-reused',
   'version-mismatch',
   'overloaded',
+  'upgrade-in-progress',
   'database-unavailable',
 ] as const;
 
@@ -97,7 +98,8 @@ export class GenerationController {
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
     stream: replyStream,
-    problems: PROBLEMS,
+    // When somebody deletes the session in between.
+    problems: ['session-not-found', ...PROBLEMS],
   })
   async chat(
     @Write() write: WriteContext,
@@ -138,7 +140,7 @@ export class GenerationController {
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
-    problems: ['session-not-found', 'not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   describe(
     @Caller() { tenant }: Caller,
@@ -153,7 +155,7 @@ export class GenerationController {
   @Answers(200, null, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
     stream: replyStream,
-    problems: ['session-not-found', 'not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async follow(
     @Caller() { tenant }: Caller,
