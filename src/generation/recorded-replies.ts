@@ -55,7 +55,10 @@ export class RecordedReplies {
   async findStart(session: SessionRef, generationId: string, incarnation: number): Promise<RecordedStart> {
     const made = timeOf(generationId);
     const stream = streamOf(session);
-    const last = made && (await this.log.streams.lastVersion(stream, incarnation, { time: made }));
+    const last =
+      made === undefined
+        ? undefined
+        : await this.log.streams.lastVersion(stream, incarnation, { time: made });
     const [end = 0] = await this.log.streams.versions([stream]);
     let low = (last?.version ?? 0) + 1;
     let high = low;
