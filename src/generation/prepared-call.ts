@@ -32,7 +32,7 @@ export function prepareCall(
   const controller = new AbortController();
   const { signal } = controller;
   let begin: PreparedCall['begin'] = () => undefined;
-  let take = (text: string): void => void text;
+  let take: (text: string) => void = () => undefined;
   const when = new Promise<void>((resolve, reject) => {
     begin = (onText) => {
       take = onText;
