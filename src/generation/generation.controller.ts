@@ -33,9 +33,10 @@ import {
   replyStream,
   TitleBody,
 } from './generation.schemas.js';
-import { Generations, storable } from './generations.js';
+import { Generations } from './generations.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
 import { placeOf, sendEvents } from './sse.js';
+import { storable } from './storable-text.js';
 
 const PROBLEMS = [
   'session-busy',
@@ -216,13 +217,13 @@ export class GenerationController {
 
   private async titleOf(session: SessionRef): Promise<{ title?: string }> {
     const { state } = await this.commands.load(session);
-    const history = await this.generations.present(session, state);
+    const history = await this.generations.presentMessages(session, state);
     const said = history
       .filter(({ role }) => role === 'user' || role === 'assistant')
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
-    const answer = await this.generations.aside(session, TITLE_INSTRUCTIONS, [
+    const answer = await this.generations.answerOnce(session, TITLE_INSTRUCTIONS, [
       { role: 'user', content: said },
     ]);
     // A cut must not leave half of a surrogate pair.
