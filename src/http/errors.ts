@@ -36,7 +36,7 @@ function withLimit(error: unknown, { routeOptions: { bodyLimit } }: FastifyReque
   if ((error as { code?: unknown } | undefined)?.code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return error;
   return new ApiError(
     'body-too-large',
-    `The body is larger than ${bodyLimit ?? 0} bytes, which is the limit of this server (server.bodyLimit).`,
+    `The body is larger than ${bodyLimit} bytes, which is the limit of this server (server.bodyLimit).`,
   );
 }
 

@@ -201,8 +201,7 @@ class Values {
   }
 }
 
-const asText = (value: unknown): string =>
-  typeof value === 'string' ? value : (JSON.stringify(value) ?? '');
+const asText = (value: unknown): string => (typeof value === 'string' ? value : JSON.stringify(value));
 /** Header values are visible ASCII here: `fetch` itself refuses others. */
 const asHeader = (value: unknown): string =>
   asText(value)
@@ -254,7 +253,7 @@ function requestOf(
     );
   const json = Object.values(requestBody?.content ?? {})[0]?.schema;
   const body = fc.oneof(
-    { weight: 20, arbitrary: values.of(json).map((value) => JSON.stringify(value) ?? '') },
+    { weight: 20, arbitrary: values.of(json).map((value) => JSON.stringify(value)) },
     {
       weight: 1,
       arbitrary: fc.constantFrom('', '{', '[1,]', '"\\ud800"', '{"a":1e999}', '['.repeat(200), 'null'),
