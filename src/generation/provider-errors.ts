@@ -1,0 +1,38 @@
+import { APIConnectionError, APIError } from 'openai';
+import { ModelError } from './chat-model.js';
+
+/** What a provider says of its failure after the answer has begun. */
+export class ProviderError extends Error {}
+
+export const unreadable = (cause: unknown): ModelError =>
+  new ModelError('model-failed', 'the model provider sent an answer that cannot be read', { cause });
+export const brokenOff = (cause: unknown): ModelError =>
+  new ModelError('model-failed', 'the model provider broke off its answer', { cause });
+export const tooLong = (bytes: number): ModelError =>
+  new ModelError('model-failed', `the answer is longer than ${bytes} bytes`);
+
+export const isBroken = (error: unknown): boolean =>
+  ['ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes((error as NodeJS.ErrnoException).code ?? '');
+
+/** Whether it may go better in a moment. */
+export function isPassing(error: unknown): boolean {
+  if (!(error instanceof APIError)) return false;
+  const { status, headers } = error as APIError;
+  if (status === undefined) return error instanceof APIConnectionError;
+  const advice = headers?.get('x-should-retry');
+  if (advice === 'true' || advice === 'false') return advice === 'true';
+  return status === 408 || status === 409 || status === 429 || status >= 500;
+}
+
+/** Milliseconds that the provider asks to be left alone. */
+export function pauseBefore(error: unknown): number | undefined {
+  if (!(error instanceof APIError)) return undefined;
+  const headers = error.headers as Headers | undefined;
+  const ms = Number.parseFloat(headers?.get('retry-after-ms') ?? '');
+  if (ms >= 0) return ms;
+  const after = headers?.get('retry-after') ?? '';
+  const seconds = /^\s*[\d.]+\s*$/.test(after)
+    ? Number.parseFloat(after)
+    : (Date.parse(after) - Date.now()) / 1000;
+  return Number.isNaN(seconds) ? undefined : Math.max(0, seconds * 1000);
+}

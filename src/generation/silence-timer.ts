@@ -1,0 +1,26 @@
+/** Aborts its signal when nothing was heard for `ms` milliseconds, counted from `begin` on. */
+export class SilenceTimer {
+  private readonly controller = new AbortController();
+  private timer: NodeJS.Timeout | undefined;
+
+  constructor(private readonly ms: number) {}
+
+  begin(): void {
+    this.timer = setTimeout(() => {
+      this.controller.abort();
+    }, this.ms);
+  }
+
+  get signal(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  /** Something was heard: the time begins anew. */
+  heard(): void {
+    this.timer?.refresh();
+  }
+
+  end(): void {
+    clearTimeout(this.timer);
+  }
+}
