@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { product } from './product.mjs';
 
-const { startEmbeddedPostgres } = product('dist/database/embedded-postgres.js');
+const { startEmbeddedPostgres } = product('dist/embedded-postgres/embedded-postgres.js');
 const { connect } = product('dist/database/connection.js');
 const { migrate } = product('dist/database/migrate.js');
 
@@ -35,7 +35,7 @@ export async function startServer() {
     emptyDatabase,
     database: async (name) => {
       const url = await emptyDatabase(name);
-      await migrate(url, product('dist/app.module.js').migrations);
+      await migrate(url, product('dist/migrations.js').migrations);
       return url;
     },
     stop: async () => {

@@ -16,7 +16,7 @@ const { EventLog } = product('dist/event-store/log.js');
 const { Sweeper } = product('dist/sweeper/sweeper.js');
 const { SessionCommands } = product('dist/sessions/session-commands.js');
 const { CreateSession } = product('dist/domain/session.commands.js');
-const { ReadModels } = product('dist/projections/read-models.js');
+const { ReadModels } = product('dist/projection-engine/strong-reads.js');
 const { SESSIONS } = product('dist/read-models/sessions.projection.js');
 
 const HOUR = 3_600_000;
@@ -63,13 +63,9 @@ async function create(node, count, tenantOf = () => 'default') {
   await Promise.all(
     Array.from({ length: 256 }, async () => {
       for (let index = next++; index < count; index = next++) {
-        const to = {
-          tenant: tenantOf(index),
-          sessionId: `s${index}`,
-          actor: 'bench',
-          correlationId: 'bench',
-        };
-        await node.commands.handle(new CreateSession(to, { title: `Session ${index}` }));
+        const session = { tenant: tenantOf(index), sessionId: `s${index}` };
+        const by = { actor: 'bench', correlationId: 'bench' };
+        await node.commands.handle(session, new CreateSession({ title: `Session ${index}` }), by);
       }
     }),
   );

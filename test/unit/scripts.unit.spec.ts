@@ -1,6 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import {
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -13,6 +14,21 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 
 const SCRIPTS = join(__dirname, '../../scripts');
+
+it('given what the benchmarks load of the built service, when it is looked for in the source, then it is there', () => {
+  const bench = join(SCRIPTS, '../bench');
+  const files = readdirSync(bench, { recursive: true, encoding: 'utf8' }).filter(
+    (name) => name.endsWith('.mjs') && !name.includes('node_modules'),
+  );
+  const loaded = files.flatMap((file) => [
+    ...readFileSync(join(bench, file), 'utf8').matchAll(/product\('dist\/(.+?)\.js'\)/g),
+  ]);
+  expect(loaded.length).toBeGreaterThan(5);
+  const missing = loaded
+    .map(([, path = '']) => path)
+    .filter((path) => !existsSync(join(SCRIPTS, '../src', `${path}.ts`)));
+  expect(missing).toEqual([]);
+});
 
 describe('npm start', () => {
   let folder: string;
