@@ -3,7 +3,7 @@ import { type LanePosition } from './position-tokens.js';
 /** Events that are kept of a lane, up to twice as many: several times what comes between two looks of a reader. */
 const KEPT = 128;
 /** Characters of an event's data, past which it is not kept: it bounds the memory, to some 32 MiB for 16 lanes. */
-const MOST = 8_192;
+export const MOST = 8_192;
 
 /**
  * The events that this process appended last, by lane and in the order of their positions, so that who follows the log

@@ -12,6 +12,7 @@ import { KeyedResults } from './keyed-results.js';
 import { rememberedLaneOf, type StreamId } from './lane.js';
 import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
+import { LiveTail } from './live-tail.js';
 import { LogImport } from './log-import.js';
 import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
@@ -85,6 +86,7 @@ export class EventLog {
   readonly keyed: KeyedResults;
   readonly counters: Counters;
   readonly wakeUp: WakeUp;
+  readonly live: LiveTail;
   readonly telemetry: Telemetry;
   /** Positions as clients see them. */
   readonly positions: PositionTokens;
@@ -118,6 +120,7 @@ export class EventLog {
       this.tail.forget(changed);
     };
     this.wakeUp = new WakeUp(url, settings.lanes, onForeign, this.telemetry);
+    this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
     this.writer = this.createWriter(options);
   }
 
@@ -159,6 +162,7 @@ export class EventLog {
   /** Answers what was accepted, then closes the connections. */
   async close(): Promise<void> {
     await this.writer.close();
+    this.live.close();
     await this.wakeUp.close();
     await this.pool.end();
   }
