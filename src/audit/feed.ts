@@ -174,6 +174,7 @@ export class Feed implements OnModuleDestroy {
     read: () => Promise<Batch & { readonly more: boolean }>,
   ): AsyncGenerator<Batch> {
     const over = AbortSignal.any([gone, this.closing.signal]);
+    const isOver = (): boolean => over.aborted;
     const live = this.store.live.subscribe(topic);
     const leave = (): void => {
       live.end();
@@ -183,12 +184,12 @@ export class Feed implements OnModuleDestroy {
       while (!over.aborted) {
         // Before the pages, so that what is written meanwhile is not missed.
         let more = await retried(over, () => live.begin().then(() => true));
-        while (more && !over.aborted) {
+        while (more) {
           const page = await retried(over, read);
           if (page) yield page;
           more = page?.more;
         }
-        for (let events = await live.take(); events && !over.aborted; events = await live.take()) {
+        for (let events = await live.take(); events && !isOver(); events = await live.take()) {
           yield { events };
         }
       }
