@@ -43,7 +43,7 @@ function announce(
   const { llm, kafka, auth, server } = config;
   const facts = {
     database: embedded
-      ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}${embedded.adopted ? ' (taken over from a service that was killed)' : ''}`
+      ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}`
       : `PostgreSQL at ${new URL(config.storage.database?.url ?? '').host}`,
     model:
       llm.provider === 'echo'
@@ -85,8 +85,11 @@ function announce(
 
 async function end(code: number): Promise<never> {
   // A start that fails has cleaned up after itself.
+  // Once the port is closed nothing but this keeps the process alive until everything has stopped.
+  const alive = setInterval(() => undefined, 2 ** 31 - 1);
   const service = await starting?.catch(() => undefined);
   await service?.stop();
+  clearInterval(alive);
   if (logger) flushLog(logger);
   process.exit(code);
 }

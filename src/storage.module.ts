@@ -8,7 +8,7 @@ import {
 } from '@nestjs/common';
 import { TypeOrmModule } from '@nestjs/typeorm';
 import { type Config, SETTINGS } from './config.js';
-import { connectionConfig } from './database/connection.js';
+import { connectionConfig, IDLE } from './database/connection.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
 import { upcast } from './domain/session.events.js';
 import { EventLog } from './event-store/log.js';
@@ -47,7 +47,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           // Migrated before; the schema is never derived from entities, of which there are none.
           synchronize: false,
           retryAttempts: 0,
-          extra: connectionConfig(url, 'read models'),
+          extra: { ...connectionConfig(url, 'read models'), ...IDLE },
         }),
       ],
       providers: [

@@ -8,7 +8,7 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export` and `import` work on the database itself, everything else asks a running service.
+ * `export` and `import` work on the database itself, `data` on its files, everything else asks a running service.
  */
 
 interface EventRow {
@@ -321,6 +321,24 @@ program
   .action(async (file: string, { format }: Pick<ImportOptions, 'format'>) => {
     const { importFrom } = await import('./transfer.js');
     await importFrom(file, { format, tenant: service().tenant ?? 'default' });
+  });
+
+program
+  .command('data')
+  .description(
+    'list embedded databases that lie apart from their data folders, as a start as root may put them',
+  )
+  .option('--remove <place>', 'delete the one in this place, with all its conversations')
+  .action(async ({ remove }: { remove?: string }) => {
+    const { listMovedData, removeMovedData } = await import('../embedded-postgres/moved-data.js');
+    if (remove !== undefined) await removeMovedData(remove);
+    else {
+      type Row = Awaited<ReturnType<typeof listMovedData>>[number];
+      await print(
+        await listMovedData(),
+        columns<Row>('place', 'dataDir', 'isReferred', 'isRunning', 'bytes'),
+      );
+    }
   });
 
 function explain(error: unknown): string {

@@ -32,15 +32,17 @@ export async function startInProcess(
     },
   });
   for (const warning of config.warnings) warn(warning);
+  // Idle parts of the service let the process end; a start does not.
+  const started = keepAlive();
   // A library does not write into its host's output: only what the host has to know, on standard error.
-  const service = await createService(config, {
-    logger: createLogger(process.env['LOG_LEVEL'] ? config.server.logLevel : 'warn', 2),
-  });
+  const logger = createLogger(process.env['LOG_LEVEL'] ? config.server.logLevel : 'warn', 2);
+  const service = await createService(config, { logger }).finally(started);
   const fastify = service.app.getHttpAdapter().getInstance();
   await fastify.ready();
 
   const fetch: Fetch = async (path, { method, headers, body, signal }) => {
     signal?.throwIfAborted();
+    const ended = keepAlive();
     const injected = fastify.inject({
       method: method as 'GET',
       url: path,
@@ -48,18 +50,34 @@ export async function startInProcess(
       payloadAsStream: true,
       ...(typeof body === 'string' && { payload: body }),
     });
-    const response = await (signal ? unlessAborted(injected, signal) : injected);
+    const response = await (signal ? unlessAborted(injected, signal) : injected).catch((error: unknown) => {
+      ended();
+      throw error;
+    });
     const stream = response.stream();
     // Whoever stops reading is a client that went away; the service is not told so otherwise.
-    stream.once('close', () => response.raw.res.destroy());
+    stream.once('close', () => {
+      ended();
+      response.raw.res.destroy();
+    });
     signal?.addEventListener('abort', () => stream.destroy(signal.reason as Error), { once: true });
     const empty = response.statusCode === 204;
+    // Nobody reads the body of an answer that has none, and only what is read comes to its end.
+    if (empty) stream.resume();
     return new Response(empty ? null : (Readable.toWeb(stream) as ReadableStream), {
       status: response.statusCode,
       headers: response.headers as Record<string, string>,
     });
   };
-  return { fetch, stop: () => service.stop() };
+  return { fetch, stop: () => service.stop().finally(keepAlive()) };
+}
+
+/** Keeps the process alive until the returned function is called: somebody waits for something. */
+function keepAlive(): () => void {
+  const timer = setInterval(() => undefined, 2 ** 31 - 1);
+  return () => {
+    clearInterval(timer);
+  };
 }
 
 /** The injection's own signal does not end the wait for an answer that has not begun. */

@@ -80,6 +80,20 @@ export function connectionConfig(
   };
 }
 
+/** A program that uses the library may end by having nothing more to do: idle connections of a pool do not hold it up. */
+export const IDLE = { allowExitOnIdle: true } as const;
+
+/**
+ * Whether a connection keeps the process alive, as it does unless told otherwise. A connection that waits for work, or for
+ * notifications, must not: nothing would ever end a program that has done all it wanted.
+ */
+export function keepsProcessAlive(client: Client, isKept: boolean): void {
+  // They are missing from the types.
+  const { connection } = client as unknown as { connection: { ref(): void; unref(): void } };
+  if (isKept) connection.ref();
+  else connection.unref();
+}
+
 /** @param options.max connections at the same time; 10 unless given */
 export function createPool(
   url: string,
@@ -87,7 +101,7 @@ export function createPool(
   { max = 10, ...options }: ConnectionOptions & { readonly max?: number | undefined } = {},
 ): Pool {
   const config: PoolConfig = connectionConfig(url, name, options);
-  const pool = new Pool({ ...config, max });
+  const pool = new Pool({ ...config, max, ...IDLE });
   // A connection that breaks is replaced by the next query. Without listeners it would end the process: the pool's
   // covers idle ones, the other those that are lent out.
   pool.on('error', () => undefined);

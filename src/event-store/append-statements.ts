@@ -4,7 +4,7 @@ import { rfc3339 } from '../database/connection.js';
 import { type Append, type AppendEvent, type AppendResult, endOf } from './append.js';
 import { type StreamId } from './lane.js';
 
-/** The last event of a lane as this process saw it; others may have appended behind it since. */
+/** The last event of a lane that this process has seen. Other processes may have appended to the lane since. */
 export interface LastEvent extends StreamId {
   readonly version: number;
   readonly position: number;
@@ -20,10 +20,11 @@ interface Row extends QueryResultRow {
 }
 
 /**
- * Commits appends by one autocommit statement, the cheapest one that can do what they ask for.
- * @param run of the server that the connection leads to
- * @param lastOf the last event that this process saw in a lane
- * @returns one result for each append, in their order
+ * Commits appends with a single autocommit statement: the cheapest statement that covers what they ask for.
+ *
+ * @param run start time of the server that the connection leads to
+ * @param lastOf returns the last event that this process saw in a lane
+ * @returns one result per append, in the order of the appends
  */
 export async function commitAppends(
   client: Client,
@@ -47,10 +48,12 @@ const isNext = ({ stream, expected, events, state, lease }: Append, last: LastEv
   !lease;
 
 /**
- * Appends one event right behind its stream's last one, which is its lane's last, too, as far as this process knows:
- * most lone appends are like that. If the place is free, then that was the end of the lane and so of the stream, and
- * nothing else has to be looked at: it costs hardly more than a bare INSERT.
- * @returns undefined when the place is taken, or when this is not the run of the server that it was seen in
+ * Appends one event directly behind the last event of its stream. The statement assumes that this event is also the
+ * last of its lane, as it is for most lone appends. If the next position of the lane is free, the lane and therefore
+ * the stream end where this process believes, and nothing else has to be checked: this costs hardly more than a bare
+ * INSERT.
+ *
+ * @returns undefined when the position is taken, or when the server was restarted since the lane's end was seen
  */
 async function sendNext(
   client: Client,
@@ -62,7 +65,7 @@ async function sendNext(
   if (!event) throw new Error('append_next needs an event');
   const { rows } = await client.query<{ time: string }>({
     name: 'append_next',
-    // The lock is taken by the inner query, before the clock is asked.
+    // The inner query takes the lock first, and only then the clock is read.
     text: `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
                               actor, correlation_id, causation_id, data, sealed, key_id)
            select $1::smallint, $2::bigint, $3::text, $4::text, $5::int, $6::int, $7::uuid, $8::text, $9::smallint,

@@ -5,38 +5,38 @@ import { type EncodedPayload } from './payload-codec.js';
 export interface Append {
   readonly stream: StreamId;
   readonly lane: number;
-  /** The version that the stream must be at; 0 when it must not exist. */
+  /** The version that the stream must be at; 0 when the stream must not exist. */
   readonly expected: number;
   readonly incarnation: number;
-  /** RFC 3339, as of `expected`; null: the incarnation begins with this append. */
+  /** RFC 3339, as of version `expected`; null when the incarnation begins with this append. */
   readonly createdAt: string | null;
-  /** RFC 3339, as of `expected`: `idleFor` counts from here; null: there was none, and it counts from the last event. */
+  /** RFC 3339, as of version `expected`. `idleFor` counts from this time, or from the last event when it is null. */
   readonly lastActivityAt: string | null;
-  /** Whether this counts as use of the stream. */
+  /** Whether the append counts as use of the stream. */
   readonly activity: boolean;
-  /** The state that the append leaves, if it is to be stored. A new stream's must be. */
+  /** The state after the append, if it is to be stored. It is required for a new stream. */
   readonly state?: StoredState | undefined;
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId: string | null;
-  /** None is allowed for a keyed append: then only the result is kept. */
+  /** May be empty for a keyed append: then only its result is stored. */
   readonly events: readonly AppendEvent[];
   readonly guard?: GuardCondition | undefined;
   readonly counters?: readonly CounterChange[] | undefined;
   readonly key?: AppendKey | undefined;
-  /** A lease that begins with the append, so that nobody ever sees the one without the other. */
+  /** A lease that begins in the same commit, so that nobody ever sees the events without the lease. */
   readonly lease?: NewLease | undefined;
 }
 
 export interface StoredState {
   readonly payload: EncodedPayload;
-  /** Number of the code's way to fold. */
+  /** Version of the code that folds the state. */
   readonly version: number;
 }
 
 export interface NewLease {
   readonly name: string;
-  /** UUID of the process that works under it, and renews it. */
+  /** UUID of the process that holds the lease and renews it. */
   readonly owner: string;
   readonly ms: number;
 }
@@ -46,18 +46,18 @@ export interface AppendEvent {
   readonly type: string;
   readonly schemaVersion: number;
   readonly data: unknown;
-  /** `data` as it is stored. */
+  /** `data` in the form in which it is stored. */
   readonly payload: EncodedPayload;
 }
 
 export interface CounterChange {
   readonly key: string;
   readonly delta: number;
-  /** A positive change that would pass this is refused. */
+  /** The append is refused when a positive change would raise the counter above this. */
   readonly max: number;
 }
 
-/** Makes an append happen once: a second one with the same scope and key gets the first one's reference. */
+/** Makes an append happen once: a second append with the same scope and key returns the reference of the first. */
 export interface AppendKey {
   readonly scope: string;
   readonly key: string;
@@ -80,13 +80,13 @@ export interface StreamEnd {
   readonly lastActivityAt: string;
 }
 
-/** More work arrives than the database takes; nothing of this append was done. */
+/** More work arrives than the database can take. Nothing of this append was written. */
 export class Overloaded extends Error {
   override readonly name = 'Overloaded';
   readonly code = 'overloaded';
 }
 
-/** Where a stream ends after an append whose events are of this time. */
+/** Where a stream ends after an append whose events were recorded at `time`. */
 export const endOf = (append: Append, version: number, position: number, time: string): AppendResult => ({
   status: 'ok',
   version,
@@ -96,7 +96,7 @@ export const endOf = (append: Append, version: number, position: number, time: s
   lastActivityAt: append.activity ? time : (append.lastActivityAt ?? time),
 });
 
-/** A rough size; only its order of magnitude matters to the bounds. */
+/** A rough size in bytes: the limits on waiting appends need only its order of magnitude. */
 export const weigh = (append: Append): number =>
   append.events.reduce(
     (sum, { payload }) => sum + (payload.json?.length ?? 0) + (payload.sealed?.length ?? 0),

@@ -8,28 +8,29 @@ import { type AppendOutcome, type Telemetry } from './telemetry.js';
 import { Batch, type Pending, WaitingAppends } from './waiting-appends.js';
 
 export interface WriterOptions {
-  /** Appends that may wait, over all tenants; past its share of it a tenant's append is `overloaded`. */
+  /** Most appends that may wait, over all tenants. A tenant that exceeds its share of them gets `Overloaded`. */
   readonly queueLimit?: number;
-  /** Bytes of payload that may wait, likewise. */
+  /** Most bytes of payload that may wait, over all tenants. The share of a tenant is limited as above. */
   readonly queueBytes?: number;
 }
 
 /**
- * Lanes are split in two halves, even and odd. A half gets a commit of its own beside the other's only if so many
- * of its appends wait: with fewer, one bigger batch for both is cheaper than two commits side by side (measured).
+ * The lanes are split into two halves, even and odd, that can commit side by side. A half starts a commit of its own
+ * beside a running one only when this many of its appends wait: with fewer, one larger batch for both halves was
+ * measured to be cheaper than two commits.
  */
 const HALF_APPENDS = 32;
 
 /**
- * Coalesces appends: what arrives while a commit is in flight forms the next batch. Nothing waits for a timer: an
- * idle writer commits at the end of the event loop's turn, or at once if the last append came alone, too.
+ * Coalesces appends: those that arrive while a commit is in flight form the next batch. No timer is involved: an idle
+ * writer commits at the end of the event loop's turn, or at once when the previous append also came alone.
  *
- * Under load there are two commits in flight, one per half of the lanes, so that one batch is prepared while another
- * is flushed to disk; their locks never meet. Every append is one autocommit statement, so that a process stopped at
- * any point holds no lock.
+ * Under load two commits are in flight, one per half of the lanes, so that one batch is prepared while the other is
+ * flushed to disk. Their lane locks never overlap. Every commit is one autocommit statement, so a process that is
+ * suspended at any point holds no lock.
  */
 export class BatchWriter {
-  /** Appends that were asked for so far. */
+  /** Number of appends requested since the process started. */
   appends = 0;
   private readonly halves: readonly Half[];
   private readonly room: FairShare;
@@ -48,8 +49,9 @@ export class BatchWriter {
   }
 
   /**
-   * @throws Overloaded when too much of this tenant waits already; nothing was done.
-   * @throws DatabaseUnavailable when the database stays away; whether this append was committed is then unknown.
+   * @throws Overloaded when too many appends of this tenant wait already; then nothing was written
+   * @throws DatabaseUnavailable when the database stays unreachable; then it is unknown whether the append was
+   *   committed
    */
   append(append: Append): Promise<AppendResult> {
     this.appends += 1;
@@ -82,7 +84,7 @@ export class BatchWriter {
     });
   }
 
-  /** Ends when all that was accepted is answered. */
+  /** Resolves when every accepted append has been answered. */
   async close(): Promise<void> {
     while (this.starting || this.commits.size > 0) {
       await Promise.all(this.commits);
@@ -92,9 +94,9 @@ export class BatchWriter {
   }
 
   /**
-   * Begins to commit late enough that requests which arrive together are committed together: those of the running
-   * callback, and under load all of the event loop's turn. A lone append would only lose time by waiting for the turn's
-   * end: its database connection falls asleep in between.
+   * Delays the commit so that requests which arrive together are committed together: by the rest of the running
+   * callback, and under load by the whole turn of the event loop. A lone append must not wait for the end of the turn,
+   * because its database connection goes idle meanwhile and answers more slowly.
    */
   private start(): void {
     if (this.starting) return;
@@ -154,7 +156,7 @@ const OUTCOMES: Readonly<Record<AppendResult['status'], AppendOutcome>> = {
   counter: 'refused',
 };
 
-/** What waits for one half of the lanes. */
+/** The appends that wait for one half of the lanes, and the commit of that half. */
 class Half {
   readonly waiting = new WaitingAppends();
   busy = false;

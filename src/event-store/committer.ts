@@ -1,41 +1,42 @@
 import { type Client } from 'pg';
-import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
+import { DatabaseUnavailable, isConnectionError, keepsProcessAlive } from '../database/connection.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
 import { type Telemetry } from './telemetry.js';
 import { type LastEvent, commitAppends } from './append-statements.js';
 
-/** What this process remembers of its own appends, so that readers and lone appends need not ask the database. */
+/** What this process remembers of its own appends, so that readers and lone appends need not query the database. */
 export interface AppendMemory {
   /**
-   * These were committed, with at least one event each; those of a lane in the order of their positions.
-   * @param run of the server, from start to stop: within one, what was committed stays
+   * Records appends that were committed, each with at least one event, in the order of their positions per lane.
+   *
+   * @param run start time of the server. Within one run, what was committed stays committed.
    */
   committed(appends: readonly (readonly [Append, StreamEnd])[], run: string): void;
-  /** The connection is lost, and the next one may lead to another database: nothing remembered is certain any more. */
+  /** Forgets everything: the connection was lost, and the next one may lead to another database. */
   lost(): void;
-  /** The last event that was seen in a lane in this run of the server. */
+  /** The last event seen in a lane, provided that it was seen in this run of the server. */
   lastOf(lane: number, run: string): LastEvent | undefined;
 }
 
-/** An append together with the caller who waits for its outcome. */
+/** An append together with the caller that waits for its outcome. */
 export interface Waiting {
   readonly append: Append;
   readonly resolve: (result: AppendResult) => void;
   readonly reject: (error: Error) => void;
 }
 
-/** How long a batch waits for a lost database before its callers hear of it. */
+/** How long a batch waits for an unreachable database before its callers get an error. */
 const PATIENCE_MS = 4_000;
 
 interface Connection {
   readonly client: Client;
-  /** When the server that it leads to was started. */
+  /** When the server at the other end of the connection was started. */
   readonly run: string;
 }
 
 /**
- * Commits batches of appends, one at a time, on one connection that it opens anew when it is lost, and answers those
- * who wait for them.
+ * Commits batches of appends, one at a time, and answers their callers. It uses one connection, which it opens anew
+ * when it is lost.
  */
 export class Committer {
   private connection: Connection | undefined;
@@ -52,13 +53,14 @@ export class Committer {
     this.connection = undefined;
   }
 
-  /** @param sent whether it was sent before and may be committed already. */
+  /** @param sent whether the batch was sent before, and may therefore be committed already */
   async commit(batch: readonly Waiting[], sent = false): Promise<void> {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {
         const connection = (this.connection ??= await this.open());
         const { client, run } = connection;
+        keepsProcessAlive(client, true);
         const results = await commitAppends(
           client,
           batch.map(({ append }) => append),
@@ -75,7 +77,8 @@ export class Committer {
         }
         this.drop(error);
         this.outageSince ??= Date.now();
-        // In a long outage each batch gets one try, so that callers hear at once and not one after the other.
+        // In a long outage each batch is tried only once; otherwise the waiting callers would time out one after
+        // another.
         const patience = started - this.outageSince > PATIENCE_MS ? 0 : PATIENCE_MS;
         if (Date.now() - started >= patience) {
           const unavailable = new DatabaseUnavailable(error);
@@ -83,6 +86,8 @@ export class Committer {
           return;
         }
         await new Promise((resolve) => setTimeout(resolve, Math.min(50 * 2 ** attempt, 500)));
+      } finally {
+        if (this.connection) keepsProcessAlive(this.connection.client, false);
       }
     }
   }
@@ -115,8 +120,8 @@ export class Committer {
   }
 
   /**
-   * After a lost connection it is unknown whether the commit happened. It did if the event behind the expected version
-   * is this append's own: the conflict that the second try met was then caused by its first try.
+   * Finds out which appends were committed although the connection was lost before the answer came. An append was
+   * committed if the event behind its expected version is its own: the second try then conflicted with the first.
    */
   private async recognise(client: Client, batch: readonly Waiting[], results: AppendResult[]): Promise<void> {
     for (const [index, { append }] of batch.entries()) {
@@ -144,7 +149,9 @@ export class Committer {
     }
   }
 
-  /** The server refused the statement as a whole: one append at a time, so that only its cause fails. */
+  /**
+   * Commits the appends one by one after the server refused the whole statement, so that only the one at fault fails.
+   */
   private async isolate(batch: readonly Waiting[], error: unknown, sent: boolean): Promise<void> {
     const [only] = batch;
     if (only && batch.length === 1) only.reject(error instanceof Error ? error : new Error(String(error)));
@@ -156,7 +163,7 @@ export class Committer {
     const { connection } = this;
     this.connection = undefined;
     this.memory.lost();
-    // Not awaited: a server that does not answer would hold up the reconnect.
+    // This is not awaited, because a server that does not answer would delay the reconnect.
     connection?.client.end().catch(this.telemetry.failed('closing a lost connection of the writer'));
   }
 }

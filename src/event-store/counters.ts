@@ -1,11 +1,11 @@
 import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
 
-/** Counters that appends change under a lock. */
+/** Counters that appends change while they hold a lock. */
 export class Counters {
   constructor(private readonly pool: Pool) {}
 
-  /** 0 for one that no append has changed yet. */
+  /** Returns 0 for a counter that no append has changed yet. */
   async value(key: string): Promise<number> {
     const [row] = await rowsOf<{ value: number }>(this.pool, {
       text: 'select value from counter where key = $1',
@@ -15,8 +15,9 @@ export class Counters {
   }
 
   /**
-   * Counters whose key begins with `prefix` and which stand above a limit.
-   * @param limits limits of single counters, by key; `limit` is that of all others
+   * Returns the counters whose key begins with `prefix` and whose value is above its limit.
+   *
+   * @param limits limits of individual counters by key; `limit` applies to all others
    */
   above(
     prefix: string,

@@ -5,7 +5,7 @@ import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
 import { type StreamId } from './lane.js';
 import { type RecordedEvent } from './recorded-event.js';
 
-/** Bytes of payloads, as they are stored, that a page of a cut holds; one event may be more. */
+/** Most bytes of stored payload in one page of a cut; a page always holds at least one event. */
 const CUT_PAGE_BYTES = 4 * 1024 * 1024;
 const CUT_PAGE_EVENTS = 1_000;
 
@@ -18,8 +18,9 @@ export class CutReader {
   ) {}
 
   /**
-   * Streams by tenant and id, with versions that they had not long ago.
-   * @param only those of this tenant
+   * Pages through the streams by tenant and id. Their versions are recent but need not be the latest.
+   *
+   * @param only restricts the result to this tenant
    */
   async streamsAfter(
     after: StreamId,
@@ -37,11 +38,13 @@ export class CutReader {
   }
 
   /**
-   * All events of some streams up to a cut through the log, stream by stream, in pages that fit in memory.
+   * All events of the given streams up to a cut through the log, stream by stream, in pages that fit in memory.
    *
-   * A cut is what `LaneReader.ends` gave at one moment: since a lane's numbers become visible in order, the events up to it
-   * are what the log held at that moment, however much is appended while they are read. No transaction stays open.
-   * @param streams with versions that need not be exact: they tell how much to ask for at once
+   * A cut is the result of `LaneReader.ends`. Positions of a lane become visible in order, so the events up to the cut
+   * are exactly what the log held when the cut was taken, however much is appended meanwhile. No transaction stays
+   * open.
+   *
+   * @param streams their versions need not be exact: they only decide how many streams are read at once
    */
   async *eventsUpTo(
     cut: readonly number[],

@@ -2,14 +2,14 @@ import { envelope, type EventRow } from './event-rows.js';
 import { type PayloadCodec, type PayloadIdentity, STATE } from './payload-codec.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
 
-/** Lifts stored data to the current schema version of its type; throws for a type or version that it does not know. */
+/** Lifts stored data to the current schema version of its type. Throws for an unknown type or version. */
 export type Upcast = (
   type: string,
   schemaVersion: number,
   data: Record<string, unknown>,
 ) => Record<string, unknown>;
 
-/** The columns of a stream's state as it was at `version`. */
+/** The columns of a stream's state, as of `version`. */
 interface StateColumns {
   readonly tenant: string;
   readonly stream_id: string;
@@ -19,7 +19,7 @@ interface StateColumns {
   readonly key_id: string | null;
 }
 
-/** The same of any payload; `data` is null where it is sealed. */
+/** The payload columns of an event or a state; `data` is null where the payload is sealed. */
 interface PayloadRow {
   readonly tenant: string;
   readonly stream_id: string;
@@ -30,7 +30,7 @@ interface PayloadRow {
   readonly key_id: string | null;
 }
 
-/** Makes events and states of rows: opens their payloads, and lifts what an older version of the service wrote. */
+/** Turns rows into events and states: opens their payloads and upcasts what an older version of the service wrote. */
 export class EventDecoder {
   constructor(
     private readonly codec: PayloadCodec,
@@ -38,8 +38,8 @@ export class EventDecoder {
   ) {}
 
   /**
-   * @param unknownAsStored data of a type or version that this code does not know comes as it is stored
-   * @throws what `upcast` throws, unless that is `unknownAsStored`; why a payload cannot be opened
+   * @param unknownAsStored returns data of an unknown type or version as it is stored, instead of throwing
+   * @throws what `upcast` throws, or the reason why a payload cannot be opened
    */
   async events(rows: readonly EventRow[], unknownAsStored = false): Promise<RecordedEvent[]> {
     const payloads = await this.opened(rows);
@@ -49,7 +49,7 @@ export class EventDecoder {
     }));
   }
 
-  /** An event that cannot be read is marked and not thrown: it must not hold up the other events of its lane. */
+  /** Marks events that cannot be read instead of throwing, because they must not hold up the rest of their lane. */
   async laneEvents(rows: readonly EventRow[]): Promise<LaneEvent[]> {
     const payloads = await this.opened(rows);
     return rows.map((row, index) => {
@@ -61,7 +61,7 @@ export class EventDecoder {
     });
   }
 
-  /** @param rows with their data as text of JSON */
+  /** @param rows with `data` as JSON text */
   async storedEvents(rows: readonly (EventRow & { readonly data: string | null })[]): Promise<StoredEvent[]> {
     const payloads = await this.opened(rows);
     return rows.map((row, index) => ({
@@ -70,12 +70,12 @@ export class EventDecoder {
     }));
   }
 
-  /** @returns the states in the order of their rows, each with its data or why it cannot be opened */
+  /** @returns one entry per row, in order: the state's data, or the reason why it cannot be opened */
   states(rows: readonly StateColumns[]): Promise<readonly Opened[]> {
     return this.opened(rows.map((row) => ({ ...row, type: STATE, data: row.state })));
   }
 
-  /** Plain rows, which are all of them without a sealing codec, cost nothing here. */
+  /** Without a sealing codec all rows are plain and pass through at no cost. */
   private async opened(rows: readonly PayloadRow[]): Promise<readonly Opened[]> {
     const sealed = rows.flatMap(({ sealed, key_id: keyId, ...row }) =>
       sealed ? [{ ...identityOf(row), sealed, keyId }] : [],
@@ -97,17 +97,17 @@ export class EventDecoder {
     try {
       return this.upcast(row.type, row.schema_version, stored as Record<string, unknown>);
     } catch (error) {
-      // A newer version of the service wrote it, which is being rolled out.
+      // The event was written by a newer version of the service, for instance during a rolling update.
       if (unknownAsStored) return stored;
       throw error;
     }
   }
 }
 
-/** A payload that was opened, or why it was not. */
+/** The data of a payload, or the reason why it could not be opened. */
 export type Opened = { readonly data: unknown } | { readonly reason: unknown };
 
-/** @throws why the payload cannot be opened */
+/** @throws the reason why the payload could not be opened */
 export function dataOf(payload: Opened | undefined): unknown {
   if (!payload) throw new Error('no payload');
   if ('reason' in payload) {

@@ -3,7 +3,7 @@ import { type RecordedEvent } from './recorded-event.js';
 export const EVENT_COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
   e.time, e.actor, e.correlation_id, e.causation_id, e.data, e.sealed, e.key_id`;
 
-/** A row of `event`, without what only indexes need. */
+/** A row of `event`, without the columns that only indexes need. */
 export interface EventRow {
   id: string;
   type: string;
@@ -23,7 +23,7 @@ export interface EventRow {
   key_id: string | null;
 }
 
-/** Bytes of an event's payload as it is stored. */
+/** SQL expression for the stored size of an event's payload, in bytes. */
 export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 
 export const STATE_COLUMNS = `s.tenant, s.stream_id, s.lane, s.version, s.incarnation, s.position, s.time, s.created_at,
@@ -46,7 +46,7 @@ export interface StateRow {
   key_id: string | null;
 }
 
-/** What an event is, without its data. */
+/** The metadata of an event, without its data. */
 export const envelope = (row: EventRow): Omit<RecordedEvent, 'data'> => ({
   id: row.id,
   type: row.type,

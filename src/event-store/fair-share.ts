@@ -1,19 +1,20 @@
 /**
- * Bounds what may wait at one place, by number and by bytes, so that nobody fills it for all: as many tenants as wait
- * have an equal share of it each, and one alone has all of it. A tenant that comes to a place filled by another gets its
- * share nevertheless, so what waits in all can pass the bound for as long as the other is above its own share.
+ * Limits the number and the bytes of what waits in a queue, so that no tenant fills the queue for all. The limit is
+ * divided equally among the tenants that wait; a tenant that waits alone may use all of it. A tenant that arrives at a
+ * queue filled by another still gets its share, so the total may exceed the limit until the other tenant has fallen to
+ * its own share.
  */
 export class FairShare {
   private readonly tenants = new Map<string, { count: number; bytes: number }>();
 
   constructor(private readonly most: { readonly count: number; readonly bytes: number }) {}
 
-  /** Takes a place for something of so many bytes. @returns false when the tenant has all that it may have */
+  /** Reserves a place for an entry of `bytes`. @returns false when the tenant has used up its share */
   enter(tenant: string, bytes: number): boolean {
     const own = this.tenants.get(tenant);
     const sharers = own ? this.tenants.size : this.tenants.size + 1;
     const count = own?.count ?? 0;
-    // The first one always fits, however large it is.
+    // The first entry of a tenant always fits, however large it is.
     const isFull = count >= this.most.count / sharers || (own?.bytes ?? 0) >= this.most.bytes / sharers;
     if (count > 0 && isFull) return false;
     if (own) {
@@ -23,7 +24,7 @@ export class FairShare {
     return true;
   }
 
-  /** Gives a place back that was taken with `enter`. */
+  /** Releases a place that was reserved with `enter`. */
   leave(tenant: string, bytes: number): void {
     const own = this.tenants.get(tenant);
     if (!own) return;

@@ -12,7 +12,7 @@ export interface KeyedResult {
 export class KeyedResults {
   constructor(private readonly pool: Pool) {}
 
-  /** What a keyed append of the last 24 hours left, if there was one. */
+  /** The result of an append made under this key in the last 24 hours, if there was one. */
   async find(tenant: string, scope: string, key: string): Promise<KeyedResult | undefined> {
     const [row] = await rowsOf<{
       fingerprint: string;
@@ -35,7 +35,7 @@ export class KeyedResults {
     );
   }
 
-  /** Drops keyed results that are too old to be found. */
+  /** Deletes results that are older than 24 hours. */
   async prune(): Promise<void> {
     await rowsOf(this.pool, {
       text: `delete from command where time <= colloquy_now() - interval '24 hours'`,

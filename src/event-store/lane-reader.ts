@@ -6,7 +6,7 @@ import { EVENT_COLUMNS, type EventRow } from './event-rows.js';
 import { type LogTail } from './log-tail.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
 
-/** The next $3 events after the positions $2 in the lanes $1. */
+/** SQL for the next $3 events per lane, after the positions $2 in the lanes $1. */
 const nextOfLanes = (columns: string): string => `
   select ${columns}
   from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
@@ -15,9 +15,9 @@ const nextOfLanes = (columns: string): string => `
     order by e.position limit $3
   ) e`;
 
-/** Reads lanes in the order of their positions, as all do that follow the log. */
+/** Reads lanes in the order of their positions. Everything that follows the log reads through this class. */
 export class LaneReader {
-  /** Reads that were asked for in this turn of the event loop, by the place from which they read. */
+  /** Reads requested in this turn of the event loop, by the positions that they start from. */
   private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
 
   constructor(
@@ -27,8 +27,9 @@ export class LaneReader {
   ) {}
 
   /**
-   * What `read` gives, for readers that keep up with the log: what this process has just appended is not read back.
-   * A lane may then come without what other nodes appended behind that; their notification wakes its readers again.
+   * Like `read`, for readers that keep up with the log: events that this process has just appended come from memory.
+   * The result may lack events that other nodes appended to a lane after those; the notification of those nodes wakes
+   * the readers again.
    */
   async follow(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
     const recent: LaneEvent[] = [];
@@ -44,12 +45,13 @@ export class LaneReader {
   }
 
   /**
-   * The next events of several lanes, each lane in order, at most `limit` per lane. An event that this code cannot
-   * read is marked and not thrown: it must not hold up the events beside it.
+   * The next events of several lanes, in order within each lane, at most `limit` per lane. An event that this code
+   * cannot read is marked instead of thrown, so that it does not hold up the events beside it.
    *
-   * Reads from the same place that are asked for in one turn of the event loop are one query: all readers of the log are
-   * woken together.
-   * @param after by lane: the last position that the reader has.
+   * Reads that start from the same positions in the same turn of the event loop share one query, because all followers
+   * of the log are woken together.
+   *
+   * @param after lane → the last position that the reader has
    */
   read(after: ReadonlyMap<number, number>, limit: number): Promise<readonly LaneEvent[]> {
     const place = `${limit}/${[...after].join()}`;
@@ -73,9 +75,7 @@ export class LaneReader {
     return this.decoder.laneEvents(rows);
   }
 
-  /**
-   * What `read` gives, as it is stored: for readers that pass events on as JSON and do not look at their data.
-   */
+  /** Like `read`, but with the data as stored JSON, for readers that pass events on without looking at their data. */
   async readStored(after: ReadonlyMap<number, number>, limit: number): Promise<StoredEvent[]> {
     const rows = await rowsOf<EventRow & { data: string | null }>(this.pool, {
       name: 'read_stored',
@@ -86,8 +86,9 @@ export class LaneReader {
   }
 
   /**
-   * For how long the oldest event behind these positions has been in the log, in seconds; 0 when there is none.
-   * @param after by lane: the last position that a reader has
+   * Age in seconds of the oldest event after these positions; 0 when there is none.
+   *
+   * @param after lane → the last position that the reader has
    */
   async lagSeconds(after: ReadonlyMap<number, number>): Promise<number> {
     const [row] = await rowsOf<{ seconds: number | null }>(this.pool, {

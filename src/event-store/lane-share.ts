@@ -1,8 +1,8 @@
 import { type Leases } from './leases.js';
 
 /**
- * This node's part of the lanes for one kind of work. Nodes that do the same work share the lanes evenly; a lane
- * whose node is gone is taken over when its lease is over.
+ * The share of the lanes that this node holds for one kind of work. Nodes that do the same work divide the lanes
+ * evenly. When a node dies, others take over its lanes as soon as their leases have run out.
  */
 export class LaneShare {
   private readonly member: string;
@@ -20,28 +20,28 @@ export class LaneShare {
     this.stopBalancing = leases.onBeat(() => this.balance());
   }
 
-  /** What the names of the leases begin with by which nodes show that they take part in a work. */
+  /** Prefix of the leases by which nodes announce that they take part in a kind of work. */
   static members(work: string): string {
     return `${work}/member/`;
   }
 
-  /** Shows that this node takes part, before it takes any lane. From then on it is renewed with all others. */
+  /** Announces that this node takes part, before it takes any lane. From then on its leases are renewed together. */
   async join(): Promise<void> {
     const name = this.member + this.leases.owner;
     if (this.leases.epochOf(name) === undefined) await this.leases.take([name]);
   }
 
-  /** Takes no part any more: the other nodes get its lanes at once. */
+  /** Stops taking part: the other nodes can take this node's lanes at once. */
   async leave(): Promise<void> {
     this.stopBalancing();
     this.left = true;
-    // What is being taken at this moment would be renewed for ever by a node that does nothing with it.
+    // Lanes that are being taken at this moment must be released too, or this node would renew them without using them.
     await this.balancing.catch(() => undefined);
     const lanes = [...this.owned.keys()].map((lane) => this.lease(lane));
     await this.leases.release([this.member + this.leases.owner, ...lanes]);
   }
 
-  /** Lane → epoch of what this node holds. */
+  /** Lane → epoch of the lease, for the lanes that this node holds. */
   get owned(): Map<number, number> {
     const owned = new Map<number, number>();
     for (let lane = 0; lane < this.lanes; lane += 1) {
@@ -51,7 +51,7 @@ export class LaneShare {
     return owned;
   }
 
-  /** Finds out which of the lanes that this node believes to hold are still its own. */
+  /** Asks the database which of the lanes that this node believes to hold it still holds. */
   async confirm(): Promise<void> {
     await this.leases.take([...this.owned.keys()].map((lane) => this.lease(lane)));
   }
@@ -67,7 +67,7 @@ export class LaneShare {
     const owned = [...this.owned.keys()];
     if (owned.length > fair) await this.leases.release(owned.slice(fair).map((lane) => this.lease(lane)));
     if (owned.length >= fair) return;
-    // Each node begins its search elsewhere, so that they do not all ask for the same lane.
+    // Each node starts its search at a different lane, so that the nodes do not all compete for the same one.
     const start = parseInt(this.leases.owner.slice(0, 8), 16) % this.lanes;
     const free = Array.from({ length: this.lanes }, (_, index) => (start + index) % this.lanes).filter(
       (lane) => !owned.includes(lane),

@@ -6,22 +6,22 @@ export interface StreamId {
   readonly streamId: string;
 }
 
-/** One text per stream: neither part may contain the slash of the other's end, since tenants have none. */
+/** One text per stream. It is unambiguous, because tenant ids contain no slash. */
 export const streamKey = ({ tenant, streamId }: StreamId): string => `${tenant}/${streamId}`;
 
 /**
- * The lane of a stream: SHA-256 of `tenant/streamId`, first 8 bytes as an unsigned integer, modulo the lane count.
- * It never changes, and consumers may compute it too: test/unit/event-store keeps vectors.
+ * The lane of a stream: the first 8 bytes of the SHA-256 of `tenant/streamId` as an unsigned big-endian integer, modulo
+ * the lane count. It never changes, and consumers may compute it too; test/unit/event-store holds test vectors.
  */
 export function laneOf(stream: StreamId, lanes: number): number {
   const digest = hash('sha256', streamKey(stream), 'buffer');
   return Number(digest.readBigUInt64BE(0) % BigInt(lanes));
 }
 
-/** Lanes of the streams in use that are remembered: a hash for each append would be dearer. */
+/** Number of streams whose lanes are cached, because computing a hash for each append would cost more. */
 const REMEMBERED_LANES = 20_000;
 
-/** What `laneOf` gives, remembered for the streams in use. */
+/** Like `laneOf`, with a cache for the streams in use. */
 export function rememberedLaneOf(lanes: number): (stream: StreamId) => number {
   const known = new LRUCache<string, number>({ max: REMEMBERED_LANES });
   return (stream) => {

@@ -4,29 +4,29 @@ import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';
 
-/** How long a lease stands without being renewed: what a dead or stopped node can hold up at most. */
+/** How long a lease lasts without renewal, and so the longest time for which a dead node blocks its work. */
 export const LEASE_MS = 6_000;
 const RENEW_MS = 1_500;
 
 /**
- * The leases that this node holds, renewed together by one statement. Database time decides when one is over.
+ * The leases that this node holds, renewed together by one statement. The database clock decides when a lease is over.
  *
- * Holding a lease here is a hint, not a proof: a node that was stopped finds out late. Whoever writes under a lease
- * must also fence the write (a compare-and-set, a version, an epoch).
+ * Holding a lease here is a hint, not a proof: a process that was suspended learns late that its leases ran out.
+ * Whoever writes under a lease must therefore also fence the write (by a compare-and-set, a version or an epoch).
  */
 export class Leases {
   private readonly held = new Map<string, number>();
   private readonly timer: NodeJS.Timeout;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
-  /** The statement of the renewal that is under way. */
+  /** The renewal statement in flight. */
   private renewing: Promise<unknown> | undefined;
   private readonly asked = new Set<string>();
   private counting: Promise<Map<string, number>> | undefined;
 
   constructor(
     private readonly pool: Pool,
-    /** A UUID of this process. */
+    /** UUID of this process. */
     readonly owner: string,
     private readonly telemetry: Telemetry,
   ) {
@@ -36,17 +36,19 @@ export class Leases {
     this.timer.unref();
   }
 
-  /** A lease for an append to begin with; `adopt` it then. */
+  /** Describes a lease that an append is to begin. After the append, call `adopt`. */
   wanted(name: string): NewLease {
     return { name, owner: this.owner, ms: LEASE_MS };
   }
 
-  /** Keeps a lease that began with an append of this process. Nothing may be fenced by its epoch. */
+  /**
+   * Starts to renew a lease that began with an append of this process. Its epoch is unknown and cannot fence writes.
+   */
   adopt(name: string): void {
     this.held.set(name, 0);
   }
 
-  /** Takes those that are free; returns the epochs of all that are held now. */
+  /** Takes those of the leases that are free. Returns the epochs of all that this node holds now. */
   async take(names: readonly string[]): Promise<Map<string, number>> {
     const taken = await this.takeRows(names);
     for (const name of names) {
@@ -69,10 +71,10 @@ export class Leases {
     return new Map(rows.map(({ name, epoch }) => [name, epoch]));
   }
 
-  /** Lets go at once, so that nobody has to wait for the end of the lease. */
+  /** Releases leases at once, so that nobody has to wait until they run out. */
   async release(names: readonly string[]): Promise<void> {
     for (const name of names) this.held.delete(name);
-    // A renewal that is under way still names them: it would make their rows again behind the deletion.
+    // A renewal in flight still names these leases and would insert their rows again after the deletion.
     await this.renewing;
     await available(() =>
       this.pool.query(
@@ -89,15 +91,15 @@ export class Leases {
     return this.held.get(name);
   }
 
-  /** Runs with every renewal, after it. Returns how to stop that. */
+  /** Runs `work` after every renewal. Returns a function that stops this. */
   onBeat(work: () => Promise<void>): () => void {
     this.beats.add(work);
     return () => this.beats.delete(work);
   }
 
   /**
-   * How many nodes hold a lease whose name begins with this. What is asked for in one turn of the event loop is one
-   * query: every kind of work asks at the same beat, also where there is nothing else to do.
+   * Counts the nodes that hold a lease with this prefix. Calls in the same turn of the event loop share one query,
+   * because every kind of work calls this on the same beat.
    */
   async count(prefix: string): Promise<number> {
     this.asked.add(prefix);
@@ -122,8 +124,8 @@ export class Leases {
   }
 
   /**
-   * Whether somebody holds a lease whose name begins with this, or held one `graceMs` ago and did not let go of it: a
-   * node that hangs may come back.
+   * Whether a node holds a lease with this prefix, or held one up to `graceMs` ago without releasing it: such a node
+   * may only be suspended and come back.
    */
   async wasHeld(prefix: string, graceMs: number): Promise<boolean> {
     const { rowCount } = await available(() =>
@@ -137,7 +139,7 @@ export class Leases {
     return rowCount === 1;
   }
 
-  /** Which of these somebody holds. */
+  /** Returns those of the leases that any node holds. */
   async standing(names: readonly string[]): Promise<Set<string>> {
     const { rows } = await available(() =>
       this.pool.query<{ name: string }>({
@@ -158,7 +160,7 @@ export class Leases {
     );
   }
 
-  /** Drops the rows of leases that nobody has renewed for a day: those of nodes that died. */
+  /** Deletes the rows of leases that were not renewed for a day, which dead nodes left behind. */
   async prune(): Promise<void> {
     await available(() =>
       this.pool.query(`delete from lease where until < colloquy_now() - interval '1 day'`),
@@ -179,7 +181,7 @@ export class Leases {
     this.renewing = renewal.catch(() => undefined); // told by `beat`, which waits for the renewal itself
     const taken = await renewal.finally(() => (this.renewing = undefined));
     for (const name of names) {
-      // What was released meanwhile stays so.
+      // A lease that was released during the renewal stays released.
       if (!this.held.has(name)) continue;
       const epoch = taken.get(name);
       if (epoch !== undefined) this.held.set(name, epoch);
@@ -188,7 +190,7 @@ export class Leases {
         this.telemetry.emit('leaseLost', { name });
       }
     }
-    // All to their ends, whatever becomes of one: nothing may take a lease after the last beat was waited for.
+    // All work runs to its end even when some of it fails: no lease may be taken after the last beat was awaited.
     const works = await Promise.allSettled([...this.beats].map((work) => work()));
     for (const work of works) {
       if (work.status === 'rejected')

@@ -3,14 +3,14 @@ import { jsonArray } from '../database/array-literal.js';
 import { laneOf, type StreamId } from './lane.js';
 import { payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
-/** An event as it was, without the place that it had in another log. */
+/** An event of another log, without the position that it had there. */
 export interface ImportedEvent {
   readonly id: string;
   readonly type: string;
   readonly schemaVersion: number;
   readonly incarnation: number;
   readonly version: number;
-  /** RFC 3339; null: stamped with the database's time when it is committed. */
+  /** RFC 3339; null when the event is to be stamped with the database time at the commit. */
   readonly time: string | null;
   readonly actor: string;
   readonly correlationId: string;
@@ -21,7 +21,7 @@ export interface ImportedEvent {
 /** Events of one stream in the order of their versions. */
 export interface ImportedPiece {
   readonly stream: StreamId;
-  /** Whether they are the first ones of the stream. */
+  /** Whether these are the first events of the stream. */
   readonly begins: boolean;
   readonly events: readonly ImportedEvent[];
 }
@@ -31,16 +31,16 @@ export interface ImportedStream extends StreamId {
   /** The number of its events. */
   readonly version: number;
   readonly incarnation: number;
-  /** Of its last event that has a time. */
+  /** Time of the last event that has one. */
   readonly time: string;
   readonly createdAt: string;
   readonly lastActivityAt: string;
-  /** Whether events without a time end it, and whether one of them counts as use of the stream. */
+  /** Whether the stream ends with events without a time, and if so whether one of them counts as use of the stream. */
   readonly stamped: false | 'use' | 'no use';
   readonly state: unknown;
 }
 
-// It is the connection's own and goes with it: an import that is killed leaves nothing.
+// The table is temporary and goes away with the connection, so an import that is killed leaves nothing behind.
 const TABLE = `
   create temporary table import_event (
     stream integer not null, version integer not null, incarnation integer not null, id uuid not null,
@@ -49,8 +49,8 @@ const TABLE = `
   )`;
 
 /**
- * Takes whole streams into the log: `add` their events, as many calls as it takes, then `commit`.
- * What was added and not committed is nowhere when this ends, however it ends.
+ * Imports whole streams into the log: pass their events to `add`, in any number of calls, then call `commit`. Without
+ * the commit nothing of what was added remains, however the import ends.
  */
 export class LogImport {
   private streams = 0;
@@ -62,7 +62,7 @@ export class LogImport {
     private readonly onCommit: (lanes: Iterable<number>) => void,
   ) {}
 
-  /** @param client of this import's own; `close` ends it. */
+  /** @param client a connection for this import alone; `close` ends it */
   static async begin(
     client: Client,
     lanes: number,
@@ -73,7 +73,7 @@ export class LogImport {
     return new LogImport(client, lanes, codec, onCommit);
   }
 
-  /** Pieces of a stream come one behind the other, with nothing of another stream between them. */
+  /** The pieces of one stream must follow one another, with no piece of another stream in between. */
   async add(pieces: readonly ImportedPiece[]): Promise<void> {
     const payloads = await this.codec.encode(
       pieces.flatMap(({ stream, events }) => events.map((event) => ({ ...stream, ...event }))),
@@ -116,9 +116,11 @@ export class LogImport {
   }
 
   /**
-   * All that was added, in one commit; durable when it resolves.
+   * Writes everything that was added in one commit, which is durable when the promise resolves.
+   *
    * @param streams in the order in which they were added
-   * @returns by stream whether it was imported; false: there is one of that id, and it was left alone.
+   * @returns one entry per stream: true if it was imported, false if a stream with its id existed, which stays
+   *   unchanged
    */
   async commit(streams: readonly ImportedStream[], stateVersion: number): Promise<boolean[]> {
     const lanesOf = streams.map((stream) => laneOf(stream, this.lanes));

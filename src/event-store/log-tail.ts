@@ -1,31 +1,31 @@
 import { type LanePosition } from './position-tokens.js';
 
-/** Events that are kept of a lane, up to twice as many: several times what comes between two looks of a reader. */
+/** Events kept per lane (at times twice as many): several times what arrives between two reads of a follower. */
 const KEPT = 128;
-/** Characters of an event's data, past which it is not kept: it bounds the memory, to some 32 MiB for 16 lanes. */
+/** Events with more characters of data are not kept. This limits the memory to about 32 MiB for 16 lanes. */
 const MOST = 8_192;
 
 /**
- * The events that this process appended last, by lane and in the order of their positions, so that who follows the log
- * here need not read back what was just written.
+ * The events that this process appended last, by lane and in order of position, so that those who follow the log on
+ * this node need not read back what was just written.
  *
- * It never has the last word: a lane in which somebody else appends is forgotten, and whoever finds nothing here asks
- * the log.
+ * It is only a cache: a lane is forgotten when another process appends to it, and a reader that finds nothing here
+ * reads the log.
  */
 export class LogTail<Event extends LanePosition> {
   private readonly lanes = new Map<number, Event[]>();
   private run = '';
 
-  /** What is added next was committed in this run of the server: of another one nothing can be relied on. */
+  /** Starts over when the server was restarted: events of an earlier run may have been lost with it. */
   enter(run: string): void {
     if (run !== this.run) this.forget();
     this.run = run;
   }
 
-  /** @param size characters of its data */
+  /** @param size number of characters of the event's data */
   add(event: Event, size: number): void {
     let events = this.lanes.get(event.lane);
-    // Behind a gap stand events of others; those before it are of no use any more.
+    // The positions in between belong to other processes, so the events before the gap are of no more use.
     if (size > MOST || (events && events.at(-1)?.position !== event.position - 1)) {
       this.lanes.delete(event.lane);
       events = undefined;
@@ -35,17 +35,17 @@ export class LogTail<Event extends LanePosition> {
     else if (events.push(event) >= 2 * KEPT) this.lanes.set(event.lane, events.slice(KEPT));
   }
 
-  /** There may be events of others in these lanes, or in all. */
+  /** Forgets these lanes, or all of them, because other processes may have appended to them. */
   forget(lanes: Iterable<number> = [...this.lanes.keys()]): void {
     for (const lane of lanes) this.lanes.delete(lane);
   }
 
-  /** The last event that was seen in a lane in this run of the server; undefined when it is not here. */
+  /** The last event seen in a lane; undefined when it is not kept here or was seen in another run of the server. */
   lastOf(lane: number, run: string): Event | undefined {
     return run === this.run ? this.lanes.get(lane)?.at(-1) : undefined;
   }
 
-  /** The next events of a lane after a position; undefined when the log has to be asked. */
+  /** The next events of a lane after a position; undefined when the caller has to read the log. */
   after(lane: number, position: number, limit: number): readonly Event[] | undefined {
     const events = this.lanes.get(lane);
     const [first] = events ?? [];

@@ -25,18 +25,18 @@ import { WakeUp } from './wake-up.js';
 
 export interface EventLogOptions extends WriterOptions {
   readonly codec?: PayloadCodec;
-  /** Is told what happens; without one nobody is. */
+  /** Receives what happens inside the log; optional. */
   readonly telemetry?: Telemetry;
-  /** Lifts stored data to the current schema version; without it data comes as it is stored. */
+  /** Lifts stored data to the current schema version. Without it, data is returned as stored. */
   readonly upcast?: Upcast;
 }
 
-/** What is asked of the log: an append whose payloads are not encoded yet, and whose lane the log knows. */
+/** An append as callers request it: its payloads are not encoded yet, and the log computes its lane. */
 export type AppendRequest = Omit<Append, 'lane' | 'state' | 'events'> & {
   readonly state: unknown;
-  /** Number of the code's way to fold. */
+  /** Version of the code that folds the state. */
   readonly stateVersion: number;
-  /** As the last append or load gave it; without it the state is stored. */
+  /** As the previous append or load returned it. Without it the state is stored. */
   readonly lag?: StateLag | undefined;
   readonly events: readonly Omit<AppendEvent, 'id' | 'payload'>[];
 };
@@ -50,28 +50,28 @@ interface LogSettings {
 }
 
 /**
- * A state is stored by the append that brings it to so many events or bytes behind the one that is stored. More often
- * makes appends dearer, above all beside an old snapshot, which keeps every version of the row for all to walk past;
- * less often makes cold loads dearer (ADR 0015).
+ * An append stores the state when so many events or bytes have come since the last stored state. Storing more often
+ * makes appends slower, above all while an old snapshot keeps every dead version of the row, which all have to walk
+ * past. Storing less often makes cold loads slower (ADR 0015).
  */
 const STATE_EVENTS = 8;
 const STATE_BYTES = 64 * 1024;
 const NO_LAG: StateLag = { events: 0, bytes: 0 };
 
 /**
- * No plan here depends on its parameters, and planning for all lanes is a good part of what a small read takes.
- * On the append functions the setting would cost each call.
+ * No query here has a plan that depends on its parameters, and planning for all lanes takes a good part of a small
+ * read. The setting is not used for the append functions, where it would cost each call.
  */
 const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
 
-/** How long a commit may take: whoever appends to a database that hangs hears of it within five seconds. */
+/** Timeout of a commit: callers of a database that hangs get an error within five seconds. */
 const COMMIT_MS = 4_500;
 
 /**
  * An append-only log of streams in PostgreSQL.
  *
- * A reader that keeps only lane and number misses nothing and reorders nothing: a lane's numbers have no gaps and
- * become visible in their order, because each append holds the lane's lock until it is committed.
+ * A reader that remembers only (lane, position) misses nothing and reorders nothing: the positions of a lane have no
+ * gaps and become visible in order, because each append holds the lane's lock until it is committed.
  */
 export class EventLog {
   readonly laneCount: number;
@@ -86,9 +86,9 @@ export class EventLog {
   readonly counters: Counters;
   readonly wakeUp: WakeUp;
   readonly telemetry: Telemetry;
-  /** Positions as clients see them. */
+  /** Encrypts and decrypts positions, so that clients see opaque text. */
   readonly positions: PositionTokens;
-  /** Places of readers of all lanes as clients see them. */
+  /** Encrypts and decrypts the positions of readers of all lanes, so that clients see opaque text. */
   readonly vectors: VectorTokens;
   private readonly codec: PayloadCodec;
   private readonly tail = new LogTail<RecordedEvent>();
@@ -141,7 +141,7 @@ export class EventLog {
     );
   }
 
-  /** @param url of a database that is migrated. */
+  /** @param url URL of a migrated database */
   static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
     const pool = createPool(url, 'log', { settings: GENERIC_PLANS });
     try {
@@ -156,20 +156,21 @@ export class EventLog {
     }
   }
 
-  /** Answers what was accepted, then closes the connections. */
+  /** Waits until accepted appends are answered, then closes the connections. */
   async close(): Promise<void> {
     await this.writer.close();
     await this.wakeUp.close();
     await this.pool.end();
   }
 
-  /** How many appends were asked for since the process began: work that can wait sees by it how busy the node is. */
+  /** Number of appends requested since the process started. Deferrable work reads it to see how busy the node is. */
   get appends(): number {
     return this.writer.appends;
   }
 
   /**
-   * Durable when it resolves: the commit is on disk.
+   * Appends durably: when the promise resolves, the commit is on disk.
+   *
    * @throws Overloaded, DatabaseUnavailable
    */
   async append({ state, stateVersion, lag, ...append }: AppendRequest): Promise<Appended> {
@@ -206,7 +207,7 @@ export class EventLog {
     return result.status === 'ok' ? { ...result, lag: isStored ? NO_LAG : behind } : result;
   }
 
-  /** The state that an append leaves, if it succeeds. */
+  /** Encodes the state that the append leaves if it succeeds. */
   private async encodeState(
     { stream, expected, incarnation, events }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
     state: unknown,
@@ -217,7 +218,7 @@ export class EventLog {
     return payloadAt(await this.codec.encode([payload]), 0);
   }
 
-  /** Readers that follow the log on this node get what was appended here without reading it back. */
+  /** Remembers what was appended here, so that followers of the log on this node need not read it back. */
   private remember(append: Append, end: StreamEnd): void {
     const { stream, lane, incarnation, actor, correlationId, causationId, events } = append;
     let missing = events.length;
@@ -243,23 +244,24 @@ export class EventLog {
     }
   }
 
-  /** The database's time, by which all times in the log are stamped. */
+  /** The database's time, RFC 3339. All times in the log come from this clock. */
   async now(): Promise<string> {
     const [row] = await rowsOf<{ now: string }>(this.pool, { text: 'select colloquy_now() as now' });
     return row?.now ?? '';
   }
 
   /**
-   * The leases of one process, on the connections of the log. They are to be closed before the log is.
+   * The leases of one process, on the connections of the log. Close them before the log.
+   *
    * @param owner UUID of the process
    */
   leases(owner: string): Leases {
     return new Leases(this.pool, owner, this.telemetry);
   }
 
-  /** An import of whole streams, on a connection of its own, that the caller closes. */
+  /** Begins an import of whole streams on a connection of its own. The caller must close the import. */
   async beginImport(): Promise<LogImport> {
-    // A stream is committed in one piece, and a long one takes its time.
+    // A stream is committed in one piece, and a long one needs a long statement timeout.
     const client = await available(() => connect(this.url, 'import', { statementMs: 600_000 }));
     return LogImport.begin(client, this.laneCount, this.codec, (lanes) => {
       this.tail.forget(lanes);

@@ -1,30 +1,31 @@
-/** Stands for the type of a stream's state where a payload's type is named. */
+/** Takes the place of the event type where a payload is a stream's state. */
 export const STATE = '~state';
 
 /**
- * What a payload is the payload of: an event of a stream, or with the type `STATE` the state that the stream had at
- * that version. No two payloads of the log have the same identity, so that sealed bytes which were moved to another
- * place can be told by it.
+ * Identifies a payload: an event of a stream, or, with the type `STATE`, the state of the stream at that version. No
+ * two payloads of the log have the same identity, so a codec can detect sealed bytes that were moved elsewhere.
  */
 export interface PayloadIdentity {
   readonly tenant: string;
   readonly streamId: string;
-  /** Of the event. An append knows it beforehand: it succeeds at this version or not at all. */
+  /** Version of the event. An append knows it beforehand, because it succeeds at this version or not at all. */
   readonly version: number;
   readonly type: string;
 }
 
 export interface Payload extends PayloadIdentity {
-  /** The incarnation of the stream that it belongs to. */
+  /** The incarnation of the stream that the payload belongs to. */
   readonly incarnation: number;
   readonly data: unknown;
 }
 
-/** A payload on its way into the log: JSON as text, made once and then weighed and sent, or sealed bytes. */
+/**
+ * A payload on its way into the log: JSON text, serialised once so that it can be measured and sent, or sealed bytes.
+ */
 export interface EncodedPayload {
   readonly json: string | null;
   readonly sealed: Buffer | null;
-  /** UUID of the key that opens the sealed bytes. */
+  /** UUID of the key that the sealed bytes are opened with. */
   readonly keyId: string | null;
 }
 
@@ -34,15 +35,15 @@ export interface SealedPayload extends PayloadIdentity {
 }
 
 /**
- * The one door between payloads and the database, for event data and for stream states alike. Erasure by destruction of
- * keys depends on it: whoever stores a payload elsewhere cannot erase it.
+ * Every payload, whether event data or stream state, passes through the codec on its way to and from the database.
+ * Erasure by destruction of keys depends on it: payloads that are stored elsewhere cannot be erased.
  *
- * What the log holds as plain JSON is read without the codec, so that one log may hold both kinds.
+ * Payloads that the log holds as plain JSON are read without the codec, so one log may hold both kinds.
  */
 export interface PayloadCodec {
-  /** @returns one for each payload, in their order */
+  /** @returns one encoded payload per payload, in order */
   encode(payloads: readonly Payload[]): readonly EncodedPayload[] | Promise<readonly EncodedPayload[]>;
-  /** @returns for each payload, in their order, its data or why it cannot be opened */
+  /** @returns one entry per payload, in order: its data, or the reason why it cannot be opened */
   open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]>;
 }
 
@@ -66,7 +67,7 @@ export const plainCodec: PayloadCodec = {
     ),
 };
 
-/** @throws when the codec gave back fewer payloads than it was given */
+/** @throws when the codec returned fewer payloads than it was given */
 export function payloadAt(encoded: readonly EncodedPayload[], index: number): EncodedPayload {
   const payload = encoded[index];
   if (!payload) throw new Error('the codec encoded fewer payloads than it was given');

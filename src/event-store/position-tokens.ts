@@ -6,11 +6,11 @@ export interface LanePosition {
 }
 
 /**
- * Positions as opaque text. One AES block: the numbers of a lane tell how much others write, so a client must not be
- * able to read them, and one that it made up must be recognised.
+ * Encrypts positions as opaque text of one AES block. The positions of a lane reveal how much other tenants write, so a
+ * client must not be able to read them, and positions that a client made up must be recognised.
  */
 export class PositionTokens {
-  // Without padding each block stands alone and comes out at once, so one of each serves for ever.
+  // Without padding each block is independent and complete, so one cipher and one decipher can be reused for ever.
   private readonly cipher: Cipher;
   private readonly decipher: Decipher;
 
@@ -26,12 +26,12 @@ export class PositionTokens {
     return this.cipher.update(block).toString('base64url');
   }
 
-  /** @returns undefined for a text that is no position of this log. */
+  /** @returns undefined for a text that is no position of this log */
   decode(token: string): LanePosition | undefined {
     const bytes = Buffer.from(token, 'base64url');
     if (bytes.length !== 16) return undefined;
     const block = this.decipher.update(bytes);
-    // Six bytes are zero in every real position; a made-up token has them by chance once in 2^48.
+    // In every real position these six bytes are zero; a made-up token has them by chance once in 2^48.
     if (block.readUIntBE(0, 6) !== 0) return undefined;
     return { lane: block.readUInt16BE(6), position: Number(block.readBigUInt64BE(8)) };
   }

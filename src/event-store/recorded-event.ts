@@ -1,4 +1,4 @@
-/** An event as the log holds it: the envelope of the design, times as RFC 3339. */
+/** An event as the log holds it: envelope and data. Times are RFC 3339. */
 export interface RecordedEvent<Type extends string = string, Data = unknown> {
   readonly id: string;
   readonly type: Type;
@@ -16,8 +16,10 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
   readonly data: Data;
 }
 
-/** An event as it is stored: its data as JSON, in the schema version that it was written in. */
+/** An event as it is stored: its data is JSON text in the schema version in which it was written. */
 export type StoredEvent = Omit<RecordedEvent, 'data'> & { readonly json: string };
 
-/** What a lane holds at a position: an event, or with `unreadable` one that this code cannot read, without its data. */
+/**
+ * An event at a position of a lane. `unreadable` is set when this code cannot read the event, which then has no data.
+ */
 export type LaneEvent = RecordedEvent & { readonly unreadable?: Error };

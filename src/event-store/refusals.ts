@@ -1,4 +1,4 @@
-/** The stream is not at a version that `If-Match` allows. */
+/** The stream is at a version that `If-Match` does not allow. */
 export class VersionMismatch extends Error {
   override readonly name = 'VersionMismatch';
   readonly code = 'version-mismatch';
@@ -7,7 +7,7 @@ export class VersionMismatch extends Error {
   }
 }
 
-/** The key stands for another request. */
+/** The idempotency key was used before, for a different request. */
 export class KeyReused extends Error {
   override readonly name = 'KeyReused';
   readonly code = 'idempotency-key-reused';
@@ -16,7 +16,7 @@ export class KeyReused extends Error {
   }
 }
 
-/** A counter stands at its limit. */
+/** The append would raise a counter above its limit. */
 export class CounterAtLimit extends Error {
   override readonly name = 'CounterAtLimit';
   constructor(

@@ -13,7 +13,7 @@ interface SnapshotRow {
   key_id: string | null;
 }
 
-/** States of streams in the past, so that one at an old version is folded from few events. */
+/** Earlier states of streams, so that a state at an old version is folded from few events. */
 export class Snapshots {
   constructor(
     private readonly pool: Pool,
@@ -21,7 +21,7 @@ export class Snapshots {
     private readonly decoder: EventDecoder,
   ) {}
 
-  /** The last state that was kept of a stream at or before a version; undefined when there is none. */
+  /** The latest snapshot of a stream at or before a version; undefined when there is none. */
   async load(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
     const [row] = await rowsOf<SnapshotRow>(this.pool, {
       name: 'load_snapshot',
@@ -33,7 +33,7 @@ export class Snapshots {
     return row && dataOf((await this.decoder.states([row]))[0]);
   }
 
-  /** Keeps the state that a stream had at a version; one that is there already stays. */
+  /** Stores the state of a stream at a version, unless a snapshot of that version exists. */
   async save(
     stream: StreamId,
     stateVersion: number,

@@ -8,20 +8,20 @@ import { type StateLag } from './stream-reader.js';
 import { type StreamId, streamKey } from './lane.js';
 import { StreamTurns } from './stream-turns.js';
 
-/** A decider's state with the facts that only the store knows: where the stream ends, and its times. */
+/** A decider's state together with what only the store knows: where the stream ends, and its times. */
 export interface Loaded<State> {
   readonly state: State;
   readonly lane: number;
-  /** Position of the last event; 0 when the stream does not exist. */
+  /** Position of the stream's last event; 0 when the stream does not exist. */
   readonly position: number;
   readonly time: string;
   readonly createdAt: string;
   readonly lastActivityAt: string;
-  /** How far the stored state is behind; undefined when it is one that this code cannot use. */
+  /** How far the stored state is behind; undefined when there is none that this code can use. */
   readonly lag: StateLag | undefined;
 }
 
-/** What a command did. `duplicate` is there when it was done before under the same key. */
+/** The effect of a command. `duplicate` is set when the command was done before under the same key. */
 export interface Handled<State, Event> extends Loaded<State> {
   readonly events: readonly Event[];
   readonly duplicate?: { readonly version: number; readonly reference: unknown };
@@ -31,53 +31,57 @@ export interface HandleOptions<State = unknown, Event = unknown> {
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId?: string | undefined;
-  /** The versions that the caller allows; `*` any that exists. */
+  /** The versions that the caller allows; `*` allows any existing stream. */
   readonly ifMatch?: '*' | readonly number[] | undefined;
   readonly key?:
     | {
         readonly scope: string;
         readonly key: string;
         readonly fingerprint: string;
-        /** What a retry needs to know of the result; no personal data. */
+        /** The part of the result that a retry needs. It must hold no personal data, because it is stored in plain. */
         readonly reference: (events: readonly { readonly type: string }[]) => unknown;
       }
     | undefined;
-  /** Begins with the append, if there is one. */
+  /** A lease that begins with the append, if there is one. */
   readonly lease?: NewLease | undefined;
-  /** Key and limit of the counter that a decision calls by this name. */
+  /** Key and limit of the counter to which a decision refers by this name. */
   readonly counter?: (name: string) => Promise<{ key: string; max: number }> | { key: string; max: number };
-  /** Told what is about to be appended, and the state before it; again if that came too late. */
+  /**
+   * Called with the events about to be appended and the state before them; called again when a conflict forces a retry.
+   */
   readonly decided?: ((events: readonly Event[], before: State) => void) | undefined;
 }
 
 export interface StreamKind<State, Command, Event extends { type: string; data: unknown }> {
   readonly decider: Decider<State & { version: number }, Command, Event>;
-  /** States stored under another number are folded anew. */
+  /** States stored under another number are discarded and folded again from the events. */
   readonly stateVersion: number;
   readonly schemaVersion: (type: Event['type']) => number;
   readonly isActivity: (event: Event) => boolean;
-  /** Stores the state with every append, for those who look at the table of states by themselves. */
+  /** Stores the state with every append, for readers that query the table of states directly. */
   readonly storesAlways?: boolean;
   readonly incarnation: (state: State) => number;
-  /** A state is kept about every so many versions, so that one of the past is folded from few events; 1000. */
+  /** Distance in versions between snapshots, from which states of the past are folded. Default 1000. */
   readonly snapshotEvery?: number;
-  /** Bytes that a command holds while it waits for its turn, roughly; what is not weighed counts as nothing. */
+  /** Approximate bytes that a command holds while it waits for its turn. Without it a command counts as 0 bytes. */
   readonly weigh?: (command: Command) => number;
-  /** Adds to a command what only its effect in this state needs, and what no state holds. */
+  /** Adds to a command the data that its effect in this state needs and that the state does not hold. */
   readonly prepare?: (command: Command, state: State) => Promise<Command>;
 }
 
-/** A hot stream on several nodes loses a race now and then; losing so many in a row means something is wrong. */
+/**
+ * A busy stream on several nodes loses a race now and then; losing this often in a row means that something is wrong.
+ */
 const ATTEMPTS = 100;
 const CACHED_STATES = 20_000;
 const SNAPSHOT_EVERY = 1_000;
 
 /**
- * Load, decide, append, and again if somebody else was faster: the way of every command.
+ * Handles commands on streams: loads the state, decides, appends, and starts over when somebody else appended first.
  *
- * Commands on one stream are taken one after the other within a process, so that they do not race themselves.
- * States are cached; a cached state is proven right by the append's version check, and when a decision appends
- * nothing it is proven by loading again: an old state may not refuse what is right by now.
+ * Commands on one stream run one after the other within a process, so that they do not conflict with each other. States
+ * are cached. The version check of the append proves that a cached state is current. A decision that appends nothing
+ * has no such check, so the state is loaded again before it counts: a stale state must not refuse a command.
  */
 export class StreamHandler<State, Command, Event extends { type: string; data: unknown }> {
   private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
@@ -104,11 +108,11 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     return this.turns.take(stream, bytes, () => this.attempt(stream, command, options));
   }
 
-  /** Loads many states by one query, so that the commands on them which follow need no load of their own. */
+  /** Loads many states by one query, so that subsequent commands on them find the states cached. */
   async preload(streams: readonly StreamId[]): Promise<void> {
     for (const stored of await this.store.streams.loadMany(streams)) {
       const key = streamKey(stored);
-      // What is stored under another number is folded when it is needed.
+      // A state of another version is skipped; `load` folds it when it is needed.
       if (stored.stateVersion !== this.kind.stateVersion) continue;
       const loaded = this.follow(
         { ...stored, state: stored.state as State & { version: number } },
@@ -118,19 +122,22 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     }
   }
 
-  /** The state as it was when it was last seen here: good for what is checked later on anyway. */
+  /** The cached state, which may be stale; use it only for what is checked again later. */
   known(stream: StreamId): Loaded<State & { version: number }> | undefined {
     return this.cache.get(streamKey(stream));
   }
 
-  /** The state as the log has it now. */
+  /** The current state, as the log has it. */
   async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
     const loaded = (await this.catchUp(stream)) ?? (await this.loadCold(stream));
     this.cache.set(streamKey(stream), loaded);
     return loaded;
   }
 
-  /** From the state at hand; undefined when there is none that the log still has, or when it is too old. */
+  /**
+   * Brings the cached state up to date. Returns undefined when there is none, or when it is too old or no longer in the
+   * log.
+   */
   private async catchUp(stream: StreamId): Promise<Loaded<State & { version: number }> | undefined> {
     const known = this.known(stream);
     if (!known || known.state.version === 0) return undefined;
@@ -164,7 +171,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     return this.follow({ ...stored, state, lag: undefined }, stored.since);
   }
 
-  /** What a state and its times have become by the events that came since. */
+  /** Applies the events that came since to a state and its times. */
   private follow(
     from: Loaded<State & { version: number }> & { readonly incarnation: number },
     since: readonly RecordedEvent[],
@@ -180,7 +187,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     return { state, lane: from.lane, position, time, createdAt, lastActivityAt, lag: from.lag };
   }
 
-  /** The state that a stream had at a version which it has reached: folded from the snapshot before it. */
+  /** The state of a stream at a version that it has reached, folded from the snapshot before that version. */
   async stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
     const { decider, stateVersion } = this.kind;
     const known = await this.store.snapshots.load(stream, stateVersion, version);
@@ -194,8 +201,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   }
 
   /**
-   * Keeps a state as a snapshot if it is the first of its stretch of versions. Nobody waits for it: where one is
-   * missing, the next question about the past folds the events and leaves it behind.
+   * Stores a snapshot if this state is the first one past a multiple of `snapshotEvery`. Nobody waits for it: where a
+   * snapshot is missing, the next read of the past folds the events and stores it.
    */
   private keep(stream: StreamId, before: number, state: State & { version: number }): void {
     if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
@@ -227,7 +234,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     throw new Error(`stream ${streamKey(stream)}: ${ATTEMPTS} appends in a row met a newer version`);
   }
 
-  /** @returns undefined when the state turned out to be old. */
+  /** @returns undefined when the state turned out to be stale */
   private async decideAndAppend(
     stream: StreamId,
     command: Command,

@@ -5,13 +5,13 @@ import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRo
 import { type StreamId, streamKey } from './lane.js';
 import { type RecordedEvent } from './recorded-event.js';
 
-/** What a stream has had since its state was stored last; bytes are those of payloads as they are stored. */
+/** What was appended to a stream since its state was stored last. Bytes are those of the stored payloads. */
 export interface StateLag {
   readonly events: number;
   readonly bytes: number;
 }
 
-/** The state of a stream that was stored last, its times as of then, and all that came since. */
+/** The last stored state of a stream, its times as of that state, and the events that came since. */
 export interface StoredStream {
   readonly lane: number;
   readonly version: number;
@@ -27,19 +27,19 @@ export interface StoredStream {
 }
 
 export interface StreamRange {
-  /** First version wanted, inclusive; 1 unless given. */
+  /** First version to read, inclusive. Default 1. */
   readonly from?: number;
-  /** Last version wanted, inclusive. */
+  /** Last version to read, inclusive. Default: the stream's end. */
   readonly to?: number;
   readonly limit?: number;
   readonly types?: readonly string[];
-  /** Data of a type or version that this code does not know comes as it is stored, instead of being an error. */
+  /** Returns data of an unknown type or version as it is stored, instead of throwing. */
   readonly unknownAsStored?: boolean;
 }
 
 type SizedEventRow = EventRow & { readonly size: number };
 
-/** Where a stream stood when its state was seen last. */
+/** Where a stream ended when its state was cached. */
 export interface KnownEnd {
   readonly version: number;
   readonly position: number;
@@ -47,12 +47,12 @@ export interface KnownEnd {
 }
 
 /**
- * Events behind a known state that are read at once; where there are more, the stored state is nearer, since a state is
- * stored about every eight events.
+ * Most events read at once to catch up from a cached state. Where more have come, loading the stored state is cheaper,
+ * because a state is stored about every eight events.
  */
 const MOST_SINCE_KNOWN = 16;
 
-/** Reads single streams: their states, their events, and where they end. */
+/** Reads single streams: their states, their events and their ends. */
 export class StreamReader {
   constructor(
     private readonly pool: Pool,
@@ -60,7 +60,7 @@ export class StreamReader {
     private readonly decoder: EventDecoder,
   ) {}
 
-  /** The state that was stored last, and what came since; undefined when the stream does not exist. */
+  /** The last stored state and the events that came since; undefined when the stream does not exist. */
   async load(stream: StreamId): Promise<StoredStream | undefined> {
     const [row] = await rowsOf<StateRow>(this.pool, {
       name: 'load_stream',
@@ -68,14 +68,15 @@ export class StreamReader {
       values: [stream.tenant, stream.streamId],
     });
     if (!row) return undefined;
-    // Events that are appended between the two queries do no harm: the second one reads up to the stream's end.
+    // Events appended between the two queries do no harm, because the second query reads up to the stream's end.
     const since = await this.rowsAfter(stream, row.version);
     return this.toStream(row, (await this.decoder.states([row]))[0], since);
   }
 
-  /** Those of the streams that exist and that this code can read, in no particular order, by two queries. */
+  /** Loads those of the streams that exist and that this code can read, in no particular order, by two queries. */
   async loadMany(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
-    // One by one through the index: for many streams the planner would rather read the whole table.
+    // The lateral join looks up each stream through the index; with a plain join the planner would read the whole
+    // table.
     const stored = await rowsOf<StateRow>(this.pool, {
       name: 'load_streams',
       text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
@@ -117,12 +118,12 @@ export class StreamReader {
   }
 
   /**
-   * The events of a stream behind one that is known; undefined when that one is not there or too far back, or when one
-   * of them cannot be read: a state that was stored since may be of more use.
+   * The events of a stream behind a known end. Undefined when the known event is not in the log or too far back, or
+   * when one of the events cannot be read: then a newer stored state may still be usable.
    */
   async since(stream: StreamId, known: KnownEnd): Promise<Pick<StoredStream, 'since' | 'lag'> | undefined> {
     const [first, ...rows] = await this.rowsAfter(stream, known.version - 1, MOST_SINCE_KNOWN + 1);
-    // A log that was set back may have gone on with other events since.
+    // A log that was restored from a backup may have continued with other events.
     const isThere =
       first?.version === known.version && first.position === known.position && first.time === known.time;
     return isThere && rows.length < MOST_SINCE_KNOWN ? readable(this.followed(rows)) : undefined;
@@ -138,7 +139,7 @@ export class StreamReader {
     });
   }
 
-  /** The versions that streams are at, in the order asked; 0 for one that does not exist. */
+  /** The current versions of the streams, in the given order; 0 for a stream that does not exist. */
   async versions(streams: readonly StreamId[]): Promise<number[]> {
     const rows = await rowsOf<{ version: number }>(this.pool, {
       name: 'stream_versions',
@@ -179,7 +180,7 @@ export class StreamReader {
     return this.decoder.events(rows, range.unknownAsStored);
   }
 
-  /** How many events of each type a stream has in a range of versions, both inclusive. */
+  /** Number of events of each type in a range of versions, both ends inclusive. */
   async countTypes(stream: StreamId, from: number, to: number): Promise<Record<string, number>> {
     const rows = await rowsOf<{ type: string; count: number }>(this.pool, {
       name: 'count_types',
@@ -191,7 +192,7 @@ export class StreamReader {
     return Object.fromEntries(rows.map(({ type, count }) => [type, count]));
   }
 
-  /** The last event that an incarnation had at a time, or has now; undefined when it had none. */
+  /** The last event of an incarnation, as of a time if one is given; undefined when there was none. */
   async lastVersion(
     stream: StreamId,
     incarnation: number,
@@ -214,7 +215,7 @@ export class StreamReader {
     return rows[0];
   }
 
-  /** All of a stream's events, a page at a time, so that a long one does not have to fit in memory. */
+  /** All events of a stream, read in pages, so that a long stream need not fit in memory. */
   async *events(stream: StreamId, range: StreamRange = {}, limit = 1_000): AsyncGenerator<RecordedEvent> {
     let from = range.from ?? 1;
     for (;;) {
@@ -253,7 +254,7 @@ export class StreamReader {
   }
 }
 
-/** Undefined for what a newer version of the service wrote. */
+/** Returns undefined for what a newer version of the service wrote. */
 async function readable<T>(reading: Promise<T>): Promise<T | undefined> {
   try {
     return await reading;

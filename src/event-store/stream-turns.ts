@@ -3,31 +3,31 @@ import { FairShare } from './fair-share.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type Telemetry } from './telemetry.js';
 
-/** Commands that may wait for their turn on one stream, and the bytes that they may hold; past it they are `overloaded`. */
+/** Most commands that may wait on one stream, and most bytes they may hold. Beyond that they get `Overloaded`. */
 const STREAM_COMMANDS = 1_000;
 const STREAM_BYTES = 16 * 1024 * 1024;
-/** The same over all streams: each tenant has its share of it, so that one that floods its own sessions harms no other. */
+/** The same limits over all streams. Each tenant has a share of them, so a flood of one tenant harms no other. */
 const ALL_COMMANDS = { count: 20_000, bytes: 128 * 1024 * 1024 };
 
 /**
- * Two nodes with a queue for one stream: the one that wins has the next state at hand and wins again, while the other
- * must load first, and comes too late every time. So whoever has made so many appends in a row leaves a gap, as long
- * as others need to load and append.
+ * Most appends in a row to one stream before this process pauses. When two nodes have a queue for the same stream, the
+ * winner of a race has the next state at hand and wins again, while the other must load first and always comes too
+ * late. The pause is long enough for another node to load and append.
  */
 const RUN = 32;
 const GAP_APPENDS = 4;
 const LONGEST_GAP_MS = 50;
 
-/** The last command that was given on a stream. */
+/** The last command that was queued on a stream. */
 interface Turn {
   readonly settled: Promise<void>;
-  /** How many commands in a row it ends. */
+  /** How many commands in a row this one completes. */
   readonly run: number;
-  /** All commands on the stream that have not settled yet. */
+  /** Number and bytes of all commands on the stream that have not settled yet. */
   readonly queue: { commands: number; bytes: number };
 }
 
-/** Lets the commands on each stream take turns within this process, so that they do not race each other. */
+/** Runs the commands on each stream one after the other within this process, so that they do not conflict. */
 export class StreamTurns {
   private readonly turns = new Map<string, Turn>();
   private readonly room = new FairShare(ALL_COMMANDS);
@@ -35,15 +35,16 @@ export class StreamTurns {
 
   constructor(private readonly telemetry: Telemetry) {}
 
-  /** How long an append took, the last time; others need about as long. */
+  /** Records how long the last append took; appends of other nodes are assumed to take about as long. */
   appendTook(ms: number): void {
     this.appendMs = ms;
   }
 
   /**
-   * Runs `work` when all that came before on the stream is done, however that ended.
-   * @param bytes that the work holds meanwhile
-   * @throws Overloaded at once when too much waits on this stream, or of this tenant; whatever `work` throws
+   * Runs `work` when all earlier work on the stream has ended, successfully or not.
+   *
+   * @param bytes size of what the work holds while it waits
+   * @throws Overloaded at once when too much waits on this stream or for this tenant; whatever `work` throws
    */
   take<T>(stream: StreamId, bytes: number, work: () => Promise<T>): Promise<T> {
     const key = streamKey(stream);

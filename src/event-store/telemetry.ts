@@ -1,40 +1,41 @@
 /**
- * What happens inside the kernel and in those who follow its log, for metrics, logs and traces. Each entry is the name
- * of a kind of event and what is told of one. Times are milliseconds, sizes bytes.
+ * What happens in the event store and in those who follow its log, for metrics, logs and traces. Each entry maps the
+ * name of a kind of event to its fields. Times are milliseconds, sizes bytes.
  */
 export interface TelemetryEvents {
-  /** An append was answered: how long it waited for its batch, and how long that batch took to commit. */
+  /** An append was answered: how long it waited for its batch, and how long the commit of that batch took. */
   appended: { readonly outcome: AppendOutcome; readonly waitMs: number; readonly commitMs: number };
   /** One commit of the batch writer. */
   batch: { readonly appends: number; readonly events: number; readonly commitMs: number };
-  /** Something was turned away because too much waits already. */
+  /** An append or a command was refused because too many wait already. */
   overloaded: { readonly what: 'append' | 'command'; readonly tenant: string };
   /** Another writer appended to a stream first: the command loads the stream and decides again. */
   conflict: { readonly tenant: string };
-  /** A lease that this node held belongs to another node, or to nobody, by the database's word. */
+  /** The database says that a lease which this node held belongs to another node, or to nobody. */
   leaseLost: { readonly name: string };
-  /** Notifications of other nodes arrive, or no longer do: then the log is polled. */
+  /** Notifications of other nodes arrive, or no longer arrive; in the latter case the log is polled. */
   wakeUp: { readonly connected: boolean };
-  /** A read model took in events of the log. */
+  /** A read model applied events of the log. */
   projected: { readonly projection: string; readonly events: number; readonly ms: number };
-  /** A read model could not take in an event, and leaves its session out from now on. */
+  /** A read model could not apply an event, and skips the session of that event from now on. */
   parked: { readonly projection: string };
-  /** Brokers acknowledged events. */
+  /** The brokers acknowledged events. */
   published: { readonly events: number; readonly bytes: number; readonly ms: number };
-  /** Another node had taken over a lane that this node was about to publish or move the checkpoint of. */
+  /** Another node had taken over a lane whose events or checkpoint this node was about to write. */
   fenced: { readonly work: string };
   /** A model was called. */
   modelCalled: {
     readonly model: string;
     readonly outcome: 'completed' | 'failed' | 'timeout' | 'cancelled';
     readonly ms: number;
-    /** Until the first piece of text; undefined when none came. */
+    /** Time until the first piece of text; undefined when no text came. */
     readonly firstTextMs?: number | undefined;
     readonly inputTokens: number;
     readonly outputTokens: number;
   };
   /**
-   * Something failed that nobody waits for, and that is tried again or made good later.
+   * Background work failed. Nobody waits for it, and it is retried or made up for later.
+   *
    * @see Telemetry.failed
    */
   failed: { readonly what: string; readonly error: unknown };
@@ -46,13 +47,13 @@ type Name = keyof TelemetryEvents;
 type Listener<N extends Name> = (event: TelemetryEvents[N]) => void;
 
 /**
- * The one place where the inside tells what happens. It is synchronous, keeps nothing, and costs a look at an empty list
- * while nobody listens. A listener must neither throw nor take long: it runs in the middle of what it is told of.
+ * The only emitter of telemetry. It is synchronous, stores nothing, and without listeners costs a look at an empty
+ * list. A listener must neither throw nor block, because it runs in the middle of the work that it observes.
  */
 export class Telemetry {
   private readonly listeners: { [N in Name]?: Listener<N>[] } = {};
 
-  /** Calls back for each event of this kind. Returns how to stop that. */
+  /** Calls `listener` for each event of this kind. Returns a function that stops this. */
   on<N extends Name>(name: N, listener: Listener<N>): () => void {
     const known = this.listeners[name] ?? [];
     this.listeners[name] = [...known, listener] as (typeof this.listeners)[N];
@@ -67,7 +68,8 @@ export class Telemetry {
   }
 
   /**
-   * For `.catch(…)` on work that nobody waits for: the error is told instead of lost.
+   * For `.catch(…)` on work that nobody waits for: reports the error instead of losing it.
+   *
    * @param what was tried, as the subject of a sentence: `the renewal of leases`
    */
   failed(what: string): (error: unknown) => undefined {

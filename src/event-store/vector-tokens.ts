@@ -1,21 +1,21 @@
 import { createCipheriv, createDecipheriv, createHmac, timingSafeEqual } from 'node:crypto';
 
 const TAG_BYTES = 16;
-/** 2^40 positions a lane: more than a thousand years of a thousand appends a second, in every lane. */
+/** 2^40 positions per lane last more than a thousand years at thirty appends a second in every lane. */
 const POSITION_BYTES = 5;
 
 /**
- * Where a reader of all lanes stands, as opaque text: one position per lane, sealed for a scope.
+ * The positions of a reader of all lanes, as opaque text that is valid for one scope only.
  *
- * Positions tell how much others write, so they are encrypted; the tag makes one that was made up, changed or given
- * out for another scope unreadable. It is computed from what it seals (SIV), so the same place is always the same
- * text: a client may tell by it what it has seen already.
+ * Positions reveal how much other tenants write, so they are encrypted. The authentication tag rejects text that was
+ * made up, changed or issued for another scope. The tag is computed from the plain text (SIV), so the same positions
+ * always give the same text: a client can tell by it what it has seen already.
  */
 export class VectorTokens {
   private readonly tagKey: Buffer;
   private readonly cipherKey: Buffer;
 
-  /** @param key the log's secret; keys of this use are derived from it. */
+  /** @param key secret of the log; the keys for these tokens are derived from it */
   constructor(
     key: Buffer,
     private readonly lanes: number,
@@ -25,7 +25,7 @@ export class VectorTokens {
     this.cipherKey = derived('cipher').subarray(0, 16);
   }
 
-  /** @param positions by lane; one that is missing counts as 0. */
+  /** @param positions indexed by lane; a missing one counts as 0 */
   encode(scope: string, positions: readonly number[]): string {
     const plain = Buffer.alloc(this.lanes * POSITION_BYTES);
     for (let lane = 0; lane < this.lanes; lane += 1) {
@@ -36,10 +36,10 @@ export class VectorTokens {
     return Buffer.concat([tag, sealed]).toString('base64url');
   }
 
-  /** @returns positions by lane; undefined for a text that was not given out for this scope. */
+  /** @returns positions indexed by lane; undefined for a text that was not issued for this scope */
   decode(scope: string, token: string): number[] | undefined {
     const bytes = Buffer.from(token, 'base64url');
-    // Decoding is lenient: only the one spelling that was given out is taken.
+    // Base64url decoding accepts several spellings; only the one that was issued is valid.
     if (bytes.length !== TAG_BYTES + this.lanes * POSITION_BYTES || bytes.toString('base64url') !== token)
       return undefined;
     const tag = bytes.subarray(0, TAG_BYTES);
@@ -51,7 +51,7 @@ export class VectorTokens {
   }
 
   private tagOf(scope: string, plain: Buffer): Buffer {
-    // The positions have a fixed length, so scope and positions cannot be cut apart in another place.
+    // The positions have a fixed length, so no other pair of scope and positions gives the same bytes.
     return createHmac('sha256', this.tagKey).update(plain).update(scope).digest().subarray(0, TAG_BYTES);
   }
 }

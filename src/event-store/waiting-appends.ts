@@ -2,20 +2,20 @@ import { type Waiting } from './committer.js';
 
 /** An append that waits for its batch. */
 export interface Pending extends Waiting {
-  /** Names its stream. */
+  /** Key of the append's stream. */
   readonly key: string;
   readonly bytes: number;
-  /** When it began to wait, by `performance.now()`. */
+  /** When the append began to wait, by `performance.now()`. */
   readonly since: number;
-  /** When its batch began to commit, likewise; 0 before that. */
+  /** When its batch began to commit, by `performance.now()`; 0 before that. */
   begun: number;
 }
 
-/** From here on a bigger batch costs more per append than it saves (measured). */
+/** Measured: a larger batch costs more per append than it saves. */
 const BATCH_APPENDS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
 
-/** A batch that is being put together. A stream stands in it once: further appends to it wait for the next one. */
+/** A batch under construction. It holds at most one append per stream; further ones wait for the next batch. */
 export class Batch {
   readonly pending: Pending[] = [];
   private readonly streams = new Set<string>();
@@ -25,10 +25,10 @@ export class Batch {
     return this.pending.length >= BATCH_APPENDS;
   }
 
-  /** Takes an append in, if there is room and no other of its stream stands or waits before it. */
+  /** Adds an append if there is room and no other append of its stream is in the batch or waits before it. */
   take(pending: Pending): boolean {
     const isFirst = !this.streams.has(pending.key);
-    // Also when it does not fit: what comes behind it in its stream must not pass it.
+    // The stream is noted even when the append does not fit: later appends of the stream must not overtake it.
     this.streams.add(pending.key);
     const fits = !this.isFull && (this.pending.length === 0 || this.bytes + pending.bytes <= BATCH_BYTES);
     if (!isFirst || !fits) return false;
@@ -39,8 +39,8 @@ export class Batch {
 }
 
 /**
- * Appends that wait, in the order in which they came for each tenant. Batches take from the tenants in turns, so that an
- * append of one waits behind no flood of another.
+ * Waiting appends, in order of arrival per tenant. Batches take from the tenants in turns, so that the appends of one
+ * tenant never wait behind a flood of another.
  */
 export class WaitingAppends {
   private readonly tenants = new Map<string, Pending[]>();
@@ -58,7 +58,7 @@ export class WaitingAppends {
     this.count += 1;
   }
 
-  /** Moves into the batch what fits into it. */
+  /** Moves appends into the batch until nothing more fits. */
   fill(batch: Batch): void {
     const before = batch.pending.length;
     const queues = [...this.tenants].map(([tenant, waiting]) => ({
@@ -77,7 +77,7 @@ export class WaitingAppends {
     }
     for (const { tenant, waiting, next, left } of queues) {
       const rest = next < waiting.length ? [...left, ...waiting.slice(next)] : left;
-      // Behind all others: whoever had the first place of this batch has the last one of the next.
+      // The tenant goes to the end: whoever came first in this batch comes last in the next one.
       this.tenants.delete(tenant);
       if (rest.length > 0) this.tenants.set(tenant, rest);
     }

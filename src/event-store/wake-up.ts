@@ -1,22 +1,22 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
-import { connect } from '../database/connection.js';
+import { connect, keepsProcessAlive } from '../database/connection.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
 
 /**
- * The least time between two notifications of one node. NOTIFY takes a lock that is global to the server, so it is never
- * part of an append, and what is committed in between goes into the next notification.
+ * Least time between two notifications of one node. NOTIFY takes a lock that is global to the server, so it is never
+ * part of an append; commits within the gap share the next notification.
  */
 const NOTIFY_GAP_MS = 10;
 
-/** A lost notification costs at most this much delay. */
+/** A lost notification delays readers by at most this much. */
 const POLL_MS = 1_000;
 
 type Listener = (lanes: Iterable<number>) => void;
 
-/** Wakes the readers of the log when lanes have grown: at once within the process, by NOTIFY on other nodes. */
+/** Wakes the readers of the log when lanes have grown: directly within the process, by NOTIFY on other nodes. */
 export class WakeUp {
   private readonly origin = randomUUID();
   private readonly listeners = new Set<Listener>();
@@ -34,7 +34,7 @@ export class WakeUp {
   constructor(
     private readonly url: string,
     lanes: number,
-    /** Others may have appended to these lanes; called before the listeners are. */
+    /** Called before the listeners when other nodes may have appended to these lanes. */
     private readonly onForeign: (lanes: Iterable<number>) => void,
     private readonly telemetry: Telemetry,
   ) {
@@ -46,14 +46,17 @@ export class WakeUp {
     this.poll.unref();
   }
 
-  /** Calls back with the lanes that may have grown, at least once a second with all of them. Returns how to stop that. */
+  /**
+   * Calls `listener` with the lanes that may have grown, and at least once a second with all lanes. Returns a function
+   * that stops this.
+   */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
     this.ensureConnected();
     return () => this.listeners.delete(listener);
   }
 
-  /** The writer committed to these lanes. Those who wait for the commit itself are answered first. */
+  /** Tells that the writer committed to these lanes. Readers are woken after those who wait for the commit. */
   appended(lanes: Iterable<number>): void {
     for (const lane of lanes) this.grown.add(lane);
     this.emitting ??= setImmediate(() => {
@@ -67,13 +70,16 @@ export class WakeUp {
     });
   }
 
-  /** Calls back when a reader on this node waits, so that work is done at once instead of gathered. Returns how to stop that. */
+  /**
+   * Calls `listener` when a reader on this node waits, so that work is done at once instead of gathered into a batch.
+   * Returns a function that stops this.
+   */
   onReaderWaiting(listener: () => void): () => void {
     this.waitListeners.add(listener);
     return () => this.waitListeners.delete(listener);
   }
 
-  /** A reader waits until the followers of the log on this node have caught up. */
+  /** Tells that a reader waits until the followers of the log on this node have caught up. */
   readerWaits(): void {
     for (const listener of this.waitListeners) listener();
   }
@@ -104,7 +110,7 @@ export class WakeUp {
     try {
       await this.client.query('select pg_notify($1, $2)', [CHANNEL, `${this.origin} ${lanes.join()}`]);
     } catch (error) {
-      // The other nodes find the events by polling, and a lost connection is replaced when its end is told.
+      // The other nodes find the events by polling, and the connection is replaced when its end is reported.
       if (!this.closed) this.telemetry.emit('failed', { what: 'the notification of other nodes', error });
     }
     setTimeout(() => {
@@ -132,7 +138,7 @@ export class WakeUp {
     }
   }
 
-  /** A connection that listens. One on which that fails is ended: each try would leave an open one behind. */
+  /** Opens a connection that listens. When LISTEN fails the connection is closed, or each try would leave one open. */
   private async listeningClient(): Promise<Client> {
     const client = await connect(this.url, 'wake-up');
     try {
@@ -145,9 +151,10 @@ export class WakeUp {
         const [origin, lanes = ''] = payload.split(' ');
         if (origin !== this.origin) this.emitForeign(lanes.split(',').map(Number));
       });
-      // A notification that a crash loses is found by polling, so its commit need not wait for the disk.
+      // A notification that is lost in a crash is made up for by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
       await client.query(`listen ${CHANNEL}`);
+      keepsProcessAlive(client, false);
       return client;
     } catch (error) {
       client.end().catch(this.telemetry.failed('closing a connection that could not listen'));

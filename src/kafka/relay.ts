@@ -249,7 +249,7 @@ export class Relay {
 function pause(ms: number): { promise: Promise<void>; cancel: () => void } {
   let cancel = (): void => undefined;
   const promise = new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, ms);
+    const timer = setTimeout(resolve, ms).unref();
     cancel = () => {
       clearTimeout(timer);
       resolve();

@@ -342,7 +342,7 @@ class Rebuild {
   private async wait(ms: number): Promise<void> {
     if (this.stopped) return;
     await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, ms);
+      const timer = setTimeout(resolve, ms).unref();
       this.endPause = () => {
         clearTimeout(timer);
         resolve();

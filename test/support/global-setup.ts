@@ -1,10 +1,11 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmod, mkdtemp, readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import type * as embedded from '../../src/embedded-postgres/embedded-postgres.js';
 // Without `.js`: Jest loads this file outside the module mapping that finds the `.ts`.
-import { startEmbeddedPostgres } from '../../src/embedded-postgres/embedded-postgres';
 import { setTeardown } from './global-teardown';
 
 /**
@@ -20,11 +21,20 @@ export default async function globalSetup(): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'colloquy-test-'));
   // As root the server runs as another user, who has to get in.
   await chmod(folder, 0o755);
+  // Jest's own loader for this file does not find a `.ts` by the name of a `.js`; Node's, with the hook, does.
+  const load = createRequire(__filename);
+  load('./typescript-hook.cjs');
+  const { startEmbeddedPostgres } = load(
+    '../../src/embedded-postgres/embedded-postgres.ts',
+  ) as typeof embedded;
   const postgres = await startEmbeddedPostgres({ dataDir: folder });
   process.env['COLLOQUY_TEST_ADMIN_URL'] = postgres.url;
 
-  // However this process dies, even by kill -9, the pipe then closes, and the janitor ends what is left.
-  const script = 'cat >/dev/null; test -e "$1" && kill -INT "$(head -n 1 "$1")" && sleep 5; rm -rf "$2"';
+  // The server ends with this process, however that dies, even by kill -9. The pipe then closes as well, and the janitor
+  // removes the folder once the server is gone.
+  const script = `cat >/dev/null
+    n=100; while test -e "$1" && test $n -gt 0; do sleep 0.1; n=$((n - 1)); done
+    rm -rf "$2"`;
   const janitor = spawn('sh', ['-c', script, 'sh', join(postgres.dataDir, 'postmaster.pid'), folder], {
     cwd: '/',
     detached: true,

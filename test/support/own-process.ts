@@ -1,9 +1,9 @@
 import { transformFileSync } from '@swc/core';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 
 const ROOT = join(__dirname, '../..');
@@ -25,18 +25,20 @@ export interface OwnProcess {
 }
 
 /**
- * @param source path from the repository's root of a file that imports packages only
+ * @param source path from the repository's root of a file that imports packages and files of its own folder only
  * @param packages a `node_modules` folder that is looked into before the repository's own
  */
 export function ownProcesses(source: string, packages?: string): OwnProcesses {
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-own-process-'));
+  for (const name of readdirSync(join(ROOT, dirname(source)))) {
+    const { code } = transformFileSync(join(ROOT, dirname(source), name), {
+      jsc: { parser: { syntax: 'typescript' }, target: 'es2022' },
+      module: { type: 'commonjs' },
+      swcrc: false,
+    });
+    writeFileSync(join(folder, `${basename(name, '.ts')}.js`), code);
+  }
   const compiled = join(folder, `${basename(source, '.ts')}.js`);
-  const { code } = transformFileSync(join(ROOT, source), {
-    jsc: { parser: { syntax: 'typescript' }, target: 'es2022' },
-    module: { type: 'commonjs' },
-    swcrc: false,
-  });
-  writeFileSync(compiled, code);
   const started: OwnProcess[] = [];
   return {
     start: (script, ...args) => {

@@ -21,7 +21,9 @@ import {
   startEmbeddedPostgres,
   type EmbeddedPostgres,
 } from '../../../src/embedded-postgres/embedded-postgres.js';
+import { listMovedData, removeMovedData } from '../../../src/embedded-postgres/moved-data.js';
 import { ownProcesses } from '../../support/own-process.js';
+import { alive, commandOf, processesOn } from '../../support/processes.js';
 
 const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
 /** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
@@ -64,7 +66,7 @@ describe('the embedded PostgreSQL', () => {
   it('given an empty folder in a path with a space, when started, then it serves there, on loopback only', async () => {
     const postgres = await start();
 
-    expect(postgres).toMatchObject({ adopted: false, notes: [], dataDir: join(dataDir, 'postgres/data') });
+    expect(postgres).toMatchObject({ notes: [], dataDir: join(dataDir, 'postgres/data') });
     expect(postgres.serverVersion).toMatch(/^18\./);
     expect(await ask(postgres.url, `SELECT current_database() AS answer`)).toBe('colloquy');
     expect(await ask(postgres.url, 'SHOW listen_addresses')).toBe('127.0.0.1');
@@ -84,74 +86,71 @@ describe('the embedded PostgreSQL', () => {
 
     const second = await start({ work_mem: '7MB' });
 
-    expect(second.adopted).toBe(false);
     expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
     expect(await ask(second.url, 'SHOW work_mem')).toBe('7MB');
   }, 60_000);
 
-  it('given a service that was killed with -9, when started again, then it goes on with the server left behind', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-    const pid = await postmasterPid(dataDir);
-    await service.kill9();
-
-    const postgres = await start();
-
-    expect(postgres).toMatchObject({ adopted: true, url });
-    expect(await postmasterPid(dataDir)).toBe(pid);
-    await postgres.stop();
-    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-  }, 60_000);
-
-  it('given an adopted server and a process that does nothing else, when stopped, then stop is waited for', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    await service.line();
-    await service.kill9();
-
-    const next = processes.start(
-      `const postgres = await module.startEmbeddedPostgres({ dataDir: args[0] });
-       process.stdin.destroy();
-       await postgres.stop();
-       say(String(postgres.adopted));`,
-      dataDir,
-    );
-
-    expect(await next.line()).toBe('true');
-  }, 60_000);
-
-  it('given a server left behind with other settings, when started, then it is replaced', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-    await service.kill9();
-
-    const postgres = await start({ work_mem: '7MB' });
-
-    expect(postgres.adopted).toBe(false);
-    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-    expect(await ask(postgres.url, 'SHOW work_mem')).toBe('7MB');
-  }, 60_000);
-
-  // 15 s go by until a silent server is given up.
-  (process.env['FULL'] === '1' ? it : it.skip)(
-    'given a server left behind that hangs, when started, then it is replaced',
-    async () => {
+  it.each(['kill -9', 'process.exit', 'an error that nobody catches', 'nothing more to do'])(
+    'given an owner that ends by %s, when five seconds have passed, then its server and all that belongs to it is gone, and the next start has the data',
+    async (way) => {
+      const ends = {
+        'kill -9': 'setInterval(() => undefined, 1000);',
+        'process.exit': 'setTimeout(() => process.exit(0), 100);',
+        'an error that nobody catches': `setTimeout(() => { throw new Error('nobody catches this'); }, 100);`,
+        'nothing more to do': 'process.stdin.destroy();',
+      }[way];
       await using processes = ownProcesses(SOURCE);
-      const service = processes.start(START_AND_STAY, dataDir);
-      const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-      await service.kill9();
-      process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+      const owner = processes.start(
+        `say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] }))); ${ends ?? ''}`,
+        dataDir,
+      );
+      const { url } = JSON.parse(await owner.line()) as EmbeddedPostgres;
+      const server = await processesOn(dataDir);
+      // The supervisor, its watcher, and the server with its workers.
+      expect(server.length).toBeGreaterThan(3);
 
-      const postgres = await start();
+      if (way === 'kill -9') await owner.kill9();
+      else if (owner.child.exitCode === null) await once(owner.child, 'exit');
 
-      expect(postgres.adopted).toBe(false);
+      await until(async () => (await alive(server)).length === 0, 5_000);
       await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-      expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+      expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
     },
     60_000,
   );
+
+  it('given a server whose supervisor was killed with its owner, when started, then that server is replaced', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+    const postmaster = await postmasterPid(dataDir);
+    // The owner would see that its supervisor is gone, and start the server again.
+    service.child.kill('SIGSTOP');
+    for (const pid of await processesOn(dataDir)) {
+      if ((await commandOf(pid)).includes('colloquy-postgres')) process.kill(pid, 'SIGKILL');
+    }
+    await service.kill9();
+    expect(await alive([postmaster])).toEqual([postmaster]);
+
+    const postgres = await start();
+
+    expect(await alive([postmaster])).toEqual([]);
+    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+    expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+  }, 60_000);
+
+  it('given a server that hangs, when its owner is killed, then it is gone all the same', async () => {
+    await using processes = ownProcesses(SOURCE);
+    const service = processes.start(START_AND_STAY, dataDir);
+    await service.line();
+    const server = await processesOn(dataDir);
+    process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+
+    await service.kill9();
+
+    await until(async () => (await alive(server)).length === 0, 10_000);
+    expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
+  }, 60_000);
 
   it.each(['a program of the same user', 'a process that has ended'])(
     'given a stale postmaster.pid with the pid of %s, when started, then it is no hindrance',
@@ -169,7 +168,6 @@ describe('the embedded PostgreSQL', () => {
       try {
         const postgres = await start();
 
-        expect(postgres.adopted).toBe(false);
         expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
         if (kind !== 'a process that has ended') expect(other.exitCode).toBeNull();
       } finally {
@@ -247,9 +245,26 @@ describe('the embedded PostgreSQL', () => {
       expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
       await second.stop();
 
-      await rm(dirname(dirname(first.dataDir)), { recursive: true });
+      // It is found and removed by a command, but not while it is in use.
+      const place = dirname(dirname(first.dataDir));
+      const moved = async () => (await listMovedData()).find((one) => one.place === place);
+      const third = await start();
+      expect(await moved()).toMatchObject({ dataDir, isReferred: true, isRunning: true });
+      await expect(removeMovedData(place)).rejects.toThrow('stop it first');
+      await third.stop();
+      expect(await moved()).toMatchObject({ isRunning: false, bytes: expect.any(Number) as number });
+      await expect(removeMovedData(dirname(place))).rejects.toThrow('is no place of moved data');
+
+      await rename(place, `${place}.away`);
       await expect(start()).rejects.toThrow(/is gone. Put it back/);
+      await rename(`${place}.away`, place);
+      await removeMovedData(place);
+      expect(await moved()).toBeUndefined();
       started.splice(0);
+
+      // Nothing of it is left that would keep the folder from beginning anew.
+      const anew = await start();
+      expect(await ask(anew.url, `SELECT to_regclass('kept') AS answer`)).toBeNull();
     },
     60_000,
   );
@@ -316,16 +331,16 @@ async function namesIn(folder: string): Promise<string[]> {
   return readdir(folder).catch(() => []);
 }
 
-/** Asks again and again, for 30 s at most; an error counts as no. */
-async function until(check: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 30_000;
+/** Asks again and again; an error counts as no. */
+async function until(check: () => Promise<boolean>, limitMs = 30_000): Promise<void> {
+  const deadline = performance.now() + limitMs;
   for (;;) {
     const done = await check().catch((error: unknown) => {
       if (performance.now() > deadline) throw error;
       return false;
     });
     if (done) return;
-    if (performance.now() > deadline) throw new Error('It did not come to pass within 30 s.');
+    if (performance.now() > deadline) throw new Error('It did not come to pass in time.');
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
