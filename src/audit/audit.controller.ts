@@ -29,7 +29,12 @@ import { Feed, type Step } from './feed.js';
 import { Forks } from './fork.js';
 import { Past } from './past.js';
 
-const READ = ['session-not-found', 'projection-lagging', 'database-unavailable'] as const;
+const READ = [
+  'session-not-found',
+  'projection-lagging',
+  'upgrade-in-progress',
+  'database-unavailable',
+] as const;
 
 /** What happened, what was, and how to go on from there another way. */
 @Controller('v1')
@@ -49,7 +54,7 @@ export class AuditController {
     description:
       'Per session by version, across sessions by time. Streams begin after `Last-Event-ID`, else after `after`.',
     stream: true,
-    problems: ['invalid-cursor', 'database-unavailable'],
+    problems: ['invalid-cursor', 'upgrade-in-progress', 'database-unavailable'],
   })
   async events(
     @Caller() { tenant }: Caller,
@@ -70,7 +75,7 @@ export class AuditController {
     summary: 'Read the audit trail of a session: all incarnations, also when it is deleted',
     description: 'With `Accept: text/event-stream` as it happens; the id of an event is its version.',
     stream: true,
-    problems: ['invalid-cursor', 'session-not-found', 'database-unavailable'],
+    problems: ['invalid-cursor', 'session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async trail(
     @Caller() { tenant }: Caller,
@@ -93,7 +98,7 @@ export class AuditController {
   @Answers(200, State, {
     summary: 'What a session was at a version or time, without its messages',
     etag: true,
-    problems: ['session-not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async state(
     @Caller() { tenant }: Caller,

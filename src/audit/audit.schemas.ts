@@ -1,6 +1,14 @@
 import { z } from 'zod';
-import { metadata, sessionEvents, sessionId, title, toolName, usage } from '../domain/session.events.js';
-import { at, incarnation, limit, MAX_VERSION, Message, time, yearful } from '../sessions/session.schemas.js';
+import {
+  metadata,
+  moment,
+  sessionEvents,
+  sessionId,
+  title,
+  toolName,
+  usage,
+} from '../domain/session.events.js';
+import { at, incarnation, limit, MAX_VERSION, Message, time } from '../sessions/session.schemas.js';
 
 /** Requests and answers about the past. The types, the validation and OpenAPI all come from these. */
 
@@ -28,7 +36,6 @@ export const Event = z
   .meta({ id: 'Event' });
 
 const eventTypes = Object.keys(sessionEvents) as [keyof typeof sessionEvents];
-const moment = z.iso.datetime({ offset: true }).refine(yearful);
 
 const filters = {
   type: z

@@ -27,7 +27,15 @@ export const toolName = z
   .string()
   .regex(/^[A-Za-z0-9_.:-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . : -')
   .meta({ example: 'get_weather' });
-const time = z.iso.datetime({ offset: true });
+/**
+ * A moment that somebody names: RFC 3339, as far as PostgreSQL takes it. It knows no year 0, no offset of 16 hours or
+ * more, and no fraction of any length; whatever passes here must not fail there.
+ */
+export const moment = z.iso
+  .datetime({ offset: true, error: 'must be an RFC 3339 time, e.g. 2026-11-22T10:00:00Z' })
+  .refine((text) => !text.startsWith('0000'), 'must not be of the year 0')
+  .refine((text) => !/[+-](?:1[6-9]|2\d):\d\d$/.test(text), 'must have an offset of less than 16 hours')
+  .refine((text) => !/\.\d{10}/.test(text), 'must have at most 9 digits of a second');
 const version = z.int().positive();
 const count = z.int().nonnegative();
 
@@ -131,7 +139,7 @@ export const sessionEvents = {
       toolCallId: id.optional(),
       generationId: id.optional(),
       status: messageStatus,
-      origin: z.object({ sessionId, messageId: id, createdAt: time }).optional(),
+      origin: z.object({ sessionId, messageId: id, createdAt: moment }).optional(),
     }),
   },
   GenerationStarted: {
@@ -156,13 +164,13 @@ export const sessionEvents = {
   },
   ToolApprovalGranted: {
     version: 1,
-    data: z.object({ tool: toolName, scope: z.enum(['once', 'session']), expiresAt: time.optional() }),
+    data: z.object({ tool: toolName, scope: z.enum(['once', 'session']), expiresAt: moment.optional() }),
   },
   ToolApprovalRevoked: { version: 1, data: z.object({ tool: toolName }) },
   ConversationReset: { version: 1, data: z.object({ reason: reason.optional() }) },
   SessionExpired: {
     version: 1,
-    data: z.object({ reason: z.enum(['ttl', 'cap', 'import']), lastActivityAt: time }),
+    data: z.object({ reason: z.enum(['ttl', 'cap', 'import']), lastActivityAt: moment }),
   },
   SessionResumed: { version: 1, data: z.object({}) },
   SessionDeleted: { version: 1, data: z.object({ reason: reason.optional() }) },
@@ -192,9 +200,9 @@ export type SessionEvent = EventOf<Exclude<EventType, 'TenantSettingsChanged'>>;
 /** An event that a newer version of the service wrote, during a rolling upgrade: nodes of that version can read it. */
 export class NewerEvent extends Error {
   override readonly name = 'NewerEvent';
-  readonly code = 'projection-lagging';
+  readonly code = 'upgrade-in-progress';
   constructor(what: string) {
-    super(`${what}; nodes of the newer version can answer`);
+    super(`${what}: a newer version wrote it. Nodes of that version can answer; upgrade this one as well.`);
   }
 }
 

@@ -33,9 +33,10 @@ import {
   replyStream,
   TitleBody,
 } from './generation.schemas.js';
-import { Generations, storable } from './generations.js';
+import { Generations } from './generations.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
 import { placeOf, sendEvents } from './sse.js';
+import { storable } from './storable-text.js';
 
 const PROBLEMS = [
   'session-busy',
@@ -45,6 +46,7 @@ const PROBLEMS = [
   'idempotency-key-reused',
   'version-mismatch',
   'overloaded',
+  'upgrade-in-progress',
   'database-unavailable',
 ] as const;
 
@@ -97,7 +99,8 @@ export class GenerationController {
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
     stream: replyStream,
-    problems: PROBLEMS,
+    // When somebody deletes the session in between.
+    problems: ['session-not-found', ...PROBLEMS],
   })
   async chat(
     @Write() write: WriteContext,
@@ -138,7 +141,7 @@ export class GenerationController {
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
-    problems: ['session-not-found', 'not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   describe(
     @Caller() { tenant }: Caller,
@@ -153,7 +156,7 @@ export class GenerationController {
   @Answers(200, null, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
     stream: replyStream,
-    problems: ['session-not-found', 'not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async follow(
     @Caller() { tenant }: Caller,
@@ -214,13 +217,13 @@ export class GenerationController {
 
   private async titleOf(session: SessionRef): Promise<{ title?: string }> {
     const { state } = await this.commands.load(session);
-    const history = await this.generations.present(session, state);
+    const history = await this.generations.presentMessages(session, state);
     const said = history
       .filter(({ role }) => role === 'user' || role === 'assistant')
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
-    const answer = await this.generations.aside(session, TITLE_INSTRUCTIONS, [
+    const answer = await this.generations.answerOnce(session, TITLE_INSTRUCTIONS, [
       { role: 'user', content: said },
     ]);
     // A cut must not leave half of a surrogate pair.

@@ -14,7 +14,7 @@ import {
 } from './chat-model.js';
 import { textOf } from './echo.chat-model.js';
 import { bodyOf, type Departure, letEnd, providerFetch } from './provider-fetch.js';
-import { yielding } from './yielding.js';
+import { atLowPriority } from './low-priority.js';
 
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;
@@ -264,7 +264,7 @@ async function readEvents(
         // The first of it is urgent: somebody looks at an empty page.
         if (isFirst || waiting.length > AHEAD) run(waiting.length);
         else
-          yielding(() => {
+          atLowPriority(() => {
             run(1);
           });
         isFirst = false;

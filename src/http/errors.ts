@@ -1,7 +1,7 @@
 import { Catch, Logger, type ArgumentsHost, type ExceptionFilter } from '@nestjs/common';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { stackOf } from '../logging.js';
-import { isUnexpected } from './problem.js';
+import { ApiError, isUnexpected } from './problem.js';
 import { surfaceOf } from './surfaces.js';
 
 const logger = new Logger('Http');
@@ -12,7 +12,7 @@ const logger = new Logger('Http');
  */
 export function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const path = pathOf(request);
-  const answer = surfaceOf(request.server.surfaces, path).renderError(error, path);
+  const answer = surfaceOf(request.server.surfaces, path).renderError(withLimit(error, request), path);
   // A client that went away while it sent its body is its own affair.
   const isGone = request.raw.destroyed && !request.raw.complete;
   if (isUnexpected(error) && !isGone) {
@@ -29,6 +29,15 @@ export function sendError(error: unknown, request: FastifyRequest, reply: Fastif
     .headers(answer.headers)
     .header('x-correlation-id', request.id)
     .send(answer.body);
+}
+
+/** A body that is too large is told how large it may be, and by which setting. */
+function withLimit(error: unknown, { routeOptions: { bodyLimit } }: FastifyRequest): unknown {
+  if ((error as { code?: unknown } | undefined)?.code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return error;
+  return new ApiError(
+    'body-too-large',
+    `The body is larger than ${bodyLimit} bytes, which is the limit of this server (server.bodyLimit).`,
+  );
 }
 
 /** Without the query, whose search texts and cursors do not belong into logs and error bodies. */

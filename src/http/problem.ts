@@ -24,6 +24,7 @@ export const PROBLEMS = {
   'model-timeout': { status: 504, title: 'The model took too long' },
   overloaded: { status: 503, title: 'Too much is waiting to be written' },
   'projection-lagging': { status: 503, title: 'The read model has not caught up' },
+  'upgrade-in-progress': { status: 503, title: 'A newer version of the service is needed' },
   'database-unavailable': { status: 503, title: 'The database cannot be reached' },
 } as const satisfies Record<string, { status: number; title: string }>;
 
@@ -82,6 +83,7 @@ const RETRY_AFTER: Partial<Record<ProblemCode, string>> = {
   'session-busy': '1',
   overloaded: '1',
   'projection-lagging': '1',
+  'upgrade-in-progress': '5',
   'database-unavailable': '1',
 };
 

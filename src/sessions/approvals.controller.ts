@@ -1,7 +1,7 @@
 import { Body, Controller, Delete, Get, Param, Put } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
 import { z } from 'zod';
-import { sessionEvents, toolName } from '../domain/session.events.js';
+import { moment, sessionEvents, toolName } from '../domain/session.events.js';
 import { GrantToolApproval, RevokeToolApproval } from '../domain/session.commands.js';
 import { Caller } from '../access/caller.js';
 import { Requires } from '../access/requirement.js';
@@ -19,7 +19,7 @@ const GrantBody = z.strictObject({
   scope: z.enum(['once', 'session']).default('once').meta({
     description: 'once: used up by the next result of this tool; session: until revoked, reset or deleted',
   }),
-  expiresAt: z.iso.datetime({ offset: true }).optional(),
+  expiresAt: moment.optional(),
 });
 
 /** What tools a session may run. Reset, fork and re-creation never carry an approval over. */
@@ -34,7 +34,7 @@ export class ApprovalsController {
   @Get()
   @Answers(200, ApprovalList, {
     summary: 'List the tool approvals of a session',
-    problems: ['session-not-found', 'database-unavailable'],
+    problems: ['session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async list(@Caller() { tenant }: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
     return { data: await this.queries.approvals({ tenant, sessionId }) };

@@ -2,6 +2,9 @@ import { createHash, randomFillSync } from 'node:crypto';
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
 
+/** The year 10 000, which PostgreSQL and ISO times spell without a sign before it. */
+const MAX_TIME_MS = Date.UTC(10_000, 0);
+
 /** Drawn for many ids at once: one system call each would cost more than all else about an id. */
 const randomness = Buffer.alloc(4096);
 let drawn = randomness.length;
@@ -25,6 +28,16 @@ export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
   }
   for (const byte of randomBytes(16)) text += ALPHABET[byte % 32] ?? '';
   return `${prefix}_${text}`;
+}
+
+/** When an id of `newId` was made, as an ISO time; undefined for an id that does not tell, e.g. an imported one. */
+export function timeOf(id: string): string | undefined {
+  const [, text] = /^[a-z]+_([0-9a-hjkmnp-tv-z]{10})[0-9a-hjkmnp-tv-z]{16}$/.exec(id) ?? [];
+  if (text === undefined) return undefined;
+  let time = 0;
+  for (const character of text) time = time * 32 + ALPHABET.indexOf(character);
+  // Ids that are derived from a text look alike, and their digits stand for any time up to the year 37 000.
+  return time < MAX_TIME_MS ? new Date(time).toISOString() : undefined;
 }
 
 /** The same id for the same parts: a retry finds what the first request made. */

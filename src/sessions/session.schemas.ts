@@ -3,6 +3,7 @@ import {
   content,
   messageStatus,
   metadata,
+  moment,
   reason,
   role,
   sessionId,
@@ -131,17 +132,11 @@ export const ListSessionsQuery = z
 /** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
 export const MAX_VERSION = 2_147_483_647;
 
-/** A time that PostgreSQL takes: it knows no year 0. */
-export const yearful = (time: string): boolean => !time.startsWith('0000');
-
 /** Where a page of sessions ended. */
-export const SessionCursor = z.strictObject({ createdAt: z.iso.datetime().refine(yearful), id: sessionId });
+export const SessionCursor = z.strictObject({ createdAt: moment, id: sessionId });
 
 export const at = z
-  .union([
-    z.coerce.number().int().positive().max(MAX_VERSION),
-    z.iso.datetime({ offset: true }).refine(yearful),
-  ])
+  .union([z.coerce.number().int().positive().max(MAX_VERSION), moment])
   .optional()
   .meta({ description: 'a version, or an RFC 3339 time, inside the incarnation' });
 export const incarnation = z.coerce.number().int().positive().optional().meta({

@@ -39,9 +39,20 @@ import {
   UsageList,
 } from './session.schemas.js';
 
-const WRITE = ['idempotency-key-reused', 'version-mismatch', 'overloaded', 'database-unavailable'] as const;
+const WRITE = [
+  'idempotency-key-reused',
+  'version-mismatch',
+  'overloaded',
+  'upgrade-in-progress',
+  'database-unavailable',
+] as const;
 export const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
-const READ = ['session-not-found', 'projection-lagging', 'database-unavailable'] as const;
+const READ = [
+  'session-not-found',
+  'projection-lagging',
+  'upgrade-in-progress',
+  'database-unavailable',
+] as const;
 
 /**
  * What stands beside a command that a request asks for. `route` and `body` tell whether a retry is the same request: the
@@ -118,7 +129,7 @@ export class SessionsController {
   @Get()
   @Answers(200, SessionList, {
     summary: 'List sessions by creation time and id',
-    problems: ['invalid-cursor', 'projection-lagging', 'database-unavailable'],
+    problems: ['invalid-cursor', 'projection-lagging', 'upgrade-in-progress', 'database-unavailable'],
   })
   list(
     @Caller() caller: Caller,

@@ -5,7 +5,7 @@ import { DomainError } from '../domain/decider.js';
 import { AppendMessages } from '../domain/session.commands.js';
 import { isActivity, type SessionState } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
-import { sessionEvents, type SessionEvent, sessionId, upcast } from '../domain/session.events.js';
+import { moment, sessionEvents, type SessionEvent, sessionId, upcast } from '../domain/session.events.js';
 import { isStorable, NOT_STORABLE } from '../http/json-body.js';
 import { jsonPointer } from '../http/problem.js';
 import { derivedId } from '../sessions/ids.js';
@@ -224,7 +224,7 @@ class ExportLines implements LineReader {
 
 const MessageLine = z.looseObject({
   sessionId,
-  createdAt: z.iso.datetime({ offset: true }),
+  createdAt: moment,
   messageId: z.string().min(1).max(128).optional(),
 });
 

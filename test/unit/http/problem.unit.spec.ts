@@ -152,7 +152,7 @@ describe('problems', () => {
     expect(response.statusCode).toBe(413);
     expect(response.json()).toMatchObject({
       code: 'body-too-large',
-      detail: 'The body is larger than this server accepts.',
+      detail: 'The body is larger than 2000 bytes, which is the limit of this server (server.bodyLimit).',
     });
   });
 

@@ -1,12 +1,12 @@
 import { endOfTurn } from '../../../src/event-store/end-of-turn.js';
-import { yielding } from '../../../src/generation/yielding.js';
+import { atLowPriority } from '../../../src/generation/low-priority.js';
 
 describe('what yields to more urgent work', () => {
   it('given much of it, when something urgent comes, then that waits for a few at most, and all is done in its order', async () => {
     const done: number[] = [];
     const whole = new Promise<void>((resolve) => {
-      for (let n = 0; n < 20; n += 1) yielding(() => done.push(n));
-      yielding(resolve);
+      for (let n = 0; n < 20; n += 1) atLowPriority(() => done.push(n));
+      atLowPriority(resolve);
     });
     expect(done).toEqual([]);
     await endOfTurn();
@@ -21,7 +21,7 @@ describe('what yields to more urgent work', () => {
     for (let n = 0; n < 200; n += 1) {
       for (let one = 0; one < 50; one += 1) {
         waiting += 1;
-        yielding(() => (waiting -= 1));
+        atLowPriority(() => (waiting -= 1));
       }
       most = Math.max(most, waiting);
       await endOfTurn();
@@ -33,14 +33,14 @@ describe('what yields to more urgent work', () => {
   it('given something that is done, when it asks for more, then that comes behind what waits already', async () => {
     const done: string[] = [];
     await new Promise<void>((resolve) => {
-      yielding(() => {
+      atLowPriority(() => {
         done.push('first');
-        yielding(() => {
+        atLowPriority(() => {
           done.push('last');
           resolve();
         });
       });
-      for (let n = 0; n < 6; n += 1) yielding(() => done.push('between'));
+      for (let n = 0; n < 6; n += 1) atLowPriority(() => done.push('between'));
     });
     expect(done).toEqual(['first', ...Array.from({ length: 6 }, () => 'between'), 'last']);
   });

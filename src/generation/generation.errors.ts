@@ -1,0 +1,36 @@
+import { DomainError } from '../domain/decider.js';
+import { ApiError } from '../http/problem.js';
+import { type SessionRef } from '../sessions/command-context.js';
+import { ModelError } from './chat-model.js';
+
+/**
+ * Why a model call is aborted whose generation somebody else has ended: a cancel, a reset, a delete, or a node that
+ * found its lease run out. The log already says how it ended, so nothing is recorded for it.
+ */
+export class Superseded extends Error {
+  override readonly name = 'Superseded';
+}
+
+/** Why a model call is aborted while the service is being stopped. */
+export const serviceStopped = (): ModelError =>
+  new ModelError('model-failed', 'the service was stopped before the model had answered');
+
+export const sessionNotFound = (): DomainError =>
+  new DomainError('session-not-found', 'there is no such session');
+
+export const generationNotFound = (): ApiError =>
+  new ApiError('not-found', 'there is no such generation in this session');
+
+/** What a client is told of a model that gave no reply. */
+export const modelProblem = (
+  code: ModelError['code'],
+  message: string,
+  { sessionId }: SessionRef,
+  generationId: string,
+): ApiError => new ApiError(code, message, { details: { sessionId, generationId } });
+
+export const codeOf = (error: unknown): unknown => (error as { code?: unknown } | undefined)?.code;
+
+/** Whether the same request may succeed in a moment, because the database is away or has too much to do. */
+export const isPassingOutage = (error: unknown): boolean =>
+  codeOf(error) === 'database-unavailable' || codeOf(error) === 'overloaded';

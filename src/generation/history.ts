@@ -1,0 +1,125 @@
+import { LRUCache } from 'lru-cache';
+import { type ContextWindow, type NewMessage } from '../domain/session.commands.js';
+import { type SessionEvent, type ToolDefinition } from '../domain/session.events.js';
+import { type SessionState } from '../domain/session.state.js';
+import { endOfTurn } from '../event-store/end-of-turn.js';
+import { type EventLog } from '../event-store/log.js';
+import { type SessionRef } from '../sessions/command-context.js';
+import { type SessionCommands } from '../sessions/session-commands.js';
+import {
+  definitionTokens,
+  fitWindow,
+  loadTokenizer,
+  messageTokens,
+  type VersionedMessage,
+} from './context-window.js';
+
+/** What is read of a session while the start of a generation is appended, so that the model need not wait for it. */
+export interface EarlyHistory {
+  readonly historyStart: number;
+  readonly version: number;
+  /** Undefined when nobody will want them, or when they could not be read; then they are read again, later. */
+  readonly messages: Promise<VersionedMessage[] | undefined>;
+}
+
+/** Token counts of messages that are kept; a message that is recorded does not change, and neither does its count. */
+const KNOWN_COUNTS = 50_000;
+
+/** What a model is to see of a session: which messages there are, and which of them fit its context window. */
+export class History {
+  private readonly counts = new LRUCache<string, number>({ max: KNOWN_COUNTS });
+
+  constructor(
+    private readonly log: EventLog,
+    private readonly commands: SessionCommands,
+    /** Tokens of a prompt; without it the model is given the whole history. */
+    private readonly maxInputTokens: number | undefined,
+  ) {}
+
+  /** The messages in inclusive ranges of versions, in their order. */
+  async messages(
+    { tenant, sessionId }: SessionRef,
+    ranges: readonly (readonly [number, number])[],
+  ): Promise<VersionedMessage[]> {
+    const messages: VersionedMessage[] = [];
+    for (const [from, to] of ranges) {
+      const range = { from, to, types: ['MessageAppended'] };
+      for await (const event of this.log.streams.events({ tenant, streamId: sessionId }, range)) {
+        messages.push({ version: event.version, message: event.data as NewMessage });
+      }
+    }
+    return messages;
+  }
+
+  /** Begins to read what a generation will probably see. It may be out of date by the time of the append. */
+  async readAhead(session: SessionRef): Promise<EarlyHistory> {
+    const { state } = await this.commands.lastKnown(session);
+    const { historyStart, version } = state;
+    // A session that is busy, or not there, will refuse the generation.
+    const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
+    if (!isWanted) return { historyStart, version, messages: Promise.resolve(undefined) };
+    if (state.messageCount === 0) return { historyStart, version, messages: Promise.resolve([]) };
+    // The append is sent first, unless it has to wait for the messages because they decide on the window.
+    const turn = this.maxInputTokens === undefined ? endOfTurn() : Promise.resolve();
+    const messages = turn.then(() => this.messages(session, [[historyStart + 1, version]]));
+    const told = this.log.telemetry.failed('reading the history ahead of a generation');
+    return { historyStart, version, messages: messages.catch(told) };
+  }
+
+  /**
+   * The messages that a generation sees whose start is about to be appended.
+   * @param events of that append, and `before` the state before them
+   * @param recorded resolves when they are recorded: what was read ahead and is out of date is read again then
+   */
+  async seenBy(
+    session: SessionRef,
+    ahead: EarlyHistory,
+    events: readonly SessionEvent[],
+    before: SessionState,
+    recorded: Promise<unknown>,
+  ): Promise<VersionedMessage[]> {
+    const { version, historyStart } = before;
+    const start = events.at(-1);
+    const context = start?.type === 'GenerationStarted' ? start.data.context : [];
+    const isCurrent = ahead.version === version && ahead.historyStart === historyStart;
+    const known = isCurrent ? await ahead.messages : undefined;
+    if (!known) {
+      await recorded;
+      return this.messages(session, context);
+    }
+    const own = events.flatMap((event, index) =>
+      event.type === 'MessageAppended' ? [{ version: version + 1 + index, message: event.data }] : [],
+    );
+    return [...known, ...own].filter((one) =>
+      context.some(([from, last]) => from <= one.version && one.version <= last),
+    );
+  }
+
+  /** The part of the history that fits the budget; undefined when there is no budget or no history. */
+  async window(
+    session: SessionRef,
+    asked: {
+      readonly message?: NewMessage | undefined;
+      readonly instructions?: string | undefined;
+      readonly tools?: ToolDefinition[] | undefined;
+    },
+    { historyStart, version, messages }: EarlyHistory,
+  ): Promise<ContextWindow | undefined> {
+    if (this.maxInputTokens === undefined) return undefined;
+    const [tokens, known] = await Promise.all([loadTokenizer(), messages]);
+    const history = known ?? (await this.messages(session, [[historyStart + 1, version]]));
+    const { message, instructions, tools } = asked;
+    const fixed =
+      (message ? messageTokens(message, tokens) : 0) +
+      (instructions === undefined ? 0 : messageTokens({ content: instructions }, tokens)) +
+      definitionTokens(tools, tokens);
+    const count = (one: VersionedMessage): number => {
+      const key = `${session.tenant}/${session.sessionId}/${one.version}`;
+      const counted = this.counts.get(key) ?? messageTokens(one.message, tokens);
+      this.counts.set(key, counted);
+      return counted;
+    };
+    // A tool's result or a system message belongs to the turn that is there already.
+    return fitWindow(history, this.maxInputTokens - fixed, count, message?.role === 'user');
+  }
+}

@@ -1,0 +1,180 @@
+import { type ToolDefinition } from '../domain/session.events.js';
+import { type EventLog } from '../event-store/log.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
+import { type StreamRange } from '../event-store/stream-reader.js';
+import { ApiError } from '../http/problem.js';
+import { type SessionRecord } from '../projection-engine/projection.js';
+import { type SessionRef } from '../sessions/command-context.js';
+import { timeOf } from '../sessions/ids.js';
+import { type SessionCommands } from '../sessions/session-commands.js';
+import { textOf } from './echo.chat-model.js';
+import { generationNotFound, modelProblem, sessionNotFound } from './generation.errors.js';
+import { type GeneratedAnswer } from './generation.schemas.js';
+import { type ReplyEnd } from './live-reply.js';
+import { reportedCalls } from './tool-calls.js';
+
+type EventNamed<Type extends SessionRecord['type']> = SessionRecord & { type: Type };
+export type RecordedStart = EventNamed<'GenerationStarted'>;
+
+/** A generation, and the version of its session at which it was started. */
+export interface StartedGeneration {
+  readonly generationId: string;
+  readonly version: number;
+  readonly tools?: readonly ToolDefinition[] | undefined;
+}
+
+const OUTCOME_EVENTS = ['MessageAppended', 'GenerationCompleted', 'GenerationFailed', 'GenerationCancelled'];
+/** Events of the first page. Most replies end within it; the pages after it grow, so that a long way takes few trips. */
+const FIRST_PAGE = 8;
+const LARGEST_PAGE = 1_000;
+const VERSION_MAX = 2_147_483_647;
+
+/**
+ * Finds generations and their ends in the log. What that costs depends on how many events came between a generation's
+ * start and its end, not on how long the session was before or has become since.
+ */
+export class RecordedReplies {
+  constructor(
+    private readonly log: EventLog,
+    private readonly commands: SessionCommands,
+  ) {}
+
+  /** The start of a generation, at the version where it is known to be. @throws ApiError `not-found` */
+  async startAt(session: SessionRef, generationId: string, version: number): Promise<RecordedStart> {
+    const [found] = await this.read(session, { from: version, to: version });
+    if (found && isStartOf(found, generationId)) return found;
+    throw generationNotFound();
+  }
+
+  /**
+   * The start of a generation of one incarnation: what a deleted session held is gone for all but the audit trail.
+   * Its id tells when it was made, so the search begins at what the session was then, and goes on in growing steps to
+   * both sides, since the clocks of node and database may differ.
+   * @throws ApiError `not-found`
+   */
+  async findStart(session: SessionRef, generationId: string, incarnation: number): Promise<RecordedStart> {
+    const made = timeOf(generationId);
+    const stream = streamOf(session);
+    const last =
+      made === undefined
+        ? undefined
+        : await this.log.streams.lastVersion(stream, incarnation, { time: made });
+    const [end = 0] = await this.log.streams.versions([stream]);
+    let low = (last?.version ?? 0) + 1;
+    let high = low;
+    for (let step = FIRST_PAGE * 2; low > 1 || high <= end; step *= 2) {
+      const ranges = [
+        { from: high, to: high + step - 1 },
+        { from: Math.max(1, low - step), to: low - 1 },
+      ];
+      for (const range of ranges) {
+        if (range.from > range.to) continue;
+        for await (const event of this.pages(session, { ...range, types: ['GenerationStarted'] })) {
+          if (!isStartOf(event, generationId)) continue;
+          if (event.incarnation !== incarnation) throw generationNotFound();
+          return event;
+        }
+      }
+      low = Math.max(1, low - step);
+      high += step;
+    }
+    throw generationNotFound();
+  }
+
+  /**
+   * Looks for the end of a generation. Each look goes on where the one before it stopped.
+   * @returns a look, which gives undefined while the generation has no end
+   */
+  search(session: SessionRef, started: StartedGeneration): () => Promise<ReplyEnd | undefined> {
+    let from = started.version + 1;
+    let message: EventNamed<'MessageAppended'> | undefined;
+    return async () => {
+      for await (const event of this.pages(session, { from, types: OUTCOME_EVENTS })) {
+        from = event.version + 1;
+        if (!('generationId' in event.data) || event.data.generationId !== started.generationId) continue;
+        switch (event.type) {
+          case 'MessageAppended':
+            message = event;
+            break;
+          case 'GenerationFailed': {
+            const code = event.data.code === 'model-timeout' ? 'model-timeout' : 'model-failed';
+            const error = modelProblem(code, event.data.message, session, started.generationId);
+            return { type: 'failed', error, content: message && textOf(message.data.content) };
+          }
+          case 'GenerationCompleted':
+          case 'GenerationCancelled':
+            return this.ended(session, started, event, message);
+        }
+      }
+      return undefined;
+    };
+  }
+
+  private async ended(
+    session: SessionRef,
+    started: StartedGeneration,
+    end: EventNamed<'GenerationCompleted' | 'GenerationCancelled'>,
+    message: EventNamed<'MessageAppended'> | undefined,
+  ): Promise<ReplyEnd> {
+    const isCancelled = end.type === 'GenerationCancelled';
+    if (isCancelled && (await this.wasDeletedWith(session, end)))
+      return { type: 'failed', error: sessionNotFound() };
+    return {
+      type: isCancelled ? 'cancelled' : 'completed',
+      version: end.version,
+      answer: {
+        content: message ? textOf(message.data.content) : '',
+        message: message ? await this.viewOf(session, message, started.tools) : null,
+        usage: end.data.usage ?? null,
+        finishReason: isCancelled ? 'cancelled' : end.data.finishReason,
+        sessionId: session.sessionId,
+        generationId: started.generationId,
+      },
+    };
+  }
+
+  /** Whether it was the deletion of the session that ended the generation: both are of one append then. */
+  private async wasDeletedWith(session: SessionRef, end: SessionRecord): Promise<boolean> {
+    const version = end.version + 1;
+    const [next] = await this.read(session, { from: version, to: version });
+    return next?.type === 'SessionDeleted' && next.correlationId === end.correlationId;
+  }
+
+  private async viewOf(
+    session: SessionRef,
+    { version, time, data }: EventNamed<'MessageAppended'>,
+    tools: readonly ToolDefinition[] | undefined,
+  ): Promise<GeneratedAnswer['message']> {
+    const { messageId, toolCalls, ...message } = data;
+    const view = { id: messageId, ...message, version, createdAt: time };
+    if (!toolCalls) return view;
+    return { ...view, toolCalls: reportedCalls(toolCalls, tools, await this.commands.load(session)) };
+  }
+
+  private async *pages(session: SessionRef, range: StreamRange): AsyncGenerator<SessionRecord> {
+    let from = range.from ?? 1;
+    for (let limit = FIRST_PAGE; ; limit = Math.min(limit * 4, LARGEST_PAGE)) {
+      const page = await this.read(session, { ...range, from, limit });
+      yield* page;
+      const last = page.at(-1);
+      if (!last || page.length < limit || last.version === (range.to ?? VERSION_MAX)) return;
+      from = last.version + 1;
+    }
+  }
+
+  private async read(session: SessionRef, range: StreamRange): Promise<SessionRecord[]> {
+    return (await this.log.streams.read(
+      streamOf(session),
+      range,
+    )) as readonly RecordedEvent[] as SessionRecord[];
+  }
+}
+
+const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
+
+const isStartOf = (event: SessionRecord, generationId: string): event is RecordedStart =>
+  event.type === 'GenerationStarted' && event.data.generationId === generationId;
+
+/** The message of an error that a client may see; null for any other. */
+export const shownError = (end: ReplyEnd | undefined): string | null =>
+  end?.type === 'failed' && end.error instanceof ApiError ? end.error.message : null;

@@ -1,0 +1,109 @@
+import { type CommandBus } from '@nestjs/cqrs';
+import { DomainError } from '../domain/decider.js';
+import { generationLease } from '../domain/session.js';
+import { AbandonGeneration } from '../domain/session.commands.js';
+import { type Leases } from '../event-store/leases.js';
+import { type EventLog } from '../event-store/log.js';
+import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { dispatch } from '../sessions/command-handlers.js';
+import { type PartialReplies } from '../sessions/partial-replies.js';
+import { codeOf } from './generation.errors.js';
+import { laneGrowth } from './lane-growth.js';
+import { LiveReply, type ReplyEnd } from './live-reply.js';
+import { type RecordedReplies, type RecordedStart, type StartedGeneration } from './recorded-replies.js';
+
+/** How often to look for new text of a generation of another node, and after how many looks at its lease. */
+const LOOK_MS = 100;
+const LOOKS_PER_LEASE = 10;
+/** How long a reader waits for a database that is away. */
+const OUTAGE_MS = 60_000;
+
+/** Follows generations of other nodes, and ones that have ended: their text first, then their end. */
+export class ReplyFollower {
+  /** By generation: one copy serves all readers of this process. */
+  private readonly followed = new Map<string, { readonly session: SessionRef; readonly reply: LiveReply }>();
+
+  constructor(
+    private readonly log: EventLog,
+    private readonly bus: CommandBus,
+    private readonly leases: Leases,
+    private readonly partials: PartialReplies,
+    private readonly recorded: RecordedReplies,
+  ) {}
+
+  /** The copy of a generation that is followed already. */
+  find(session: SessionRef, generationId: string): LiveReply | undefined {
+    const known = this.followed.get(generationId);
+    const isOfSession =
+      known?.session.tenant === session.tenant && known.session.sessionId === session.sessionId;
+    return isOfSession ? known.reply : undefined;
+  }
+
+  follow(session: SessionRef, { actor, correlationId, version, data }: RecordedStart): LiveReply {
+    const { generationId, model, tools } = data;
+    const reply = new LiveReply(session.sessionId, generationId, model);
+    const followed = { session, reply };
+    this.followed.set(generationId, followed);
+    void this.copy(session, { actor, correlationId }, { generationId, version, tools }, reply).finally(() => {
+      if (this.followed.get(generationId) === followed) this.followed.delete(generationId);
+    });
+    return reply;
+  }
+
+  /** The recorded end of a generation that somebody else has ended or is about to. */
+  async endOf(session: SessionRef, by: CommandContext, started: StartedGeneration): Promise<ReplyEnd> {
+    const reply = new LiveReply(session.sessionId, started.generationId, '');
+    await this.copy(session, by, started, reply);
+    return reply.finished();
+  }
+
+  /** Finishes the reply in any case: an error is what its readers get as its end. */
+  private async copy(
+    session: SessionRef,
+    by: CommandContext,
+    started: StartedGeneration,
+    reply: LiveReply,
+  ): Promise<void> {
+    const look = this.recorded.search(session, started);
+    const lease = generationLease(started.generationId);
+    let chunk = 0;
+    let deadline = Date.now() + OUTAGE_MS;
+    for (let looks = 0; ; looks += 1) {
+      const growth = laneGrowth(this.log, session, LOOK_MS);
+      try {
+        const end = await look();
+        if (end) {
+          reply.finish(end);
+          return;
+        }
+        for (const { number, text } of await this.partials.readAfter(started.generationId, chunk)) {
+          chunk = number;
+          reply.append(text);
+        }
+        if (looks % LOOKS_PER_LEASE === 0 && (await this.leases.standing([lease])).size === 0) {
+          await this.abandon(session, by, started.generationId);
+        } else await growth.soon;
+        deadline = Date.now() + OUTAGE_MS;
+      } catch (error) {
+        if (codeOf(error) !== 'database-unavailable' || Date.now() > deadline) {
+          reply.finish({ type: 'failed', error });
+          return;
+        }
+        await growth.soon;
+      } finally {
+        growth.end();
+      }
+    }
+  }
+
+  /** The node that worked on it is gone: its generation is failed, with what had arrived. */
+  private async abandon(session: SessionRef, by: CommandContext, generationId: string): Promise<void> {
+    const context = { ...by, causationId: generationId, ifMatch: undefined, idempotency: undefined };
+    await dispatch(this.bus, session, new AbandonGeneration(generationId), context).catch(
+      (error: unknown) => {
+        // The session was deleted meanwhile, or the lease stands after all. The next look at the log tells how it ended.
+        if (!(error instanceof DomainError)) throw error;
+      },
+    );
+  }
+}

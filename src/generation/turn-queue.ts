@@ -1,0 +1,66 @@
+import { DomainError } from '../domain/decider.js';
+import { type EventLog } from '../event-store/log.js';
+import { type SessionRef } from '../sessions/command-context.js';
+import { codeOf } from './generation.errors.js';
+import { laneGrowth } from './lane-growth.js';
+
+/** Requests that may wait for their turn on one session of this process, and for how long each. */
+const MAX_WAITING = 16;
+const MAX_WAIT_MS = 60_000;
+/** A generation of another node frees its session by an append, whose notification may be lost. */
+const LOOK_AGAIN_MS = 500;
+
+interface Queue {
+  /** Resolves when the last request in the queue has had its turn. */
+  tail: Promise<void>;
+  length: number;
+}
+
+/**
+ * Requests that wait until their session is free instead of being answered `session-busy`. Within this process they get
+ * their turns in the order in which they came; among the nodes whoever appends first wins.
+ */
+export class TurnQueue {
+  private readonly queues = new Map<string, Queue>();
+
+  constructor(private readonly log: EventLog) {}
+
+  /**
+   * @param start tries to begin the turn; it is tried again as long as it throws `session-busy`
+   * @throws DomainError `session-busy` when too many wait already or the wait was too long; what `start` throws
+   */
+  async take<T>(session: SessionRef, start: () => Promise<T>): Promise<T> {
+    const key = `${session.tenant}/${session.sessionId}`;
+    const queue = this.queues.get(key) ?? { tail: Promise.resolve(), length: 0 };
+    if (queue.length >= MAX_WAITING)
+      throw new DomainError('session-busy', `${MAX_WAITING} requests wait already`);
+    this.queues.set(key, queue);
+    queue.length += 1;
+    const before = queue.tail;
+    let letNextGo = (): void => undefined;
+    queue.tail = new Promise((resolve) => (letNextGo = resolve));
+    const deadline = Date.now() + MAX_WAIT_MS;
+    try {
+      await before;
+      return await this.whenFree(session, start, deadline);
+    } finally {
+      letNextGo();
+      queue.length -= 1;
+      if (queue.length === 0) this.queues.delete(key);
+    }
+  }
+
+  private async whenFree<T>(session: SessionRef, start: () => Promise<T>, deadline: number): Promise<T> {
+    for (;;) {
+      const growth = laneGrowth(this.log, session, LOOK_AGAIN_MS);
+      try {
+        return await start();
+      } catch (error) {
+        if (codeOf(error) !== 'session-busy' || Date.now() > deadline) throw error;
+        await growth.soon;
+      } finally {
+        growth.end();
+      }
+    }
+  }
+}

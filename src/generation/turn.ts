@@ -1,0 +1,136 @@
+import { setTimeout as pause } from 'node:timers/promises';
+import { type CommandBus } from '@nestjs/cqrs';
+import { CompleteGeneration, FailGeneration } from '../domain/session.commands.js';
+import { type ToolCall, type ToolDefinition } from '../domain/session.events.js';
+import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { dispatch } from '../sessions/command-handlers.js';
+import { newId } from '../sessions/ids.js';
+import { type HandledSession } from '../sessions/session-commands.js';
+import { type AnswerEnd, ModelError } from './chat-model.js';
+import { isPassingOutage, modelProblem, Superseded } from './generation.errors.js';
+import { type ReplyEnd } from './live-reply.js';
+import { type ReplyFollower } from './reply-follower.js';
+import { type RunningGeneration } from './running-generation.js';
+import { storable } from './storable-text.js';
+import { checkedCalls, reportedCalls } from './tool-calls.js';
+
+/** How long to try to record the end of a generation while the database is away, and the pause between two tries. */
+const RECORD_MS = 60_000;
+const RECORD_AGAIN_MS = 250;
+
+/** A generation that has been started, and what it was started with. */
+export interface StartedTurn {
+  readonly session: SessionRef;
+  readonly context: CommandContext;
+  readonly tools: readonly ToolDefinition[] | undefined;
+  /** Version of the session at which the generation started. */
+  readonly version: number;
+  readonly running: RunningGeneration;
+  readonly answer: Promise<AnswerEnd>;
+}
+
+type CheckedEnd = AnswerEnd & { readonly toolCalls: ToolCall[] };
+
+/** Waits for the model's answer and records it: from `GenerationStarted` to completed, failed or cancelled. */
+export class TurnRecorder {
+  constructor(
+    private readonly bus: CommandBus,
+    private readonly follower: ReplyFollower,
+  ) {}
+
+  /** @throws what the commands that end a generation throw, when the end could not be recorded */
+  async end(turn: StartedTurn): Promise<ReplyEnd> {
+    const begun = performance.now();
+    const durationMs = (): number => Math.round(performance.now() - begun);
+    let answered: CheckedEnd;
+    try {
+      const end = await turn.answer;
+      turn.running.controller.signal.throwIfAborted();
+      const finishReason = storable(end.finishReason).slice(0, 64);
+      answered = { ...end, toolCalls: checkedCalls(end.toolCalls), finishReason };
+    } catch (error) {
+      return error instanceof Superseded ? this.recordedEnd(turn) : this.fail(turn, error, durationMs());
+    }
+    return this.complete(turn, answered, durationMs());
+  }
+
+  private async fail(turn: StartedTurn, error: unknown, durationMs: number): Promise<ReplyEnd> {
+    const { generationId, text } = turn.running.reply;
+    const failure =
+      error instanceof ModelError
+        ? error
+        : new ModelError('model-failed', 'the model call failed', { cause: error });
+    const { code } = failure;
+    const message = storable(failure.message);
+    const partial = text === '' ? undefined : { messageId: newId('msg'), content: text };
+    const result = { generationId, code, message, durationMs };
+    const done = await this.record(turn, () => new FailGeneration(result, partial));
+    if (done.events.length === 0) return this.recordedEnd(turn);
+    return { type: 'failed', error: modelProblem(code, message, turn.session, generationId) };
+  }
+
+  private async complete(turn: StartedTurn, answered: CheckedEnd, durationMs: number): Promise<ReplyEnd> {
+    const { toolCalls, usage, finishReason } = answered;
+    const { generationId, text: content } = turn.running.reply;
+    const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
+    const result = { generationId, finishReason, ...(usage && { usage }), durationMs };
+    const done = await this.record(turn, () => new CompleteGeneration(result, message));
+    if (done.events.length === 0) return this.recordedEnd(turn);
+    const { version } = done.state;
+    return {
+      type: 'completed',
+      version,
+      answer: {
+        content,
+        message: {
+          id: message.messageId,
+          role: 'assistant',
+          content,
+          version: version - 1,
+          createdAt: done.time,
+          status: 'complete',
+          ...(toolCalls.length > 0 && { toolCalls: reportedCalls(toolCalls, turn.tools, done) }),
+          generationId,
+        },
+        usage: usage ?? null,
+        finishReason,
+        sessionId: turn.session.sessionId,
+        generationId,
+      },
+    };
+  }
+
+  /**
+   * What the log says of the end. The own command appended nothing when somebody else ended the generation first, or
+   * when a first try was committed and its answer was lost.
+   */
+  private recordedEnd(turn: StartedTurn): Promise<ReplyEnd> {
+    const { session, version, tools, running } = turn;
+    const { generationId } = running.reply;
+    return this.follower.endOf(session, causedBy(turn), { generationId, version, tools });
+  }
+
+  /** A reply costs money, and a failure must free its session, so both outlast a short absence of the database. */
+  private async record(
+    turn: StartedTurn,
+    command: () => CompleteGeneration | FailGeneration,
+  ): Promise<HandledSession> {
+    const deadline = Date.now() + RECORD_MS;
+    for (;;) {
+      try {
+        return await dispatch(this.bus, turn.session, command(), causedBy(turn));
+      } catch (error) {
+        if (!isPassingOutage(error) || Date.now() > deadline) throw error;
+        await pause(RECORD_AGAIN_MS);
+      }
+    }
+  }
+}
+
+/** What follows a start is caused by the generation, and the conditions of the request do not hold for it. */
+const causedBy = ({ context, running }: StartedTurn): CommandContext => ({
+  ...context,
+  causationId: running.reply.generationId,
+  ifMatch: undefined,
+  idempotency: undefined,
+});
