@@ -156,6 +156,7 @@ export class LogImport {
   }
 
   async close(): Promise<void> {
+    // It is the import's own: one that is lost has closed itself.
     await this.client.end().catch(() => undefined);
   }
 }

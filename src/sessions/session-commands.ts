@@ -181,7 +181,11 @@ export class SessionCommands {
       (event) => event.type === 'GenerationFailed' || event.type === 'GenerationCancelled',
     );
     // What a drop misses is pruned in a day.
-    if (ended) void this.partials.drop(ended.data.generationId).catch(() => undefined);
+    if (ended) {
+      this.partials
+        .drop(ended.data.generationId)
+        .catch(this.store.telemetry.failed('the removal of the pieces of a reply that has ended'));
+    }
     return handled;
   }
 

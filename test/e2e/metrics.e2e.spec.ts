@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { apiOf, eventually, expectProblem } from '../support/http.js';
 import { createWorld, say, type World } from './fixture.js';
 
@@ -93,5 +95,22 @@ describe('metrics', () => {
       expectProblem(await as('secret-desk').get(path), 403, 'forbidden');
       expectProblem(await apiOf(service.url).get(path), 401, 'unauthenticated');
     }
+  });
+
+  it('given the metrics of a service, when they are held against the page on operations, then each is described there, and none that is not there', async () => {
+    const { api } = await world.node();
+    const { text } = await api.get('/metrics');
+    const page = readFileSync(join(__dirname, '../../docs/operations.md'), 'utf8');
+
+    const own = [...text.matchAll(/^# TYPE (colloquy_\w+) /gm)].map(([, name]) => name);
+    const described = [...page.matchAll(/`(colloquy_\w+)`/g)].map(([, name]) => name);
+
+    const isUsual = (name = '') => /^colloquy_(process|nodejs)_/.test(name);
+    // Those of the relay are there only with brokers.
+    const isOfRelay = (name = '') => name.startsWith('colloquy_relay_');
+    expect(own.filter((name) => !isUsual(name)).sort()).toEqual(
+      [...new Set(described)].filter((name) => !isOfRelay(name)).sort(),
+    );
+    expect(described.filter(isOfRelay)).toHaveLength(3);
   });
 });
