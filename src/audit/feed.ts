@@ -1,7 +1,9 @@
+import { setTimeout } from 'node:timers/promises';
 import { Injectable, type OnModuleDestroy } from '@nestjs/common';
 import { DatabaseUnavailable } from '../database/connection.js';
 import { EventLog } from '../event-store/log.js';
 import { type FeedFilter } from '../event-store/feed-reader.js';
+import { type Topic } from '../event-store/live-tail.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { ApiError } from '../http/problem.js';
 import { notFound } from '../sessions/session-queries.js';
@@ -9,8 +11,6 @@ import { type EventAnswer } from './audit.schemas.js';
 
 /** Events that a stream takes from the log at once; a reader that does not read on holds no more of them. */
 const BATCH = 100;
-/** After a look at the log events gather for so long: a reader costs at most so many queries, whatever is written. */
-const GATHER_MS = 20;
 /** While the database is away a stream stays open: a browser that is refused once does not come back. */
 const RETRY_MS = 1_000;
 
@@ -19,6 +19,13 @@ type TrailFilter = Omit<FeedFilter, 'streamId'>;
 interface Session {
   readonly tenant: string;
   readonly sessionId: string;
+}
+
+/** What a reader takes in at once. */
+interface Batch {
+  readonly events: readonly RecordedEvent[];
+  /** By lane, what a page has seen besides its events. */
+  readonly seen?: ReadonlyMap<number, number>;
 }
 
 /** A step of a stream: an event with the id under which to come back for the next one, or an id only. */
@@ -101,21 +108,29 @@ export class Feed implements OnModuleDestroy {
     gone: AbortSignal,
   ): AsyncGenerator<Step> {
     const place = [...from];
-    const read = (lanes: readonly number[]) =>
+    const { streamId } = filter;
+    const lanes = streamId === undefined ? [...place.keys()] : [this.store.laneOf({ tenant, streamId })];
+    const read = () =>
       this.store.feed.read(tenant, new Map(lanes.map((lane) => [lane, place[lane] ?? 0])), BATCH, filter);
-    const lanes =
-      filter.streamId === undefined
-        ? [...place.keys()]
-        : [this.store.laneOf({ tenant, streamId: filter.streamId })];
-    for await (const { events, seen } of this.pages(lanes, gone, read)) {
+    for await (const { events, seen = new Map<number, number>() } of this.batches(
+      { tenant, streamId },
+      gone,
+      read,
+    )) {
+      let hasMoved = false;
       for (const event of events) {
+        if (event.position <= (place[event.lane] ?? 0)) continue;
         place[event.lane] = event.position;
-        yield { id: this.store.vectors.encode(tenant, place), event: this.present(event) };
+        hasMoved = !matches(event, filter);
+        if (!hasMoved) yield { id: this.store.vectors.encode(tenant, place), event: this.present(event) };
       }
-      // Past its last event a page has seen what the filter passed over.
-      const moved = [...seen].filter(([lane, position]) => position > (place[lane] ?? 0));
-      for (const [lane, position] of moved) place[lane] = position;
-      if (moved.length > 0) yield { id: this.store.vectors.encode(tenant, place) };
+      // What the filter passed over, in a page or live, has been seen as well.
+      for (const [lane, position] of seen) {
+        if (position <= (place[lane] ?? 0)) continue;
+        place[lane] = position;
+        hasMoved = true;
+      }
+      if (hasMoved) yield { id: this.store.vectors.encode(tenant, place) };
     }
   }
 
@@ -133,8 +148,9 @@ export class Feed implements OnModuleDestroy {
       const events = await this.store.streams.read(stream, range);
       return { events, more: events.length === BATCH };
     };
-    for await (const { events } of this.pages([this.store.laneOf(stream)], gone, read)) {
+    for await (const { events } of this.batches(stream, gone, read)) {
       for (const event of events) {
+        if (event.version <= version) continue;
         ({ version } = event);
         yield { id: String(version), ...(matches(event, filter) && { event: this.present(event) }) };
       }
@@ -147,54 +163,38 @@ export class Feed implements OnModuleDestroy {
     if (!version) throw notFound();
   }
 
-  /** Reads when lanes may have grown, the next time when the page before has been taken: a slow reader is not run over. */
-  private async *pages<Page extends { readonly more: boolean }>(
-    lanes: readonly number[],
+  /**
+   * What is stored, in pages that `read` gives from where the reader stands, then what comes live, of which the reader
+   * may have some already. The next batch is read when the one before has been taken; a reader that is too slow for
+   * what comes live reads pages again.
+   */
+  private async *batches(
+    topic: Topic,
     gone: AbortSignal,
-    read: (lanes: readonly number[]) => Promise<Page>,
-  ): AsyncGenerator<Page> {
+    read: () => Promise<Batch & { readonly more: boolean }>,
+  ): AsyncGenerator<Batch> {
     const over = AbortSignal.any([gone, this.closing.signal]);
-    const mine = new Set(lanes);
-    const grown = new Set(lanes);
-    let wake = (): void => undefined;
-    // Before the first look, so that what is written meanwhile is not missed.
-    const unsubscribe = this.store.wakeUp.subscribe((changed) => {
-      for (const lane of changed) if (mine.has(lane)) grown.add(lane);
-      if (grown.size > 0) wake();
-    });
+    const isOver = (): boolean => over.aborted;
+    const live = this.store.live.subscribe(topic);
     const leave = (): void => {
-      wake();
+      live.end();
     };
     over.addEventListener('abort', leave);
-    const pause = (ms: number): Promise<void> =>
-      new Promise((resolve) => {
-        const timer = setTimeout(resolve, ms);
-        wake = () => {
-          if (!over.aborted) return;
-          clearTimeout(timer);
-          resolve();
-        };
-      });
     try {
       while (!over.aborted) {
-        if (grown.size === 0) {
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-          });
-          continue;
+        // Before the pages, so that what is written meanwhile is not missed.
+        let more = await retried(over, () => live.begin().then(() => true));
+        while (more) {
+          const page = await retried(over, read);
+          if (page) yield page;
+          more = page?.more;
         }
-        const looked = [...grown];
-        grown.clear();
-        const page = await read(looked).catch((error: unknown) => {
-          if (!(error instanceof DatabaseUnavailable)) throw error;
-          return undefined;
-        });
-        if (page) yield page;
-        if (!page || page.more) for (const lane of looked) grown.add(lane);
-        if (!page?.more) await pause(page ? GATHER_MS : RETRY_MS);
+        for (let events = await live.take(); events && !isOver(); events = await live.take()) {
+          yield { events };
+        }
       }
     } finally {
-      unsubscribe();
+      live.end();
       over.removeEventListener('abort', leave);
     }
   }
@@ -208,9 +208,23 @@ export class Feed implements OnModuleDestroy {
   }
 }
 
-function matches({ type, actor, time }: RecordedEvent, filter: TrailFilter): boolean {
+/** While the database is away the work is done again and again; undefined when the reader went away over that. */
+async function retried<T>(over: AbortSignal, work: () => Promise<T>): Promise<T | undefined> {
+  while (!over.aborted) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof DatabaseUnavailable)) throw error;
+      await setTimeout(RETRY_MS, undefined, { signal: over }).catch(() => undefined);
+    }
+  }
+  return undefined;
+}
+
+function matches({ streamId, type, actor, time }: RecordedEvent, filter: FeedFilter): boolean {
   const at = Date.parse(time);
   return (
+    (filter.streamId === undefined || filter.streamId === streamId) &&
     (filter.types === undefined || filter.types.includes(type)) &&
     (filter.actor === undefined || filter.actor === actor) &&
     (filter.from === undefined || at >= Date.parse(filter.from)) &&

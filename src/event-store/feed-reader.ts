@@ -90,7 +90,7 @@ export class FeedReader {
   }
 
   /** Events by where they are, in the order asked; of a type that this code does not know as they are stored. */
-  private async readAt(places: readonly LanePosition[]): Promise<RecordedEvent[]> {
+  async readAt(places: readonly LanePosition[]): Promise<RecordedEvent[]> {
     const rows = await rowsOf<EventRow>(this.pool, {
       name: 'read_at',
       text: `select ${EVENT_COLUMNS}

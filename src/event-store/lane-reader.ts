@@ -2,7 +2,7 @@ import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type EventDecoder } from './event-decoder.js';
-import { EVENT_COLUMNS, type EventRow } from './event-rows.js';
+import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
 import { type LogTail } from './log-tail.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
 
@@ -14,6 +14,12 @@ const nextOfLanes = (columns: string): string => `
     select * from event e where e.lane = reader.lane and e.position > reader.position
     order by e.position limit $3
   ) e`;
+
+/** Where an event is and whom it concerns, without its payload. */
+export type EventHead = Pick<RecordedEvent, 'lane' | 'position' | 'tenant' | 'streamId' | 'time'> & {
+  /** Of its payload as it is stored. */
+  readonly bytes: number;
+};
 
 /** Reads lanes in the order of their positions. Everything that follows the log reads through this class. */
 export class LaneReader {
@@ -83,6 +89,25 @@ export class LaneReader {
       values: [[...after.keys()], [...after.values()], limit],
     });
     return this.decoder.storedEvents(rows);
+  }
+
+  /**
+   * What stands at the given positions and behind them, each lane in order. A lane in which nothing stands at its
+   * position itself, although that is not 0, has been set back since.
+   * @param from by lane: the last position that the reader has
+   * @param limit of what is behind it, per lane
+   */
+  heads(from: ReadonlyMap<number, number>, limit: number): Promise<EventHead[]> {
+    return rowsOf<EventHead>(this.pool, {
+      name: 'read_heads',
+      text: `select e.lane, e.position, e.tenant, e.stream_id as "streamId", e.time, ${PAYLOAD_SIZE} as bytes
+             from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+             cross join lateral (
+               select * from event e where e.lane = reader.lane and e.position >= reader.position
+               order by e.position limit $3
+             ) e order by e.lane, e.position`,
+      values: [[...from.keys()], [...from.values()], limit + 1],
+    });
   }
 
   /**

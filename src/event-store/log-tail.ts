@@ -3,7 +3,7 @@ import { type LanePosition } from './position-tokens.js';
 /** Events kept per lane (at times twice as many): several times what arrives between two reads of a follower. */
 const KEPT = 128;
 /** Events with more characters of data are not kept. This limits the memory to about 32 MiB for 16 lanes. */
-const MOST = 8_192;
+export const MOST = 8_192;
 
 /**
  * The events that this process appended last, by lane and in order of position, so that those who follow the log on

@@ -6,12 +6,14 @@ import { type Append, type AppendEvent, type AppendResult, type StreamEnd } from
 import { BatchWriter, type WriterOptions } from './batch-writer.js';
 import { Counters } from './counters.js';
 import { CutReader } from './cut-reader.js';
+import { endOfTurn } from './end-of-turn.js';
 import { EventDecoder, type Upcast } from './event-decoder.js';
 import { FeedReader } from './feed-reader.js';
 import { KeyedResults } from './keyed-results.js';
 import { rememberedLaneOf, type StreamId } from './lane.js';
 import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
+import { LiveTail } from './live-tail.js';
 import { LogImport } from './log-import.js';
 import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
@@ -85,6 +87,7 @@ export class EventLog {
   readonly keyed: KeyedResults;
   readonly counters: Counters;
   readonly wakeUp: WakeUp;
+  readonly live: LiveTail;
   readonly telemetry: Telemetry;
   /** Encrypts and decrypts positions, so that clients see opaque text. */
   readonly positions: PositionTokens;
@@ -93,6 +96,8 @@ export class EventLog {
   private readonly codec: PayloadCodec;
   private readonly tail = new LogTail<RecordedEvent>();
   private readonly writer: BatchWriter;
+  /** Appends that the codec works on and the writer does not know of yet. */
+  private readonly encodings = new Set<Promise<unknown>>();
 
   private constructor(
     readonly pool: Pool,
@@ -118,6 +123,7 @@ export class EventLog {
       this.tail.forget(changed);
     };
     this.wakeUp = new WakeUp(url, settings.lanes, onForeign, this.telemetry);
+    this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
     this.writer = this.createWriter(options);
   }
 
@@ -158,7 +164,13 @@ export class EventLog {
 
   /** Waits until accepted appends are answered, then closes the connections. */
   async close(): Promise<void> {
+    // The codec may take its time, and an append that came to the writer after its end would connect it again.
+    while (this.encodings.size > 0) {
+      await Promise.allSettled(this.encodings);
+      await endOfTurn();
+    }
     await this.writer.close();
+    this.live.close();
     await this.wakeUp.close();
     await this.pool.end();
   }
@@ -173,7 +185,21 @@ export class EventLog {
    *
    * @throws Overloaded, DatabaseUnavailable
    */
-  async append({ state, stateVersion, lag, ...append }: AppendRequest): Promise<Appended> {
+  async append(request: AppendRequest): Promise<Appended> {
+    const encoding = this.encode(request);
+    this.encodings.add(encoding);
+    const { append, lag } = await encoding.finally(() => this.encodings.delete(encoding));
+    const result = await this.writer.append(append);
+    return result.status === 'ok' ? { ...result, lag } : result;
+  }
+
+  /** The append as the writer takes it, and how far the stored state is behind the stream when it succeeds. */
+  private async encode({
+    state,
+    stateVersion,
+    lag,
+    ...append
+  }: AppendRequest): Promise<{ append: Append; lag: StateLag }> {
     const { stream, expected, incarnation } = append;
     const payloads = await this.codec.encode(
       append.events.map(({ type, data }, index) => ({
@@ -198,13 +224,13 @@ export class EventLog {
     };
     const isStored =
       !lag || append.expected === 0 || behind.events >= STATE_EVENTS || behind.bytes >= STATE_BYTES;
-    const result = await this.writer.append({
-      ...append,
-      lane: this.laneOf(append.stream),
-      state: isStored ? { payload: await this.encodeState(append, state), version: stateVersion } : undefined,
-      events,
-    });
-    return result.status === 'ok' ? { ...result, lag: isStored ? NO_LAG : behind } : result;
+    const encodedState = isStored
+      ? { payload: await this.encodeState(append, state), version: stateVersion }
+      : undefined;
+    return {
+      append: { ...append, lane: this.laneOf(append.stream), state: encodedState, events },
+      lag: isStored ? NO_LAG : behind,
+    };
   }
 
   /** Encodes the state that the append leaves if it succeeds. */

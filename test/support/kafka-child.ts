@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, openSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createPool } from '../../src/database/connection.js';
 import { EventLog } from '../../src/event-store/log.js';
@@ -45,9 +45,14 @@ async function broker(folder: string, owner: string): Promise<void> {
     for (;;) {
       const said = readFileSync(log, 'utf8');
       const brokers = /^KAFKA_BROKERS=(.*)$/m.exec(said)?.[1];
-      if (brokers !== undefined) writeFileSync(result, `brokers ${brokers}`);
-      else if (ended()) writeFileSync(result, `none ${said.trim().replaceAll('\n', ' ')}`);
-      if (brokers !== undefined || ended()) break;
+      if (brokers !== undefined || ended()) {
+        // Renamed into place: other workers read it as soon as it is there.
+        const what =
+          brokers === undefined ? `none ${said.trim().replaceAll('\n', ' ')}` : `brokers ${brokers}`;
+        writeFileSync(`${result}.new`, what);
+        renameSync(`${result}.new`, result);
+        break;
+      }
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
     child.unref();
@@ -77,7 +82,7 @@ async function relay(url: string, brokers: string, topic: string): Promise<void>
   node.start();
   // As the HTTP server does in a service: while the database is away nothing else keeps the process alive.
   setInterval(() => undefined, 60_000);
-  process.stdout.write('ready\n');
+  process.stdout.write(`ready ${leases.owner}\n`);
   process.once('SIGTERM', () => {
     void (async () => {
       await node.stop();

@@ -14,6 +14,7 @@ import { type EventLog } from '../../../src/event-store/log.js';
 import { allMigrations } from '../../support/database.js';
 import {
   describeWithKafka,
+  endLeases,
   killRelays,
   offences,
   ownBroker,
@@ -23,6 +24,7 @@ import {
   type Tap,
   tap,
 } from '../../support/kafka.js';
+import { eventually } from '../../support/http.js';
 import { countOf, openStore, sized, sleep, Writers } from './fixture.js';
 
 /**
@@ -107,6 +109,15 @@ describeWithKafka('relay under faults', () => {
     return { log, table };
   }
 
+  /** How many lanes have a lease of this node, be it over or not. */
+  async function lanesOf({ owner }: RelayProcess): Promise<number> {
+    const { rowCount } = await pool.query(
+      `select from lease where owner = $1 and starts_with(name, 'relay/lane/')`,
+      [owner],
+    );
+    return rowCount ?? 0;
+  }
+
   async function expectAllIsWell(): Promise<void> {
     await writers.stop();
     const client = new Client({ connectionString: postgres.url });
@@ -133,7 +144,8 @@ describeWithKafka('relay under faults', () => {
     writers.flow(300);
     await sleep(1_000);
     await broker.stop();
-    await sleep(sized(20_000, 5_000));
+    await eventually(() => Promise.resolve(nodes.every((node) => node.output().includes('trouble'))), 30_000);
+    await sleep(sized(20_000, 3_000));
     await broker.start();
     await sleep(1_000);
     await expectAllIsWell();
@@ -147,6 +159,7 @@ describeWithKafka('relay under faults', () => {
       await sleep(200 + Math.random() * 2_000);
       const [victim] = nodes.splice(kill % 2, 1);
       await victim?.kill9();
+      if (victim) await endLeases((sql, params) => pool.query(sql, params), victim);
       nodes.push(await start());
     }
     await expectAllIsWell();
@@ -155,9 +168,13 @@ describeWithKafka('relay under faults', () => {
   it('a node is stopped past its lease and resumed', async () => {
     writers.flow(300);
     await sleep(1_000);
-    nodes[0]?.signal('SIGSTOP');
-    await sleep(9_000);
-    nodes[0]?.signal('SIGCONT');
+    const [stopped] = nodes as [RelayProcess, ...RelayProcess[]];
+    stopped.signal('SIGSTOP');
+    await sleep(1_500);
+    await endLeases((sql, params) => pool.query(sql, params), stopped);
+    await eventually(async () => (await lanesOf(stopped)) === 0, 30_000);
+    await sleep(1_000);
+    stopped.signal('SIGCONT');
     await sleep(1_000);
     await expectAllIsWell();
   }, 240_000);

@@ -12,6 +12,7 @@ import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import {
   describeWithKafka,
+  endLeases,
   kafka,
   killRelays,
   offences,
@@ -162,8 +163,10 @@ describeWithKafka('relay', (brokers) => {
     const [stopped] = await db.query<{ at: string }>(
       `select to_char(colloquy_now(), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at`,
     );
+    await sleep(1_500);
+    await endLeases((sql, params) => db.query(sql, params), zombie);
     const { relay } = startHere();
-    await sleep(9_000);
+    await sleep(1_000);
     await writers.stop();
     await untilCaughtUp(relay);
     const log = await logOf(db);
