@@ -1,24 +1,52 @@
-import { AppendEvent1770000000009 } from './event-store/migrations/0009-append-event.js';
-import { Import1770000000007 } from './event-store/migrations/0007-import.js';
-import { Log1770000000001 } from './event-store/migrations/0001-log.js';
-import { Past1770000000008 } from './event-store/migrations/0008-past.js';
-import { StreamState1770000000010 } from './event-store/migrations/0010-stream-state.js';
-import { Relay1770000000003 } from './kafka/migrations/0003-relay.js';
-import { Checkpoints1770000000002 } from './projection-engine/migrations/0002-checkpoints.js';
-import { Rebuilds1770000000006 } from './projection-engine/migrations/0006-rebuilds.js';
-import { GenerationChunks1770000000004 } from './sessions/migrations/0004-generation-chunks.js';
-import { TenantStreams1770000000005 } from './sessions/migrations/0005-tenant-streams.js';
+import { type Migration } from './database/migrate.js';
 
-/** In the order in which they are applied. */
-export const migrations = [
-  Log1770000000001,
-  Checkpoints1770000000002,
-  Relay1770000000003,
-  GenerationChunks1770000000004,
-  TenantStreams1770000000005,
-  Rebuilds1770000000006,
-  Import1770000000007,
-  Past1770000000008,
-  AppendEvent1770000000009,
-  StreamState1770000000010,
+/**
+ * All migrations, in the order in which they are applied. A released one is never edited: a new one changes what it made,
+ * and brings a changed function whole, in a file of its own. `sha256sum` of the file gives its checksum.
+ */
+export const migrations: readonly Migration[] = [
+  {
+    file: 'event-store/migrations/0001-log.sql',
+    sha256: '5221727be685398f265c3abbb965febd7dced0b981ed6f814596b39fa472b2ee',
+  },
+  {
+    file: 'event-store/migrations/0002-lane_ends.sql',
+    sha256: '65979119446f401f8832f561bc95ee2e112058a9062fe33a5b97ede5a7f684fc',
+  },
+  {
+    file: 'event-store/migrations/0003-lease_take.sql',
+    sha256: 'cfc0f045a7399e480006e8323e9b961a59735af38c5c415417814efe4f6dd5a2',
+  },
+  {
+    file: 'event-store/migrations/0004-append_event.sql',
+    sha256: '262c393e1f02cf4da0becdacc5f1104193f5feb2c483eb604a8fd0484e2c6a21',
+  },
+  {
+    file: 'event-store/migrations/0005-append_batch.sql',
+    sha256: 'a1055998516fae3a71c8f4bf0a4199075ba6a751c08e88b5d1e38e34b1c6a2ba',
+  },
+  {
+    file: 'event-store/migrations/0006-import_batch.sql',
+    sha256: '6518506b29ff89e9362ca0f02bec4b64cc0a4db7c778f9eecfd7c0ec53b1854d',
+  },
+  {
+    file: 'event-store/migrations/0007-last_version.sql',
+    sha256: '6367f331f99e20369fa8e34fb86f64e6356a7faf49604f8e77081b972fe0443d',
+  },
+  {
+    file: 'projection-engine/migrations/0008-checkpoints.sql',
+    sha256: 'eb9c206f5eb08a05d6f2c2b1b1649ed171c5a504ec646ba5b8cbf1632ec4960e',
+  },
+  {
+    file: 'kafka/migrations/0009-relay.sql',
+    sha256: '89d2bc8d79a28dea4bc545fde4d96534573e6dc1f21a7cc11d658c3b1fb1e558',
+  },
+  {
+    file: 'sessions/migrations/0010-partial-replies.sql',
+    sha256: 'c8c5b8d81354a996b57a001b800bfe19d0446e88886b51b95333234209d4abb1',
+  },
+  {
+    file: 'event-store/migrations/0011-reserved-streams.sql',
+    sha256: 'a11795f8da8d3a82f75283c4bb11ef07b2c99f0248fbd0f2515504bb812bb108',
+  },
 ];

@@ -17,7 +17,7 @@ import { type OutgoingMessage } from '../../src/kafka/publisher.js';
 import { Relay } from '../../src/kafka/relay.js';
 import { TopicAdmin } from '../../src/kafka/topic-admin.js';
 import { appendOf } from '../../test/support/append.js';
-import { allMigrations } from '../../test/support/database.js';
+import { migrations } from '../../src/migrations.js';
 
 /*
  *   node -r ./test/support/typescript-hook.cjs bench/kafka/relay.ts [events]
@@ -40,7 +40,7 @@ async function main(): Promise<void> {
   const broker = await startBroker();
   const kafka = { brokers: [broker.address] };
   try {
-    await migrate(postgres.url, await allMigrations());
+    await migrate(postgres.url, migrations);
     const store = await EventLog.open(postgres.url, { upcast });
     await fill(store);
     const messages = await allMessages(store);

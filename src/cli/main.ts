@@ -361,4 +361,7 @@ async function main(): Promise<number> {
   }
 }
 
+// The parts of the service let a process end that has nothing to do but wait for them; a command must not end that way,
+// silently and with exit code 0.
+setInterval(() => undefined, 2 ** 31 - 1);
 void main().then((code) => process.exit(code));

@@ -37,7 +37,7 @@ interface ScanRow {
 
 /** Events that a page of a feed looks at when a filter may pass over most of them; it may then hold few or none. */
 const FEED_SCAN = 20_000;
-const SCAN_FEED = readFileSync(join(__dirname, 'sql', 'feed.sql'), 'utf8');
+const SCAN_FEED = readFileSync(join(__dirname, 'feed.sql'), 'utf8');
 
 /** Reads the events of one tenant across lanes and streams, filtered. */
 export class FeedReader {

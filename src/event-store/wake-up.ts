@@ -90,7 +90,10 @@ export class WakeUp {
     clearInterval(this.poll);
     this.listeners.clear();
     await this.connecting;
-    await this.client?.end().catch(this.telemetry.failed('closing the connection for notifications'));
+    if (!this.client) return;
+    // Whoever waits for the end must get it: a process that has nothing else to do would end before.
+    keepsProcessAlive(this.client, true);
+    await this.client.end().catch(this.telemetry.failed('closing the connection for notifications'));
   }
 
   private emitForeign(lanes: readonly number[]): void {

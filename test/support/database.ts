@@ -1,32 +1,12 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { readdirSync, readFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
 import { Client } from 'pg';
-import { type MigrationInterface } from 'typeorm';
 import { migrate } from '../../src/database/migrate.js';
+import { migrations } from '../../src/migrations.js';
 import { expectCountersMatchLog } from './recount.js';
-
-const SOURCES = join(__dirname, '../../src');
 
 const TEMPLATE_PREFIX = 'colloquy_template_';
 /** Any number that nothing else locks in the admin database. */
 const TEMPLATE_LOCK = 7399;
-
-type Migration = new () => MigrationInterface;
-
-/** Everything below a folder of the sources that is kept in this kind of folder, by file name. */
-function sourcesIn(folder: string): string[] {
-  return readdirSync(SOURCES, { recursive: true, encoding: 'utf8' })
-    .filter((path) => path.split(/[/\\]/).at(-2) === folder)
-    .sort((a, b) => (basename(a) < basename(b) ? -1 : 1))
-    .map((path) => join(SOURCES, path));
-}
-
-/** All migrations of the service, in order. Not by way of the composition root: that would load all of it. */
-export async function allMigrations(): Promise<Migration[]> {
-  const modules = await Promise.all(sourcesIn('migrations').map((path) => import(path)));
-  return modules.flatMap((module) => Object.values(module as Record<string, Migration>));
-}
 
 /** A database of a test file's own; times and errors are those of the service's own connections. */
 export interface TestDatabase {
@@ -82,15 +62,14 @@ async function ensureTemplate(admin: Client): Promise<string> {
   // Under another name until it is whole: a run that is killed in between leaves no half template.
   const unfinished = `${TEMPLATE_PREFIX}unfinished`;
   await admin.query(`create database ${unfinished}`);
-  await migrate(urlOf(unfinished), await allMigrations());
+  await migrate(urlOf(unfinished), migrations);
   await admin.query(`alter database ${unfinished} rename to ${name}`);
   return name;
 }
 
 function schemaHash(): string {
   const hash = createHash('sha256');
-  for (const path of [...sourcesIn('sql'), ...sourcesIn('migrations')])
-    hash.update(path).update(readFileSync(path));
+  for (const { file, sha256 } of migrations) hash.update(file).update(sha256);
   return hash.digest('hex').slice(0, 16);
 }
 

@@ -1,3 +1,6 @@
+import { execFile } from 'node:child_process';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { Telemetry } from '../../../src/event-store/telemetry.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
@@ -67,4 +70,21 @@ it('given a connection for notifications that is lost, when it is replaced, then
   await eventually(() => Promise.resolve(seen.length === 3));
 
   expect(seen).toEqual([true, false, true]);
+});
+
+it('given a process that has nothing else to do, when it closes the log, then it hears of the end before it ends itself', async () => {
+  const program = `
+    const { EventLog } = require(process.argv[1]);
+    EventLog.open(process.argv[2]).then(async (store) => {
+      store.wakeUp.subscribe(() => undefined);
+      await new Promise((resolve) => store.telemetry.on('wakeUp', resolve));
+      await store.close();
+      console.log('closed');
+    });`;
+  const hook = join(__dirname, '../../support/typescript-hook.cjs');
+  const log = join(__dirname, '../../../src/event-store/log.ts');
+
+  const { stdout } = await promisify(execFile)(process.execPath, ['-r', hook, '-e', program, log, db.url]);
+
+  expect(stdout).toBe('closed\n');
 });

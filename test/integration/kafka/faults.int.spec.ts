@@ -11,7 +11,7 @@ import {
 } from '../../../src/embedded-postgres/embedded-postgres.js';
 import { migrate } from '../../../src/database/migrate.js';
 import { type EventLog } from '../../../src/event-store/log.js';
-import { allMigrations } from '../../support/database.js';
+import { migrations } from '../../../src/migrations.js';
 import {
   describeWithKafka,
   endLeases,
@@ -48,7 +48,7 @@ describeWithKafka('relay under faults', () => {
     folder = mkdtempSync(join(tmpdir(), 'colloquy-faults-'));
     chmodSync(folder, 0o755);
     [postgres, broker] = await Promise.all([startEmbeddedPostgres({ dataDir: folder }), ownBroker()]);
-    await migrate(postgres.url, await allMigrations());
+    await migrate(postgres.url, migrations);
     store = await openStore(postgres.url);
     pool = createPool(postgres.url, 'consumer');
     await pool.query(

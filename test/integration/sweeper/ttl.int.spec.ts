@@ -143,8 +143,8 @@ describe('the time to live', () => {
     expect(await node.inject('POST', '/v1/sessions/newer/messages', message)).toMatchObject({
       status: 503,
       body: {
-        code: 'projection-lagging',
-        detail: expect.stringContaining('nodes of the newer version can answer') as string,
+        code: 'upgrade-in-progress',
+        detail: expect.stringContaining('MessageAppended v99 is newer than this version') as string,
       },
     });
   });

@@ -67,8 +67,7 @@ end $$;
 -- One row per stream: the decision state that it had at `version`, some events ago at most, so that a cold load reads
 -- that and the few events since. Made with the stream, then written by one append of several.
 -- Nothing that is written again is indexed, and pages keep room: updates stay heap-only.
--- Renamed stream_state by 0010: before, it was written by every append, and was the stream's end.
-create table stream (
+create table stream_state (
   tenant text collate "C" not null,
   stream_id text collate "C" not null,
   lane smallint not null,
@@ -114,3 +113,23 @@ create table lease (
   epoch bigint not null,
   until timestamptz not null
 ) with (fillfactor = 50);
+
+-- States that streams had at some of their versions, so that a question about the past folds few events. What is
+-- missing is folded; what is here was folded from the log, and may be deleted at any time.
+create table stream_snapshot (
+  tenant text collate "C" not null,
+  stream_id text collate "C" not null,
+  state_version smallint not null,
+  version integer not null,
+  state jsonb,
+  sealed bytea,
+  key_id uuid,
+  primary key (tenant, stream_id, state_version, version)
+);
+
+-- A tenant's events in the order of their lane. Without it a tenant with few events in a long log would be found by
+-- reading the log. The lane is that of the partition, so it is no part of the key.
+create index event_tenant on event (tenant, position);
+
+-- The streams that hold settings of a tenant, without a look at every stream.
+create index stream_of_tenant on stream_state (tenant) where stream_id = '~tenant';

@@ -19,7 +19,7 @@
 --   guard      the guard does not hold
 --   counter    a counter would pass its limit
 --   retry      somebody used the same key at the same moment: ask again
-create function append_batch(
+create or replace function append_batch(
   p_lanes smallint[],
   a_lane integer[],
   a_tenant text[],

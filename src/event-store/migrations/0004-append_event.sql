@@ -10,7 +10,7 @@
 -- has grown since, the insert finds the place taken, and only then looks.
 --
 -- p_lane_end: null when the writer does not know. It may be too low, but never too high.
-create function append_event(
+create or replace function append_event(
   p_lane smallint,
   p_lane_end bigint,
   p_tenant text,
