@@ -48,6 +48,7 @@ module.exports = {
       path('read-models/', 'kafka/'),
       path(...FEATURES, 'client/'),
     ),
+    forbid('engine-knows-no-chat', path('projection-engine/'), path('domain/')),
     forbid('engine-and-relay-know-no-read-model', path('projection-engine/', 'kafka/'), path('read-models/')),
     forbid(
       'sessions-are-below-the-other-features',

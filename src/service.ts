@@ -5,10 +5,11 @@ import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { type Config } from './config.js';
-import { connect, isConnectionError } from './database/connection.js';
+import { isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
+import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest } from './http/request-log.js';
 import { configureApp, createHttpAdapter } from './http/server.js';
 import { NestLog } from './logging.js';
@@ -96,10 +97,4 @@ async function migrateWhenThere(url: string): Promise<void> {
       await new Promise((resolve) => setTimeout(resolve, 1_000));
     }
   }
-}
-
-async function forgetLeases(url: string): Promise<void> {
-  const client = await connect(url, 'start');
-  await client.query('delete from lease');
-  await client.end();
 }

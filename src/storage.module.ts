@@ -18,7 +18,7 @@ import { repeat } from './housekeeping.js';
 /** Where the database is, for those who need a connection of their own. */
 export const DATABASE_URL = Symbol('URL of the database');
 
-/** Keyed results are found for a day; those that are older only take room. */
+/** Keyed results are found for a day, and leases of dead nodes are of no use: what is older only takes room. */
 const PRUNE_MS = 3_600_000;
 
 /**
@@ -68,10 +68,13 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   onModuleInit(): void {
     this.stopPruning = repeat(
       PRUNE_MS,
-      () => this.store.keyed.prune(),
+      async () => {
+        await this.store.keyed.prune();
+        await this.leases.prune();
+      },
       (error) => {
         this.logger.warn(
-          'Results of keyed requests could not be pruned; it is tried again in an hour.',
+          'Old rows of the log’s tables could not be pruned; it is tried again in an hour.',
           error,
         );
       },

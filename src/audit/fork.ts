@@ -1,6 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
-import { type SessionRecord } from '../projection-engine/projection.js';
+import { type SessionRecord } from '../read-models/session-record.js';
 import { EventLog } from '../event-store/log.js';
 import { VersionMismatch } from '../event-store/refusals.js';
 import { invalidRequest } from '../http/problem.js';

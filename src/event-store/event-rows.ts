@@ -23,6 +23,13 @@ export interface EventRow {
   key_id: string | null;
 }
 
+/**
+ * SQL for the events of lane $1 behind position $2, up to position $3, as a table for a `from`. It is for statements that
+ * apply events without moving them out of the database.
+ */
+export const STRETCH = `(select tenant, stream_id, incarnation, version, type, time, data from event
+  where lane = $1 and position > $2 and position <= $3)`;
+
 /** SQL expression for the stored size of an event's payload, in bytes. */
 export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 

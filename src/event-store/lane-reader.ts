@@ -92,6 +92,53 @@ export class LaneReader {
   }
 
   /**
+   * Where the next events of a lane end, at most `limit` of them, for whoever applies them inside the database (`STRETCH`).
+   *
+   * @param schemaVersions event type → schema version that the reader understands
+   * @returns undefined when there are none, or when one of them is sealed or of another type or version
+   */
+  async plainStretch(
+    lane: number,
+    after: number,
+    limit: number,
+    schemaVersions: Readonly<Record<string, number>>,
+  ): Promise<number | undefined> {
+    const [row] = await rowsOf<{ end: number | null; isPlain: boolean | null }>(this.pool, {
+      name: 'plain_stretch',
+      text: `select max(position) as end,
+                    bool_and(sealed is null and (type, schema_version) in (select * from unnest($4::text[], $5::int[])))
+                      as "isPlain"
+             from event where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint`,
+      values: [lane, after, limit, Object.keys(schemaVersions), Object.values(schemaVersions)],
+    });
+    return row?.end && row.isPlain ? row.end : undefined;
+  }
+
+  /**
+   * The sizes of the next events of some lanes, summed over the lanes: entry n is that of the (n + 1)th event of each.
+   *
+   * @param after lane → the last position that the reader has
+   */
+  async sizes(after: ReadonlyMap<number, number>, limit: number): Promise<number[]> {
+    const rows = await rowsOf<{ nth: number; bytes: string }>(this.pool, {
+      name: 'lane_sizes',
+      text: `select e.position - reader.position as nth,
+                    -- A small payload has about the same size as text; only one that may be compressed is expanded.
+                    sum(coalesce(case when pg_column_size(e.data) < 1000 then pg_column_size(e.data)
+                                      else octet_length(e.data::text) end, octet_length(e.sealed), 0)) as bytes
+             from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+             cross join lateral (
+               select * from event e where e.lane = reader.lane and e.position > reader.position
+               order by e.position limit $3
+             ) e
+             group by 1 order by 1`,
+      values: [[...after.keys()], [...after.values()], limit],
+    });
+    // A lane's numbers have no gaps, so the rows are 1, 2, 3 … up to the longest lane.
+    return rows.map(({ bytes }) => Number(bytes));
+  }
+
+  /**
    * What stands at the given positions and behind them, each lane in order. A lane in which nothing stands at its
    * position itself, although that is not 0, has been set back since.
    * @param from by lane: the last position that the reader has

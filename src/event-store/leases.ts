@@ -1,5 +1,5 @@
 import { type Pool } from 'pg';
-import { available } from '../database/connection.js';
+import { available, connect } from '../database/connection.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';
@@ -7,6 +7,28 @@ import { type Telemetry } from './telemetry.js';
 /** How long a lease lasts without renewal, and so the longest time for which a dead node blocks its work. */
 export const LEASE_MS = 6_000;
 const RENEW_MS = 1_500;
+
+/**
+ * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write under
+ * a lease; the arguments are SQL expressions.
+ */
+export const leaseHeldBy = (lease: {
+  readonly name: string;
+  readonly owner: string;
+  readonly forMs: string;
+}): string =>
+  `exists (select from lease l where l.name = ${lease.name} and l.owner = ${lease.owner}
+             and l.until > colloquy_now() + ${lease.forMs} * interval '1 millisecond')`;
+
+/** SQL condition: somebody holds the lease. The clock is asked once per statement, so that an index can be used. */
+export const leaseStands = (name: string): string =>
+  `exists (select from lease l where l.name = ${name} and l.until > (select colloquy_now()))`;
+
+/** Ends all leases. Only for a database that no other process can be using: they belong to a process that is gone. */
+export async function forgetLeases(url: string): Promise<void> {
+  const client = await connect(url, 'start');
+  await client.query('delete from lease').finally(() => client.end());
+}
 
 /**
  * The leases that this node holds, renewed together by one statement. The database clock decides when a lease is over.

@@ -26,6 +26,17 @@ export interface StoredStream {
   readonly lag: StateLag;
 }
 
+/** The last stored state of a tenant's stream with a reserved id, and where the event that it is as of stands. */
+export interface ReservedState {
+  readonly tenant: string;
+  readonly lane: number;
+  readonly position: number;
+  readonly version: number;
+  readonly stateVersion: number;
+  /** Opened for `dataOf`, so that a state that cannot be opened does not hold up those beside it. */
+  readonly state: Opened | undefined;
+}
+
 export interface StreamRange {
   /** First version to read, inclusive. Default 1. */
   readonly from?: number;
@@ -115,6 +126,37 @@ export class StreamReader {
       return { ...(await this.toStream(row, states[index], since.get(streamKey(stream)) ?? [])), ...stream };
     });
     return (await Promise.all(loaded.map(readable))).filter((one) => one !== undefined);
+  }
+
+  /**
+   * The states of all tenants' streams with a reserved id that were stored after these positions, in order within each
+   * lane, at most `limit` per lane. A reader that goes on from the positions it was given misses no state of a stream whose
+   * state is stored with every append.
+   *
+   * @param streamId begins with `~`; a tenant has one stream of such an id
+   * @param after lane → the last position that the reader has
+   */
+  async reservedStates(
+    streamId: string,
+    after: ReadonlyMap<number, number>,
+    limit: number,
+  ): Promise<ReservedState[]> {
+    const rows = await rowsOf<StateRow>(this.pool, {
+      name: 'reserved_states',
+      // The condition with the literal lets the planner use the partial index of reserved streams.
+      text: `select r.* from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+             cross join lateral (
+               select ${STATE_COLUMNS} from stream_state s
+               where s.stream_id >= '~' and s.stream_id = $3 and s.lane = reader.lane and s.position > reader.position
+               order by s.position limit $4
+             ) r`,
+      values: [[...after.keys()], [...after.values()], streamId, limit],
+    });
+    const states = await this.decoder.states(rows);
+    return rows.map(({ tenant, lane, position, version, state_version }, index) => ({
+      ...{ tenant, lane, position, version, stateVersion: state_version },
+      state: states[index],
+    }));
   }
 
   /**

@@ -3,7 +3,7 @@ import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { type StreamRange } from '../event-store/stream-reader.js';
 import { ApiError } from '../http/problem.js';
-import { type SessionRecord } from '../projection-engine/projection.js';
+import { type SessionRecord } from '../read-models/session-record.js';
 import { type SessionRef } from '../sessions/command-context.js';
 import { timeOf } from '../sessions/ids.js';
 import { type SessionCommands } from '../sessions/session-commands.js';

@@ -1,5 +1,6 @@
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
+import { leaseHeldBy } from '../event-store/leases.js';
 
 /** A lane as this node has claimed it. */
 export interface Claim {
@@ -49,9 +50,7 @@ export class RelayCheckpoints {
     const { rows } = await this.pool.query<Claim>({
       name: 'relay_claim',
       text: `update relay_checkpoint c set epoch = c.epoch + 1
-             from lease l
-             where c.lane = any ($1) and l.name = $2 || c.lane and l.owner = $3
-               and l.until > colloquy_now() + $4 * interval '1 millisecond'
+             where c.lane = any ($1) and ${leaseHeldBy({ name: '$2 || c.lane', owner: '$3', forMs: '$4' })}
              returning c.lane, c.position, c.epoch`,
       values: [lanes, LANE_LEASE, this.owner, MARGIN_MS],
     });
@@ -64,8 +63,7 @@ export class RelayCheckpoints {
       name: 'relay_confirm',
       text: `select from unnest($1::smallint[], $2::bigint[]) as claim (lane, epoch)
                join relay_checkpoint c on c.lane = claim.lane and c.epoch = claim.epoch
-               join lease l on l.name = $3 || claim.lane and l.owner = $4
-                            and l.until > colloquy_now() + $5 * interval '1 millisecond'`,
+             where ${leaseHeldBy({ name: '$3 || claim.lane', owner: '$4', forMs: '$5' })}`,
       values: [[...claims.keys()], [...claims.values()], LANE_LEASE, this.owner, MARGIN_MS],
     });
     return rowCount === claims.size;
@@ -83,29 +81,6 @@ export class RelayCheckpoints {
       values: [lanes, column('epoch'), column('from'), column('to')],
     });
     return rowCount === lanes.length;
-  }
-
-  /**
-   * The sizes of the next events of some lanes, summed over the lanes: entry n is that of the (n + 1)th event of each.
-   * @param after lane → the position behind which to begin
-   */
-  async sizes(after: ReadonlyMap<number, number>, limit: number): Promise<number[]> {
-    const { rows } = await this.pool.query<{ nth: number; bytes: string }>({
-      name: 'relay_sizes',
-      text: `select e.position - reader.position as nth,
-                    -- What is small is no other size as text; only what may be compressed is looked at as such.
-                    sum(coalesce(case when pg_column_size(e.data) < 1000 then pg_column_size(e.data)
-                                      else octet_length(e.data::text) end, octet_length(e.sealed), 0)) as bytes
-             from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
-             cross join lateral (
-               select * from event e where e.lane = reader.lane and e.position > reader.position
-               order by e.position limit $3
-             ) e
-             group by 1 order by 1`,
-      values: [[...after.keys()], [...after.values()], limit],
-    });
-    // A lane's numbers have no gaps, so the rows are 1, 2, 3 … up to the longest lane.
-    return rows.map(({ bytes }) => Number(bytes));
   }
 
   /** The topic that was published to so far; undefined before the first time. */

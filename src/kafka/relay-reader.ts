@@ -32,7 +32,7 @@ export interface RelayBatch {
 }
 
 export interface RelayReaderParts {
-  readonly lanes: Pick<LaneReader, 'readStored'>;
+  readonly lanes: Pick<LaneReader, 'readStored' | 'sizes'>;
   readonly checkpoints: RelayCheckpoints;
   /** Lane → epoch of the lease, for the lanes of this node. */
   readonly owned: () => ReadonlyMap<number, number>;
@@ -141,7 +141,7 @@ export class RelayReader {
    * hold thousands of large ones in a row.
    */
   private async fittingInBatch(after: ReadonlyMap<number, number>, limit: number): Promise<number> {
-    const sizes = await this.parts.checkpoints.sizes(after, limit);
+    const sizes = await this.parts.lanes.sizes(after, limit);
     let bytes = 0;
     const fitting = sizes.findIndex((size) => (bytes += size) > BATCH_BYTES);
     // Where all events fit, there may be more of them by now: the limit by count stands.

@@ -1,24 +1,24 @@
 import { type ClientBase, type Pool } from 'pg';
 import { transaction } from '../database/transaction.js';
-import { type EventType, sessionEvents } from '../domain/session.events.js';
+import { STRETCH } from '../event-store/event-rows.js';
 import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
-import { compute, type Projection, run, type SessionRecord } from './projection.js';
+import { compute, type Projection, run } from './projection.js';
 
-const EVENT_TYPES = Object.keys(sessionEvents) as EventType[];
-
-/** What this node believes of a lane. */
+/** The state of a lane as this node last saw it. */
 interface Lane {
   readonly position: number;
   readonly revision: number;
-  /** Keys of the sessions whose events are left out. */
+  /** Keys of the parked sessions, whose events are skipped. */
   readonly parked: Set<string>;
 }
 
 /**
- * Folds lanes of the log into a table, batch by batch. Whatever this node believes about its leases and about the rows,
- * a batch takes effect once: rows and checkpoint are one transaction, and moving the checkpoint is a compare-and-set.
+ * Folds lanes of the log into a table, batch by batch. A batch takes effect exactly once, even if this node is wrong about
+ * its leases or about the rows: rows and checkpoint are written in one transaction, and moving the checkpoint is a
+ * compare-and-set.
  */
 export class LaneFold {
   private readonly known = new Map<number, Lane>();
@@ -31,7 +31,7 @@ export class LaneFold {
     private readonly onParked: (poison: Poison) => void,
   ) {}
 
-  /** Forgets what it believes about all lanes but these. */
+  /** Forgets the states of all lanes but these, so that they are read again when they come back. */
   keep(lanes: ReadonlyMap<number, unknown>): void {
     for (const lane of this.known.keys()) if (!lanes.has(lane)) this.known.delete(lane);
   }
@@ -40,7 +40,7 @@ export class LaneFold {
    * Applies the next events of these lanes, at most `limit` of each.
    * @param epochs lane → epoch of the lease that this node holds
    * @returns lane → how many events there were
-   * @throws Fenced when a lane turns out to be somebody else's
+   * @throws Fenced when a lane turns out to be another node's
    */
   async advance(epochs: ReadonlyMap<number, number>, limit: number): Promise<Map<number, number>> {
     try {
@@ -57,11 +57,11 @@ export class LaneFold {
 
       const poisons: Poison[] = [];
       const parked = new Set([...lanes.values()].flatMap((lane) => [...lane.parked]));
-      const readable: SessionRecord[] = [];
+      const readable: RecordedEvent[] = [];
       for (const event of events) {
         const key = streamKey(event);
         if (parked.has(key)) continue;
-        if (!event.unreadable) readable.push(event as SessionRecord);
+        if (!event.unreadable) readable.push(event);
         else {
           parked.add(key);
           const { tenant, streamId: sessionId, lane, version, unreadable } = event;
@@ -84,25 +84,20 @@ export class LaneFold {
   }
 
   /**
-   * Applies the next events of a lane by the projection's own statement, if it has one and that may be used for them.
-   * @returns how many there were; 0 if they are left to `advance`
-   * @throws Fenced
+   * Applies the next events of a lane by the statement that stays inside the database, if the projection has one and it
+   * understands these events.
+   * @returns how many events were applied; 0 if they are left to `advance`
+   * @throws Fenced when the lane turns out to be another node's
    */
-  async leap(number: number, epoch: number, limit: number): Promise<number> {
-    const { projection, table } = this;
+  async advanceInside(number: number, epoch: number, limit: number): Promise<number> {
+    const { applyInside } = this.projection;
     const lane = (await this.lanes([number])).get(number);
-    if (!projection.applyInside || !lane || lane.parked.size > 0) return 0;
-    const statement = projection.applyInside(table);
+    // The statement would apply the events of parked sessions as well.
+    if (!applyInside || !lane || lane.parked.size > 0) return 0;
     try {
-      const { rows } = await this.pool.query<{ end: number | null; isPlain: boolean | null }>(
-        `select max(position) as end,
-                bool_and(sealed is null and (type, schema_version) in (select * from unnest($3::text[], $4::int[])))
-                  as "isPlain"
-         from event where lane = $1 and position > $2 and position <= $2::bigint + $5::bigint`,
-        [number, lane.position, EVENT_TYPES, EVENT_TYPES.map((type) => sessionEvents[type].version), limit],
-      );
-      const { end, isPlain } = rows[0] ?? {};
-      if (!end || !isPlain) return 0;
+      const { lanes } = this.store;
+      const end = await lanes.plainStretch(number, lane.position, limit, applyInside.schemaVersions);
+      if (end === undefined) return 0;
       await transaction(this.pool, async (client) => {
         await this.move(
           client,
@@ -110,21 +105,21 @@ export class LaneFold {
           new Map([[number, end]]),
           new Map([[number, epoch]]),
         );
-        await client.query(statement, [number, lane.position, end]);
+        await client.query(applyInside.statement(this.table, STRETCH), [number, lane.position, end]);
       });
       this.known.set(number, { ...lane, position: end });
       return end - lane.position;
     } catch (error) {
       this.known.delete(number);
-      // It says that there is poison, but not where.
+      // One of the events cannot be applied, but the error does not tell which: `advance` finds it.
       if (isPoison(error)) return 0;
       throw error;
     }
   }
 
-  /** @param poisons gets those that are found */
+  /** @param poisons the events that cannot be applied are added to it */
   private async apply(
-    events: readonly SessionRecord[],
+    events: readonly RecordedEvent[],
     poisons: Poison[],
     lanes: ReadonlyMap<number, Lane>,
     to: ReadonlyMap<number, number>,
@@ -145,9 +140,9 @@ export class LaneFold {
     }
   }
 
-  /** The transaction is short because all reading was done before it. */
+  /** Reads everything before the transaction begins, which keeps the transaction short. */
   private async commit(
-    events: readonly SessionRecord[],
+    events: readonly RecordedEvent[],
     poisons: readonly Poison[],
     lanes: ReadonlyMap<number, Lane>,
     to: ReadonlyMap<number, number>,
@@ -161,7 +156,7 @@ export class LaneFold {
     });
   }
 
-  /** Moves checkpoints if they still are what this node believes, and nobody with a newer lease has been there. */
+  /** Moves checkpoints, if they still are where this node saw them and no owner of a newer lease has moved them. */
   private async move(
     client: ClientBase,
     lanes: ReadonlyMap<number, Lane>,
@@ -188,17 +183,17 @@ export class LaneFold {
     if (rowCount !== moved.length) throw new Fenced();
   }
 
-  private async attempt(events: readonly SessionRecord[]): Promise<void> {
+  private async attempt(events: readonly RecordedEvent[]): Promise<void> {
     const statements = await this.compute(events);
     await transaction(this.pool, async (client) => {
       await run(client, statements);
-      throw new Undone();
+      throw new RolledBack();
     }).catch((error: unknown) => {
-      if (!(error instanceof Undone)) throw error;
+      if (!(error instanceof RolledBack)) throw error;
     });
   }
 
-  private compute(events: readonly SessionRecord[]): ReturnType<typeof compute> {
+  private compute(events: readonly RecordedEvent[]): ReturnType<typeof compute> {
     return compute(this.pool, this.projection, this.table, events);
   }
 
@@ -229,10 +224,10 @@ export class LaneFold {
   }
 }
 
-/** A transaction that has shown what it should. */
-class Undone extends Error {}
+/** Ends a transaction that only tried whether its statements work. */
+class RolledBack extends Error {}
 
-/** Errors quote values: no more of what people wrote than it takes to find the cause. */
+/** Error messages of PostgreSQL quote values: of what people wrote, only as much is stored as finding the cause takes. */
 const ERROR_LENGTH = 300;
 
 export const parkStatement = (

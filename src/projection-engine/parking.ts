@@ -2,9 +2,10 @@ import { type Pool, type PoolClient } from 'pg';
 import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
 import { type EventLog } from '../event-store/log.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { parkStatement } from './lane-fold.js';
 import { isPoison, type Poison } from './poison.js';
-import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
+import { applyOn, type Projection, tableOf } from './projection.js';
 
 /** A session that a projection does not take in any further. */
 export interface ParkedSession {
@@ -102,7 +103,7 @@ export class Parking {
   ): Promise<Pick<Poison, 'version' | 'error'> | undefined> {
     let next = first;
     /** Stops at the first error, so that what comes before it is kept. */
-    const apply = async (events: readonly SessionRecord[]): Promise<Error | undefined> => {
+    const apply = async (events: readonly RecordedEvent[]): Promise<Error | undefined> => {
       await client.query('savepoint events');
       try {
         await applyOn(client, projection, tableOf(projection), events);
@@ -115,9 +116,9 @@ export class Parking {
       }
     };
     for (;;) {
-      let page: SessionRecord[];
+      let page: RecordedEvent[];
       try {
-        page = (await this.store.streams.read(stream, { from: next, limit: PAGE })) as SessionRecord[];
+        page = await this.store.streams.read(stream, { from: next, limit: PAGE });
       } catch (error) {
         if (!isPoison(error)) throw error;
         return { version: next, error: error as Error };

@@ -1,6 +1,6 @@
 import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
 import { streamKey } from '../event-store/lane.js';
-import { type SessionRecord } from './projection.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 /** The first event of a session that a projection cannot take in. */
 export interface Poison {
@@ -38,10 +38,10 @@ export function isPoison(error: unknown): boolean {
  * @throws whatever `attempt` throws that is not poison
  */
 export async function findPoison(
-  events: readonly SessionRecord[],
-  attempt: (events: readonly SessionRecord[]) => Promise<void>,
+  events: readonly RecordedEvent[],
+  attempt: (events: readonly RecordedEvent[]) => Promise<void>,
 ): Promise<Poison[]> {
-  const failure = async (some: readonly SessionRecord[]): Promise<{ readonly error: Error } | undefined> => {
+  const failure = async (some: readonly RecordedEvent[]): Promise<{ readonly error: Error } | undefined> => {
     try {
       await attempt(some);
       return undefined;
@@ -50,7 +50,7 @@ export async function findPoison(
       return { error: error instanceof Error ? error : new Error(String(error)) };
     }
   };
-  const amongSessions = async (sessions: readonly SessionRecord[][]): Promise<Poison[]> => {
+  const amongSessions = async (sessions: readonly RecordedEvent[][]): Promise<Poison[]> => {
     const failed = await failure(sessions.flat());
     if (!failed) return [];
     const [session] = sessions;
@@ -62,7 +62,7 @@ export async function findPoison(
     ];
   };
   /** All before `good` can be applied, all up to `bad` cannot. */
-  const firstIn = async (session: readonly SessionRecord[], error: Error): Promise<Poison> => {
+  const firstIn = async (session: readonly RecordedEvent[], error: Error): Promise<Poison> => {
     let [good, bad, why] = [0, session.length, error];
     while (bad - good > 1) {
       const middle = (good + bad) >> 1;
@@ -75,7 +75,7 @@ export async function findPoison(
     const { tenant, streamId: sessionId, lane, version } = event;
     return { tenant, sessionId, lane, version, error: why };
   };
-  const sessions = new Map<string, SessionRecord[]>();
+  const sessions = new Map<string, RecordedEvent[]>();
   for (const event of events) {
     const key = streamKey(event);
     const session = sessions.get(key);

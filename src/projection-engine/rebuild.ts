@@ -6,13 +6,13 @@ import { LaneShare } from '../event-store/lane-share.js';
 import { type Leases } from '../event-store/leases.js';
 import { LaneFold } from './lane-fold.js';
 import { Fenced, type Poison } from './poison.js';
-import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
+import { applyOn, type Projection, tableOf } from './projection.js';
 import { workOn } from './runner.js';
 
 /** Events read per lane and turn: more of them at a time made the garbage collector the largest cost (measured). */
 const BATCH = 500;
-/** Events of a turn that stays inside the database. */
-const LEAP = 20_000;
+/** Events applied by one statement inside the database. */
+const INSIDE_BATCH = 20_000;
 /** Lanes that a node works on at once: while one is written, another one is read. */
 const WORKERS = 3;
 /** As many events at most are applied while the live table stands still. */
@@ -113,7 +113,7 @@ export class Rebuilds {
   private async work(): Promise<void> {
     while (this.asked && !this.stopped) {
       this.asked = false;
-      const started = await this.next().catch(() => undefined);
+      const started = await this.next().catch(this.parts.store.telemetry.failed('the look for rebuilds'));
       if (!started) continue;
       this.current = new Rebuild(this.parts, started);
       try {
@@ -205,7 +205,7 @@ class Rebuild {
         const [lane, epoch] = next;
         let isAtEnd = false;
         do {
-          if ((await this.fold.leap(lane, epoch, LEAP)) === 0) {
+          if ((await this.fold.advanceInside(lane, epoch, INSIDE_BATCH)) === 0) {
             const counts = await this.fold.advance(new Map([next]), BATCH);
             isAtEnd = (counts.get(lane) ?? 0) < BATCH;
           }
@@ -330,7 +330,7 @@ class Rebuild {
     const unreadable = events.find((event) => event.unreadable)?.unreadable;
     // The next turn parks the session, and then this goes on without it.
     if (unreadable) throw unreadable;
-    if (events.length > 0) await applyOn(client, projection, shadow, events as SessionRecord[]);
+    if (events.length > 0) await applyOn(client, projection, shadow, events);
     await client.query(
       `update projection_checkpoint c set position = m.position
        from unnest($2::smallint[], $3::bigint[]) as m (lane, position)

@@ -1,9 +1,9 @@
 import { type Client } from 'pg';
 import { type EventLog } from '../event-store/log.js';
-import { type LaneEvent } from '../event-store/recorded-event.js';
+import { type LaneEvent, type RecordedEvent } from '../event-store/recorded-event.js';
 import { streamKey } from '../event-store/lane.js';
 import { findPoison, isPoison } from './poison.js';
-import { applyOn, type Projection, type SessionRecord, tableOf } from './projection.js';
+import { applyOn, type Projection, tableOf } from './projection.js';
 
 /** How a read model compares with what the log says. */
 export interface Verification {
@@ -148,11 +148,11 @@ class FreshFold {
   }
 
   private async apply(batch: readonly LaneEvent[]): Promise<void> {
-    const events: SessionRecord[] = [];
+    const events: RecordedEvent[] = [];
     for (const event of batch) {
       if (this.leftOut.has(streamKey(event))) continue;
       if (event.unreadable) this.leaveOut(event.tenant, event.streamId);
-      else events.push(event as SessionRecord);
+      else events.push(event);
     }
     try {
       await this.attempt(events, 'keep');
@@ -174,7 +174,7 @@ class FreshFold {
   }
 
   /** Within the transaction that runs, or one of its own. */
-  private async attempt(events: readonly SessionRecord[], effect: 'keep' | 'undo'): Promise<void> {
+  private async attempt(events: readonly RecordedEvent[], effect: 'keep' | 'undo'): Promise<void> {
     if (events.length === 0) return;
     const { client } = this;
     const [begin, keep, undo] = this.inTransaction

@@ -1,6 +1,7 @@
 import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
 import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { SCHEMA_VERSIONS, type SessionRecord } from './session-record.js';
 
 interface HistoryRow {
   tenant: string;
@@ -16,7 +17,7 @@ interface HistoryRow {
  * Every message of every incarnation, also of those that a reset or delete took out of sight: time travel shows them.
  * A row without a message marks where a history begins.
  */
-export const historyProjection: Projection = {
+export const historyProjection: Projection<SessionRecord> = {
   name: 'history',
   version: 1,
   createTable: (table) => `
@@ -68,16 +69,18 @@ export const historyProjection: Projection = {
     ]);
   },
 
-  applyInside: (table) => `
-    insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
-    select tenant, stream_id, version, incarnation, time,
-           case when type = 'MessageAppended'
-                then (data - 'messageId') || jsonb_build_object('id', data -> 'messageId') end
-    from event
-    where lane = $1 and position > $2 and position <= $3
-      and type in ('SessionCreated', 'ConversationReset', 'MessageAppended')
-    -- A session's rows lie together then, and entries of the index are made in its order.
-    order by tenant, stream_id, version`,
+  applyInside: {
+    schemaVersions: SCHEMA_VERSIONS,
+    statement: (table, events) => `
+      insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
+      select tenant, stream_id, version, incarnation, time,
+             case when type = 'MessageAppended'
+                  then (data - 'messageId') || jsonb_build_object('id', data -> 'messageId') end
+      from ${events} e
+      where type in ('SessionCreated', 'ConversationReset', 'MessageAppended')
+      -- The rows of a session then lie together, and the index grows in its own order.
+      order by tenant, stream_id, version`,
+  },
 };
 
 /** A message as readers get it. `version` is its event's number in the session; times are RFC 3339. */

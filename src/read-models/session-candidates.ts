@@ -1,3 +1,4 @@
+import { leaseStands } from '../event-store/leases.js';
 import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
 import { SESSIONS } from './sessions.projection.js';
 
@@ -216,7 +217,7 @@ export async function abandonedGenerations(
     ANYTHING,
     `select ${COLUMNS}, generation_id, 0 as overdue_ms from ${SESSIONS} s
      where generation_id is not null and lane = any ($1::smallint[])
-       and not exists (select from lease l where l.name = $2 || s.generation_id and l.until > ${NOW})
+       and not ${leaseStands('$2 || s.generation_id')}
      order by generation_id limit $3`,
     [lanes, leasePrefix, limit],
   );

@@ -1,12 +1,7 @@
 import { isActivity } from '../domain/session.state.js';
-import {
-  columns,
-  type Projection,
-  type SessionRecord,
-  type Statement,
-  tableOf,
-} from '../projection-engine/projection.js';
+import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
 import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type SessionRecord } from './session-record.js';
 
 interface SessionRow {
   tenant: string;
@@ -66,7 +61,7 @@ const SINCE_STEP_MS = 300_000;
 const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
 
 /** One row per session: what lists show. A deleted session keeps its row, so that its versions stay in order. */
-export const sessionsProjection: Projection = {
+export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
   version: 3,
   // Nothing that most appends change is indexed: their updates stay heap-only.

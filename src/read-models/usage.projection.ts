@@ -1,5 +1,6 @@
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
 import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type SessionRecord } from './session-record.js';
 
 interface UsageRow {
   tenant: string;
@@ -16,7 +17,7 @@ const KEY = ['tenant', 'session_id', 'model', 'day'] as const;
 const SUMS = ['generations', 'input_tokens', 'output_tokens', 'cached_tokens', 'reasoning_tokens'] as const;
 
 /** Tokens per session, model and day (UTC), through all incarnations. */
-export const usageProjection: Projection = {
+export const usageProjection: Projection<SessionRecord> = {
   name: 'usage',
   version: 1,
   createTable: (table) => `

@@ -6,9 +6,11 @@ import {
   tenantDecider,
   type TenantState,
 } from '../domain/tenant.js';
-import { available } from '../database/connection.js';
+import { DatabaseUnavailable } from '../database/connection.js';
+import { dataOf } from '../event-store/event-decoder.js';
 import { type EventLog } from '../event-store/log.js';
 import { type HandleOptions, StreamHandler } from '../event-store/stream-handler.js';
+import { type ReservedState } from '../event-store/stream-reader.js';
 
 /** How many sessions a tenant may have active, for how long, and what happens at the cap. */
 export interface SessionPolicy {
@@ -27,14 +29,17 @@ export interface TenantSettings {
   readonly own: Overrides;
 }
 
-/** At most so often a node looks whether another one changed a tenant's settings. */
+/** Least time between two looks of a node for settings that other nodes changed. */
 const REFRESH_MS = 250;
+/** Changed settings that are read at once, per lane: a node with very many tenants starts in a few steps. */
+const PAGE = 1_000;
 
 /**
  * The policies in force: what was set through the API stands over the settings file, that over the defaults.
  *
- * All tenants' own settings are held in memory, so that a command asks nobody. The node that makes a change has it at
- * once, others within `REFRESH_MS` of the wake-up.
+ * All tenants' own settings are held in memory, so that a command needs no query for them. The node that makes a change
+ * knows it at once, the other nodes within `REFRESH_MS` of the wake-up. A look reads only what was changed since the look
+ * before, so its cost does not grow with the number of tenants.
  */
 export class TenantPolicies {
   private readonly streams: StreamHandler<TenantState, ChangeTenantSettings, TenantEvent>;
@@ -43,6 +48,8 @@ export class TenantPolicies {
   private unsubscribe: (() => void) | undefined;
   private next: NodeJS.Timeout | undefined;
   private refreshed = -Infinity;
+  /** Lane → the last position up to which changes of settings are known. */
+  private readonly seen: Map<number, number>;
 
   constructor(
     private readonly store: EventLog,
@@ -55,8 +62,10 @@ export class TenantPolicies {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity: () => true,
       incarnation: () => 1,
+      // `refresh` reads stored states alone.
       storesAlways: true,
     });
+    this.seen = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
   }
 
   async start(): Promise<void> {
@@ -91,7 +100,7 @@ export class TenantPolicies {
   /** As the log has it now. */
   async read(tenant: string): Promise<TenantSettings> {
     const { state } = await this.streams.load({ tenant, streamId: TENANT_STREAM });
-    return this.learn(tenant, state);
+    return this.remember(tenant, state);
   }
 
   /**
@@ -105,7 +114,7 @@ export class TenantPolicies {
   ): Promise<TenantSettings> {
     const stream = { tenant, streamId: TENANT_STREAM };
     const { state } = await this.streams.handle(stream, new ChangeTenantSettings(settings), options);
-    return this.learn(tenant, state);
+    return this.remember(tenant, state);
   }
 
   private policy(tenant: string, own: Overrides | undefined): SessionPolicy {
@@ -117,12 +126,8 @@ export class TenantPolicies {
     };
   }
 
-  private learn(tenant: string, state: TenantState): TenantSettings {
-    // An answer may come late: what is known already may be newer.
-    if (state.version > (this.own.get(tenant)?.version ?? 0)) {
-      this.own.set(tenant, state);
-      for (const listener of this.listeners) listener();
-    }
+  private remember(tenant: string, state: TenantState): TenantSettings {
+    if (this.isNews(tenant, state)) this.tellChange();
     return {
       version: state.version,
       effective: this.policy(tenant, state.overrides),
@@ -130,12 +135,23 @@ export class TenantPolicies {
     };
   }
 
+  /** Keeps a state, unless a newer one is known already: answers may overtake each other. */
+  private isNews(tenant: string, state: TenantState): boolean {
+    if (state.version <= (this.own.get(tenant)?.version ?? 0)) return false;
+    this.own.set(tenant, state);
+    return true;
+  }
+
+  private tellChange(): void {
+    for (const listener of this.listeners) listener();
+  }
+
   private refreshSoon(): void {
     this.next ??= setTimeout(
       () => {
         this.next = undefined;
         // The next wake-up, a second from now at the latest, tries again.
-        this.refresh().catch(() => undefined);
+        this.refresh().catch(this.store.telemetry.failed('the look for changed settings of tenants'));
       },
       Math.max(0, this.refreshed + REFRESH_MS - performance.now()),
     ).unref();
@@ -143,14 +159,32 @@ export class TenantPolicies {
 
   private async refresh(): Promise<void> {
     this.refreshed = performance.now();
-    const { rows } = await available(() =>
-      this.store.pool.query<{ tenant: string; version: number }>({
-        name: 'tenant_streams',
-        // Not a parameter: only so the planner sees that the partial index holds them all.
-        text: `select tenant, version from stream_state where stream_id = '${TENANT_STREAM}'`,
-      }),
-    );
-    const changed = rows.filter(({ tenant, version }) => version > (this.own.get(tenant)?.version ?? 0));
-    await Promise.all(changed.map(({ tenant }) => this.read(tenant)));
+    let hasNews = false;
+    let counts: Map<number, number>;
+    do {
+      const changed = await this.store.streams.reservedStates(TENANT_STREAM, this.seen, PAGE);
+      const states = await Promise.all(changed.map((one) => this.stateOf(one)));
+      counts = new Map();
+      for (const [index, { tenant, lane, position }] of changed.entries()) {
+        const state = states[index];
+        if (state && this.isNews(tenant, state)) hasNews = true;
+        this.seen.set(lane, position);
+        counts.set(lane, (counts.get(lane) ?? 0) + 1);
+      }
+      // A lane that gave a whole page may hold more.
+    } while (Math.max(0, ...counts.values()) === PAGE);
+    if (hasNews) this.tellChange();
+  }
+
+  /** @returns undefined when a newer version of the service wrote the settings: this node goes on with what it knows */
+  private async stateOf({ tenant, stateVersion, state }: ReservedState): Promise<TenantState | undefined> {
+    try {
+      if (stateVersion === TENANT_STATE_VERSION) return dataOf(state) as TenantState;
+      return (await this.streams.load({ tenant, streamId: TENANT_STREAM })).state;
+    } catch (error) {
+      if (error instanceof DatabaseUnavailable) throw error;
+      this.store.telemetry.emit('failed', { what: `reading the settings of tenant ${tenant}`, error });
+      return undefined;
+    }
   }
 }

@@ -12,6 +12,7 @@ import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/se
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { type Leases } from '../../../src/event-store/leases.js';
 import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
@@ -19,11 +20,15 @@ import { ReadModels, type Wanted } from '../../../src/projection-engine/strong-r
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 
-export const READ_MODELS: readonly Projection[] = [sessionsProjection, historyProjection, usageProjection];
+export const READ_MODELS: readonly Projection<SessionRecord>[] = [
+  sessionsProjection,
+  historyProjection,
+  usageProjection,
+];
 export const TENANT = 'acme';
 
 /** Applied by its code alone, so that what a test does to the code is what happens. */
-export function byCode(projection: Projection): Projection {
+export function byCode(projection: Projection<SessionRecord>): Projection<SessionRecord> {
   const { applyInside: _inside, ...others } = projection;
   return others;
 }

@@ -1,6 +1,7 @@
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
-import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
+import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
+import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
 import {
   findSession,
@@ -38,7 +39,7 @@ const textOf = (event: SessionRecord): unknown =>
   event.type === 'MessageAppended' ? event.data.content : undefined;
 
 /** The projection with a bug: it cannot take messages of this text. */
-const cannotTake = (text: string, projection: Projection): Projection => ({
+const cannotTake = (text: string, projection: Projection<SessionRecord>): Projection<SessionRecord> => ({
   ...byCode(projection),
   apply: (events, table, read) => {
     if (events.some((event) => textOf(event) === text)) throw new Error('cannot take this');
@@ -46,7 +47,7 @@ const cannotTake = (text: string, projection: Projection): Projection => ({
   },
 });
 /** The same, but the database is what refuses it. */
-const isRefused = (text: string, projection: Projection): Projection => ({
+const isRefused = (text: string, projection: Projection<SessionRecord>): Projection<SessionRecord> => ({
   ...byCode(projection),
   apply: async (events, table, read) => {
     const statements = await projection.apply(events, table, read);
@@ -61,7 +62,7 @@ const find = (node: Node, id: string) =>
     .endOf(id)
     .then((end) => findSession(node.models, end, TENANT, id))
     .catch((error: unknown) => error);
-const contents = async (projection: Projection) =>
+const contents = async (projection: Projection<SessionRecord>) =>
   db.query(`select r::text from ${tableOf(projection)} r order by 1`);
 
 describe.each([
@@ -152,7 +153,7 @@ it('given a parked session, when its poison is skipped, then the rest of its eve
 
 it('given a session that is being retried, when more is written to it meanwhile, then its lane waits, and that is taken in too', async () => {
   const gate = { isFixed: false, isHeld: false, open: (): void => undefined };
-  const slow: Projection = {
+  const slow: Projection<SessionRecord> = {
     ...byCode(historyProjection),
     apply: async (events, table, read) => {
       if (events.some((event) => textOf(event) === 'bad')) {
@@ -188,7 +189,7 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
   while (finder.store.laneOf({ tenant: TENANT, streamId: `b${other}` }) !== lane) other += 1;
   let isFixed = false;
   let [hold, open, isHeld] = [false, (): void => undefined, false];
-  const gated: Projection = {
+  const gated: Projection<SessionRecord> = {
     ...byCode(historyProjection),
     apply: async (events, table, read) => {
       if (!isFixed && events.some((event) => textOf(event) === 'bad')) throw new Error('cannot take this');
@@ -224,7 +225,7 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
 
 it('given a session with poison, when it is retried again and again under load, then the rows are exact in the end', async () => {
   let isFixed = false;
-  const flaky: Projection = {
+  const flaky: Projection<SessionRecord> = {
     ...sessionsProjection,
     apply: (events, table, read) => {
       if (!isFixed && events.some((event) => textOf(event) === 'bad')) throw new Error('cannot take this');

@@ -4,7 +4,8 @@ import { type SessionState } from '../../../src/domain/session.state.js';
 import { sessionDecider } from '../../../src/domain/session.js';
 import { type SessionEvent } from '../../../src/domain/session.events.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
-import { type Projection, type SessionRecord, tableOf } from '../../../src/projection-engine/projection.js';
+import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
+import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
@@ -32,7 +33,7 @@ afterEach(async () => {
 });
 
 /** A read model that keeps what it was given: rows have no key, so that a second application shows. */
-function journal(gate: () => Promise<void> = () => Promise.resolve()): Projection {
+function journal(gate: () => Promise<void> = () => Promise.resolve()): Projection<SessionRecord> {
   return {
     name: 'journal',
     version: 1,
@@ -230,7 +231,7 @@ describe('one owner per lane', () => {
   it('given a read model that fails for a while, while it computes or while it writes, when it can again, then nothing is missing or double', async () => {
     const plain = journal();
     let failures = 4;
-    const failing: Projection = {
+    const failing: Projection<SessionRecord> = {
       ...plain,
       apply: async (events, table, read) => {
         failures -= 1;

@@ -3,6 +3,7 @@ import { type EventLogOptions } from '../../../src/event-store/log.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
+import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import {
   findSession,
   listSessions,
@@ -43,11 +44,11 @@ const caughtUp = async (node: Node): Promise<void> => {
   while ((await node.projector.lag()).some(({ behind }) => behind > 0)) await sleep(10);
 };
 /** Every row of a read model, as text, and what tells that the table is another one. */
-const contents = async (projection: Projection) =>
+const contents = async (projection: Projection<SessionRecord>) =>
   (await db.query<{ row: string }>(`select r::text as row from ${tableOf(projection)} r order by 1`)).map(
     ({ row }) => row,
   );
-const oidOf = async (projection: Projection) =>
+const oidOf = async (projection: Projection<SessionRecord>) =>
   (await db.query<{ oid: number }>('select $1::regclass::oid as oid', [tableOf(projection)]))[0]?.oid;
 const relations = async (): Promise<unknown[]> =>
   db.query(
@@ -198,7 +199,7 @@ describe('a rebuild', () => {
     let open = (): void => undefined;
     const gate = new Promise<void>((resolve) => (open = resolve));
     let applied = 0;
-    const hanging: Projection = {
+    const hanging: Projection<SessionRecord> = {
       ...byCode(historyProjection),
       apply: async (events, table, read) => {
         if (table.includes('_r') && (applied += 1) > 3) await gate;
@@ -255,7 +256,7 @@ describe('a rebuild', () => {
 
 describe('verify', () => {
   it('given a read model with a bug, when it is verified with the right code, then the bug is found; rebuilding mends it', async () => {
-    const buggy: Projection = {
+    const buggy: Projection<SessionRecord> = {
       ...sessionsProjection,
       apply: (events, table, read) =>
         sessionsProjection.apply(
@@ -328,7 +329,7 @@ describe('verify', () => {
 
   it('given a comparison in its snapshot, when the table is about to be swapped, then the swap waits for it, and the comparison is of one and the same table', async () => {
     const gate = { calls: 0, open: (): void => undefined };
-    const gated: Projection = {
+    const gated: Projection<SessionRecord> = {
       ...byCode(historyProjection),
       apply: async (events, table, read) => {
         const statements = await historyProjection.apply(events, table, read);

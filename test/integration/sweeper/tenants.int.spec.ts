@@ -1,5 +1,7 @@
 import { SessionLimitReached } from '../../../src/sessions/session-commands.js';
-import { HOUR, logOf, World } from './fixture.js';
+import { laneOf } from '../../../src/event-store/lane.js';
+import { eventually } from '../../support/http.js';
+import { HOUR, logOf, nth, World } from './fixture.js';
 
 const world = World.perTest();
 const tenant = '/v1/admin/tenants/acme';
@@ -109,5 +111,66 @@ describe('the settings of a tenant', () => {
       effective: { maxSessions: 6 },
     });
     expect((await put({ maxSessions: 9 }, { 'idempotency-key': 'k' })).status).toBe(409);
+  });
+});
+
+describe('the settings of very many tenants', () => {
+  /** Tenants of one lane, with settings of their own, as they stand in the log. */
+  async function fill(count: number): Promise<string[]> {
+    const tenants: string[] = [];
+    for (let n = 0; tenants.length < count; n += 1)
+      if (laneOf({ tenant: `t${n}`, streamId: '~tenant' }, 16) === 3) tenants.push(`t${n}`);
+    await world.db.query(
+      `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
+                          correlation_id, data)
+       select 3, n, tenant, '~tenant', 1, 1, gen_random_uuid(), 'TenantSettingsChanged', 1, '2026-01-01', 'test', 'test',
+              jsonb_build_object('maxSessions', n)
+       from unnest($1::text[]) with ordinality as t (tenant, n)`,
+      [tenants],
+    );
+    await world.db.query(
+      `insert into stream_state (tenant, stream_id, lane, version, incarnation, position, time, created_at,
+                                 last_activity_at, state, state_version)
+       select tenant, '~tenant', 3, 1, 1, n, '2026-01-01', '2026-01-01', '2026-01-01',
+              jsonb_build_object('version', 1, 'overrides', jsonb_build_object('maxSessions', n)), 1
+       from unnest($1::text[]) with ordinality as t (tenant, n)`,
+      [tenants],
+    );
+    return tenants;
+  }
+
+  it('given more than one page of them, when a node starts, then it knows them all; when one is changed elsewhere, then that one alone is read', async () => {
+    const tenants = await fill(2_100);
+    const reader = await world.start();
+    expect(tenants.map((one) => reader.policies.of(one).maxSessions)).toEqual(
+      tenants.map((_, index) => index + 1),
+    );
+    const writer = await world.start();
+    const looks = jest.spyOn(reader.store.streams, 'reservedStates');
+
+    await writer.inject('PUT', `/v1/admin/tenants/${nth(tenants, 7)}`, { maxSessions: 7_777 });
+    await eventually(() => Promise.resolve(reader.policies.of(nth(tenants, 7)).maxSessions === 7_777));
+
+    const read = await Promise.all(looks.mock.results.map(({ value }) => value as Promise<unknown[]>));
+    expect(read.flat()).toEqual([expect.objectContaining({ tenant: nth(tenants, 7), version: 2 })]);
+  });
+
+  it('given settings that a newer version wrote, when a node starts, then it goes on without them and takes the others', async () => {
+    const [newer, usual] = await fill(2);
+    await world.db.query(
+      `update stream_state set state_version = 99 where tenant = $1 and stream_id = '~tenant'`,
+      [newer],
+    );
+    await world.db.query(
+      `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
+                          correlation_id, data)
+       values (3, 3, $1, '~tenant', 2, 1, gen_random_uuid(), 'TenantSettingsChanged', 99, '2026-01-02', 'test', 'test', '{}')`,
+      [newer],
+    );
+
+    const node = await world.start();
+
+    expect(node.policies.of(newer ?? '').maxSessions).toBe(100);
+    expect(node.policies.of(usual ?? '').maxSessions).toBe(2);
   });
 });

@@ -1,6 +1,6 @@
 import { DatabaseUnavailable } from '../../../src/database/connection.js';
 import { Fenced, findPoison, isPoison } from '../../../src/projection-engine/poison.js';
-import { type SessionRecord } from '../../../src/projection-engine/projection.js';
+import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { seeded } from '../../integration/event-store/fixture.js';
 
 const event = (streamId: string, version: number): SessionRecord =>
