@@ -47,7 +47,7 @@ async function start(args, env) {
       child.stdout.on('data', listen);
       void ended.then((code) => reject(new Error(`${args.at(-1)} ended with ${code}: ${output}`)));
     });
-  const [, url] = await told(/listening on (http:\/\/[^\s]+)\s/);
+  const [, url] = await told(/listening on (http:\/\/[^\s"]+)[\s"]/);
   return {
     url,
     pid: child.pid,
