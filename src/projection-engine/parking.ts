@@ -7,13 +7,13 @@ import { parkStatement } from './lane-fold.js';
 import { isPoison, type Poison } from './poison.js';
 import { applyOn, type Projection, tableOf } from './projection.js';
 
-/** A session that a projection does not take in any further. */
+/** A session whose events a projection no longer applies. */
 export interface ParkedSession {
   /** Name of the projection. */
   readonly projection: string;
   readonly tenant: string;
   readonly sessionId: string;
-  /** Of the first event that is missing in the read model. */
+  /** Version of the first event that is missing in the read model. */
   readonly version: number;
   readonly error: string;
   readonly parkedAt: string;
@@ -24,10 +24,10 @@ export interface SessionName {
   readonly sessionId: string;
 }
 
-/** Events applied by one statement while the session is folded anew. */
+/** Events applied by one statement while a session is resumed. */
 const PAGE = 500;
 
-/** The sessions that projections could not take in, and how they come back. */
+/** Lists the sessions that projections have parked, and resumes them. */
 export class Parking {
   constructor(
     private readonly store: EventLog,
@@ -35,7 +35,7 @@ export class Parking {
     private readonly projections: readonly Projection[],
   ) {}
 
-  /** Those of the tables that this code has, the longest parked first. */
+  /** The parked sessions of these projections, those that were parked first coming first. */
   async list(): Promise<ParkedSession[]> {
     const names = new Map(this.projections.map((projection) => [tableOf(projection), projection.name]));
     const { rows } = await available(() =>
@@ -49,12 +49,12 @@ export class Parking {
   }
 
   /**
-   * Takes the session in from where it was parked, or from the event after that one.
+   * Applies the events of a parked session from the event at which it was parked, or from the one after it.
    *
-   * The checkpoint of its lane stands still meanwhile, so the session ends up where the lane is: neither an event
-   * twice nor one too few.
+   * The checkpoint of the session's lane is locked meanwhile, so the session is applied exactly up to the checkpoint: no
+   * event is applied twice, and none is left out.
    *
-   * @returns false when it was not parked
+   * @returns false when the session was not parked
    */
   async resume(
     projection: Projection,
@@ -83,7 +83,8 @@ export class Parking {
             key,
           );
         }
-        // The lane's owner still leaves the session out, and may have computed rows from what stood here before.
+        // The lane's owner still skips the session and may have computed rows from those of before. The new revision
+        // refuses its next batch, after which it reads the state of the lane anew.
         await client.query(
           'update projection_checkpoint set revision = revision + 1 where projection = $1 and lane = $2',
           [table, lane],
@@ -93,7 +94,7 @@ export class Parking {
     );
   }
 
-  /** @returns the event that could not be applied, with all before it applied; undefined when all were. */
+  /** @returns the event that could not be applied, after all before it were; undefined when all were applied */
   private async fold(
     client: PoolClient,
     projection: Projection,
@@ -102,7 +103,7 @@ export class Parking {
     position: number,
   ): Promise<Pick<Poison, 'version' | 'error'> | undefined> {
     let next = first;
-    /** Stops at the first error, so that what comes before it is kept. */
+    /** Undoes these events alone when one of them fails, so that those before them are kept. */
     const apply = async (events: readonly RecordedEvent[]): Promise<Error | undefined> => {
       await client.query('savepoint events');
       try {
@@ -136,7 +137,7 @@ export class Parking {
   }
 }
 
-/** The position of a lane, which nobody moves until the end of the transaction. */
+/** Locks the checkpoint of a lane until the end of the transaction, and returns its position. */
 async function lockLane(client: PoolClient, table: string, lane: number): Promise<number> {
   const { rows } = await client.query<{ position: number }>(
     'select position from projection_checkpoint where projection = $1 and lane = $2 for update',

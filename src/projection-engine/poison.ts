@@ -2,7 +2,7 @@ import { DatabaseUnavailable, isConnectionError } from '../database/connection.j
 import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 
-/** The first event of a session that a projection cannot take in. */
+/** The first event of a session that a projection cannot apply. */
 export interface Poison {
   readonly tenant: string;
   readonly sessionId: string;
@@ -11,17 +11,17 @@ export interface Poison {
   readonly error: Error;
 }
 
-/** Somebody else moved the checkpoint: this node's lease was over without its knowing. */
+/** Another node moved the checkpoint: the lease of this node ran out without its noticing. */
 export class Fenced extends Error {
   override readonly name = 'Fenced';
 }
 
-/** What data can do to a statement: cardinality, data, constraint, limit, and what a function raises. */
+/** Classes of SQLSTATE that data can cause: cardinality, data, constraint, limit, and errors that a function raises. */
 const DATA_ERRORS = /^(21|22|23|54|P0)/;
 
 /**
- * Whether an error comes from the events or from the projection's code. A database that is away, has no room or lets
- * somebody wait too long says nothing about either: parking sessions for that would empty the read models.
+ * Whether an error was caused by the events or by the projection's code. An error of a database that is unreachable, full
+ * or too slow was not, and parking sessions for it would empty the read models.
  */
 export function isPoison(error: unknown): boolean {
   if (error instanceof Fenced || error instanceof DatabaseUnavailable || isConnectionError(error))
@@ -31,11 +31,11 @@ export function isPoison(error: unknown): boolean {
 }
 
 /**
- * The sessions that keep a batch from being applied, found by trying ever smaller parts of it.
+ * Finds the sessions that keep a batch from being applied, by trying ever smaller parts of the batch.
  *
- * @param attempt applies events without keeping what that does
- * @returns nothing when it is no session's fault: what failed before does not fail again
- * @throws whatever `attempt` throws that is not poison
+ * @param attempt applies events and undoes it
+ * @returns an empty list when no part fails: the failure of before was not caused by the events
+ * @throws errors of `attempt` that are not poison
  */
 export async function findPoison(
   events: readonly RecordedEvent[],
@@ -61,7 +61,7 @@ export async function findPoison(
       ...(await amongSessions(sessions.slice(half))),
     ];
   };
-  /** All before `good` can be applied, all up to `bad` cannot. */
+  /** Binary search: the first `good` events can be applied, the first `bad` events cannot. */
   const firstIn = async (session: readonly RecordedEvent[], error: Error): Promise<Poison> => {
     let [good, bad, why] = [0, session.length, error];
     while (bad - good > 1) {

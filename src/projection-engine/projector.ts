@@ -11,13 +11,13 @@ import { Beat, Runner } from './runner.js';
 import { createTables, pruneTables } from './tables.js';
 import { type Verification, verify } from './verify.js';
 
-/** Further behind than this, strong reads would wait longer than they may. */
+/** A read model that is further behind than this many events counts as being built: strong reads would time out. */
 export const BEHIND_AT_MOST = 10_000;
 
 export interface ProjectionLag {
   /** The table's name. */
   readonly projection: string;
-  /** Events of the log that the read model has not seen yet. */
+  /** Events of the log that the read model has not applied yet. */
   readonly behind: number;
 }
 
@@ -25,30 +25,30 @@ export interface ProjectionStatus {
   readonly name: string;
   readonly table: string;
   readonly version: number;
-  /** A table that is being made for the first time, or lags far behind, is not what a node should answer from. */
+  /** `building`: the table is being filled for the first time, or lags so far behind that nodes should not answer from it. */
   readonly status: 'live' | 'building';
   readonly behind: number;
-  /** Sessions. */
+  /** Number of parked sessions. */
   readonly parked: number;
   readonly rebuild: RebuildProgress | null;
 }
 
 export interface ProjectorParts {
   readonly store: EventLog;
-  /** Its commits need not wait for the disk: rows and checkpoint go together. */
+  /** Commits of this pool need not wait for the disk: a crash takes rows and checkpoint back together. */
   readonly pool: Pool;
   readonly leases: Leases;
   readonly projections: readonly Projection[];
-  /** A connection for work of minutes. */
+  /** Opens a connection for statements that take minutes. */
   readonly connect: () => Promise<Client>;
   readonly onProgress: () => void;
-  /** What an operator should know, in a sentence. */
+  /** Receives what an operator should know, as a sentence. */
   readonly onNotice: (message: string) => void;
-  /** What is tried again. */
+  /** Receives errors after which the work is tried again. */
   readonly onError: (error: unknown, projection: string) => void;
 }
 
-/** Keeps the read models in step with the log: one runner per projection, one owner per lane among all nodes. */
+/** Keeps the read models up to date with the log: one runner per projection; each lane is worked on by one of the nodes. */
 export class Projector {
   private readonly runners: readonly Runner[];
   private readonly rebuilds: Rebuilds;
@@ -88,9 +88,9 @@ export class Projector {
     this.parking = new Parking(store, pool, projections);
   }
 
-  /** Makes missing tables, then follows the log until `stop`. Rebuilds that were begun go on. */
+  /** Creates missing tables, then follows the log until `stop`. Rebuilds that were begun are continued. */
   async start(): Promise<void> {
-    // First it is shown what this node uses: nobody may drop a table that it has found already.
+    // The node announces what it uses before it looks for the tables: nobody may drop one that it has found already.
     await Promise.all(this.runners.map((runner) => runner.join()));
     await createTables(this.parts.pool, this.parts.projections, this.parts.store.laneCount);
     await Promise.all(this.runners.map((runner) => runner.start()));
@@ -107,7 +107,7 @@ export class Projector {
     return this.parts.projections.find((projection) => projection.name === name);
   }
 
-  /** For how long the oldest event that each read model has not seen has been in the log, in seconds. */
+  /** Age in seconds of the oldest event that each read model has not applied yet; 0 when there is none. */
   async lagSeconds(): Promise<{ readonly projection: string; readonly seconds: number }[]> {
     const { store, projections } = this.parts;
     const rows = await this.checkpoints();
@@ -162,12 +162,12 @@ export class Projector {
     });
   }
 
-  /** Begins to build the table anew, or takes note that somebody has. Reads and writes go on. */
+  /** Begins to rebuild the table, unless a rebuild is under way. Reads and writes go on. */
   rebuild(projection: Projection): Promise<void> {
     return this.rebuilds.begin(projection);
   }
 
-  /** Compares the read model with a fresh fold of the log; takes as long as a rebuild. Reads and writes go on. */
+  /** Compares the read model with a fresh fold of the log, which takes as long as a rebuild. Reads and writes go on. */
   async verify(projection: Projection): Promise<Verification> {
     return available(async () => {
       const client = await this.parts.connect();
@@ -179,7 +179,10 @@ export class Projector {
     });
   }
 
-  /** Drops tables that neither this code nor any node uses, of one that fell silent a minute later; returns their names. */
+  /**
+   * Drops tables that neither this code nor any node uses, and returns their names. The tables of a node that fell silent
+   * are kept for a minute: it may only be suspended.
+   */
   prune(): Promise<string[]> {
     return pruneTables(this.parts.pool, this.parts.leases, this.parts.projections);
   }
@@ -189,8 +192,8 @@ export class Projector {
   }
 
   /**
-   * Takes a parked session in again, from the event that it was parked at or from the one after it.
-   * @returns undefined when it was not parked; else how it is parked now, null when it no longer is
+   * Applies the events of a parked session again, from the event at which it was parked or from the one after it.
+   * @returns undefined when the session was not parked; else its new parking, or null when it is no longer parked
    */
   async resume(
     projection: Projection,

@@ -9,23 +9,24 @@ import { Fenced, type Poison } from './poison.js';
 import { applyOn, type Projection, tableOf } from './projection.js';
 import { workOn } from './runner.js';
 
-/** Events read per lane and turn: more of them at a time made the garbage collector the largest cost (measured). */
+/** Events read per lane and turn. With more, garbage collection became the largest cost (measured). */
 const BATCH = 500;
 /** Events applied by one statement inside the database. */
 const INSIDE_BATCH = 20_000;
-/** Lanes that a node works on at once: while one is written, another one is read. */
+/** Lanes that a node works on at the same time, so that one lane is read while another one is written. */
 const WORKERS = 3;
-/** As many events at most are applied while the live table stands still. */
+/** Most events that are applied during the swap, while the live table takes no new events. */
 const LAST_EVENTS = 2_000;
-/** A look at the rest of the lanes, and the pause after a swap that did not get its locks, which grows. */
+/** Pause before the next look at the lanes, which doubles with every swap that did not get its locks. */
 const PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
-/** Readers queue behind a swap that waits for its lock: whatever holds the table must not hold them up with it. */
+/** Longest wait of a swap for its lock: readers queue behind it while a long query holds the table. */
 const SWAP_LOCK_MS = 250;
+/** Time between two notices of the progress. */
 const TELL_MS = 10_000;
 
 export interface RebuildProgress {
-  /** Events that the new table has seen, and that there are by now. */
+  /** Events that the new table has applied, and all events of the log at present. */
   readonly processed: number;
   readonly total: number;
   readonly startedAt: string;
@@ -41,7 +42,7 @@ export interface RebuildsParts {
   readonly pool: Pool;
   readonly leases: Leases;
   readonly projections: readonly Projection[];
-  /** Another table stands behind the name of a read model. */
+  /** Called when a rebuilt table has taken the place of a read model's table. */
   readonly onSwapped: () => void;
   readonly onParked: (projection: Projection, poison: Poison) => void;
   readonly onNotice: (message: string) => void;
@@ -49,10 +50,10 @@ export interface RebuildsParts {
 }
 
 /**
- * Builds tables anew beside the live ones, which go on serving, and puts them in their places.
+ * Builds new tables beside the live ones, which go on serving, and swaps them in.
  *
- * That a rebuild is under way stands in the database, as do its checkpoints: every node whose code has the projection
- * takes a share of the lanes, and when one is killed the others, or the next one to start, go on from there.
+ * Rebuilds and their checkpoints are recorded in the database. Every node whose code has the projection works on a share of
+ * the lanes; when a node is killed, the other nodes or the next one to start continue its part.
  */
 export class Rebuilds {
   private working: Promise<void> | undefined;
@@ -68,12 +69,12 @@ export class Rebuilds {
     });
   }
 
-  /** Begins one, unless one is under way. */
+  /** Begins a rebuild of the projection, unless one is under way. */
   async begin(projection: Projection): Promise<void> {
     const table = tableOf(projection);
     await available(() =>
       transaction(this.parts.pool, async (client) => {
-        // The row is the lock: whoever comes second waits for it and finds it.
+        // The row serves as a lock: a second node that begins the same rebuild waits for the first and finds its row.
         const { rows } = await client.query<{ shadow: string }>(
           `insert into projection_rebuild (projection, shadow, started_at)
            select $1, $1 || '_r' || coalesce(max(revision), 0) + 1, colloquy_now()
@@ -101,7 +102,7 @@ export class Rebuilds {
     await this.working;
   }
 
-  /** Looks whether there is something to do, and does it in the background: one after the other. */
+  /** Looks for rebuilds that are under way, and works on them in the background, one after the other. */
   look(): void {
     this.asked = true;
     if (this.stopped) return;
@@ -120,7 +121,7 @@ export class Rebuilds {
         await this.current.run();
         this.asked = true;
       } catch (error) {
-        // The next beat looks again.
+        // The rebuild is tried again when leases are renewed the next time.
         this.parts.onError(error, started.projection);
       }
     }
@@ -142,7 +143,7 @@ export class Rebuilds {
   }
 }
 
-/** This node's part in one rebuild. */
+/** The part of this node in one rebuild. */
 class Rebuild {
   private readonly share: LaneShare;
   private readonly fold: LaneFold;
@@ -173,7 +174,7 @@ class Rebuild {
     return this.stopped;
   }
 
-  /** Until the new table is in its place, by whomever, or `stop`. */
+  /** Works until this node or another one has swapped the new table in, or until `stop`. */
   async run(): Promise<void> {
     try {
       await this.share.balance();
@@ -188,14 +189,14 @@ class Rebuild {
         await this.wait(pause);
       }
     } catch (error) {
-      // When another node has put the table in its place already, what fails here is no failure.
+      // After another node has swapped the table in, errors here only show that the shadow table is gone.
       if ((await this.behind()) !== undefined) throw error;
     } finally {
       await this.share.leave();
     }
   }
 
-  /** All of this node's lanes, each until there is less than a batch. */
+  /** Applies the events of all lanes of this node, of each lane until less than a batch is left. */
   private async advance(): Promise<void> {
     const owned = this.share.owned;
     this.fold.keep(owned);
@@ -231,7 +232,7 @@ class Rebuild {
     this.parts.onNotice(`${this.table} is being rebuilt: ${processed} of ${total} events, ${percent} %`);
   }
 
-  /** How many events the live table is ahead; undefined when this rebuild is over. */
+  /** Number of events that the live table has applied and the new one has not; undefined when the rebuild is over. */
   private async behind(): Promise<number | undefined> {
     const { rows } = await available(() =>
       this.parts.pool.query<{ behind: number }>(
@@ -247,18 +248,18 @@ class Rebuild {
   }
 
   /**
-   * Puts the new table in the place of the old one.
+   * Swaps the new table in.
    *
-   * Who writes the live table is stopped first, by the locks on its checkpoints; the few events that the new one lacks
-   * are applied; only then readers are kept out, for as long as it takes to rename. A read that was waiting finds the
-   * new table and the checkpoints that belong to it, since both are looked up after the wait.
+   * First the writer of the live table is stopped by locks on its checkpoints. Then the few events that the new table lacks
+   * are applied. Only then readers are kept out, for as long as renaming takes. A read that waited for that finds the new
+   * table together with its checkpoints, because it looks both up after the wait.
    *
-   * @returns false when a lock was not to be had in time
+   * @returns false when a lock was not granted in time, or another node is swapping
    */
   private async swap(): Promise<boolean> {
     const { pool, onSwapped, onNotice } = this.parts;
     const { shadow } = this.started;
-    // Without statistics the first readers of the new table would get bad plans.
+    // Without statistics, the first queries on the new table would get bad plans.
     await available(() => pool.query(`analyze ${shadow}`));
     try {
       const done = await transaction(pool, (client) => this.swapWithin(client));
@@ -280,7 +281,7 @@ class Rebuild {
       'select from projection_rebuild where projection = $1 and shadow = $2 for update skip locked',
       [table, shadow],
     );
-    // Another node is at it.
+    // Another node is swapping, or has swapped.
     if (rowCount !== 1) return false;
     const live = await lockCheckpoints(client, table);
     await this.applyLast(client, live, await lockCheckpoints(client, shadow));
@@ -294,7 +295,7 @@ class Rebuild {
     for (const { name } of indexes)
       await client.query(`alter index ${name} rename to ${table + name.slice(shadow.length)}`);
 
-    // The epoch stays: the lanes' owners are the same. The revision tells them that their rows are not.
+    // The epoch stays, because the owners of the lanes stay the same. The new revision tells them that the rows changed.
     await client.query(
       `insert into projection_checkpoint as live (projection, lane, position, epoch, revision)
        select $1, lane, position, 0, 1 from projection_checkpoint where projection = $2
@@ -308,7 +309,7 @@ class Rebuild {
     return true;
   }
 
-  /** What the new table lacks of what the live one has seen. */
+  /** Applies the events that the live table has applied and the new one has not. */
   private async applyLast(
     client: PoolClient,
     live: ReadonlyMap<number, number>,
@@ -328,7 +329,7 @@ class Rebuild {
         event.position <= (live.get(event.lane) ?? 0) && !leftOut.has(`${event.tenant}/${event.streamId}`),
     );
     const unreadable = events.find((event) => event.unreadable)?.unreadable;
-    // The next turn parks the session, and then this goes on without it.
+    // The next turn of the rebuild parks the session, and the next swap skips its events.
     if (unreadable) throw unreadable;
     if (events.length > 0) await applyOn(client, projection, shadow, events);
     await client.query(
@@ -354,7 +355,10 @@ class Rebuild {
 
 const LOCK_NOT_AVAILABLE = '55P03';
 
-/** Lane → position, locked until the end of the transaction: nobody moves them or writes the rows that go with them. */
+/**
+ * Locks all checkpoints of a table until the end of the transaction, so that nobody writes its rows, and returns them:
+ * lane → position.
+ */
 export async function lockCheckpoints(client: PoolClient, table: string): Promise<Map<number, number>> {
   const { rows } = await client.query<{ lane: number; position: number }>(
     'select lane, position from projection_checkpoint where projection = $1 order by lane for update',
@@ -363,7 +367,7 @@ export async function lockCheckpoints(client: PoolClient, table: string): Promis
   return new Map(rows.map(({ lane, position }) => [lane, position]));
 }
 
-/** Table → how far its rebuild is, for those that are being rebuilt. */
+/** The progress of those of the tables that are being rebuilt, by table. */
 export async function rebuildsOf(
   pool: Pool,
   tables: readonly string[],

@@ -10,13 +10,14 @@ import { type Projection, tableOf } from './projection.js';
 const BATCH = 500;
 const RETRY_MS = 500;
 /**
- * After a turn events gather for so long, unless a reader waits: under load a turn per commit cost more processor
- * time than the appends themselves (measured).
+ * Pause after a turn, in which events gather for the next one, unless a reader waits. Under load, one turn per commit cost
+ * more processor time than the appends themselves (measured).
  */
 const GATHER_MS = 50;
 
 /**
- * One timer for all runners: they read together, and as long as they are at the same place that is one query.
+ * One timer for the pauses of all runners, so that they read at the same time: as long as they are at the same positions,
+ * they share one query.
  */
 export class Beat {
   private next: Promise<void> | undefined;
@@ -31,7 +32,7 @@ export class Beat {
   }
 }
 
-/** What leases of the work on a table are called. */
+/** The prefix of the names of the leases for the work on a table. */
 export const workOn = (table: string): string => `projection/${table}`;
 
 /** Keeps one read model in step with the log, in the lanes that are this node's. */
@@ -41,8 +42,9 @@ export class Runner {
   private readonly dirty = new Set<number>();
   private running: Promise<void> | undefined;
   private unsubscribe: (() => void) | undefined;
-  private hurried = false;
-  private endGathering: (() => void) | undefined;
+  /** Whether the next pause is left out. */
+  private skipsPause = false;
+  private endPause: (() => void) | undefined;
   private stopped = false;
 
   constructor(
@@ -62,7 +64,7 @@ export class Runner {
     });
   }
 
-  /** Shows that this node uses the table. */
+  /** Announces that this node uses the table, so that no other node drops it. */
   join(): Promise<void> {
     return this.share.join();
   }
@@ -73,12 +75,12 @@ export class Runner {
     const unsubscribe = wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
-    const unhurry = wakeUp.onReaderWaiting(() => {
-      this.hurry();
+    const unsubscribeWaits = wakeUp.onReaderWaiting(() => {
+      this.skipPause();
     });
     this.unsubscribe = () => {
       unsubscribe();
-      unhurry();
+      unsubscribeWaits();
     };
     await this.share.balance();
   }
@@ -86,7 +88,7 @@ export class Runner {
   async stop(): Promise<void> {
     this.stopped = true;
     this.unsubscribe?.();
-    this.hurry();
+    this.skipPause();
     await this.running;
   }
 
@@ -98,39 +100,39 @@ export class Runner {
 
   private async run(): Promise<void> {
     while (this.dirty.size > 0 && !this.stopped) {
-      this.hurried = false;
+      this.skipsPause = false;
       try {
         await this.turn();
-        await this.gather();
+        await this.pause();
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
-    // In the same step as the last look at `dirty`: a wake-up in between would be lost.
+    // No `await` may stand between the last look at `dirty` and this line: a wake-up in between would be lost.
     this.running = undefined;
   }
 
-  private hurry(): void {
-    this.hurried = true;
-    this.endGathering?.();
+  private skipPause(): void {
+    this.skipsPause = true;
+    this.endPause?.();
   }
 
-  private async gather(): Promise<void> {
-    if (this.hurried || this.stopped) return;
+  private async pause(): Promise<void> {
+    if (this.skipsPause || this.stopped) return;
     await Promise.race([
       this.beat.wait(),
       new Promise<void>((resolve) => {
-        this.endGathering = resolve;
+        this.endPause = resolve;
       }),
     ]);
-    this.endGathering = undefined;
+    this.endPause = undefined;
   }
 
   private async turn(): Promise<void> {
     const owned = this.share.owned;
     this.fold.keep(owned);
-    // In one order, so that runners at the same place ask for the same.
+    // In a fixed order, so that runners at the same positions ask for the same and share the query.
     const lanes = [...this.dirty].filter((lane) => owned.has(lane)).sort((a, b) => a - b);
     this.dirty.clear();
     if (lanes.length === 0) return;
@@ -143,14 +145,14 @@ export class Runner {
       for (const [lane, count] of counts) {
         if (count < BATCH) continue;
         this.dirty.add(lane);
-        // More than a batch waits already: there is nothing to let gather.
-        this.hurried = true;
+        // More than a batch waits already, so a pause would only delay it.
+        this.skipsPause = true;
       }
       this.onProgress();
     } catch (error) {
       for (const lane of lanes) this.dirty.add(lane);
       if (!(error instanceof Fenced)) throw error;
-      // Asked at once: until it knows, this node would read and be refused again and again.
+      // Without asking which lanes are still its own, this node would read and be refused again and again.
       await this.share.confirm();
     }
   }

@@ -3,13 +3,14 @@ import { available } from '../database/connection.js';
 import { type EventLog } from '../event-store/log.js';
 
 /**
- * What a read must have seen: positions by lane, or whatever there is.
- * For a strong read take the ends once, before it: asking for ends and rows in one snapshot would never be satisfied
- * under steady writes.
+ * How new the rows of a read must be: the read model must have applied all events up to these positions (lane → position),
+ * or `eventual`: its rows as they are.
+ * A strong read takes the ends of the lanes once, before it begins. If every attempt took them anew, it would never be
+ * satisfied under steady writes.
  */
-export type Wanted = ReadonlyMap<number, number> | 'whatever there is';
+export type Freshness = ReadonlyMap<number, number> | 'eventual';
 
-/** The read models did not reach the log's end in time; what was written is safe. */
+/** The read model did not reach the positions that a read asked for in time. Nothing that was written is lost. */
 export class ProjectionLagging extends Error {
   override readonly name = 'ProjectionLagging';
   readonly code = 'projection-lagging';
@@ -20,7 +21,7 @@ export class ProjectionLagging extends Error {
   }
 }
 
-/** The read model could not take an event of the session in: what it has of it is not what the log says. */
+/** The read model could not apply an event of the session, so its rows of the session are not what the log says. */
 export class SessionParked extends Error {
   override readonly name = 'SessionParked';
   readonly code = 'projection-lagging';
@@ -32,12 +33,16 @@ export class SessionParked extends Error {
   }
 }
 
-/** As when somebody dropped a table, until it is rebuilt. */
+/** SQLSTATE of a missing table: somebody dropped it, and the projector has not rebuilt it yet. */
 const UNDEFINED_TABLE = '42P01';
 
+/** How long a strong read waits for the read model. */
 const PATIENCE_MS = 2_000;
 
-/** Queries on read models: the rows and the proof that they are new enough come from one snapshot. */
+/**
+ * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough: between
+ * two statements a rebuilt table with another checkpoint could take the place of the first.
+ */
 export class ReadModels {
   private readonly waiting = new Set<() => void>();
 
@@ -46,30 +51,30 @@ export class ReadModels {
     private readonly store: EventLog,
   ) {}
 
-  /** The ends of all lanes as of now: what a strong read over many sessions must have seen. */
-  async ends(): Promise<Wanted> {
+  /** The present ends of all lanes, which a strong read over many sessions asks for. */
+  async ends(): Promise<Freshness> {
     const ends = await this.store.lanes.ends();
     return new Map(ends.map((position, lane) => [lane, position]));
   }
 
-  /** The projector came further; whoever waits looks again. */
+  /** To be called when the projector has applied events, so that waiting reads look again. */
   advanced(): void {
     for (const look of this.waiting) look();
   }
 
   /**
-   * @param sql with parameters `$1…`; may return no row.
-   * @param session whom the rows are about; without it rows of parked sessions are shown as they were left
-   * @throws ProjectionLagging when the projection does not reach what is wanted within 2 s; SessionParked
+   * @param sql a query with parameters `$1…`
+   * @param session the session that the rows are about; without it, rows of parked sessions are returned as they are
+   * @throws ProjectionLagging when the read model is not new enough within 2 s; SessionParked; DatabaseUnavailable
    */
   async read<Row>(
     projection: string,
-    wanted: Wanted,
+    freshness: Freshness,
     sql: string,
     values: readonly unknown[],
     session?: { readonly tenant: string; readonly sessionId: string },
   ): Promise<Row[]> {
-    const ends = wanted === 'whatever there is' ? [] : [...wanted].filter(([, position]) => position > 0);
+    const ends = freshness === 'eventual' ? [] : [...freshness].filter(([, position]) => position > 0);
     const next = values.length + 1;
     const text = `
       select c.ready, c.parked, q.* from (
@@ -92,7 +97,7 @@ export class ReadModels {
     ];
     const deadline = Date.now() + PATIENCE_MS;
     for (let pause = 2; ; pause = Math.min(pause * 2, 50)) {
-      // Watched from before the look, so that progress made meanwhile is not missed.
+      // Progress is watched from before the query, so that progress made during it is not missed.
       using progress = this.progress();
       const rows = await available(() =>
         this.source.query<(Row & { ready: boolean; parked: boolean; found: true | null })[]>(

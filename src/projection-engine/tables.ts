@@ -6,12 +6,12 @@ import { type Leases } from '../event-store/leases.js';
 import { type Projection, tableOf } from './projection.js';
 import { workOn } from './runner.js';
 
-/** Any number that nothing else locks: it serialises the making and dropping of tables. */
+/** Key of the advisory lock that serialises creating and dropping tables; any number that nothing else uses. */
 const TABLES_LOCK = 7302;
-/** A node that hangs may come back to its tables: so long after its last sign they are kept. */
+/** The tables of a silent node are kept for this long, because it may only be suspended. */
 const GRACE_MS = 60_000;
 
-/** Makes the tables that are not there yet, with checkpoints at the beginning of the log. */
+/** Creates the tables that are missing, with checkpoints at the beginning of the log. */
 export async function createTables(
   pool: Pool,
   projections: readonly Projection[],
@@ -27,7 +27,7 @@ export async function createTables(
       );
       if (rows[0]?.exists) continue;
       await client.query(projection.createTable(table));
-      // If there are checkpoints, somebody dropped the table alone: then it is filled from the beginning.
+      // Checkpoints without a table mean that somebody dropped the table alone: it is filled again from the beginning.
       await client.query(
         `insert into projection_checkpoint as known (projection, lane, position, epoch)
          select $1, lane, 0, 0 from generate_series(0, $2 - 1) as l (lane)
@@ -39,7 +39,7 @@ export async function createTables(
   });
 }
 
-/** Drops the tables that neither these projections nor any node needs; returns their names. */
+/** Drops the tables that neither these projections nor any node uses; returns their names. */
 export async function pruneTables(
   pool: Pool,
   leases: Leases,

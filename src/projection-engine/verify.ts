@@ -5,34 +5,34 @@ import { streamKey } from '../event-store/lane.js';
 import { findPoison, isPoison } from './poison.js';
 import { applyOn, type Projection, tableOf } from './projection.js';
 
-/** How a read model compares with what the log says. */
+/** The result of comparing a read model with a fresh fold of the log. */
 export interface Verification {
   readonly name: string;
   readonly ok: boolean;
-  /** Of the live table, without what is parked. */
+  /** Number of rows of the live table, without parked sessions. */
   readonly rows: number;
-  /** Of all columns of all rows, whatever their order. */
+  /** Hash of all columns of all rows, independent of their order. */
   readonly hash: string;
   readonly expectedRows: number;
   readonly expectedHash: string;
-  /** Sessions that were left out, because they are parked in the read model or cannot be folded at all. */
+  /** Number of sessions that were left out, because they are parked in the read model or cannot be folded. */
   readonly parked: number;
-  /** Of the sessions that differ, the first by tenant and id. */
+  /** The first session by tenant and id whose rows differ. */
   readonly firstDifference: { readonly tenant: string; readonly sessionId: string } | null;
 }
 
 const BATCH = 1_000;
 
 /**
- * Folds the whole log anew into a temporary table, up to where the live one stands, and compares the two in one
+ * Folds the whole log into a temporary table, up to the checkpoints of the live table, and compares the two in one
  * snapshot. Reads and writes go on; only a swap of the live table waits for the end of the comparison.
  *
- * @param client a connection of its own: what is left on it goes away with it
+ * @param client a connection for this alone, which the caller closes: temporary tables and settings go away with it
  */
 export async function verify(store: EventLog, client: Client, projection: Projection): Promise<Verification> {
   const table = tableOf(projection);
   const fresh = `${table}_fresh`;
-  // Named first, this is where tables are made.
+  // The live table is named with its schema, because from below on a plain name means the schema of temporary tables.
   const { rows: schemas } = await client.query<{ live: string }>(
     `select quote_ident(current_schema()) || '.' || $1 as live`,
     [table],
@@ -43,12 +43,12 @@ export async function verify(store: EventLog, client: Client, projection: Projec
   await client.query('create table left_out (tenant text collate "C", session_id text collate "C")');
   const fold = new FreshFold(store, client, projection, fresh);
 
-  // Most of the work without a snapshot: one that is kept for long keeps the server from cleaning up.
+  // Most of the work is done without a snapshot: one that is held for long keeps the server from cleaning up.
   await fold.advance(await checkpoints(client, table));
 
   await client.query('begin isolation level repeatable read');
   fold.inTransaction = true;
-  // Before the snapshot is taken: of a table that is swapped after it, the snapshot would show nothing.
+  // The lock comes before the snapshot is taken: a table that is swapped in after the snapshot would look empty.
   await client.query(`lock table ${live} in access share mode`);
   await fold.advance(await checkpoints(client, table));
   await client.query(
@@ -86,7 +86,7 @@ const COMPARED = `r where not exists (
 
 async function digest(client: Client, table: string): Promise<{ rows: number; hash: string }> {
   const { rows } = await client.query<{ rows: number; hash: string }>(
-    // A sum, and not XOR: two equal rows too many would cancel each other out.
+    // A sum instead of XOR, under which two equal rows too many would cancel each other out.
     `select count(*) as rows, coalesce(sum(hashtextextended(r::text, 0)::numeric), 0)::text as hash
      from ${table} ${COMPARED}`,
   );
@@ -109,9 +109,9 @@ async function difference(
   return row ? { tenant: row.tenant, sessionId: row.session_id } : null;
 }
 
-/** A fold of all lanes by one connection. */
+/** Folds all lanes on one connection. */
 class FreshFold {
-  /** Whether the caller has begun a transaction that the rest is part of. */
+  /** Whether the caller has begun a transaction, in which savepoints take the place of transactions. */
   inTransaction = false;
   readonly poisoned: { readonly tenant: string; readonly sessionId: string }[] = [];
   private readonly leftOut = new Set<string>();
@@ -138,7 +138,7 @@ class FreshFold {
         const last = batch.at(-1);
         if (!last) break;
         position = last.position;
-        // While one batch is written the next is read. What fails is told when it is waited for.
+        // The next batch is read while this one is written. An error of the reading is thrown when it is awaited.
         next = read(position);
         next.catch(() => undefined);
         await this.apply(batch);
@@ -173,7 +173,7 @@ class FreshFold {
     this.poisoned.push({ tenant, sessionId });
   }
 
-  /** Within the transaction that runs, or one of its own. */
+  /** Applies events within the caller's transaction, or in a transaction of their own. */
   private async attempt(events: readonly RecordedEvent[], effect: 'keep' | 'undo'): Promise<void> {
     if (events.length === 0) return;
     const { client } = this;

@@ -1,6 +1,6 @@
 import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
-import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { SCHEMA_VERSIONS, type SessionRecord } from './session-record.js';
 
 interface HistoryRow {
@@ -9,13 +9,13 @@ interface HistoryRow {
   version: number;
   incarnation: number;
   created_at: string;
-  /** null: a history begins here, with a creation or a reset. */
+  /** null in the row that marks the beginning of a history: a creation or a reset. */
   message: object | null;
 }
 
 /**
- * Every message of every incarnation, also of those that a reset or delete took out of sight: time travel shows them.
- * A row without a message marks where a history begins.
+ * All messages of all incarnations. Those before a reset or a deletion are kept, because the history at an earlier version
+ * shows them. A row without a message marks where a history begins.
  */
 export const historyProjection: Projection<SessionRecord> = {
   name: 'history',
@@ -54,7 +54,7 @@ export const historyProjection: Projection<SessionRecord> = {
     if (rows.length === 0) return Promise.resolve([]);
     return Promise.resolve([
       {
-        // One JSON array is cheaper to send and to read than an array of escaped texts.
+        // One JSON array is cheaper to send and to parse than an array of escaped texts.
         text: `insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
                select tenant, session_id, version, incarnation, created_at, nullif(message, 'null')
                from rows from (
@@ -83,7 +83,7 @@ export const historyProjection: Projection<SessionRecord> = {
   },
 };
 
-/** A message as readers get it. `version` is its event's number in the session; times are RFC 3339. */
+/** A message as the API shows it. `version` is that of its event; times are RFC 3339. */
 export interface MessageView {
   readonly id: string;
   readonly role: Role;
@@ -99,7 +99,7 @@ export interface MessageView {
 }
 
 export interface HistoryPage {
-  /** Version of the event that began the history shown; another one means another history. */
+  /** Version of the event with which the shown history begins. A page with another one belongs to another history. */
   readonly start: number;
   readonly messages: MessageView[];
 }
@@ -107,12 +107,12 @@ export interface HistoryPage {
 const TABLE = tableOf(historyProjection);
 
 /**
- * A page of the history that an incarnation had at a version.
- * @returns undefined when the incarnation had not begun by then.
+ * A page of the history that an incarnation of a session had at a version.
+ * @returns undefined when the incarnation begins after that version
  */
 export async function readHistory(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   session: { readonly tenant: string; readonly sessionId: string; readonly incarnation: number },
   page: {
     readonly at: number;
@@ -128,7 +128,7 @@ export async function readHistory(
     message: MessageView;
   }>(
     TABLE,
-    wanted,
+    freshness,
     `select b.version as start, m.version, m.created_at, m.message
      from (select version from ${TABLE}
            where tenant = $1 and session_id = $2 and incarnation = $3 and version <= $4 and message is null

@@ -1,27 +1,31 @@
 import { leaseStands } from '../event-store/leases.js';
-import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { SESSIONS } from './sessions.projection.js';
 
-/**
- * Sessions that may have to leave, as of the read model. Only candidates: the decision is made on the log.
+/*
+ * Queries for sessions that may have to expire or be deleted. The read model only names candidates; whether one really is
+ * due is decided on the log.
  *
- * The clock is asked in a sub-select: in a condition itself a volatile function keeps PostgreSQL from using an index.
+ * The queries call the clock in a sub-select, because a volatile function in a condition keeps PostgreSQL from using an
+ * index.
  */
+
+/** A session that may have to expire or be deleted, as of the read model. */
 export interface Candidate {
   readonly tenant: string;
   readonly sessionId: string;
-  /** Of the session when it was seen; at another version it is another case. */
+  /** Version of the session as of the read model. At another version the session is no longer this candidate. */
   readonly version: number;
   readonly lastActivityAt: string;
-  /** Milliseconds that it should have left ago; 0 where there is no such time. */
+  /** For how many milliseconds the session has been due; 0 where there is no such time. */
   readonly overdueMs: number;
 }
 
-/** Where a page ended. */
 export interface Page {
   readonly limit: number;
   readonly after?: Place | undefined;
 }
+/** Where a page ended. */
 export interface Place {
   readonly tenant: string;
   readonly since: string;
@@ -47,7 +51,7 @@ const toCandidate = (row: Row): Found => ({
   place: { tenant: row.tenant, since: row.since, sessionId: row.session_id },
 });
 
-const ANYTHING: Wanted = 'whatever there is';
+const EVENTUAL: Freshness = 'eventual';
 const NOW = '(select colloquy_now())';
 const ms = (value: string): string => `${value}::bigint * interval '1 millisecond'`;
 const COLUMNS = 'tenant, session_id, version, last_activity_at, since';
@@ -55,8 +59,8 @@ const overdueBy = (from: string, wait: string): string =>
   `(extract(epoch from ${NOW} - ${from}) * 1000)::bigint - ${wait}::bigint as overdue_ms`;
 
 /**
- * Active sessions of these lanes that nobody has used for `ttl` ms, in the order of `since`; never one that is
- * generating. The tenants of `but` are left out.
+ * Active sessions of these lanes that were not used for `ttl` ms, in the order of `since`. Sessions with a running
+ * generation and sessions of the tenants `but` are left out.
  */
 export async function overdueSessions(
   models: ReadModels,
@@ -65,7 +69,7 @@ export async function overdueSessions(
 ): Promise<Found[]> {
   const rows = await models.read<Row>(
     SESSIONS,
-    ANYTHING,
+    EVENTUAL,
     `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
      where status = 'active' and generation_id is null
        and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
@@ -78,16 +82,16 @@ export async function overdueSessions(
   return rows.map(toCandidate);
 }
 
-/** The same of one tenant, by the tenant's own time to live. */
+/** Like `overdueSessions`, for one tenant with a time to live of its own. */
 export async function overdueSessionsOf(
   models: ReadModels,
   tenant: string,
-  of: { readonly lanes?: readonly number[]; readonly ttl: number; readonly wanted?: Wanted },
+  of: { readonly lanes?: readonly number[]; readonly ttl: number; readonly freshness?: Freshness },
   page: Page,
 ): Promise<Found[]> {
   const rows = await models.read<Row>(
     SESSIONS,
-    of.wanted ?? ANYTHING,
+    of.freshness ?? EVENTUAL,
     `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
      where tenant = $2 and status = 'active' and generation_id is null
        and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
@@ -100,7 +104,7 @@ export async function overdueSessionsOf(
   return rows.map(toCandidate);
 }
 
-/** Tenants among these that may have an overdue session: a look at one index entry each. */
+/** Those of the tenants that may have an overdue session. Reads one index entry per tenant. */
 export async function tenantsWithOverdue(
   models: ReadModels,
   ttls: readonly { readonly tenant: string; readonly ttl: number }[],
@@ -108,7 +112,7 @@ export async function tenantsWithOverdue(
   if (ttls.length === 0) return [];
   const rows = await models.read<{ tenant: string }>(
     SESSIONS,
-    ANYTHING,
+    EVENTUAL,
     `select o.tenant from unnest($1::text[], $2::bigint[]) as o (tenant, ttl)
      where exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and s.status = 'active'
                      and s.since <= ${NOW} - ${ms('o.ttl')})`,
@@ -118,8 +122,8 @@ export async function tenantsWithOverdue(
 }
 
 /**
- * Tenants with a session that was not used for `ttl` ms, but those of `but`, by a look at one index entry per tenant.
- * For the case that overdueSessions would read over many sessions of tenants whose time to live is longer.
+ * Tenants with a session that was not used for `ttl` ms, without the tenants `but`. Reads one index entry per tenant. It
+ * takes the place of `overdueSessions` where that would read over many sessions of tenants with a longer time to live.
  */
 export async function otherTenantsWithOverdue(
   models: ReadModels,
@@ -128,7 +132,7 @@ export async function otherTenantsWithOverdue(
 ): Promise<string[]> {
   const rows = await models.read<{ tenant: string }>(
     SESSIONS,
-    ANYTHING,
+    EVENTUAL,
     `with recursive next (tenant, since) as (
        (select tenant, since from ${SESSIONS} where status = 'active' order by tenant, since limit 1)
        union all
@@ -143,18 +147,19 @@ export async function otherTenantsWithOverdue(
 }
 
 /**
- * A tenant's least recently used active sessions, the first to be made to leave; never one that is generating.
- * `since` is a bound below the last use, so the first ones by it tell how far in the index the true first ones stand.
+ * The least recently used active sessions of a tenant, which are the first to be evicted. Sessions with a running generation
+ * are left out. `since` is a lower bound for the time of the last use: the first sessions by `since` tell up to where in
+ * the index the first sessions by last use can stand.
  */
 export async function leastRecentlyUsed(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
   limit: number,
 ): Promise<(Candidate & { readonly lane: number })[]> {
   const rows = await models.read<Row & { lane: number }>(
     SESSIONS,
-    wanted,
+    freshness,
     `select ${COLUMNS}, lane, 0 as overdue_ms from ${SESSIONS}
      where tenant = $1 and status = 'active' and generation_id is null
        and since <= (select max(last_activity_at) from (
@@ -170,12 +175,12 @@ export async function leastRecentlyUsed(
 /** How many of a tenant's active sessions are generating, and so cannot be made to leave. */
 export async function generatingSessions(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
 ): Promise<number> {
   const [row] = await models.read<{ count: number }>(
     SESSIONS,
-    wanted,
+    freshness,
     `select count(*) from ${SESSIONS} where tenant = $1 and status = 'active' and generation_id is not null`,
     [tenant],
   );
@@ -190,7 +195,7 @@ export async function longExpired(
 ): Promise<Found[]> {
   const rows = await models.read<Row>(
     SESSIONS,
-    ANYTHING,
+    EVENTUAL,
     `select ${COLUMNS}, ${overdueBy('since', '$1')} from ${SESSIONS}
      where status = 'expired' and not legal_hold and since <= ${NOW} - ${ms('$1')}
        and lane = any ($2::smallint[])
@@ -203,8 +208,8 @@ export async function longExpired(
 }
 
 /**
- * Sessions of these lanes whose generation has no standing lease: whoever worked on it is gone.
- * @param leasePrefix what the name of a generation's lease begins with
+ * Sessions of these lanes whose running generation has no lease any more: the node that worked on it is gone.
+ * @param leasePrefix the beginning of the name of a generation's lease
  */
 export async function abandonedGenerations(
   models: ReadModels,
@@ -214,7 +219,7 @@ export async function abandonedGenerations(
 ): Promise<(Candidate & { readonly generationId: string })[]> {
   const rows = await models.read<Row & { generation_id: string }>(
     SESSIONS,
-    ANYTHING,
+    EVENTUAL,
     `select ${COLUMNS}, generation_id, 0 as overdue_ms from ${SESSIONS} s
      where generation_id is not null and lane = any ($1::smallint[])
        and not ${leaseStands('$2 || s.generation_id')}

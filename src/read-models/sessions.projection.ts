@@ -1,6 +1,6 @@
 import { isActivity } from '../domain/session.state.js';
 import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
-import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { type SessionRecord } from './session-record.js';
 
 interface SessionRow {
@@ -15,9 +15,9 @@ interface SessionRow {
   created_at: string;
   last_activity_at: string;
   lane: number;
-  /** Since when the session has been in its status without use, or somewhat earlier: see `SINCE_STEP_MS`. */
+  /** Time from which on the session has been in its status without use, or somewhat earlier: see `SINCE_STEP_MS`. */
   since: string;
-  /** Of the generation that runs, if one does. */
+  /** Id of the running generation, if there is one. */
   generation_id: string | null;
   legal_hold: boolean;
   forked_from: { sessionId: string; version: number } | null;
@@ -27,7 +27,7 @@ interface SessionRow {
   reasoning_tokens: number;
 }
 
-/** Column → its type, in the order of the table. */
+/** Column → type, in the order of the table's columns. */
 const COLUMNS = {
   tenant: 'text collate "C" not null',
   session_id: 'text collate "C" not null',
@@ -52,19 +52,19 @@ const COLUMNS = {
 const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
 
 /**
- * The index by which overdue sessions are found must not be written at every append. It therefore holds not the time
- * of the last use but a bound below it, which moves on only when a session is used so long after it. An active
- * session becomes a candidate at most this much before it is due, and is then looked at in vain.
+ * Appends must not write the index by which overdue sessions are found. The index therefore holds, instead of the time of
+ * the last use, a lower bound for it, which is moved only when a session is used this much later. An active session can
+ * become a candidate for expiry at most this much too early, and the check on the log then finds that it is not due.
  */
 const SINCE_STEP_MS = 300_000;
 
 const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
 
-/** One row per session: what lists show. A deleted session keeps its row, so that its versions stay in order. */
+/** One row per session, for lists and single reads. A deleted session keeps its row, so that its versions stay in order. */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
   version: 3,
-  // Nothing that most appends change is indexed: their updates stay heap-only.
+  // No column that most appends change is indexed, so that their updates write no index (heap-only updates).
   createTable: (table) => `
     create table ${table} (
       ${Object.entries(COLUMNS)
@@ -81,12 +81,13 @@ export const sessionsProjection: Projection<SessionRecord> = {
     create index ${table}_generating on ${table} (generation_id) where generation_id is not null`,
 
   async apply(events, table, read) {
-    const { talks, others } = apart(events);
-    const said = talks.length > 0 ? [sayStatement(table, talks)] : [];
-    if (others.length === 0) return said;
+    const { runs, others } = separateMessages(events);
+    const counted = runs.length > 0 ? [countStatement(table, runs)] : [];
+    if (others.length === 0) return counted;
     const ids = new Map(others.map((event) => [keyOf(event), event]));
     const known = await read<SessionRow>(
-      // One by one through the index: for a big batch the planner would rather read the whole table.
+      // The lateral join looks up each session through the index; with a plain join the planner would read the whole table
+      // for a big batch.
       `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
        cross join lateral (
          select * from ${table} where tenant = k.tenant and session_id = k.session_id limit 1
@@ -99,10 +100,10 @@ export const sessionsProjection: Projection<SessionRecord> = {
       if (row) rows.set(keyOf(event), row);
     }
     const changed = [...rows.values()];
-    if (changed.length === 0) return said;
+    if (changed.length === 0) return counted;
     const updates = NAMES.filter((name) => name !== 'tenant' && name !== 'session_id');
     return [
-      ...said,
+      ...counted,
       {
         text: `insert into ${table} (${NAMES.join()})
                select * from unnest(${NAMES.map((name, index) => `$${index + 1}::${arrayType(name)}`).join()})
@@ -123,8 +124,8 @@ export const sessionsProjection: Projection<SessionRecord> = {
 
 const keyOf = (event: SessionRecord): string => `${event.tenant}/${event.streamId}`;
 
-/** Messages of one session that were appended at one time, and nothing else. */
-interface Talk {
+/** Messages of one session that were appended at one time, without other events between them. */
+interface MessageRun {
   readonly tenant: string;
   readonly session_id: string;
   version: number;
@@ -132,43 +133,49 @@ interface Talk {
   messages: number;
 }
 
-/** Most of what happens are messages, and what they do to a row takes no look at it. */
-function apart(events: readonly SessionRecord[]): { talks: Talk[]; others: SessionRecord[] } {
-  const talks = new Map<string, Talk>();
+/**
+ * Separates sessions to which only messages were appended. Most events are messages, and their effect on a row can be
+ * written without reading the row first.
+ */
+function separateMessages(events: readonly SessionRecord[]): {
+  runs: MessageRun[];
+  others: SessionRecord[];
+} {
+  const runs = new Map<string, MessageRun>();
   const seen = new Set<string>();
   const mixed = new Set<string>();
   for (const event of events) {
     const key = keyOf(event);
-    const talk = talks.get(key);
-    const isTalk = event.type === 'MessageAppended';
-    if (isTalk && talk?.time === event.time) {
-      talk.version = event.version;
-      talk.messages += 1;
-    } else if (isTalk && !seen.has(key)) {
+    const run = runs.get(key);
+    const isMessage = event.type === 'MessageAppended';
+    if (isMessage && run?.time === event.time) {
+      run.version = event.version;
+      run.messages += 1;
+    } else if (isMessage && !seen.has(key)) {
       const { tenant, streamId, version, time } = event;
-      talks.set(key, { tenant, session_id: streamId, version, time, messages: 1 });
+      runs.set(key, { tenant, session_id: streamId, version, time, messages: 1 });
     } else {
-      talks.delete(key);
+      runs.delete(key);
       mixed.add(key);
     }
     seen.add(key);
   }
   return {
-    talks: [...talks.values()],
+    runs: [...runs.values()],
     others: mixed.size > 0 ? events.filter((event) => mixed.has(keyOf(event))) : [],
   };
 }
 
-/** The same as `evolve` for messages. */
-const sayStatement = (table: string, talks: readonly Talk[]): Statement => ({
+/** Has the same effect as `evolve` for each of the messages. */
+const countStatement = (table: string, runs: readonly MessageRun[]): Statement => ({
   text: `update ${table} s
-         set version = t.version, message_count = s.message_count + t.messages, last_activity_at = t.time,
-             since = case when s.status = 'active' and t.time - s.since >= $6 * interval '1 millisecond'
-                          then t.time else s.since end
+         set version = r.version, message_count = s.message_count + r.messages, last_activity_at = r.time,
+             since = case when s.status = 'active' and r.time - s.since >= $6 * interval '1 millisecond'
+                          then r.time else s.since end
          from unnest($1::text[], $2::text[], $3::int[], $4::timestamptz[], $5::int[])
-              as t (tenant, session_id, version, time, messages)
-         where s.tenant = t.tenant collate "C" and s.session_id = t.session_id collate "C"`,
-  values: [...columns(talks, ['tenant', 'session_id', 'version', 'time', 'messages']), SINCE_STEP_MS],
+              as r (tenant, session_id, version, time, messages)
+         where s.tenant = r.tenant collate "C" and s.session_id = r.session_id collate "C"`,
+  values: [...columns(runs, ['tenant', 'session_id', 'version', 'time', 'messages']), SINCE_STEP_MS],
 });
 
 function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow | undefined {
@@ -195,7 +202,8 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       reasoning_tokens: 0,
     };
   }
-  if (!row) return undefined; // a tenant's own stream
+  // A stream without `SessionCreated` is not a session: it holds the settings of a tenant.
+  if (!row) return undefined;
   const next = {
     ...row,
     version: event.version,
@@ -284,16 +292,16 @@ const toView = (row: SessionRow): SessionView => ({
 /** The table's name, for queries. */
 export const SESSIONS = tableOf(sessionsProjection);
 
-/** One session that is not deleted. */
+/** A session, unless it does not exist or is deleted. */
 export async function findSession(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
   sessionId: string,
 ): Promise<SessionView | undefined> {
   const [row] = await models.read<SessionRow>(
     SESSIONS,
-    wanted,
+    freshness,
     `select * from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
     [tenant, sessionId],
     { tenant, sessionId },
@@ -304,24 +312,24 @@ export async function findSession(
 export interface SessionFilter {
   readonly status: 'active' | 'expired' | 'all';
   readonly limit: number;
-  /** The last session of the page before. */
+  /** The last session of the previous page. */
   readonly after?: { readonly createdAt: string; readonly id: string } | undefined;
-  /** Found in title, or in a value of the metadata; case does not matter. */
+  /** Text to find in the title or in a value of the metadata, without regard to case. */
   readonly q?: string | undefined;
   readonly metadata?: Readonly<Record<string, string>>;
 }
 
-/** A tenant's sessions by creation time and id; a deleted one is never among them. */
+/** The sessions of a tenant, ordered by creation time and id; deleted ones are left out. */
 export async function listSessions(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
   filter: SessionFilter,
 ): Promise<SessionView[]> {
   const metadata = Object.entries(filter.metadata ?? {});
   const rows = await models.read<SessionRow>(
     SESSIONS,
-    wanted,
+    freshness,
     `select s.* from ${SESSIONS} s
      where tenant = $1
        and (case when $2 = 'all' then status <> 'deleted' else status = $2 end)
@@ -345,17 +353,17 @@ export async function listSessions(
   return rows.map(toView);
 }
 
-/** The sessions that were forked from some versions of a session, inclusive, by creation time and id. */
+/** The sessions that were forked from a session at versions `from` to `to`, both inclusive, ordered by creation time and id. */
 export async function listForks(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
   source: { readonly sessionId: string; readonly from: number; readonly to: number },
   page: Pick<SessionFilter, 'after' | 'limit'>,
 ): Promise<SessionView[]> {
   const rows = await models.read<SessionRow>(
     SESSIONS,
-    wanted,
+    freshness,
     `select s.* from ${SESSIONS} s
      where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
        and (forked_from ->> 'version')::int between $3 and $4 and status <> 'deleted'

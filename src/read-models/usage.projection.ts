@@ -1,5 +1,5 @@
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
-import { type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { type SessionRecord } from './session-record.js';
 
 interface UsageRow {
@@ -91,13 +91,13 @@ const TABLE = tableOf(usageProjection);
 /** By day and model. */
 export async function sessionUsage(
   models: ReadModels,
-  wanted: Wanted,
+  freshness: Freshness,
   tenant: string,
   sessionId: string,
 ): Promise<UsageView[]> {
   const rows = await models.read<UsageRow>(
     TABLE,
-    wanted,
+    freshness,
     `select model, day::text, ${SUMS.join()} from ${TABLE} where tenant = $1 and session_id = $2 order by day, model`,
     [tenant, sessionId],
     { tenant, sessionId },

@@ -1,6 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import { type EventLog } from '../event-store/log.js';
-import { ProjectionLagging, type ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { ProjectionLagging, type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import {
   type Candidate,
   generatingSessions,
@@ -85,13 +85,13 @@ export class RoomMaker {
   /** `places`: how many of those who ask may try again; `isFinal`: looking again would find nobody either. */
   private async makeRoom(tenant: string, asked: number): Promise<{ places: number; isFinal: boolean }> {
     const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
-    const expireOverdue = async (wanted: Wanted): Promise<number> => {
-      const of = { ttl: sessionTTL, wanted };
+    const expireOverdue = async (freshness: Freshness): Promise<number> => {
+      const of = { ttl: sessionTTL, freshness };
       const overdue = this.untried(await overdueSessionsOf(this.models, tenant, of, { limit: AT_ONCE }));
       await this.expireAll(overdue, 'ttl', sessionTTL);
       return overdue.length;
     };
-    let overdue = await expireOverdue('whatever there is');
+    let overdue = await expireOverdue('eventual');
     const room = async () => maxSessions - (await this.store.counters.value(activeSessions(tenant)));
     if (capPolicy === 'reject') {
       // Also what others made room for in the meantime.
@@ -110,7 +110,7 @@ export class RoomMaker {
     // The counter is read after the candidates: those that leave in between are then counted, and tried in vain. The
     // other way round more would leave than must.
     const limit = asked + AT_ONCE;
-    let idlest = await this.idlest('whatever there is', tenant, limit);
+    let idlest = await this.idlest('eventual', tenant, limit);
     let needed = asked - (await room());
     let isFinal = false;
     if (needed > idlest.length) {
@@ -126,8 +126,8 @@ export class RoomMaker {
     return { places: within(asked - needed + evicted, asked), isFinal };
   }
 
-  private async idlest(wanted: Wanted, tenant: string, limit: number): Promise<Candidate[]> {
-    return this.untried(await leastRecentlyUsed(this.models, wanted, tenant, limit));
+  private async idlest(freshness: Freshness, tenant: string, limit: number): Promise<Candidate[]> {
+    return this.untried(await leastRecentlyUsed(this.models, freshness, tenant, limit));
   }
 
   private untried<C extends Candidate>(candidates: readonly C[]): C[] {

@@ -7,7 +7,7 @@ import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { type HistoryPage, readHistory } from '../read-models/history.projection.js';
-import { ReadModels, type Wanted } from '../projection-engine/strong-reads.js';
+import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import {
   findSession,
   listForks,
@@ -28,7 +28,7 @@ import {
 import { TenantPolicies } from './tenant-policies.js';
 
 type Consistency = 'strong' | 'eventual';
-const ANYTHING: Wanted = 'whatever there is';
+const EVENTUAL: Freshness = 'eventual';
 
 /** Where a page of messages ended, and in which history: a reset makes another one. */
 const version = z.int().positive().max(MAX_VERSION);
@@ -63,7 +63,7 @@ export class SessionQueries {
 
   /** @throws DomainError `session-not-found`, ProjectionLagging */
   async find({ tenant, sessionId }: SessionRef, consistency: Consistency): Promise<SessionAnswer> {
-    const wanted = consistency === 'strong' ? endOf(await this.existing({ tenant, sessionId })) : ANYTHING;
+    const wanted = consistency === 'strong' ? endOf(await this.existing({ tenant, sessionId })) : EVENTUAL;
     const found = await findSession(this.models, wanted, tenant, sessionId);
     if (!found) throw notFound();
     return this.present(tenant, found);
@@ -77,7 +77,7 @@ export class SessionQueries {
     const metadata = metadataFilter(others);
     const scope = JSON.stringify(['sessions', tenant, status, q ?? null, metadata]);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
-    const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
+    const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
     const found = await listSessions(this.models, wanted, tenant, {
       status,
       q,
@@ -101,7 +101,7 @@ export class SessionQueries {
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
     const { state } = await this.commands.load(session);
     const incarnation = incarnationIn(state, named);
-    const wanted = consistency === 'strong' ? await this.models.ends() : ANYTHING;
+    const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
     const stream = { tenant, streamId: sessionId };
     const before = await this.store.streams.lastVersion(stream, incarnation - 1);
     const last = await this.store.streams.lastVersion(stream, incarnation);
@@ -136,7 +136,7 @@ export class SessionQueries {
     const at =
       cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
     // The history ends at `at`, which the log has, so the read models must have it too.
-    const wanted = query.consistency === 'strong' ? endOf(loaded) : ANYTHING;
+    const wanted = query.consistency === 'strong' ? endOf(loaded) : EVENTUAL;
     const page = await readHistory(
       this.models,
       wanted,
@@ -179,7 +179,7 @@ export class SessionQueries {
 
   async usage(session: SessionRef, consistency: Consistency): Promise<UsageView[]> {
     const loaded = await this.existing(session);
-    const wanted = consistency === 'strong' ? endOf(loaded) : ANYTHING;
+    const wanted = consistency === 'strong' ? endOf(loaded) : EVENTUAL;
     return sessionUsage(this.models, wanted, session.tenant, session.sessionId);
   }
 
@@ -249,7 +249,7 @@ export function incarnationIn(state: SessionState, named: number | undefined): n
 }
 
 /** What a strong read of one session must have seen. */
-export const endOf = ({ lane, position }: Loaded<unknown>): Wanted => new Map([[lane, position]]);
+export const endOf = ({ lane, position }: Loaded<unknown>): Freshness => new Map([[lane, position]]);
 
 export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
 const cursorExpired = (): ApiError =>

@@ -16,7 +16,7 @@ import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
-import { ReadModels, type Wanted } from '../../../src/projection-engine/strong-reads.js';
+import { ReadModels, type Freshness } from '../../../src/projection-engine/strong-reads.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 
@@ -129,7 +129,7 @@ export class Node {
   }
 
   /** The end of one session, as a strong read of it asks for. */
-  async endOf(sessionId: string): Promise<Wanted> {
+  async endOf(sessionId: string): Promise<Freshness> {
     const { lane, position } = await this.load(sessionId);
     return new Map([[lane, position]]);
   }

@@ -329,8 +329,8 @@ describe('strong reads', () => {
     expect(waited).toBeGreaterThanOrEqual(2_000);
     expect(waited).toBeLessThan(6_000);
     // Nothing is made up, and what was seen is there, also for a strong read of its own lane.
-    expect(await findSession(node.models, 'whatever there is', TENANT, 'unseen')).toBeUndefined();
-    expect(await findSession(node.models, 'whatever there is', TENANT, 'seen')).toBeDefined();
+    expect(await findSession(node.models, 'eventual', TENANT, 'unseen')).toBeUndefined();
+    expect(await findSession(node.models, 'eventual', TENANT, 'seen')).toBeDefined();
     expect(await findSession(node.models, await node.endOf('seen'), TENANT, 'seen')).toBeDefined();
     expect(Date.now() - began - waited).toBeLessThan(2_000);
     expect(await projecting.projector.lag()).toEqual(
