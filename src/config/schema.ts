@@ -1,0 +1,178 @@
+import { z } from 'zod';
+
+/** The shape of a tenant id, everywhere. */
+const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
+
+// One hundred years: with more, a session's expiry leaves the range of dates that PostgreSQL and JavaScript share.
+const LONGEST_MS = 100 * 365 * 24 * 3600 * 1000;
+
+function wholeNumber(min: number, max: number) {
+  const error = `must be a whole number from ${min} to ${max}`;
+  return z.number({ error }).refine((n) => Number.isInteger(n) && n >= min && n <= max, { error });
+}
+
+function text(allowed: RegExp, description: string) {
+  return z.string({ error: description }).regex(allowed, { error: description });
+}
+
+function choice<const T extends readonly [string, ...string[]]>(...options: T) {
+  return z.enum(options, { error: `must be one of: ${options.join(', ')}` });
+}
+
+function url(description: string, ...protocols: string[]) {
+  return z.string({ error: description }).refine(
+    (value) => {
+      const parsed = URL.canParse(value) ? new URL(value) : undefined;
+      return parsed !== undefined && protocols.includes(parsed.protocol);
+    },
+    { error: description },
+  );
+}
+
+/** A mapping that refuses keys it does not know, and says which ones it does. */
+function section<T extends z.core.$ZodLooseShape>(shape: T) {
+  return z.strictObject(shape, {
+    error: (issue) =>
+      issue.code === 'unrecognized_keys'
+        ? `is not a known key; known here: ${Object.keys(shape).join(', ')}`
+        : `must be a mapping with the keys: ${Object.keys(shape).join(', ')}`,
+  });
+}
+
+const maxSessions = wholeNumber(1, 1_000_000_000);
+const sessionTTL = wholeNumber(1, LONGEST_MS);
+const capPolicy = choice('reject', 'evict');
+
+/** One API key. Give `key` itself or its SHA-256 as hex digits, not both. */
+const apiKey = section({
+  /** Becomes the actor of every event that the key's holder causes. */
+  name: text(/^[\w.@-]{1,64}$/, 'must be 1 to 64 letters, digits or ._@-'),
+  /** The one tenant that the key may reach, or `*` for an operator's key. */
+  tenant: text(
+    /^(\*|[a-z0-9][a-z0-9_-]{0,62})$/,
+    'must be a tenant id (1 to 63 of a-z 0-9 _ -, beginning with a letter or digit) or * for an operator',
+  ),
+  // A key travels in the Authorization header, which cannot carry blanks, controls or non-ASCII text.
+  key: text(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks').optional(),
+  sha256: text(/^[0-9a-fA-F]{64}$/, 'must be 64 hex digits').optional(),
+}).refine((entry) => (entry.key === undefined) !== (entry.sha256 === undefined), {
+  error: 'must have exactly one of: key, sha256',
+});
+
+/** All settings, in the shape of the settings file, with their defaults. */
+export const settings = section({
+  llm: section({
+    /** Default: `openai` when an `apiKey` or a `baseURL` is there, else `echo`. */
+    provider: choice('openai', 'echo').optional(),
+    /** Default: `gpt-5-mini` of openai, `echo` of echo. */
+    model: text(/^\S{1,200}$/, 'must be the name of a model: 1 to 200 characters without blanks').optional(),
+    apiKey: text(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks').optional(),
+    /** Any server that speaks the OpenAI API. Default: OpenAI itself. */
+    baseURL: url('must be an http:// or https:// URL', 'http:', 'https:').optional(),
+    /** Milliseconds without a sign of the provider until a model call is given up. Default 60 000. */
+    timeoutMs: wholeNumber(1, 3_600_000).default(60_000),
+    /** Tokens of a prompt: the oldest turns are left out of one that would be longer. Default: no limit. */
+    maxInputTokens: wholeNumber(1, 100_000_000).optional(),
+    /** Bytes of one answer. Default 1 048 576 (1 MiB). */
+    maxOutputBytes: wholeNumber(1, 67_108_864).default(1_048_576),
+    /** Model calls at the same time in one process; more wait their turn. Default 256. */
+    maxConcurrency: wholeNumber(1, 100_000).default(256),
+  }).prefault({}),
+  sessions: section({
+    /** Active sessions per tenant. Default 100. */
+    maxSessions: maxSessions.default(100),
+    /** Milliseconds without a write after which a session expires. Default 3 600 000 (one hour). */
+    sessionTTL: sessionTTL.default(3_600_000),
+    /** What happens to a create or resume at the cap. Default `reject`. */
+    capPolicy: capPolicy.default('reject'),
+    /** Milliseconds after which an expired session is deleted. Default: never. */
+    deleteAfter: wholeNumber(1, LONGEST_MS).optional(),
+  }).prefault({}),
+  storage: section({
+    /** Default: the embedded PostgreSQL, in `dataDir`. */
+    database: section({
+      type: choice('postgresql'),
+      url: url('must be a postgres:// or postgresql:// URL', 'postgres:', 'postgresql:'),
+    }).optional(),
+    /** Accepted so that settings written for an in-process agent load; has no meaning here. */
+    cache: section({ type: z.string().optional(), url: z.string().optional() }).optional(),
+    /** Where the embedded PostgreSQL keeps its files; relative to the working directory. Default `.colloquy`. */
+    dataDir: text(/^[^\0]+$/, 'must be the path of a folder').default('.colloquy'),
+  }).prefault({}),
+  kafka: section({
+    /** `host:port` each. Default: none; events wait in the log until brokers are named. */
+    brokers: z
+      .array(text(/^[^\s,:/]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$/, 'must be host:port'), {
+        error: 'must be a list of host:port',
+      })
+      .default([]),
+    /** Default `colloquy.session-events`. */
+    topic: text(/^(?!\.{1,2}$)[\w.-]{1,249}$/, 'must be 1 to 249 letters, digits or ._-').default(
+      'colloquy.session-events',
+    ),
+    /** Partitions of the topic, fixed when it is created. Default 16. */
+    partitions: wholeNumber(1, 1_024).default(16),
+    /** Copies of each partition, when the topic is created. Default: as the brokers are set. */
+    replication: wholeNumber(1, 100).optional(),
+    /** Milliseconds that the topic keeps events, when it is created. Default 604 800 000 (seven days). */
+    retentionMs: wholeNumber(60_000, LONGEST_MS).default(604_800_000),
+    /** Bytes of the largest message, when the topic is created. Default 8 388 608 (8 MiB). */
+    maxMessageBytes: wholeNumber(65_536, 104_857_600).default(8_388_608),
+    /** Default `gzip`. */
+    compression: choice('gzip', 'none').default('gzip'),
+    /** Default false: no TLS. A mapping holds PEM texts as in Node's `tls.connect`. */
+    ssl: z
+      .union(
+        [
+          z.boolean(),
+          section({
+            ca: z.string().optional(),
+            cert: z.string().optional(),
+            key: z.string().optional(),
+            servername: z.string().optional(),
+            rejectUnauthorized: z.boolean().optional(),
+          }),
+        ],
+        { error: 'must be true, false, or a mapping with: ca, cert, key, servername, rejectUnauthorized' },
+      )
+      .default(false),
+    sasl: section({
+      mechanism: choice('plain', 'scram-sha-256', 'scram-sha-512'),
+      username: text(/^.{1,1024}$/, 'must be a text'),
+      password: text(/^.{1,1024}$/, 'must be a text'),
+    }).optional(),
+  }).prefault({}),
+  auth: section({
+    /** Default: `api-key` when there are keys, else `none`, which only a loopback host may have. */
+    mode: choice('none', 'api-key').optional(),
+    keys: z.array(apiKey, { error: 'must be a list of keys' }).optional(),
+  }).prefault({}),
+  server: section({
+    /** Default 127.0.0.1. */
+    host: text(/^[^\s/]{1,255}$/, 'must be a host name or an IP address').default('127.0.0.1'),
+    /** 0 takes any free port. Default 3000. */
+    port: wholeNumber(0, 65_535).default(3000),
+    /** Bytes of a request body. Default 1 048 576 (1 MiB). */
+    bodyLimit: wholeNumber(1, 1_073_741_824).default(1_048_576),
+    /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
+    logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
+    /** Milliseconds that running requests get to end at shutdown. Default 10 000. */
+    shutdownGraceMs: wholeNumber(0, 3_600_000).default(10_000),
+  }).prefault({}),
+  /** Settings of single tenants; they stand over `sessions`, and settings made through the API over them. */
+  tenants: z
+    .record(
+      z.string().regex(TENANT_ID, {
+        error: 'is not a tenant id: 1 to 63 of a-z 0-9 _ -, beginning with a letter or digit',
+      }),
+      section({
+        maxSessions: maxSessions.optional(),
+        sessionTTL: sessionTTL.optional(),
+        capPolicy: capPolicy.optional(),
+      }),
+      { error: 'must be a mapping of tenant ids' },
+    )
+    .default({}),
+});
+
+export type Settings = z.output<typeof settings>;
