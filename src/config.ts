@@ -23,7 +23,7 @@ export type Config = DeepReadonly<{
   llm: Settings['llm'] & { provider: 'openai' | 'echo'; model: string };
   sessions: Settings['sessions'];
   /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used. */
-  storage: Pick<Settings['storage'], 'database' | 'dataDir'>;
+  storage: Pick<Settings['storage'], 'database' | 'dataDir' | 'maxConnections'>;
   kafka: Settings['kafka'];
   auth: { mode: 'none' | 'api-key'; keys: ApiKeyConfig[] };
   server: Settings['server'];
@@ -112,6 +112,7 @@ export function loadConfig(source: Source): Config {
     sessions,
     storage: {
       dataDir: resolve(source.cwd, storage.dataDir),
+      maxConnections: storage.maxConnections,
       ...(storage.database === undefined ? {} : { database: storage.database }),
     },
     kafka,

@@ -8,6 +8,7 @@ import {
 } from '@nestjs/common';
 import { TypeOrmModule } from '@nestjs/typeorm';
 import { type Config, SETTINGS } from './config.js';
+import { shareConnections } from './database/connection-shares.js';
 import { connectionConfig, IDLE } from './database/connection.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
 import { upcast } from './domain/session.events.js';
@@ -37,6 +38,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   ) {}
 
   static for(config: Config, url: string): DynamicModule {
+    const shares = shareConnections(config.storage.maxConnections);
     return {
       module: StorageModule,
       global: true,
@@ -47,14 +49,15 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           // Migrated before; the schema is never derived from entities, of which there are none.
           synchronize: false,
           retryAttempts: 0,
+          poolSize: shares.readModels,
           extra: { ...connectionConfig(url, 'read models'), ...IDLE },
         }),
       ],
       providers: [
         { provide: SETTINGS, useValue: config },
         { provide: DATABASE_URL, useValue: url },
-        { provide: RelaxedPool, useFactory: () => new RelaxedPool(url) },
-        { provide: EventLog, useFactory: () => EventLog.open(url, { upcast }) },
+        { provide: RelaxedPool, useFactory: () => new RelaxedPool(url, shares.relaxed) },
+        { provide: EventLog, useFactory: () => EventLog.open(url, { upcast, connections: shares.log }) },
         {
           provide: Leases,
           useFactory: (store: EventLog) => store.leases(randomUUID()),

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { FEWEST_CONNECTIONS } from '../database/connection-shares.js';
 
 /** The shape of a tenant id, everywhere. */
 const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
@@ -98,6 +99,8 @@ export const settings = section({
     cache: section({ type: z.string().optional(), url: z.string().optional() }).optional(),
     /** Where the embedded PostgreSQL keeps its files; relative to the working directory. Default `.colloquy`. */
     dataDir: text(/^[^\0]+$/, 'must be the path of a folder').default('.colloquy'),
+    /** Connections to PostgreSQL that one node holds at most, over all its pools. Default 30. */
+    maxConnections: wholeNumber(FEWEST_CONNECTIONS, 10_000).default(30),
   }).prefault({}),
   kafka: section({
     /** `host:port` each. Default: none; events wait in the log until brokers are named. */

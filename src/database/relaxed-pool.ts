@@ -8,8 +8,9 @@ import { createPool } from './connection.js';
 export class RelaxedPool {
   readonly pool: Pool;
 
-  constructor(url: string) {
-    this.pool = createPool(url, 'relaxed', { max: 10, settings: '-c synchronous_commit=off' });
+  /** @param max connections at the same time */
+  constructor(url: string, max: number) {
+    this.pool = createPool(url, 'relaxed', { max, settings: '-c synchronous_commit=off' });
   }
 
   async close(): Promise<void> {

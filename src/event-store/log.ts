@@ -29,6 +29,8 @@ export interface EventLogOptions extends WriterOptions {
   readonly codec?: PayloadCodec;
   /** Receives what happens inside the log; optional. */
   readonly telemetry?: Telemetry;
+  /** Connections for reading at the same time; 10 unless given. Two for commits and one for notifications come to them. */
+  readonly connections?: number;
   /** Lifts stored data to the current schema version. Without it, data is returned as stored. */
   readonly upcast?: Upcast;
 }
@@ -149,7 +151,7 @@ export class EventLog {
 
   /** @param url URL of a migrated database */
   static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
-    const pool = createPool(url, 'log', { settings: GENERIC_PLANS });
+    const pool = createPool(url, 'log', { settings: GENERIC_PLANS, max: options.connections });
     try {
       const [settings] = await rowsOf<LogSettings>(pool, {
         text: 'select lanes, position_key from log_settings',

@@ -4,6 +4,7 @@ import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fa
 import type { FastifyInstance } from 'fastify';
 import { authenticatorsOf, type AuthSettings } from '../access/authenticators.js';
 import { Guard } from '../access/guard.js';
+import { BodyBudget } from './body-budget.js';
 import { correlationIdOf, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
@@ -117,6 +118,7 @@ class HttpAdapter extends FastifyAdapter {
       // Here already: Fastify looks at the body first, and fails over methods that it half knows.
       if (request.is404) throw routes.unmatched(request);
     });
+    new BodyBudget().install(fastify);
   }
 
   // Nest would set its own over those of the constructor, after which errors of Fastify were no problems any more.

@@ -53,6 +53,7 @@ export class Projector {
   private readonly runners: readonly Runner[];
   private readonly rebuilds: Rebuilds;
   private readonly parking: Parking;
+  private verifying: Promise<unknown> = Promise.resolve();
 
   constructor(private readonly parts: ProjectorParts) {
     const { store, pool, leases, projections, onProgress, onNotice, onError } = parts;
@@ -167,8 +168,17 @@ export class Projector {
     return this.rebuilds.begin(projection);
   }
 
-  /** Compares the read model with a fresh fold of the log, which takes as long as a rebuild. Reads and writes go on. */
+  /**
+   * Compares the read model with a fresh fold of the log, which takes as long as a rebuild. Reads and writes go on. One
+   * verification runs at a time, because each takes a connection of its own.
+   */
   async verify(projection: Projection): Promise<Verification> {
+    const verified = this.verifying.then(() => this.verifyNow(projection));
+    this.verifying = verified.catch(() => undefined); // told to whoever asked for it
+    return verified;
+  }
+
+  private verifyNow(projection: Projection): Promise<Verification> {
     return available(async () => {
       const client = await this.parts.connect();
       try {
