@@ -55,7 +55,9 @@ it('given a flood of large bodies for one session, when they arrive at once, the
       waiting -= 1;
       if (waiting === 0) allSent();
     };
-    const flood = Promise.all(Array.from({ length: BODIES }, (_, index) => send(index % 4 === 0, rest, sent)));
+    const flood = Promise.all(
+      Array.from({ length: BODIES }, (_, index) => send(index % 4 === 0, rest, sent)),
+    );
     const others: number[] = [];
     for (let index = 0; index < 10; index += 1) {
       const message = { role: 'user', content: `${index}` };
