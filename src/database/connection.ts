@@ -52,6 +52,7 @@ typeParsers.setTypeParser(BIGINT, Number);
 const STATEMENT_MS = 15_000;
 /** The server ends a statement so much earlier than its client, so that the client hears of it and stays connected. */
 const TIMEOUT_MARGIN_MS = 500;
+const CONNECT_MS = 3_000;
 
 export interface ConnectionOptions {
   /** More server settings, e.g. `-c synchronous_commit=off` for what can be made again. */
@@ -61,12 +62,14 @@ export interface ConnectionOptions {
    * answer at all is as good as gone: whoever waits must get an answer.
    */
   readonly statementMs?: number | undefined;
+  /** How long connecting may take; 3 s unless given. */
+  readonly connectMs?: number | undefined;
 }
 
 export function connectionConfig(
   url: string,
   name: string,
-  { settings = '', statementMs = STATEMENT_MS }: ConnectionOptions = {},
+  { settings = '', statementMs = STATEMENT_MS, connectMs = CONNECT_MS }: ConnectionOptions = {},
 ): ClientConfig {
   const serverMs = Math.max(statementMs - TIMEOUT_MARGIN_MS, 1);
   return {
@@ -74,7 +77,7 @@ export function connectionConfig(
     application_name: `colloquy ${name}`,
     options: `${SESSION_SETTINGS} -c statement_timeout=${serverMs} ${settings}`,
     types: typeParsers,
-    connectionTimeoutMillis: 3_000,
+    connectionTimeoutMillis: connectMs,
     keepAlive: true,
     query_timeout: statementMs,
   };

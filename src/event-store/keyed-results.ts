@@ -1,5 +1,5 @@
 import { type Pool } from 'pg';
-import { rowsOf } from '../database/query.js';
+import { COMMAND_READ_MS, rowsOf } from '../database/query.js';
 
 export interface KeyedResult {
   readonly fingerprint: string;
@@ -19,12 +19,16 @@ export class KeyedResults {
       reference: unknown;
       stream_id: string;
       version: number;
-    }>(this.pool, {
-      name: 'find_keyed',
-      text: `select fingerprint, reference, stream_id, version from command
+    }>(
+      this.pool,
+      {
+        name: 'find_keyed',
+        text: `select fingerprint, reference, stream_id, version from command
                where tenant = $1 and scope = $2 and key = $3 and time > colloquy_now() - interval '24 hours'`,
-      values: [tenant, scope, key],
-    });
+        values: [tenant, scope, key],
+      },
+      COMMAND_READ_MS,
+    );
     return (
       row && {
         fingerprint: row.fingerprint,

@@ -70,6 +70,8 @@ const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
 
 /** Timeout of a commit: callers of a database that hangs get an error within five seconds. */
 const COMMIT_MS = 4_500;
+/** Timeout of a new connection for commits: two tries fit into the same five seconds. */
+const COMMIT_CONNECT_MS = 2_000;
 
 /**
  * An append-only log of streams in PostgreSQL.
@@ -132,7 +134,12 @@ export class EventLog {
   private createWriter(options: WriterOptions): BatchWriter {
     const { tail } = this;
     return new BatchWriter(
-      () => connect(this.url, 'writer', { settings: GENERIC_PLANS, statementMs: COMMIT_MS }),
+      () =>
+        connect(this.url, 'writer', {
+          settings: GENERIC_PLANS,
+          statementMs: COMMIT_MS,
+          connectMs: COMMIT_CONNECT_MS,
+        }),
       {
         committed: (appends, run) => {
           tail.enter(run);

@@ -1,5 +1,5 @@
 import { type Pool } from 'pg';
-import { rowsOf } from '../database/query.js';
+import { COMMAND_READ_MS, rowsOf } from '../database/query.js';
 import { dataOf, type EventDecoder, type Opened } from './event-decoder.js';
 import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRow } from './event-rows.js';
 import { type StreamId, streamKey } from './lane.js';
@@ -73,11 +73,15 @@ export class StreamReader {
 
   /** The last stored state and the events that came since; undefined when the stream does not exist. */
   async load(stream: StreamId): Promise<StoredStream | undefined> {
-    const [row] = await rowsOf<StateRow>(this.pool, {
-      name: 'load_stream',
-      text: `select ${STATE_COLUMNS} from stream_state s where s.tenant = $1 and s.stream_id = $2`,
-      values: [stream.tenant, stream.streamId],
-    });
+    const [row] = await rowsOf<StateRow>(
+      this.pool,
+      {
+        name: 'load_stream',
+        text: `select ${STATE_COLUMNS} from stream_state s where s.tenant = $1 and s.stream_id = $2`,
+        values: [stream.tenant, stream.streamId],
+      },
+      COMMAND_READ_MS,
+    );
     if (!row) return undefined;
     // Events appended between the two queries do no harm, because the second query reads up to the stream's end.
     const since = await this.rowsAfter(stream, row.version);
@@ -172,13 +176,17 @@ export class StreamReader {
   }
 
   private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
-    return rowsOf<SizedEventRow>(this.pool, {
-      name: 'rows_after',
-      text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS} from event e
+    return rowsOf<SizedEventRow>(
+      this.pool,
+      {
+        name: 'rows_after',
+        text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS} from event e
                where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version > $4
                order by e.version limit $5`,
-      values: [this.laneOf(stream), stream.tenant, stream.streamId, version, limit],
-    });
+        values: [this.laneOf(stream), stream.tenant, stream.streamId, version, limit],
+      },
+      COMMAND_READ_MS,
+    );
   }
 
   /** The current versions of the streams, in the given order; 0 for a stream that does not exist. */

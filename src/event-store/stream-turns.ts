@@ -1,3 +1,4 @@
+import { DatabaseUnavailable } from '../database/connection.js';
 import { Overloaded } from './append.js';
 import { FairShare } from './fair-share.js';
 import { type StreamId, streamKey } from './lane.js';
@@ -20,7 +21,8 @@ const LONGEST_GAP_MS = 50;
 
 /** The last command that was queued on a stream. */
 interface Turn {
-  readonly settled: Promise<void>;
+  /** Resolves when the command has ended: to the failure of the database, if that is how it ended. */
+  readonly settled: Promise<DatabaseUnavailable | undefined>;
   /** How many commands in a row this one completes. */
   readonly run: number;
   /** Number and bytes of all commands on the stream that have not settled yet. */
@@ -43,8 +45,12 @@ export class StreamTurns {
   /**
    * Runs `work` when all earlier work on the stream has ended, successfully or not.
    *
+   * When the database could not be reached for the work before, the work that waited behind it fails with the same error,
+   * without a try of its own: each try takes seconds, and a queue of them would keep its callers waiting for minutes.
+   *
    * @param bytes size of what the work holds while it waits
-   * @throws Overloaded at once when too much waits on this stream or for this tenant; whatever `work` throws
+   * @throws Overloaded at once when too much waits on this stream or for this tenant; DatabaseUnavailable of the work
+   *   before; whatever `work` throws
    */
   take<T>(stream: StreamId, bytes: number, work: () => Promise<T>): Promise<T> {
     const key = streamKey(stream);
@@ -60,18 +66,33 @@ export class StreamTurns {
     queue.commands += 1;
     queue.bytes += bytes;
     const run = before ? before.run + 1 : 1;
-    const turn = before
-      ? before.settled.then(() => (run % RUN === 0 ? this.leaveGap() : undefined)).then(work)
-      : work();
+    const turn = before ? this.runAfter(before, run, work) : work();
     const settle = (): void => {
       queue.commands -= 1;
       queue.bytes -= bytes;
       this.room.leave(tenant, bytes);
       if (this.turns.get(key) === own) this.turns.delete(key);
     };
-    const own: Turn = { settled: turn.then(settle, settle), run, queue };
+    const settled = turn.then(
+      () => {
+        settle();
+        return undefined;
+      },
+      (error: unknown) => {
+        settle();
+        return error instanceof DatabaseUnavailable ? error : undefined;
+      },
+    );
+    const own: Turn = { settled, run, queue };
     this.turns.set(key, own);
     return turn;
+  }
+
+  private async runAfter<T>(before: Turn, run: number, work: () => Promise<T>): Promise<T> {
+    const failure = await before.settled;
+    if (failure) throw failure;
+    if (run % RUN === 0) await this.leaveGap();
+    return work();
   }
 
   private leaveGap(): Promise<void> {

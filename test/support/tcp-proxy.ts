@@ -19,6 +19,8 @@ export interface TcpProxy {
   down(): void;
   /** Refuses new connections until `up`; those that are there stay. */
   refuse(): void;
+  /** Passes nothing on until `up`, in no direction: the server is there, but never answers. */
+  hang(): void;
   up(): void;
   close(): Promise<void>;
 }
@@ -32,6 +34,7 @@ export async function startProxy(
   const sockets = new Set<Socket>();
   let decide: (request: Buffer) => Fate = () => 'pass';
   let isDown = false;
+  let isHanging = false;
   let cuts = 0;
 
   const server = createServer((client) => {
@@ -44,6 +47,7 @@ export async function startProxy(
       client.destroy();
       upstream.destroy();
     };
+    if (isHanging) for (const socket of [client, upstream]) socket.pause();
     let fate: Fate = 'pass';
     for (const socket of [client, upstream]) {
       socket.setNoDelay(true);
@@ -95,8 +99,14 @@ export async function startProxy(
     refuse: () => {
       isDown = true;
     },
+    hang: () => {
+      isHanging = true;
+      for (const socket of sockets) socket.pause();
+    },
     up: () => {
       isDown = false;
+      isHanging = false;
+      for (const socket of sockets) socket.resume();
     },
     close: async () => {
       cutAll();
