@@ -23,7 +23,10 @@ const common = {
   transformIgnorePatterns: [`/node_modules/(?!${esmPackages}/)`],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
 };
+const isHeavy = process.env.HEAVY === '1' || process.env.FULL === '1';
 const database = {
+  // See test/support/heavy.ts.
+  testPathIgnorePatterns: isHeavy ? [] : ['\\.heavy\\.'],
   globalSetup: '<rootDir>/test/support/global-setup.ts',
   globalTeardown: '<rootDir>/test/support/global-teardown.ts',
 };

@@ -8,9 +8,10 @@ import {
   type OpenApi,
   requestsOf,
 } from '../support/openapi-requests.js';
-import { createWorld, FULL, say, type World } from './fixture.js';
+import { sized } from '../support/heavy.js';
+import { createWorld, say, type World } from './fixture.js';
 
-const REQUESTS = FULL ? 20_000 : 2_000;
+const REQUESTS = sized(20_000, 2_000, 500);
 const AT_ONCE = 16;
 /** SEED=n tries other requests, and the same ones again. */
 const SEED = Number(process.env['SEED'] ?? 20_261_127);

@@ -2,6 +2,7 @@ import { request } from 'node:http';
 import { openEvents, type StreamedEvent } from '../support/event-stream.js';
 import { type Api, apiOf, expectProblem } from '../support/http.js';
 import { createWorld, type EventAnswer, FULL, type Node, say, stored, user, type World } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 interface Page {
   readonly data: readonly EventAnswer[];
@@ -187,40 +188,43 @@ describe('audit', () => {
       }
     });
 
-    it('given a client that stops reading, when much is written, then others go on, and it gets all when it reads again', async () => {
-      const headers = tenant('slow');
-      await api.post('/v1/sessions', { id: 's' }, headers);
-      const { url } = nodes[0].service;
-      const received = await new Promise<string>((resolve, reject) => {
-        let text = '';
-        const asked = request(`${url}/v1/events`, { headers: { ...headers, accept: 'text/event-stream' } });
-        asked.once('error', reject);
-        asked.once('response', (response) => {
-          response.pause();
-          response.setEncoding('utf8').on('data', (chunk: string) => {
-            text += chunk;
-            if (!text.includes('the last one')) return;
-            asked.destroy();
-            resolve(text);
+    heavy(
+      'given a client that stops reading, when much is written, then others go on, and it gets all when it reads again',
+      async () => {
+        const headers = tenant('slow');
+        await api.post('/v1/sessions', { id: 's' }, headers);
+        const { url } = nodes[0].service;
+        const received = await new Promise<string>((resolve, reject) => {
+          let text = '';
+          const asked = request(`${url}/v1/events`, { headers: { ...headers, accept: 'text/event-stream' } });
+          asked.once('error', reject);
+          asked.once('response', (response) => {
+            response.pause();
+            response.setEncoding('utf8').on('data', (chunk: string) => {
+              text += chunk;
+              if (!text.includes('the last one')) return;
+              asked.destroy();
+              resolve(text);
+            });
+            const big = { messages: Array.from({ length: 8 }, () => user('x'.repeat(100_000))) };
+            void (async () => {
+              // 16 MB: more than sockets and buffers hold.
+              for (let count = 0; count < 20; count += 1) {
+                const { status } = await api.post('/v1/sessions/s/messages', big, headers);
+                expect(status).toBe(201);
+              }
+              const quick = await open(api, '/v1/events?after=end', headers);
+              await api.post('/v1/sessions/s/messages', user('the last one'), headers);
+              expect((await quick.next()).data).toMatchObject({ data: { content: 'the last one' } });
+              quick.leave();
+              response.resume();
+            })().catch(reject);
           });
-          const big = { messages: Array.from({ length: 8 }, () => user('x'.repeat(100_000))) };
-          void (async () => {
-            // 16 MB: more than sockets and buffers hold.
-            for (let count = 0; count < 20; count += 1) {
-              const { status } = await api.post('/v1/sessions/s/messages', big, headers);
-              expect(status).toBe(201);
-            }
-            const quick = await open(api, '/v1/events?after=end', headers);
-            await api.post('/v1/sessions/s/messages', user('the last one'), headers);
-            expect((await quick.next()).data).toMatchObject({ data: { content: 'the last one' } });
-            quick.leave();
-            response.resume();
-          })().catch(reject);
+          asked.end();
         });
-        asked.end();
-      });
-      expect(received.match(/^event: MessageAppended$/gm)).toHaveLength(161);
-    });
+        expect(received.match(/^event: MessageAppended$/gm)).toHaveLength(161);
+      },
+    );
 
     it('given streams that are open, when the service is stopped, then it ends them and itself', async () => {
       const node = await world.node();

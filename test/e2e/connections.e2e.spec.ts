@@ -4,11 +4,12 @@ import { join } from 'node:path';
 import { createTestDatabase } from '../support/database.js';
 import { apiOf } from '../support/http.js';
 import { startService } from '../support/process.js';
+import { heavy } from '../support/heavy.js';
 
 const SESSIONS = 24;
 const ROUNDS = 8;
 
-it.each([10, 30])(
+heavy.each([10, 30])(
   'given at most %d connections, when sessions are written, read and listed at once, then the node never holds more, and every request is answered',
   async (maxConnections) => {
     const db = await createTestDatabase();

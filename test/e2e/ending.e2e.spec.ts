@@ -4,6 +4,7 @@ import { type FakeOpenAi, startFakeOpenAi } from '../support/fake-openai.js';
 import { eventually } from '../support/http.js';
 import { alive, processesOn } from '../support/processes.js';
 import { type Application, createApplication, SEED_IMPORT, snippet } from '../support/seed-programs.js';
+import { heavy } from '../support/heavy.js';
 
 // Programs of their own, each with a PostgreSQL.
 jest.setTimeout(60_000);
@@ -57,7 +58,7 @@ describe('a program that runs the service inside itself and never stops it', () 
   }
   const outputs = new WeakMap<ChildProcess, () => string>();
 
-  it.each<[string, string, (child: ChildProcess) => void]>([
+  heavy.each<[string, string, (child: ChildProcess) => void]>([
     ['has nothing more to do', '', () => undefined],
     ['calls process.exit', 'process.exit(0);', () => undefined],
     ['throws', `throw new Error('nobody catches this');`, () => undefined],

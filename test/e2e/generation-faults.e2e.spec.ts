@@ -21,6 +21,7 @@ import {
   texts,
   type World,
 } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 const LEASE_OVER_MS = 10_000;
 type Stage = 'before the first token' | 'in the middle of the text';
@@ -263,7 +264,7 @@ describe('generations that are ended early', () => {
       return running;
     }
 
-    it.each(STAGES)(
+    heavy.each(STAGES)(
       'given a node that was killed %s, when the next turn is asked for, then it waits for the lease and keeps what had arrived',
       async (stage) => {
         const id = `k-${STAGES.indexOf(stage)}`;
@@ -288,7 +289,7 @@ describe('generations that are ended early', () => {
       },
     );
 
-    it.each([
+    heavy.each([
       ['cancelled', (id: string) => cancel(id, other)],
       ['reset', (id: string) => other.post(`/v1/sessions/${id}/reset`)],
     ])(
@@ -344,19 +345,22 @@ describe('generations that are ended early', () => {
       await usable('k-key');
     });
 
-    it('given a reply that ended, when its node is killed and another one started, then a retry gets it without the model', async () => {
-      const victim = await world.node({}, folder);
-      await create('k-end');
-      const key = { 'idempotency-key': 'ended' };
-      const first = await generate('k-end', { message: 'question' }, victim.api, key);
-      await victim.service.kill9();
-      deaths += 1;
-      const before = model.requests.length;
-      const reborn = await world.node({}, folder);
-      expect((await generate('k-end', { message: 'question' }, reborn.api, key)).body).toEqual(first.body);
-      expect(model.requests.length).toBe(before);
-      await usable('k-end');
-    });
+    heavy(
+      'given a reply that ended, when its node is killed and another one started, then a retry gets it without the model',
+      async () => {
+        const victim = await world.node({}, folder);
+        await create('k-end');
+        const key = { 'idempotency-key': 'ended' };
+        const first = await generate('k-end', { message: 'question' }, victim.api, key);
+        await victim.service.kill9();
+        deaths += 1;
+        const before = model.requests.length;
+        const reborn = await world.node({}, folder);
+        expect((await generate('k-end', { message: 'question' }, reborn.api, key)).body).toEqual(first.body);
+        expect(model.requests.length).toBe(before);
+        await usable('k-end');
+      },
+    );
   });
 
   describe('a reply of many minutes', () => {

@@ -4,6 +4,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
 import { type RunningService, startService } from '../support/process.js';
+import { heavy } from '../support/heavy.js';
 
 let db: TestDatabase;
 let service: RunningService | undefined;
@@ -89,30 +90,34 @@ it('given no brokers, then health has no word of Kafka, and the contract is serv
 }, 60_000);
 
 describeWithKafka('a service with Kafka', (brokers) => {
-  it('given events from before brokers were named, when they are named, then all arrive since the first', async () => {
-    const before = await start();
-    await chat(before.url, 'before');
-    await before.stop();
+  heavy(
+    'given events from before brokers were named, when they are named, then all arrive since the first',
+    async () => {
+      const before = await start();
+      await chat(before.url, 'before');
+      await before.stop();
 
-    const config = { KAFKA_BROKERS: brokers };
-    const running = await start(config);
-    const { url } = running;
-    await chat(url, 'after');
-    // The default topic; other runs may have published to it, so only this database's events are looked at.
-    const listening = await tap(brokers, 'colloquy.session-events');
-    const ids = (await db.query<{ id: string }>('select id::text from event')).map(({ id }) => id);
-    const deadline = Date.now() + 20_000;
-    const missing = () => ids.filter((id) => !listening.records.some((record) => record.id === id));
-    while (missing().length > 0 && Date.now() < deadline) await sleep(100);
-    await listening.stop();
-    expect(missing()).toEqual([]);
-    expect(running.output()).toContain('events go to the topic colloquy.session-events');
-    expect((await health(url)).kafka).toEqual({ status: 'ok', detail: '0 events behind the log' });
-    expect(await json(`${url}/v1/admin/relay`)).toMatchObject({ isOn: true, problem: null, behind: 0 });
-    const metrics = await text(`${url}/metrics`);
-    expect(metrics).toMatch(/^colloquy_relay_up 1$/m);
-    expect(metrics.match(/^colloquy_relay_lag_events\{lane="\d+"\} 0$/gm)).toHaveLength(16);
-  }, 60_000);
+      const config = { KAFKA_BROKERS: brokers };
+      const running = await start(config);
+      const { url } = running;
+      await chat(url, 'after');
+      // The default topic; other runs may have published to it, so only this database's events are looked at.
+      const listening = await tap(brokers, 'colloquy.session-events');
+      const ids = (await db.query<{ id: string }>('select id::text from event')).map(({ id }) => id);
+      const deadline = Date.now() + 20_000;
+      const missing = () => ids.filter((id) => !listening.records.some((record) => record.id === id));
+      while (missing().length > 0 && Date.now() < deadline) await sleep(100);
+      await listening.stop();
+      expect(missing()).toEqual([]);
+      expect(running.output()).toContain('events go to the topic colloquy.session-events');
+      expect((await health(url)).kafka).toEqual({ status: 'ok', detail: '0 events behind the log' });
+      expect(await json(`${url}/v1/admin/relay`)).toMatchObject({ isOn: true, problem: null, behind: 0 });
+      const metrics = await text(`${url}/metrics`);
+      expect(metrics).toMatch(/^colloquy_relay_up 1$/m);
+      expect(metrics.match(/^colloquy_relay_lag_events\{lane="\d+"\} 0$/gm)).toHaveLength(16);
+    },
+    60_000,
+  );
 });
 
 it('given no brokers, when the relay is loaded, then nothing of kafkajs is', () => {

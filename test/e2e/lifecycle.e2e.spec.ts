@@ -20,6 +20,7 @@ import {
   user,
   type World,
 } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 const WRITERS = FULL ? 32 : 8;
 const WRITES = FULL ? 5_000 : 400;
@@ -110,72 +111,78 @@ describe('the life of the service', () => {
       expect((await api.post('/v1/chat', { message: 'Again', sessionId: 'kept' })).status).toBe(200);
     });
 
-    it('given load, when the service is killed and started again, then all that was acknowledged is there, without gaps', async () => {
-      const { service, api } = await start();
-      const acknowledged = new Map<string, Map<number, string>>();
-      let count = 0;
-      let killed = false;
-      const writers = Array.from({ length: WRITERS }, async (_, index) => {
-        const id = `load-${index}`;
-        await api.post('/v1/sessions', { id });
-        const mine = new Map<number, string>();
-        acknowledged.set(id, mine);
-        for (let round = 0; !killed; round += 1) {
-          const text = `${id} ${round}`;
-          const answer = await say(api, id, text);
-          if (answer.status !== 201) throw new Error(`refused: ${answer.text}`);
-          mine.set(answer.body.version, text);
-          count += 1;
-        }
-      });
-      // Each of them ends with its connection.
-      const ends = Promise.allSettled(writers);
-      await eventually(() => Promise.resolve(count > WRITES), 30_000);
-      killed = true;
-      await service.kill9();
-      await ends;
+    heavy(
+      'given load, when the service is killed and started again, then all that was acknowledged is there, without gaps',
+      async () => {
+        const { service, api } = await start();
+        const acknowledged = new Map<string, Map<number, string>>();
+        let count = 0;
+        let killed = false;
+        const writers = Array.from({ length: WRITERS }, async (_, index) => {
+          const id = `load-${index}`;
+          await api.post('/v1/sessions', { id });
+          const mine = new Map<number, string>();
+          acknowledged.set(id, mine);
+          for (let round = 0; !killed; round += 1) {
+            const text = `${id} ${round}`;
+            const answer = await say(api, id, text);
+            if (answer.status !== 201) throw new Error(`refused: ${answer.text}`);
+            mine.set(answer.body.version, text);
+            count += 1;
+          }
+        });
+        // Each of them ends with its connection.
+        const ends = Promise.allSettled(writers);
+        await eventually(() => Promise.resolve(count > WRITES), 30_000);
+        killed = true;
+        await service.kill9();
+        await ends;
 
-      const again = await start();
-      for (const [id, mine] of acknowledged) {
-        const events: EventAnswer[] = [];
-        for (;;) {
-          const { body } = await again.api.get<{ data: EventAnswer[] }>(
-            `/v1/sessions/${id}/events?limit=200&after=${events.length}`,
-          );
-          events.push(...body.data);
-          if (body.data.length < 200) break;
+        const again = await start();
+        for (const [id, mine] of acknowledged) {
+          const events: EventAnswer[] = [];
+          for (;;) {
+            const { body } = await again.api.get<{ data: EventAnswer[] }>(
+              `/v1/sessions/${id}/events?limit=200&after=${events.length}`,
+            );
+            events.push(...body.data);
+            if (body.data.length < 200) break;
+          }
+          expectWellFormed(events);
+          const found = new Map(events.map((event) => [event.version, event.data['content']]));
+          for (const [version, text] of mine) expect([version, found.get(version)]).toEqual([version, text]);
+          const session = await again.api.get<SessionAnswer>(`/v1/sessions/${id}`);
+          expect(session.body).toMatchObject({ version: events.length, messageCount: events.length - 1 });
+          expect((await say(again.api, id, 'goes on')).body.version).toBe(events.length + 1);
         }
-        expectWellFormed(events);
-        const found = new Map(events.map((event) => [event.version, event.data['content']]));
-        for (const [version, text] of mine) expect([version, found.get(version)]).toEqual([version, text]);
-        const session = await again.api.get<SessionAnswer>(`/v1/sessions/${id}`);
-        expect(session.body).toMatchObject({ version: events.length, messageCount: events.length - 1 });
-        expect((await say(again.api, id, 'goes on')).body.version).toBe(events.length + 1);
-      }
-      expect(await again.service.stop()).toBe(0);
-    });
+        expect(await again.service.stop()).toBe(0);
+      },
+    );
 
-    it('given a database that is killed under the service, when it is back, then the service is too, and nothing is lost', async () => {
-      const { service, api } = await start();
-      await api.post('/v1/sessions', { id: 's' });
-      await say(api, 's', 'before');
-      const pid = await postmaster();
-      if (pid === undefined) throw new Error('there is no database');
-      kill(pid, 'SIGKILL');
-      // Refused or done, but answered; and it comes back without help.
-      await eventually(async () => {
-        const answer = await say(api, 's', 'after');
-        if (answer.status === 201) return true;
-        expectProblem(answer, 503, 'database-unavailable');
-        return false;
-      }, 30_000);
-      await eventually(async () => (await api.get('/v1/sessions/s/messages')).status === 200, 30_000);
-      const said = await texts(api, 's');
-      expect(said[0]).toBe('before');
-      expect(said.at(-1)).toBe('after');
-      await eventually(async () => (await api.get('/health/ready')).status === 200, 30_000);
-      expect(await service.stop()).toBe(0);
-    });
+    heavy(
+      'given a database that is killed under the service, when it is back, then the service is too, and nothing is lost',
+      async () => {
+        const { service, api } = await start();
+        await api.post('/v1/sessions', { id: 's' });
+        await say(api, 's', 'before');
+        const pid = await postmaster();
+        if (pid === undefined) throw new Error('there is no database');
+        kill(pid, 'SIGKILL');
+        // Refused or done, but answered; and it comes back without help.
+        await eventually(async () => {
+          const answer = await say(api, 's', 'after');
+          if (answer.status === 201) return true;
+          expectProblem(answer, 503, 'database-unavailable');
+          return false;
+        }, 30_000);
+        await eventually(async () => (await api.get('/v1/sessions/s/messages')).status === 200, 30_000);
+        const said = await texts(api, 's');
+        expect(said[0]).toBe('before');
+        expect(said.at(-1)).toBe('after');
+        await eventually(async () => (await api.get('/health/ready')).status === 200, 30_000);
+        expect(await service.stop()).toBe(0);
+      },
+    );
   });
 
   describe('with a database of others', () => {
@@ -396,28 +403,33 @@ describe('the life of the service', () => {
       expectWellFormed(await logged(world.database, 'paid'));
     });
 
-    it('given connections that break again and again, when messages are written, then each acknowledged one is there once', async () => {
-      await api.post('/v1/sessions', { id: 'flaky' });
-      const acknowledged: string[] = [];
-      for (let round = 0; round < 30; round += 1) {
-        if (round % 5 === 2) {
-          proxy.down();
-          setImmediate(() => {
-            proxy.up();
+    heavy(
+      'given connections that break again and again, when messages are written, then each acknowledged one is there once',
+      async () => {
+        await api.post('/v1/sessions', { id: 'flaky' });
+        const acknowledged: string[] = [];
+        for (let round = 0; round < 30; round += 1) {
+          if (round % 5 === 2) {
+            proxy.down();
+            setImmediate(() => {
+              proxy.up();
+            });
+          }
+          const text = `m${round}`;
+          const answer = await api.post('/v1/sessions/flaky/messages', user(text), {
+            'idempotency-key': text,
           });
+          if (answer.status === 201) acknowledged.push(text);
+          else expectProblem(answer, 503, 'database-unavailable');
         }
-        const text = `m${round}`;
-        const answer = await api.post('/v1/sessions/flaky/messages', user(text), { 'idempotency-key': text });
-        if (answer.status === 201) acknowledged.push(text);
-        else expectProblem(answer, 503, 'database-unavailable');
-      }
-      expect(acknowledged.length).toBeGreaterThan(20);
-      await eventually(async () => (await api.get('/v1/sessions/flaky')).status === 200, 15_000);
-      const said = await texts(api, 'flaky');
-      expect(said.filter((text) => acknowledged.includes(text as string))).toEqual(acknowledged);
-      expect(new Set(said).size).toBe(said.length);
-      const { body } = await api.get<{ data: MessageView[] }>('/v1/sessions/flaky/messages?limit=200');
-      expect(body.data.map((message) => message.version)).toEqual(body.data.map((_, index) => index + 2));
-    });
+        expect(acknowledged.length).toBeGreaterThan(20);
+        await eventually(async () => (await api.get('/v1/sessions/flaky')).status === 200, 15_000);
+        const said = await texts(api, 'flaky');
+        expect(said.filter((text) => acknowledged.includes(text as string))).toEqual(acknowledged);
+        expect(new Set(said).size).toBe(said.length);
+        const { body } = await api.get<{ data: MessageView[] }>('/v1/sessions/flaky/messages?limit=200');
+        expect(body.data.map((message) => message.version)).toEqual(body.data.map((_, index) => index + 2));
+      },
+    );
   });
 });

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Api, apiOf, eventually, expectProblem } from '../support/http.js';
 import { startService } from '../support/process.js';
 import { createWorld, FULL, say, type SessionAnswer, texts, type World } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 const ROOT = join(__dirname, '../..');
 const NAMES = ['sessions', 'history', 'usage'];
@@ -48,70 +49,78 @@ async function fillLog(events: number): Promise<void> {
   await world.database.query('insert into counter (key, value) values ($1, $2)', ['active:other', events]);
 }
 
-it('given a service under traffic, when every read model is dropped to be built anew, then no request fails, no read is stale, and the rows are those of a fresh fold', async () => {
-  const { api } = await world.node({ MAX_SESSIONS: '100000' });
-  const second = (await world.node({ MAX_SESSIONS: '100000' })).api;
-  let isOver = false;
-  const failures: unknown[] = [];
-  const traffic = Array.from({ length: 6 }, async (_, loop) => {
-    const [writer, reader] = loop % 2 ? [api, second] : [second, api];
-    const id = `chat${loop}`;
-    await api.post('/v1/sessions', { id });
-    for (let count = 1; !isOver || count < 6; count += 1) {
-      const written = await say(writer, id, `${count}`);
-      const read = await reader.get<SessionAnswer>(`/v1/sessions/${id}`);
-      const history = await reader.get<{ data: { content: string }[] }>(
-        `/v1/sessions/${id}/messages?order=desc&limit=1`,
+heavy(
+  'given a service under traffic, when every read model is dropped to be built anew, then no request fails, no read is stale, and the rows are those of a fresh fold',
+  async () => {
+    const { api } = await world.node({ MAX_SESSIONS: '100000' });
+    const second = (await world.node({ MAX_SESSIONS: '100000' })).api;
+    let isOver = false;
+    const failures: unknown[] = [];
+    const traffic = Array.from({ length: 6 }, async (_, loop) => {
+      const [writer, reader] = loop % 2 ? [api, second] : [second, api];
+      const id = `chat${loop}`;
+      await api.post('/v1/sessions', { id });
+      for (let count = 1; !isOver || count < 6; count += 1) {
+        const written = await say(writer, id, `${count}`);
+        const read = await reader.get<SessionAnswer>(`/v1/sessions/${id}`);
+        const history = await reader.get<{ data: { content: string }[] }>(
+          `/v1/sessions/${id}/messages?order=desc&limit=1`,
+        );
+        const list = await reader.get<{ data: SessionAnswer[] }>('/v1/sessions?limit=200');
+        const listed = list.body.data.find((session) => session.id === id);
+        const isRight =
+          [written, read, history, list].every(({ status }) => status < 300) &&
+          read.body.version === written.body.version &&
+          history.body.data[0]?.content === `${count}` &&
+          listed?.version === written.body.version;
+        if (!isRight) failures.push([written.text, read.text, history.text, listed]);
+      }
+    });
+    for (let round = 0; round < (FULL ? 20 : 2); round += 1) {
+      for (const name of NAMES) {
+        const begun = await api.post<ProjectionAnswer>(`/v1/admin/projections/${name}/rebuild`);
+        expect(begun.status).toBe(202);
+        expect(begun.body).toMatchObject({ name, rebuild: { startedAt: expect.any(String) as string } });
+      }
+      await eventually(() => isRebuilt(second));
+    }
+    for (const name of NAMES) expect(await verify(second, name)).toMatchObject({ name, ok: true });
+    isOver = true;
+    await Promise.all(traffic);
+    expect(failures).toEqual([]);
+    expect(world.output()).not.toMatch(/cannot go on/);
+  },
+  120_000,
+);
+
+heavy(
+  'given a rebuild whose node is killed, when another one starts, then it goes on from there to the end',
+  async () => {
+    await fillLog(FULL ? 300_000 : 20_000);
+    const doomed = await world.node();
+    await eventually(async () => (await projections(doomed.api)).every(({ behind }) => behind === 0));
+    await doomed.api.post('/v1/admin/projections/sessions/rebuild');
+    await eventually(async () => ((await projections(doomed.api))[0]?.rebuild?.processed ?? 0) > 2_000);
+    await doomed.service.kill9();
+    const seen = async (): Promise<number> => {
+      const [row] = await world.database.query<{ sum: number }>(
+        `select coalesce(sum(position), 0)::int as sum from projection_checkpoint where projection like '%\\_r%'`,
       );
-      const list = await reader.get<{ data: SessionAnswer[] }>('/v1/sessions?limit=200');
-      const listed = list.body.data.find((session) => session.id === id);
-      const isRight =
-        [written, read, history, list].every(({ status }) => status < 300) &&
-        read.body.version === written.body.version &&
-        history.body.data[0]?.content === `${count}` &&
-        listed?.version === written.body.version;
-      if (!isRight) failures.push([written.text, read.text, history.text, listed]);
-    }
-  });
-  for (let round = 0; round < (FULL ? 20 : 2); round += 1) {
-    for (const name of NAMES) {
-      const begun = await api.post<ProjectionAnswer>(`/v1/admin/projections/${name}/rebuild`);
-      expect(begun.status).toBe(202);
-      expect(begun.body).toMatchObject({ name, rebuild: { startedAt: expect.any(String) as string } });
-    }
-    await eventually(() => isRebuilt(second));
-  }
-  for (const name of NAMES) expect(await verify(second, name)).toMatchObject({ name, ok: true });
-  isOver = true;
-  await Promise.all(traffic);
-  expect(failures).toEqual([]);
-  expect(world.output()).not.toMatch(/cannot go on/);
-}, 120_000);
+      return row?.sum ?? 0;
+    };
+    const before = await seen();
+    expect(before).toBeGreaterThan(0);
 
-it('given a rebuild whose node is killed, when another one starts, then it goes on from there to the end', async () => {
-  await fillLog(FULL ? 300_000 : 20_000);
-  const doomed = await world.node();
-  await eventually(async () => (await projections(doomed.api)).every(({ behind }) => behind === 0));
-  await doomed.api.post('/v1/admin/projections/sessions/rebuild');
-  await eventually(async () => ((await projections(doomed.api))[0]?.rebuild?.processed ?? 0) > 2_000);
-  await doomed.service.kill9();
-  const seen = async (): Promise<number> => {
-    const [row] = await world.database.query<{ sum: number }>(
-      `select coalesce(sum(position), 0)::int as sum from projection_checkpoint where projection like '%\\_r%'`,
-    );
-    return row?.sum ?? 0;
-  };
-  const before = await seen();
-  expect(before).toBeGreaterThan(0);
-
-  const { api } = await world.node();
-  const [first] = await projections(api);
-  // It is still under way, and nothing of what was done is done again.
-  expect(first?.rebuild?.processed).toBeGreaterThanOrEqual(before);
-  await world.database.setClock({ offsetMs: 10_000 });
-  await eventually(() => isRebuilt(api));
-  expect(await verify(api, 'sessions')).toMatchObject({ ok: true, rows: FULL ? 300_000 : 20_000 });
-}, 180_000);
+    const { api } = await world.node();
+    const [first] = await projections(api);
+    // It is still under way, and nothing of what was done is done again.
+    expect(first?.rebuild?.processed).toBeGreaterThanOrEqual(before);
+    await world.database.setClock({ offsetMs: 10_000 });
+    await eventually(() => isRebuilt(api));
+    expect(await verify(api, 'sessions')).toMatchObject({ ok: true, rows: FULL ? 300_000 : 20_000 });
+  },
+  180_000,
+);
 
 /** The build that is tested, but as if a read model had been changed since. */
 async function nextBuild(): Promise<string> {
@@ -127,49 +136,55 @@ async function nextBuild(): Promise<string> {
   return join(folder, 'dist/main.js');
 }
 
-it('given nodes of two builds with different versions of a read model, when they run side by side, then each answers from its own table; prune drops what nobody uses', async () => {
-  const old = await world.node();
-  await old.api.post('/v1/sessions', { id: 'chat' });
-  await say(old.api, 'chat', 'before the upgrade');
+heavy(
+  'given nodes of two builds with different versions of a read model, when they run side by side, then each answers from its own table; prune drops what nobody uses',
+  async () => {
+    const old = await world.node();
+    await old.api.post('/v1/sessions', { id: 'chat' });
+    await say(old.api, 'chat', 'before the upgrade');
 
-  const next = await startService({
-    main: await nextBuild(),
-    env: { DATABASE_URL: world.database.url },
-    cwd: await world.folder(),
-  });
-  ends.push(() => next.kill9());
-  const api = apiOf(next.url);
-  await eventually(async () => (await api.get('/health/ready')).status === 200);
-  expect((await api.get('/health/ready')).text).toContain('history_v99');
-  expect((await old.api.get('/health/ready')).text).toContain('history_v1');
-  expect(await texts(api, 'chat')).toEqual(['before the upgrade']);
+    const next = await startService({
+      main: await nextBuild(),
+      env: { DATABASE_URL: world.database.url },
+      cwd: await world.folder(),
+    });
+    ends.push(() => next.kill9());
+    const api = apiOf(next.url);
+    await eventually(async () => (await api.get('/health/ready')).status === 200);
+    expect((await api.get('/health/ready')).text).toContain('history_v99');
+    expect((await old.api.get('/health/ready')).text).toContain('history_v1');
+    expect(await texts(api, 'chat')).toEqual(['before the upgrade']);
 
-  // Both go on, whoever writes.
-  await say(api, 'chat', 'by the new one');
-  await say(old.api, 'chat', 'by the old one');
-  const all = ['before the upgrade', 'by the new one', 'by the old one'];
-  expect(await texts(api, 'chat')).toEqual(all);
-  expect(await texts(old.api, 'chat')).toEqual(all);
+    // Both go on, whoever writes.
+    await say(api, 'chat', 'by the new one');
+    await say(old.api, 'chat', 'by the old one');
+    const all = ['before the upgrade', 'by the new one', 'by the old one'];
+    expect(await texts(api, 'chat')).toEqual(all);
+    expect(await texts(old.api, 'chat')).toEqual(all);
 
-  expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
-  expect((await old.api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
-  // A node that is killed may only hang: its tables are kept for a while.
-  await old.service.kill9();
-  await world.database.setClock({ offsetMs: 30_000 });
-  expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
-  await world.database.setClock({ offsetMs: 120_000 });
-  await eventually(
-    async () =>
-      (await api.post<{ dropped: string[] }>('/v1/admin/projections/prune')).body.dropped.length > 0,
-  );
-  expect(await world.database.query(`select to_regclass('history_v1') as table`)).toEqual([{ table: null }]);
-  expect(await texts(api, 'chat')).toEqual(all);
+    expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
+    expect((await old.api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
+    // A node that is killed may only hang: its tables are kept for a while.
+    await old.service.kill9();
+    await world.database.setClock({ offsetMs: 30_000 });
+    expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
+    await world.database.setClock({ offsetMs: 120_000 });
+    await eventually(
+      async () =>
+        (await api.post<{ dropped: string[] }>('/v1/admin/projections/prune')).body.dropped.length > 0,
+    );
+    expect(await world.database.query(`select to_regclass('history_v1') as table`)).toEqual([
+      { table: null },
+    ]);
+    expect(await texts(api, 'chat')).toEqual(all);
 
-  // Back to the old build: its table is made again.
-  const back = await world.node();
-  await eventually(async () => (await back.api.get('/health/ready')).status === 200);
-  expect(await texts(back.api, 'chat')).toEqual(all);
-}, 120_000);
+    // Back to the old build: its table is made again.
+    const back = await world.node();
+    await eventually(async () => (await back.api.get('/health/ready')).status === 200);
+    expect(await texts(back.api, 'chat')).toEqual(all);
+  },
+  120_000,
+);
 
 it('given the routes of operators, when they are asked for what is not there, not allowed or not valid, then they say so and do nothing', async () => {
   const { api, service } = await world.node({

@@ -9,6 +9,7 @@ import {
   user,
   type World,
 } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 const LOOPS = FULL ? 32 : 16;
 const ROUNDS = FULL ? 40 : 6;
@@ -94,64 +95,67 @@ describe('strong reads', () => {
     });
   });
 
-  it('given a node that is stopped under load, then the writes of the other go on, and its reads as soon as the leases are over', async () => {
-    const [one, two] = nodes;
-    const tenant = { 'colloquy-tenant': 'stopped' };
-    const acknowledged = new Map<string, number>();
-    let stop = false;
-    const load = (node: Node, name: string) =>
-      Array.from({ length: 8 }, async (_, loop) => {
-        const id = `${name}-${loop}`;
-        await node.api.post('/v1/sessions', { id }, tenant);
-        acknowledged.set(id, 1);
-        while (!stop) {
-          const answer = await node.api.post<{ version: number }>(
-            `/v1/sessions/${id}/messages`,
-            user('x'),
-            tenant,
-          );
-          if (answer.status === 201) acknowledged.set(id, answer.body.version);
+  heavy(
+    'given a node that is stopped under load, then the writes of the other go on, and its reads as soon as the leases are over',
+    async () => {
+      const [one, two] = nodes;
+      const tenant = { 'colloquy-tenant': 'stopped' };
+      const acknowledged = new Map<string, number>();
+      let stop = false;
+      const load = (node: Node, name: string) =>
+        Array.from({ length: 8 }, async (_, loop) => {
+          const id = `${name}-${loop}`;
+          await node.api.post('/v1/sessions', { id }, tenant);
+          acknowledged.set(id, 1);
+          while (!stop) {
+            const answer = await node.api.post<{ version: number }>(
+              `/v1/sessions/${id}/messages`,
+              user('x'),
+              tenant,
+            );
+            if (answer.status === 201) acknowledged.set(id, answer.body.version);
+          }
+        });
+      const mine = load(one, 'mine');
+      const theirs = load(two, 'theirs');
+      const written = () =>
+        [...acknowledged].reduce((sum, [id, version]) => sum + (id.startsWith('mine') ? version : 0), 0);
+      await eventually(() => Promise.resolve(acknowledged.size === 16 && written() > 100));
+      // Somewhere in the middle of whatever it does.
+      two.service.signal('SIGSTOP');
+      try {
+        const stopped = performance.now();
+        let slowest = 0;
+        for (let count = 0; count < 50; count += 1) {
+          const begun = performance.now();
+          const { status } = await one.api.post('/v1/sessions/mine-0/messages', user('on'), tenant);
+          expect(status).toBe(201);
+          slowest = Math.max(slowest, performance.now() - begun);
         }
-      });
-    const mine = load(one, 'mine');
-    const theirs = load(two, 'theirs');
-    const written = () =>
-      [...acknowledged].reduce((sum, [id, version]) => sum + (id.startsWith('mine') ? version : 0), 0);
-    await eventually(() => Promise.resolve(acknowledged.size === 16 && written() > 100));
-    // Somewhere in the middle of whatever it does.
-    two.service.signal('SIGSTOP');
-    try {
-      const stopped = performance.now();
-      let slowest = 0;
-      for (let count = 0; count < 50; count += 1) {
-        const begun = performance.now();
-        const { status } = await one.api.post('/v1/sessions/mine-0/messages', user('on'), tenant);
-        expect(status).toBe(201);
-        slowest = Math.max(slowest, performance.now() - begun);
+        expect(slowest).toBeLessThan(2_000);
+        await eventually(async () => {
+          const reads = await Promise.all(
+            [...acknowledged.keys()].map((id) => one.api.get(`/v1/sessions/${id}/messages?limit=1`, tenant)),
+          );
+          const list = await one.api.get('/v1/sessions', tenant);
+          for (const { status } of [...reads, list]) expect([200, 503]).toContain(status);
+          return [...reads, list].every((read) => read.status === 200);
+        }, TAKE_OVER_MS);
+        expect(performance.now() - stopped).toBeLessThan(TAKE_OVER_MS);
+      } finally {
+        stop = true;
+        two.service.signal('SIGCONT');
       }
-      expect(slowest).toBeLessThan(2_000);
-      await eventually(async () => {
-        const reads = await Promise.all(
-          [...acknowledged.keys()].map((id) => one.api.get(`/v1/sessions/${id}/messages?limit=1`, tenant)),
-        );
-        const list = await one.api.get('/v1/sessions', tenant);
-        for (const { status } of [...reads, list]) expect([200, 503]).toContain(status);
-        return [...reads, list].every((read) => read.status === 200);
-      }, TAKE_OVER_MS);
-      expect(performance.now() - stopped).toBeLessThan(TAKE_OVER_MS);
-    } finally {
-      stop = true;
-      two.service.signal('SIGCONT');
-    }
-    await Promise.all([...mine, ...theirs]);
-    // Nothing that was acknowledged is missing, on the one that slept neither.
-    for (const api of [one.api, two.api]) {
-      await eventually(async () => (await api.get('/v1/sessions', tenant)).status === 200);
-      for (const [id, version] of acknowledged) {
-        const { body } = await api.get<SessionAnswer>(`/v1/sessions/${id}`, tenant);
-        expect(body.version).toBeGreaterThanOrEqual(version);
-        expect(body.messageCount).toBe(body.version - 1);
+      await Promise.all([...mine, ...theirs]);
+      // Nothing that was acknowledged is missing, on the one that slept neither.
+      for (const api of [one.api, two.api]) {
+        await eventually(async () => (await api.get('/v1/sessions', tenant)).status === 200);
+        for (const [id, version] of acknowledged) {
+          const { body } = await api.get<SessionAnswer>(`/v1/sessions/${id}`, tenant);
+          expect(body.version).toBeGreaterThanOrEqual(version);
+          expect(body.messageCount).toBe(body.version - 1);
+        }
       }
-    }
-  });
+    },
+  );
 });

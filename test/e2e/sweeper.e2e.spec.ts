@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Api, eventually, expectProblem } from '../support/http.js';
 import { expectCountersMatchLog } from '../support/recount.js';
 import { createWorld, FULL, logged, say, texts, type World } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
@@ -104,42 +105,46 @@ describe('the configuration examples', () => {
   );
 });
 
-it('given a node that is killed in mid-sweep, when another one goes on, then all that is due expires, once each', async () => {
-  const settings = { MAX_SESSIONS: '100000' };
-  const count = FULL ? 20_000 : 4_000;
-  const doomed = await world.node(settings);
-  const { api } = await world.node(settings);
-  await createMany(doomed.api, count);
-  await world.database.setClock({ offsetMs: 2 * HOUR });
-  await doomed.api.get('/v1/sessions?limit=1');
+heavy(
+  'given a node that is killed in mid-sweep, when another one goes on, then all that is due expires, once each',
+  async () => {
+    const settings = { MAX_SESSIONS: '100000' };
+    const count = FULL ? 20_000 : 4_000;
+    const doomed = await world.node(settings);
+    const { api } = await world.node(settings);
+    await createMany(doomed.api, count);
+    await world.database.setClock({ offsetMs: 2 * HOUR });
+    await doomed.api.get('/v1/sessions?limit=1');
 
-  const expired = async () => {
-    const [row] = await world.database.query<{ count: number }>(
-      `select count(*)::int from event where type = 'SessionExpired'`,
-    );
-    return row?.count ?? 0;
-  };
-  const cut = doomed.api.post('/v1/admin/sweep').catch(() => 'cut');
-  await eventually(async () => (await expired()) > count / 20);
-  await doomed.service.kill9();
-  expect(await cut).toBe('cut');
-  const before = await expired();
-  expect(before).toBeLessThan(count);
+    const expired = async () => {
+      const [row] = await world.database.query<{ count: number }>(
+        `select count(*)::int from event where type = 'SessionExpired'`,
+      );
+      return row?.count ?? 0;
+    };
+    const cut = doomed.api.post('/v1/admin/sweep').catch(() => 'cut');
+    await eventually(async () => (await expired()) > count / 20);
+    await doomed.service.kill9();
+    expect(await cut).toBe('cut');
+    const before = await expired();
+    expect(before).toBeLessThan(count);
 
-  // Its read models' lanes fall to the other one when the dead one's leases have run out; until then a strong read
-  // may answer 503.
-  await eventually(async () => (await api.get('/v1/sessions?limit=1')).status === 200);
-  await sweep(api);
-  expect(await expired()).toBe(count);
-  // Nor did the death hold up anybody: the session goes on.
-  await say(api, 's1', 'still here');
-  expect((await logged(world.database, 's1')).map((event) => event.type)).toEqual([
-    'SessionCreated',
-    'SessionExpired',
-    'SessionResumed',
-    'MessageAppended',
-  ]);
-}, 120_000);
+    // Its read models' lanes fall to the other one when the dead one's leases have run out; until then a strong read
+    // may answer 503.
+    await eventually(async () => (await api.get('/v1/sessions?limit=1')).status === 200);
+    await sweep(api);
+    expect(await expired()).toBe(count);
+    // Nor did the death hold up anybody: the session goes on.
+    await say(api, 's1', 'still here');
+    expect((await logged(world.database, 's1')).map((event) => event.type)).toEqual([
+      'SessionCreated',
+      'SessionExpired',
+      'SessionResumed',
+      'MessageAppended',
+    ]);
+  },
+  120_000,
+);
 
 it('given nodes whose clocks are minutes off, when they sweep, then the database’s time decides', async () => {
   const folder = await world.folder();

@@ -14,6 +14,7 @@ import {
   texts,
   type World,
 } from './fixture.js';
+import { heavy } from '../support/heavy.js';
 
 jest.setTimeout(FULL ? 600_000 : 120_000);
 
@@ -59,7 +60,7 @@ describe('import', () => {
   });
   afterEach(() => target.drop());
 
-  it('given it is killed in the midst, when it is started again, then all is there, once', async () => {
+  heavy('given it is killed in the midst, when it is started again, then all is there, once', async () => {
     const env = { DATABASE_URL: target.url };
     const { child, ended } = startColloquy(['import', file], { env });
     const there = async () =>
@@ -133,33 +134,36 @@ describe('import', () => {
 });
 
 describe('the embedded database', () => {
-  it('given no service, or one that runs, when sessions are exported and imported, then the command finds the database, and leaves it as it was', async () => {
-    const cwd = await world.folder();
-    const dataDir = join(cwd, 'data');
-    const env = { COLLOQUY_DATA_DIR: dataDir };
-    const one = await colloquy(['export', '--tenant', 'acme', '--session', 's1', 's2'], {
-      env: { DATABASE_URL: world.database.url },
-    });
-
-    const none = await colloquy(['export'], { env, cwd });
-    expect(none).toMatchObject({ code: 1, out: '' });
-    expect(existsSync(dataDir)).toBe(false);
-    expect(report((await colloquy(['import', '-'], { env, cwd, input: one.out })).out)).toMatchObject({
-      imported: 2,
-    });
-    expect((await colloquy(['export'], { env, cwd })).out).toBe(one.out);
-
-    const service = await startService({ env, cwd });
-    try {
-      expect((await colloquy(['export'], { env, cwd })).out).toBe(one.out);
-      expect(report((await colloquy(['import', '-'], { env, cwd, input: one.out })).out)).toMatchObject({
-        unchanged: 2,
+  heavy(
+    'given no service, or one that runs, when sessions are exported and imported, then the command finds the database, and leaves it as it was',
+    async () => {
+      const cwd = await world.folder();
+      const dataDir = join(cwd, 'data');
+      const env = { COLLOQUY_DATA_DIR: dataDir };
+      const one = await colloquy(['export', '--tenant', 'acme', '--session', 's1', 's2'], {
+        env: { DATABASE_URL: world.database.url },
       });
-      const api = apiOf(service.url, { 'colloquy-tenant': 'acme' });
-      expect(await texts(api, 's2')).toHaveLength(PER_SESSION - 2);
-    } finally {
-      expect(await service.stop()).toBe(0);
-    }
-    expect((await readdir(join(dataDir, 'lock'))).length).toBe(1);
-  });
+
+      const none = await colloquy(['export'], { env, cwd });
+      expect(none).toMatchObject({ code: 1, out: '' });
+      expect(existsSync(dataDir)).toBe(false);
+      expect(report((await colloquy(['import', '-'], { env, cwd, input: one.out })).out)).toMatchObject({
+        imported: 2,
+      });
+      expect((await colloquy(['export'], { env, cwd })).out).toBe(one.out);
+
+      const service = await startService({ env, cwd });
+      try {
+        expect((await colloquy(['export'], { env, cwd })).out).toBe(one.out);
+        expect(report((await colloquy(['import', '-'], { env, cwd, input: one.out })).out)).toMatchObject({
+          unchanged: 2,
+        });
+        const api = apiOf(service.url, { 'colloquy-tenant': 'acme' });
+        expect(await texts(api, 's2')).toHaveLength(PER_SESSION - 2);
+      } finally {
+        expect(await service.stop()).toBe(0);
+      }
+      expect((await readdir(join(dataDir, 'lock'))).length).toBe(1);
+    },
+  );
 });

@@ -38,7 +38,8 @@ export async function createTestDatabase(): Promise<TestDatabase> {
   await asAdmin(async (admin) => {
     // The server refuses to clone a database while somebody else clones it or is connected to it.
     await admin.query('select pg_advisory_lock($1)', [TEMPLATE_LOCK]);
-    await admin.query(`create database ${name} template ${await ensureTemplate(admin)}`);
+    // Copying the files takes a quarter of the time that writing them to the server's log takes.
+    await admin.query(`create database ${name} template ${await ensureTemplate(admin)} strategy file_copy`);
   });
   return open(name);
 }

@@ -27,7 +27,9 @@ export default async function globalSetup(): Promise<void> {
   const { startEmbeddedPostgres } = load(
     '../../src/embedded-postgres/embedded-postgres.ts',
   ) as typeof embedded;
-  const postgres = await startEmbeddedPostgres({ dataDir: folder });
+  // No test pulls the plug of this server: what is flushed to the disk, and when, makes no difference to any of them.
+  const settings = { fsync: 'off', full_page_writes: 'off' };
+  const postgres = await startEmbeddedPostgres({ dataDir: folder, settings });
   process.env['COLLOQUY_TEST_ADMIN_URL'] = postgres.url;
 
   // The server ends with this process, however that dies, even by kill -9. The pipe then closes as well, and the janitor

@@ -47,7 +47,7 @@ describe('settings', () => {
         maxConcurrency: 256,
       },
       sessions: { maxSessions: 100, sessionTTL: 3_600_000, capPolicy: 'reject' },
-      storage: { dataDir: join(cwd, '.colloquy') },
+      storage: { dataDir: join(cwd, '.colloquy'), maxConnections: 30 },
       kafka: {
         brokers: [],
         topic: 'colloquy.session-events',

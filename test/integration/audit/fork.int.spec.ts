@@ -1,6 +1,7 @@
 import { AppendMessages, ExpireSession, GrantToolApproval } from '../../../src/domain/session.commands.js';
 import { type Node, World } from '../sweeper/fixture.js';
 import { eventsOf } from './fixture.js';
+import { heavy } from '../../support/heavy.js';
 
 const world = World.perTest();
 
@@ -205,33 +206,37 @@ it('given a tenant at its cap, when a session is forked, then it counts: 429', a
   expectProblem(await fork(node, 's'), 429, 'session-limit-reached');
 });
 
-it('given a very long history, when it is forked, then 10 000 messages are copied in one piece, and one more is too many', async () => {
-  const MOST = 10_000;
-  const node = await world.start();
-  await node.create('s');
-  for (let written = 0; written < MOST; written += 1_000) {
-    const batch = Array.from({ length: 1_000 }, (_, index) => ({
-      messageId: `m${written + index}`,
+heavy(
+  'given a very long history, when it is forked, then 10 000 messages are copied in one piece, and one more is too many',
+  async () => {
+    const MOST = 10_000;
+    const node = await world.start();
+    await node.create('s');
+    for (let written = 0; written < MOST; written += 1_000) {
+      const batch = Array.from({ length: 1_000 }, (_, index) => ({
+        messageId: `m${written + index}`,
+        role: 'user' as const,
+        content: `message ${written + index}`,
+        status: 'complete' as const,
+      }));
+      await node.handle('s', new AppendMessages(batch));
+    }
+    const began = performance.now();
+    const answer = await fork(node, 's', { id: 'f' });
+    if (process.env['FULL'] === '1') expect(performance.now() - began).toBeLessThan(5_000);
+    expect([answer.status, answer.body['messageCount']]).toEqual([201, MOST]);
+    await node.say('s', 'one too many');
+    expectProblem(await fork(node, 's', { id: 'g' }), 400, 'invalid-request', '/at');
+    expect((await fork(node, 's', { id: 'g', at: MOST + 1 })).status).toBe(201);
+    const big = Array.from({ length: 40 }, (_, index) => ({
+      messageId: `b${index}`,
       role: 'user' as const,
-      content: `message ${written + index}`,
+      content: 'x'.repeat(1_000_000),
       status: 'complete' as const,
     }));
-    await node.handle('s', new AppendMessages(batch));
-  }
-  const began = performance.now();
-  const answer = await fork(node, 's', { id: 'f' });
-  if (process.env['FULL'] === '1') expect(performance.now() - began).toBeLessThan(5_000);
-  expect([answer.status, answer.body['messageCount']]).toEqual([201, MOST]);
-  await node.say('s', 'one too many');
-  expectProblem(await fork(node, 's', { id: 'g' }), 400, 'invalid-request', '/at');
-  expect((await fork(node, 's', { id: 'g', at: MOST + 1 })).status).toBe(201);
-  const big = Array.from({ length: 40 }, (_, index) => ({
-    messageId: `b${index}`,
-    role: 'user' as const,
-    content: 'x'.repeat(1_000_000),
-    status: 'complete' as const,
-  }));
-  await node.create('big');
-  await node.handle('big', new AppendMessages(big));
-  expectProblem(await fork(node, 'big', { id: 'h' }), 400, 'invalid-request', '/at');
-}, 60_000);
+    await node.create('big');
+    await node.handle('big', new AppendMessages(big));
+    expectProblem(await fork(node, 'big', { id: 'h' }), 400, 'invalid-request', '/at');
+  },
+  60_000,
+);

@@ -145,7 +145,7 @@ it('given two nodes that write and readers of any speed that come at any time, w
   if (!here || !there) throw new Error('two nodes were started');
   const begins = jest.spyOn(Object.getPrototypeOf(stores[0]?.live.subscribe({ tenant: 'acme' })), 'begin');
   const tenants = ['acme', 'other', 'acme2'];
-  const rounds = sized(600, 150);
+  const rounds = sized(600, 150, 60);
   const writing = Promise.all(
     stores.flatMap((store, index) =>
       ['a', 'b', 'c'].map(async (name) => {

@@ -12,7 +12,7 @@ import { seeded, sized, tallies, by, Nodes } from '../event-store/fixture.js';
 import { Node, TENANT } from '../sweeper/fixture.js';
 import { anyCommand, eventsOf, expectProblemCode, type Logged } from './fixture.js';
 
-const SEQUENCES = sized(10_000, 300);
+const SEQUENCES = sized(10_000, 300, 100);
 const COMMANDS = 9;
 /** The main property is shown on all; what else takes long, on this part of the sessions. */
 const PART = sized(1, 6);

@@ -24,6 +24,7 @@ import {
 import { listMovedData, removeMovedData } from '../../../src/embedded-postgres/moved-data.js';
 import { ownProcesses } from '../../support/own-process.js';
 import { alive, commandOf, processesOn } from '../../support/processes.js';
+import { heavy } from '../../support/heavy.js';
 
 const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
 /** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
@@ -90,7 +91,7 @@ describe('the embedded PostgreSQL', () => {
     expect(await ask(second.url, 'SHOW work_mem')).toBe('7MB');
   }, 60_000);
 
-  it.each(['kill -9', 'process.exit', 'an error that nobody catches', 'nothing more to do'])(
+  heavy.each(['kill -9', 'process.exit', 'an error that nobody catches', 'nothing more to do'])(
     'given an owner that ends by %s, when five seconds have passed, then its server and all that belongs to it is gone, and the next start has the data',
     async (way) => {
       const ends = {
@@ -119,38 +120,46 @@ describe('the embedded PostgreSQL', () => {
     60_000,
   );
 
-  it('given a server whose supervisor was killed with its owner, when started, then that server is replaced', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
-    const postmaster = await postmasterPid(dataDir);
-    // The owner would see that its supervisor is gone, and start the server again.
-    service.child.kill('SIGSTOP');
-    for (const pid of await processesOn(dataDir)) {
-      if ((await commandOf(pid)).includes('colloquy-postgres')) process.kill(pid, 'SIGKILL');
-    }
-    await service.kill9();
-    expect(await alive([postmaster])).toEqual([postmaster]);
+  heavy(
+    'given a server whose supervisor was killed with its owner, when started, then that server is replaced',
+    async () => {
+      await using processes = ownProcesses(SOURCE);
+      const service = processes.start(START_AND_STAY, dataDir);
+      const { url } = JSON.parse(await service.line()) as EmbeddedPostgres;
+      const postmaster = await postmasterPid(dataDir);
+      // The owner would see that its supervisor is gone, and start the server again.
+      service.child.kill('SIGSTOP');
+      for (const pid of await processesOn(dataDir)) {
+        if ((await commandOf(pid)).includes('colloquy-postgres')) process.kill(pid, 'SIGKILL');
+      }
+      await service.kill9();
+      expect(await alive([postmaster])).toEqual([postmaster]);
 
-    const postgres = await start();
+      const postgres = await start();
 
-    expect(await alive([postmaster])).toEqual([]);
-    await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
-    expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
-  }, 60_000);
+      expect(await alive([postmaster])).toEqual([]);
+      await expect(ask(url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+      expect(await ask(postgres.url, 'SELECT 1 AS answer')).toBe(1);
+    },
+    60_000,
+  );
 
-  it('given a server that hangs, when its owner is killed, then it is gone all the same', async () => {
-    await using processes = ownProcesses(SOURCE);
-    const service = processes.start(START_AND_STAY, dataDir);
-    await service.line();
-    const server = await processesOn(dataDir);
-    process.kill(await postmasterPid(dataDir), 'SIGSTOP');
+  heavy(
+    'given a server that hangs, when its owner is killed, then it is gone all the same',
+    async () => {
+      await using processes = ownProcesses(SOURCE);
+      const service = processes.start(START_AND_STAY, dataDir);
+      await service.line();
+      const server = await processesOn(dataDir);
+      process.kill(await postmasterPid(dataDir), 'SIGSTOP');
 
-    await service.kill9();
+      await service.kill9();
 
-    await until(async () => (await alive(server)).length === 0, 10_000);
-    expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
-  }, 60_000);
+      await until(async () => (await alive(server)).length === 0, 10_000);
+      expect(await ask((await start()).url, 'SELECT 1 AS answer')).toBe(1);
+    },
+    60_000,
+  );
 
   it.each(['a program of the same user', 'a process that has ended'])(
     'given a stale postmaster.pid with the pid of %s, when started, then it is no hindrance',

@@ -3,9 +3,7 @@ import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js'
 import { StreamHandler, type StreamKind } from '../../../src/event-store/stream-handler.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 
-const isFull = process.env['FULL'] === '1';
-/** `npm run test:full` runs the full sizes. */
-export const sized = (full: number, reduced: number): number => (isFull ? full : reduced);
+export { sized } from '../../support/heavy.js';
 
 /** The same numbers in every run (mulberry32); SEED=n tries others. */
 export function seeded(seed = Number(process.env['SEED'] ?? 20_261_122)): (below: number) => number {

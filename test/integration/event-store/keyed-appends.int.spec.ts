@@ -64,7 +64,7 @@ describe('a keyed append', () => {
   it('given two nodes, when the same key comes at once on two streams, then it has one effect', async () => {
     const [one, two] = [await nodes.start(db.url), await nodes.start(db.url)];
     const counts: Record<string, number> = {};
-    const rounds = sized(300, 60);
+    const rounds = sized(300, 60, 25);
     for (let round = 0; round < rounds; round += 1) {
       const append = (streamId: string) =>
         appendOf(stream(`${streamId}${round}`), 0, written, { key: key({ key: `k${round}` }) });

@@ -97,7 +97,7 @@ it('given three processes that append to one stream and to one lane, when none h
   const writers = stores.map((store) => new Writer(store));
   const beside = new Writer(stores[2] as EventLog, neighbour);
   let version = 0;
-  for (let round = 0; round < sized(3_000, 500); round += 1) {
+  for (let round = 0; round < sized(3_000, 500, 200); round += 1) {
     const writer = writers[random(3)];
     if (random(6) === 0) expect(await beside.append()).toBe('ok');
     const knows = writer?.version === version;

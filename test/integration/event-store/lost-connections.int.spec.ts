@@ -80,7 +80,7 @@ it('given appends of every kind, when connections break again and again in mid-c
     if (fate !== 'pass') lost = { ...lost, [fate]: lost[fate] + 1 };
     return fate;
   });
-  const rounds = sized(200, 60);
+  const rounds = sized(200, 60, 25);
   let counted = 0;
   let keyed = 0;
 
@@ -168,7 +168,7 @@ it('given a lost answer, when the server refuses the second try as a whole, then
 it('given load, when the writer’s backends are terminated again and again, then what was acknowledged is in the log once, and nothing twice', async () => {
   const handler = tallies(await nodes.start(db.url));
   // As many as were aimed at, however long that takes: a backend is hit only while it works.
-  const aim = sized(100, 12);
+  const aim = sized(100, 12, 6);
   let kills = 0;
   const killing = (async () => {
     while (kills < aim) {

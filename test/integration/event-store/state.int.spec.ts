@@ -48,7 +48,7 @@ it('given two nodes that write by turns, when a session is loaded with and witho
   const more = { isActivity: (event: Added) => event.data.number % 2 === 0 };
   const warm = stores.map((store) => tallies(store, more));
   let version = 0;
-  for (let round = 0; round < sized(200, 60); round += 1) {
+  for (let round = 0; round < sized(200, 60, 25); round += 1) {
     // Now and then so much that the other node has less to read from the stored state than from its own.
     const count = random(10) === 0 ? 50 : 1 + random(3);
     const numbers = Array.from({ length: count }, () => random(1_000));
@@ -165,7 +165,7 @@ it('given a node with an old state in its cache, when that would refuse a comman
 it('given 16 callers who all saw the same version, when each writes under If-Match, then one succeeds', async () => {
   const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))] as const;
   await handlers[0].handle(stream, { numbers: [1] }, by);
-  for (let round = 1; round <= sized(100, 15); round += 1) {
+  for (let round = 1; round <= sized(100, 15, 8); round += 1) {
     const outcomes = await Promise.allSettled(
       Array.from({ length: 16 }, (_, index) =>
         (index % 2 ? handlers[0] : handlers[1]).handle(stream, { numbers: [1] }, { ...by, ifMatch: [round] }),

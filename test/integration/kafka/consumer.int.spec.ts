@@ -19,6 +19,7 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 import { describeWithKafka } from '../../support/kafka.js';
 import { completed, openStore, said, sized, sleep } from './fixture.js';
 import { appendOf } from '../../support/append.js';
+import { heavy } from '../../support/heavy.js';
 
 type Seen = Pick<ConsumedEvent, 'sessionId' | 'version'>;
 
@@ -169,27 +170,31 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     expect(await effects()).toEqual({ a: upTo(20) });
   }, 40_000);
 
-  it('given members that come and go while events flow, when all is consumed, then every effect happened once', async () => {
-    const sessions = Array.from({ length: 40 }, (_, index) => `s${index}`);
-    await Promise.all(sessions.map((session) => written(session, 60)));
-    const flowing = (async () => {
-      for (let from = 1; from <= 60; from += 5) {
-        for (const session of sessions)
-          await publish(session, upTo(60).slice(Math.max(0, from - 3), from + 4));
-        await sleep(100);
+  heavy(
+    'given members that come and go while events flow, when all is consumed, then every effect happened once',
+    async () => {
+      const sessions = Array.from({ length: 40 }, (_, index) => `s${index}`);
+      await Promise.all(sessions.map((session) => written(session, 60)));
+      const flowing = (async () => {
+        for (let from = 1; from <= 60; from += 5) {
+          for (const session of sessions)
+            await publish(session, upTo(60).slice(Math.max(0, from - 3), from + 4));
+          await sleep(100);
+        }
+      })();
+      for (let round = 0; round < sized(6, 2); round += 1) {
+        const members = [start(), start({ concurrency: 2 })];
+        await sleep(1_500 + Math.random() * 1_000);
+        await Promise.all(members.slice(round % 2).map((member) => member.stop()));
       }
-    })();
-    for (let round = 0; round < sized(6, 2); round += 1) {
-      const members = [start(), start({ concurrency: 2 })];
-      await sleep(1_500 + Math.random() * 1_000);
-      await Promise.all(members.slice(round % 2).map((member) => member.stop()));
-    }
-    start();
-    await flowing;
-    await until(async () => Object.values(await effects()).flat().length >= 2_400, 60_000);
-    await sleep(500);
-    expect(await effects()).toEqual(Object.fromEntries(sessions.map((session) => [session, upTo(60)])));
-  }, 120_000);
+      start();
+      await flowing;
+      await until(async () => Object.values(await effects()).flat().length >= 2_400, 60_000);
+      await sleep(500);
+      expect(await effects()).toEqual(Object.fromEntries(sessions.map((session) => [session, upTo(60)])));
+    },
+    120_000,
+  );
 
   it('given places in memory, when consumed, then events are typed and in order', async () => {
     await written('a', 5);

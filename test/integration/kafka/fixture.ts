@@ -4,7 +4,7 @@ import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 
 export const full = process.env['FULL'] === '1';
-export const sized = (all: number, reduced: number): number => (full ? all : reduced);
+export { sized } from '../../support/heavy.js';
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 export const openStore = (url: string): Promise<EventLog> => EventLog.open(url, { upcast });

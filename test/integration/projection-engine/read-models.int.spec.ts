@@ -264,7 +264,7 @@ describe('strong reads', () => {
       const ids = Array.from({ length: 40 }, (_, number) => `noise${index}-${number}`);
       while (!isOver) await Promise.all([1, 2, 3, 4].map(() => node.live(random, ids, 5)));
     });
-    const rounds = sized(100, 15);
+    const rounds = sized(100, 15, 6);
     const waits: number[] = [];
     const timed = async <T>(read: () => Promise<T>): Promise<T> => {
       const began = performance.now();

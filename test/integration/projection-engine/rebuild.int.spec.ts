@@ -14,6 +14,7 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
 import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
 import { sealingCodec } from '../../support/sealing-codec.js';
+import { heavy } from '../../support/heavy.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -82,65 +83,69 @@ describe('a rebuild', () => {
     expect(nodes.flatMap((one) => one.errors)).toEqual([]);
   }, 60_000);
 
-  it('given two nodes under load, when every read model is rebuilt again and again, then no read fails or misses what was written before it, and the rows are those of a fresh fold', async () => {
-    const pair = [await start(), await start()] as const;
-    let isOver = false;
-    let reads = 0;
-    const noise = pair.map(async (node, index) => {
-      const random = seeded(index);
-      const ids = Array.from({ length: 40 }, (_, number) => `noise${index}-${number}`);
-      while (!isOver) await Promise.all([1, 2].map(() => node.live(random, ids, 5)));
-    });
-    const readers = Array.from({ length: 4 }, async (_, loop) => {
-      const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
-      const id = `mine${loop}`;
-      await writer.handle(id, new CreateSession({ metadata: { loop: String(loop) } }));
-      for (let round = 1; !isOver; round += 1) {
-        const { state } = await writer.handle(id, new AppendMessages([message(`${id} ${round}`)]));
-        const found = await findSession(reader.models, await reader.endOf(id), TENANT, id);
-        expect(found).toMatchObject({ version: state.version, messageCount: round });
-        const page = await readHistory(
-          reader.models,
-          await reader.endOf(id),
-          { tenant: TENANT, sessionId: id, incarnation: 1 },
-          { at: state.version, order: 'desc', limit: 1 },
-        );
-        expect(page?.messages[0]?.content).toBe(`${id} ${round}`);
-        const listed = await listSessions(reader.models, await reader.models.ends(), TENANT, {
-          status: 'active',
-          limit: 5,
-          metadata: { loop: String(loop) },
-        });
-        expect(listed).toMatchObject([{ id, messageCount: round }]);
-        reads += 3;
-      }
-    });
-    const work = Promise.all([...noise, ...readers]);
-    work.catch(() => (isOver = true));
-
-    const rounds = sized(20, 2);
-    for (let round = 0; round < rounds; round += 1) {
-      const oids = await Promise.all(READ_MODELS.map(oidOf));
-      for (const projection of READ_MODELS) await pair[round % 2 ? 1 : 0].projector.rebuild(projection);
-      await rebuilt(pair[0]);
-      for (const [index, oid] of (await Promise.all(READ_MODELS.map(oidOf))).entries())
-        expect(oid).not.toBe(oids[index]);
-      // While all goes on.
-      expect(await pair[0].projector.verify(READ_MODELS[round % 3] ?? sessionsProjection)).toMatchObject({
-        ok: true,
-        firstDifference: null,
+  heavy(
+    'given two nodes under load, when every read model is rebuilt again and again, then no read fails or misses what was written before it, and the rows are those of a fresh fold',
+    async () => {
+      const pair = [await start(), await start()] as const;
+      let isOver = false;
+      let reads = 0;
+      const noise = pair.map(async (node, index) => {
+        const random = seeded(index);
+        const ids = Array.from({ length: 40 }, (_, number) => `noise${index}-${number}`);
+        while (!isOver) await Promise.all([1, 2].map(() => node.live(random, ids, 5)));
       });
-    }
-    isOver = true;
-    await work;
-    expect(reads).toBeGreaterThan(10 * rounds);
-    for (const projection of READ_MODELS) {
-      const verified = await pair[1].projector.verify(projection);
-      expect(verified).toMatchObject({ ok: true, hash: verified.expectedHash, parked: 0 });
-      expect(verified.rows).toBe((await contents(projection)).length);
-    }
-    expect(nodes.flatMap((one) => one.errors)).toEqual([]);
-  }, 180_000);
+      const readers = Array.from({ length: 4 }, async (_, loop) => {
+        const [writer, reader] = loop % 2 ? pair : [pair[1], pair[0]];
+        const id = `mine${loop}`;
+        await writer.handle(id, new CreateSession({ metadata: { loop: String(loop) } }));
+        for (let round = 1; !isOver; round += 1) {
+          const { state } = await writer.handle(id, new AppendMessages([message(`${id} ${round}`)]));
+          const found = await findSession(reader.models, await reader.endOf(id), TENANT, id);
+          expect(found).toMatchObject({ version: state.version, messageCount: round });
+          const page = await readHistory(
+            reader.models,
+            await reader.endOf(id),
+            { tenant: TENANT, sessionId: id, incarnation: 1 },
+            { at: state.version, order: 'desc', limit: 1 },
+          );
+          expect(page?.messages[0]?.content).toBe(`${id} ${round}`);
+          const listed = await listSessions(reader.models, await reader.models.ends(), TENANT, {
+            status: 'active',
+            limit: 5,
+            metadata: { loop: String(loop) },
+          });
+          expect(listed).toMatchObject([{ id, messageCount: round }]);
+          reads += 3;
+        }
+      });
+      const work = Promise.all([...noise, ...readers]);
+      work.catch(() => (isOver = true));
+
+      const rounds = sized(20, 2);
+      for (let round = 0; round < rounds; round += 1) {
+        const oids = await Promise.all(READ_MODELS.map(oidOf));
+        for (const projection of READ_MODELS) await pair[round % 2 ? 1 : 0].projector.rebuild(projection);
+        await rebuilt(pair[0]);
+        for (const [index, oid] of (await Promise.all(READ_MODELS.map(oidOf))).entries())
+          expect(oid).not.toBe(oids[index]);
+        // While all goes on.
+        expect(await pair[0].projector.verify(READ_MODELS[round % 3] ?? sessionsProjection)).toMatchObject({
+          ok: true,
+          firstDifference: null,
+        });
+      }
+      isOver = true;
+      await work;
+      expect(reads).toBeGreaterThan(10 * rounds);
+      for (const projection of READ_MODELS) {
+        const verified = await pair[1].projector.verify(projection);
+        expect(verified).toMatchObject({ ok: true, hash: verified.expectedHash, parked: 0 });
+        expect(verified.rows).toBe((await contents(projection)).length);
+      }
+      expect(nodes.flatMap((one) => one.errors)).toEqual([]);
+    },
+    180_000,
+  );
 
   it('given read models that somebody dropped, when they are rebuilt, then a read that waited has its answer and all rows are back', async () => {
     const node = await start();

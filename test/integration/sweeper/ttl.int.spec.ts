@@ -2,6 +2,7 @@ import { ExpireSession } from '../../../src/domain/session.commands.js';
 import { VersionMismatch } from '../../../src/event-store/refusals.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { HOUR, logOf, nth, World } from './fixture.js';
+import { heavy } from '../../support/heavy.js';
 
 const world = World.perTest();
 const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
@@ -151,7 +152,7 @@ describe('the time to live', () => {
 
   it('given more sessions than a page holds, when they are due, then one sweep takes them all, many to a commit', async () => {
     const node = await world.start({ sessions: { maxSessions: 10_000 } });
-    const count = sized(10_000, 4_500);
+    const count = sized(10_000, 4_500, 2_200);
     for (let from = 0; from < count; from += 500) {
       const some = Array.from({ length: Math.min(500, count - from) }, (_, index) =>
         node.create(`s${from + index}`),
@@ -169,45 +170,49 @@ describe('the time to live', () => {
   }, 60_000);
 });
 
-it('given a write and a sweep of the same session, when they race in random order, then none expires after a newer write', async () => {
-  const random = seeded();
-  const nodes = [await world.start(), await world.start()];
-  const [one] = nodes;
-  if (!one) throw new Error('no node');
-  const sessions = Array.from({ length: 50 }, (_, index) => `s${index}`);
-  await Promise.all(sessions.map((id) => one.create(id)));
-  const races = sized(10_000, 1_500);
-  // So that writes come before, in the middle of, and after a sweep, however long one takes on this machine.
-  let sweepMs = 6;
+heavy(
+  'given a write and a sweep of the same session, when they race in random order, then none expires after a newer write',
+  async () => {
+    const random = seeded();
+    const nodes = [await world.start(), await world.start()];
+    const [one] = nodes;
+    if (!one) throw new Error('no node');
+    const sessions = Array.from({ length: 50 }, (_, index) => `s${index}`);
+    await Promise.all(sessions.map((id) => one.create(id)));
+    const races = sized(10_000, 1_500);
+    // So that writes come before, in the middle of, and after a sweep, however long one takes on this machine.
+    let sweepMs = 6;
 
-  for (let round = 1, done = 0; done < races; round += 1) {
-    await world.db.setClock({ offsetMs: round * 2 * HOUR });
-    await Promise.all(nodes.map((node) => node.caughtUp()));
-    const sweeps = nodes.map(async (node) => {
-      await pause(random(6));
-      const { durationMs } = await node.sweeper.sweep('all');
-      sweepMs = Math.max(6, Math.min(durationMs, 500));
-    });
-    const writes = sessions.map(async (id) => {
-      await pause(random(2 * sweepMs));
-      await nodes[random(2)]?.say(id, `round ${round}`);
-    });
-    await Promise.all([...sweeps, ...writes]);
-    done += sessions.length;
-  }
+    for (let round = 1, done = 0; done < races; round += 1) {
+      await world.db.setClock({ offsetMs: round * 2 * HOUR });
+      await Promise.all(nodes.map((node) => node.caughtUp()));
+      const sweeps = nodes.map(async (node) => {
+        await pause(random(6));
+        const { durationMs } = await node.sweeper.sweep('all');
+        sweepMs = Math.max(6, Math.min(durationMs, 500));
+      });
+      const writes = sessions.map(async (id) => {
+        await pause(random(2 * sweepMs));
+        await nodes[random(2)]?.say(id, `round ${round}`);
+      });
+      await Promise.all([...sweeps, ...writes]);
+      done += sessions.length;
+    }
 
-  // Both orders came about; what must hold of each expiry is checked after every test.
-  const counts = await world.db.query<{ type: string; count: number }>(
-    `select type, count(*)::int from event where type <> 'MessageAppended' group by type order by type`,
-  );
-  const count = (type: string) => counts.find((row) => row.type === type)?.count ?? 0;
-  expect(count('SessionExpired')).toBeGreaterThan(races / 20);
-  expect(count('SessionExpired')).toBeLessThan(races);
-  const [row] = await world.db.query<{ written: number }>(
-    `select count(*)::int as written from event where type = 'MessageAppended'`,
-  );
-  expect(row?.written).toBe(Math.ceil(races / 50) * 50);
-}, 240_000);
+    // Both orders came about; what must hold of each expiry is checked after every test.
+    const counts = await world.db.query<{ type: string; count: number }>(
+      `select type, count(*)::int from event where type <> 'MessageAppended' group by type order by type`,
+    );
+    const count = (type: string) => counts.find((row) => row.type === type)?.count ?? 0;
+    expect(count('SessionExpired')).toBeGreaterThan(races / 20);
+    expect(count('SessionExpired')).toBeLessThan(races);
+    const [row] = await world.db.query<{ written: number }>(
+      `select count(*)::int as written from event where type = 'MessageAppended'`,
+    );
+    expect(row?.written).toBe(Math.ceil(races / 50) * 50);
+  },
+  240_000,
+);
 
 it('given two nodes that sweep everything at once, when sessions are due, then each is handled once', async () => {
   const nodes = [

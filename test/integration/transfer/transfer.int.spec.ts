@@ -18,10 +18,11 @@ import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js'
 import { message, Node, TENANT } from '../projection-engine/fixture.js';
 import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
 import { sealingCodec } from '../../support/sealing-codec.js';
+import { heavy } from '../../support/heavy.js';
 
 jest.setTimeout(600_000);
 
-const EVENTS = sized(100_000, 4_000);
+const EVENTS = sized(100_000, 4_000, 2_000);
 /** More than what is read or written at once. */
 const LONG = sized(20_000, 1_500);
 
@@ -212,30 +213,33 @@ describe('export', () => {
     ]);
   });
 
-  it('given messages of a megabyte, when exported and imported, then they are read a few at a time, and none is missing', async () => {
-    const [db, copy] = [await database(), await database()];
-    const lines = Array.from({ length: 24 }, (_, index) => ({
-      sessionId: `big${index >> 3}`,
-      role: 'user',
-      // Random, so that it is stored as long as it is.
-      content: randomBytes(512 * 1024).toString('base64'),
-      createdAt: '2020-01-01T00:00:00Z',
-    }));
-    await importMessages(db, lines, 'big');
-    let written = 0;
-    const exported = await exportOf(db, {}, {}, () => {
-      written += 1;
-      return Promise.resolve();
-    });
+  heavy(
+    'given messages of a megabyte, when exported and imported, then they are read a few at a time, and none is missing',
+    async () => {
+      const [db, copy] = [await database(), await database()];
+      const lines = Array.from({ length: 24 }, (_, index) => ({
+        sessionId: `big${index >> 3}`,
+        role: 'user',
+        // Random, so that it is stored as long as it is.
+        content: randomBytes(512 * 1024).toString('base64'),
+        createdAt: '2020-01-01T00:00:00Z',
+      }));
+      await importMessages(db, lines, 'big');
+      let written = 0;
+      const exported = await exportOf(db, {}, {}, () => {
+        written += 1;
+        return Promise.resolve();
+      });
 
-    expect(written).toBeGreaterThan(3);
-    const contents = linesOf(exported).flatMap((line) =>
-      line['type'] === 'MessageAppended' ? [(line['data'] as { content: string }).content] : [],
-    );
-    expect(contents).toEqual(lines.map(({ content }) => content));
-    await importInto(copy, exported);
-    expect(await exportOf(copy)).toBe(exported);
-  });
+      expect(written).toBeGreaterThan(3);
+      const contents = linesOf(exported).flatMap((line) =>
+        line['type'] === 'MessageAppended' ? [(line['data'] as { content: string }).content] : [],
+      );
+      expect(contents).toEqual(lines.map(({ content }) => content));
+      await importInto(copy, exported);
+      expect(await exportOf(copy)).toBe(exported);
+    },
+  );
 
   it('given writes that go on, when exported, then it is the log of one moment', async () => {
     const db = await database();

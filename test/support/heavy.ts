@@ -1,0 +1,13 @@
+const isFull = process.env['FULL'] === '1';
+const isHeavy = isFull || process.env['HEAVY'] === '1';
+
+/**
+ * In the place of `it` for a proof that is slow by nature: it kills and starts processes, waits for leases or outages, or
+ * needs very many events. `npm run test:full` and CI run it (`HEAVY=1`), `npm test` does not. Whole files of that kind are
+ * called `*.heavy.*.spec.ts`.
+ */
+export const heavy: jest.It = isHeavy ? it : it.skip;
+
+/** The size of a test: `npm run test:full` runs the full one, CI the reduced one, `npm test` the quick one. */
+export const sized = (full: number, reduced: number, quick = reduced): number =>
+  isFull ? full : isHeavy ? reduced : quick;
