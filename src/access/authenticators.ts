@@ -4,7 +4,7 @@ import { ApiError, invalidRequest } from '../http/problem.js';
 import { ALL_BUT_ADMIN, ALL_SCOPES, type Caller } from './caller.js';
 
 /**
- * One way to tell who calls: keys of the settings, the local machine, later keys in the database or tokens.
+ * One way to authenticate a caller, e.g. by a key of the settings, or as a program on the local machine.
  *
  * @returns undefined when the request carries nothing of this kind
  * @throws ApiError when it does, and that is not valid or not allowed
@@ -16,24 +16,24 @@ export interface AuthSettings {
   readonly keys: readonly { readonly name: string; readonly tenant: string; readonly sha256: string }[];
 }
 
-/** The ways of these settings, in the order in which they are tried. */
+/** The authenticators for these settings, in the order in which they are tried. */
 export const authenticatorsOf = ({ mode, keys }: AuthSettings): readonly Authenticator[] =>
   mode === 'none' ? [localMachine()] : [settingsKeys(keys)];
 
 const TENANT_HEADER = 'colloquy-tenant';
 const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
 const DEFAULT_TENANT = 'default';
-/** Stands for all tenants in the entry of a key: the key of an operator. */
+/** The tenant in the entry of an operator's key, which may reach all tenants. */
 const ALL_TENANTS = '*';
 
-/** Keys of the settings: those of a tenant may do all but administrate, operators may do everything. */
+/** Authenticates by the keys of the settings. Keys of a tenant have all scopes but `admin`, keys of operators have all. */
 function settingsKeys(keys: AuthSettings['keys']): Authenticator {
   const known = keys.map(({ name, tenant, sha256 }) => ({ name, tenant, hash: Buffer.from(sha256, 'hex') }));
   return (request) => {
     const presented = presentedKey(request);
     if (presented === undefined) return undefined;
     const presentedHash = Buffer.from(hash('sha256', presented), 'hex');
-    // All keys are compared, and each in full: the time taken tells nothing about them.
+    // All keys are compared, each in constant time, so that the time taken reveals nothing about them.
     let holder: (typeof known)[number] | undefined;
     for (const key of known) if (timingSafeEqual(key.hash, presentedHash)) holder = key;
     if (holder === undefined) throw unauthenticated('The API key is not known.');
@@ -51,14 +51,14 @@ function settingsKeys(keys: AuthSettings['keys']): Authenticator {
   };
 }
 
-/** The bearer token of a request; undefined when there is none. */
+/** The bearer token of a request, if it has one. */
 const presentedKey = (request: FastifyRequest): string | undefined =>
   /^bearer +([\x21-\x7e]+)$/i.exec(request.headers.authorization ?? '')?.[1];
 
 /**
- * Without keys, being on this machine is the only credential, and every web page that its user opens has it too.
- * A page of a foreign site sends its own Origin, and one that had its name pointed at 127.0.0.1 (DNS rebinding)
- * sends that name as Host.
+ * Without keys, running on this machine is the only credential, and web pages that its user opens have it as well. They are
+ * refused by their headers: a page of another site sends its own Origin, and a page whose name points to 127.0.0.1 (DNS
+ * rebinding) sends that name as Host.
  */
 function localMachine(): Authenticator {
   const isLocal = createLocalCheck();
@@ -73,7 +73,7 @@ function localMachine(): Authenticator {
   };
 }
 
-/** Names seen last are remembered, so a busy client costs a comparison. */
+/** Remembers the names that were checked last, so that repeated checks are cheap. */
 function createLocalCheck(): (authority: string | undefined) => boolean {
   let lastLocal: string | undefined;
   return (authority) => {

@@ -1,7 +1,7 @@
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
 
-/** What a caller may do. Each route needs one of these, or is open to everybody. */
+/** The permissions of callers. Each route needs one of them, unless it is public. */
 export const SCOPES = [
   'sessions:read',
   'sessions:write',
@@ -15,18 +15,18 @@ export type Scope = (typeof SCOPES)[number];
 export const ALL_SCOPES: ReadonlySet<Scope> = new Set(SCOPES);
 export const ALL_BUT_ADMIN: ReadonlySet<Scope> = new Set(SCOPES.filter((scope) => scope !== 'admin'));
 
-/** On whose behalf a request is made. */
+/** The authenticated caller of a request. */
 export interface Caller {
   /** The tenant whose sessions the request is about. */
   readonly tenant: string;
-  /** Who did it, as events record it: the name of the API key, or `anonymous`. */
+  /** The actor that events record: the name of the API key, or `anonymous`. */
   readonly actor: string;
   readonly scopes: ReadonlySet<Scope>;
 }
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Null where nobody has to say who they are, and has not. */
+    /** Null on public routes, for callers without credentials. */
     caller: Caller | null;
   }
 }

@@ -4,9 +4,9 @@ import { type Authenticator, unauthenticated } from './authenticators.js';
 import { type Caller } from './caller.js';
 
 /**
- * Lets requests in by who makes them, before their bodies are read: nobody without a key makes the server parse a
- * megabyte. It denies by default: a route says what it asks of its caller (`@Requires`, `@Public`, or `config.access` of
- * a route that Fastify is given directly), and one that does not keeps the service from starting.
+ * Authenticates and authorizes requests before their bodies are read, so that nobody without a key makes the server parse
+ * a megabyte. It denies by default: every route declares what it needs (`@Requires`, `@Public`, or `config.access` of a route
+ * that is added to Fastify directly), and a route without a declaration keeps the service from starting.
  */
 export class Guard {
   constructor(private readonly authenticators: readonly Authenticator[]) {}
@@ -23,17 +23,17 @@ export class Guard {
   }
 
   /**
-   * Finds out who makes a request, and lets it in.
+   * Authenticates the caller of a request and checks the scope that the route needs.
    * @throws ApiError `unauthenticated`, `forbidden`; `invalid-request` for a tenant header that is no tenant id
    */
   async admit(request: FastifyRequest): Promise<void> {
     const { access } = request.routeOptions.config;
     if (access === 'public') {
-      // Who says nothing, or something wrong, is nobody in particular: the route answers everybody.
+      // A public route answers everybody, including callers with missing or wrong credentials.
       request.caller = await this.identify(request).catch(() => null);
       return;
     }
-    // A path that leads nowhere is nobody's business either, so a caller is asked for first.
+    // Unknown paths need a caller as well, so that strangers cannot find out which paths exist.
     const caller = await this.identify(request);
     if (!caller) throw unauthenticated('Send an API key: "Authorization: Bearer <key>".');
     if (access && !caller.scopes.has(access.scope)) {

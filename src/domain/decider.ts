@@ -23,27 +23,27 @@ export interface Decision<Event> {
 
 export interface Guard<Event> {
   readonly holds: GuardCondition;
-  /** What is true instead when the condition does not hold: an error for the caller or another decision. */
+  /** What happens when the condition does not hold: an error for the caller, or another decision. */
   readonly otherwise: DomainError | Decision<Event>;
 }
 
 export type GuardCondition =
-  /** The stream had no activity for at least so many milliseconds. */
+  /** The stream has had no activity for at least this many milliseconds. */
   | { readonly idleFor: number }
-  /** The append is stamped before this RFC 3339 time. */
+  /** The time that the append gets from the database is before this RFC 3339 time. */
   | { readonly before: string }
-  /** The lease of this name is missing or has run out. */
+  /** The lease of this name does not exist or has run out. */
   | { readonly leaseOver: string };
 
-/** Where a command is wrong, in the command's own words: each interface makes its own pointer of it. */
+/** Where a command is wrong, in the names of its fields. Each interface translates this into a pointer of its own. */
 export interface FieldFault {
-  /** Names and indexes from the command down to the field, e.g. `['messages', 3, 'toolCallId']`. */
+  /** Names and indexes that lead from the command to the field, e.g. `['messages', 3, 'toolCallId']`. */
   readonly field: readonly (string | number)[];
-  /** What is wrong with it, as the end of a sentence that begins with the field's name. */
+  /** What is wrong with the field, as the end of a sentence that begins with the field's name. */
   readonly detail: string;
 }
 
-/** A command was refused by a rule. */
+/** A rule refused a command. */
 export class DomainError extends Error {
   override readonly name = 'DomainError';
   readonly field: FieldFault['field'] | undefined;
@@ -59,7 +59,7 @@ export class DomainError extends Error {
     this.detail = fault?.detail;
   }
 
-  /** The same refusal with the field named as a caller knows it, who wrapped what it was given into the command. */
+  /** The same error with another name for the field, for a caller whose own input has other names than the command. */
   withField(rename: (field: FieldFault['field']) => FieldFault['field']): DomainError {
     if (this.field === undefined || this.detail === undefined) return this;
     return new DomainError(this.code, this.message, { field: rename(this.field), detail: this.detail });

@@ -5,11 +5,11 @@ import { type EventData, type Json, type ToolDefinition } from './session.events
  * conditions stand beside it (`CommandContext`), because the rules must not depend on them.
  */
 
-/** A message on its way into a session; ids come from outside, since the rules know no random. */
+/** A message to be appended. Its id comes from the caller, because the rules are pure and cannot draw random ids. */
 export type NewMessage = EventData<'MessageAppended'>;
-/** What had arrived of a reply when its generation ended early. */
+/** The part of a reply that had arrived when its generation ended early. */
 export type PartialReply = Pick<NewMessage, 'messageId' | 'content'> & {
-  /** Whose reply it is; one of another generation than the current is left out. */
+  /** The generation of the reply; a reply of another generation than the current one is ignored. */
   readonly generationId?: string;
 };
 
@@ -17,7 +17,7 @@ export class CreateSession {
   readonly type = 'CreateSession';
   constructor(readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {}) {}
 }
-/** Makes a session whose history begins as a copy of another's; the target must not exist. */
+/** Creates a session whose history begins as a copy of another session's. The new session must not exist yet. */
 export class ForkSession {
   readonly type = 'ForkSession';
   constructor(
@@ -26,7 +26,7 @@ export class ForkSession {
     readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {},
   ) {}
 }
-/** A field that is given replaces the old value; `title: null` takes the title away. */
+/** A field that is given replaces the old value; `title: null` removes the title. */
 export class ChangeSessionDetails {
   readonly type = 'ChangeSessionDetails';
   constructor(readonly details: EventData<'SessionDetailsChanged'>) {}
@@ -35,7 +35,7 @@ export class AppendMessages {
   readonly type = 'AppendMessages';
   constructor(readonly messages: readonly NewMessage[]) {}
 }
-/** Ranges of versions up to `upTo`; what is appended later is always seen. */
+/** The model sees the messages in these ranges of versions up to `upTo`, and all messages that are appended later. */
 export interface ContextWindow {
   readonly ranges: readonly (readonly [number, number])[];
   readonly upTo: number;
@@ -51,9 +51,9 @@ export class StartGeneration {
       readonly tools?: ToolDefinition[] | undefined;
     },
     readonly message?: NewMessage,
-    /** What had arrived of the generation before, should that one turn out to be dead. */
+    /** The partial reply of the previous generation, recorded if that generation turns out to be dead. */
     readonly partial?: PartialReply,
-    /** What of the history up to a version the model is to see; all of it unless given. */
+    /** The part of the history that the model sees; the whole history unless given. */
     readonly window?: ContextWindow,
   ) {}
 }
@@ -71,7 +71,7 @@ export class FailGeneration {
     readonly partial?: PartialReply,
   ) {}
 }
-/** With a `generationId` it ends that one only: a node that stops late must not end the successor of its own. */
+/** With a `generationId`, ends that generation only: a node that stops late must not end the generation after its own. */
 export class CancelGeneration {
   readonly type = 'CancelGeneration';
   constructor(
@@ -80,7 +80,7 @@ export class CancelGeneration {
     readonly generationId?: string,
   ) {}
 }
-/** Ends a generation whose node is gone; refused with `session-busy` while its lease stands. */
+/** Ends a generation whose node is gone. Refused with `session-busy` as long as its lease has not run out. */
 export class AbandonGeneration {
   readonly type = 'AbandonGeneration';
   constructor(
@@ -103,7 +103,7 @@ export class ResetConversation {
     readonly partial?: PartialReply,
   ) {}
 }
-/** Takes a session out of the active set. `idleFor` (ms) is checked again when the event is stamped. */
+/** Expires a session. `idleFor` (ms) is checked again when the event gets its time from the database. */
 export class ExpireSession {
   readonly type = 'ExpireSession';
   constructor(

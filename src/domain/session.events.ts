@@ -1,18 +1,18 @@
 import { z } from 'zod';
 
 /**
- * Every event there is, as zod schemas: the one source of types, documentation and published contracts.
+ * All events as zod schemas, from which types, documentation and published contracts are derived.
  *
- * Events are stored for ever and are never renamed or edited. A change of meaning is a new schema version with an
- * upcaster below; a new optional field is the only change that needs none.
+ * Events are stored for ever, so a type is never renamed and a schema never edited. A change of meaning is a new schema
+ * version with an upcaster below; only a new optional field needs no new version.
  */
 
-/** Marks what a person may have written or be named by, so that the payload codec can seal it. */
+/** Marks fields that people write or that name a person, so that the payload codec can seal them. */
 const personal = { 'x-personal': true } as const;
 
 export type Json = string | number | boolean | null | Json[] | { [key: string]: Json };
 
-// A pattern instead of z.json(): that one recurses, and a deep document of a caller would overflow the stack.
+// z.json() is not used because it is recursive: a deeply nested document of a caller would overflow the stack.
 const json = z.custom<Json>((value) => value !== undefined).meta({ description: 'any JSON value' });
 const jsonObject = z.record(z.string(), json);
 
@@ -28,8 +28,8 @@ export const toolName = z
   .regex(/^[A-Za-z0-9_.:-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . : -')
   .meta({ example: 'get_weather' });
 /**
- * A moment that somebody names: RFC 3339, as far as PostgreSQL takes it. It knows no year 0, no offset of 16 hours or
- * more, and no fraction of any length; whatever passes here must not fail there.
+ * A time that a caller gives: RFC 3339, restricted to what PostgreSQL accepts. PostgreSQL refuses the year 0, offsets of 16
+ * hours or more, and fractions of any length, and a time that passes here must not fail there.
  */
 export const moment = z.iso
   .datetime({ offset: true, error: 'must be an RFC 3339 time, e.g. 2026-11-22T10:00:00Z' })
@@ -98,14 +98,14 @@ export type Role = z.infer<typeof role>;
 export const messageStatus = z.enum(['complete', 'incomplete']);
 
 const sessionVersion = z.object({ sessionId, version });
-/** Inclusive ranges of stream versions; the messages among them are what is meant. */
+/** Ranges of stream versions, both ends inclusive. They stand for the messages among the events in them. */
 const versionRanges = z.array(z.tuple([version, version]));
 
 const generationEnd = {
   generationId: id,
   model: z.string(),
   usage: usage.optional(),
-  // Absent where the end was recorded by somebody who did not make the call: a reset, a take-over after a crash.
+  // Absent where the end was not recorded by the node that called the model: after a reset, or a take-over after a crash.
   durationMs: count.optional(),
 };
 
@@ -177,7 +177,7 @@ export const sessionEvents = {
   TenantSettingsChanged: {
     version: 1,
     data: z.object({
-      // null takes an override back.
+      // null removes the tenant's own setting, so that the default holds again.
       sessionTTL: z.int().positive().nullable().optional(),
       maxSessions: z.int().positive().nullable().optional(),
       capPolicy: z.enum(['reject', 'evict']).nullable().optional(),
@@ -192,9 +192,9 @@ export type EventOf<T extends EventType> = T extends EventType
   ? { readonly type: T; readonly data: EventData<T> }
   : never;
 
-/** What the stream `~tenant` holds. */
+/** The events of the stream `~tenant`. */
 export type TenantEvent = EventOf<'TenantSettingsChanged'>;
-/** What the stream of a session holds. */
+/** The events of the stream of a session. */
 export type SessionEvent = EventOf<Exclude<EventType, 'TenantSettingsChanged'>>;
 
 /** An event that a newer version of the service wrote, during a rolling upgrade: nodes of that version can read it. */

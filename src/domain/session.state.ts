@@ -1,10 +1,10 @@
 import { type NewMessage } from './session.commands.js';
 import { type EventData, type Json, type SessionEvent, type Usage } from './session.events.js';
 
-/** Raise it when `SessionState` or `evolve` changes: states stored under another number are folded anew. */
+/** Raise this number when `SessionState` or `evolve` changes: states stored under another number are folded again. */
 export const STATE_VERSION = 1;
 
-/** What the rules need to know of a session, and what an answer about it shows; times are the store's. */
+/** The state of a session: what the rules need to know of it, and what answers show. Times come from the event store. */
 export interface SessionState {
   readonly version: number;
   readonly incarnation: number;
@@ -13,13 +13,13 @@ export interface SessionState {
   readonly metadata: Readonly<Record<string, Json>>;
   readonly legalHold: boolean;
   readonly forkedFrom: { readonly sessionId: string; readonly version: number } | null;
-  /** Version of the event that began the present history: `SessionCreated` or the last `ConversationReset`. */
+  /** Version of the event with which the present history begins: `SessionCreated` or the last `ConversationReset`. */
   readonly historyStart: number;
   readonly messageCount: number;
-  /** Tool calls in history that have no result yet, in their order. */
+  /** Tool calls in the history that have no result yet, in the order of the calls. */
   readonly openToolCalls: readonly { readonly id: string; readonly name: string }[];
   readonly approvals: readonly EventData<'ToolApprovalGranted'>[];
-  /** Totals of the incarnation; a reset keeps them. */
+  /** Totals of the incarnation, which a reset keeps. */
   readonly usage: UsageTotals;
   readonly generation: { readonly id: string; readonly model: string } | null;
 }
@@ -48,7 +48,7 @@ export const initialState: SessionState = {
   generation: null,
 };
 
-/** Whether an event counts as use of the session: all but the expiry itself. Reads never count. */
+/** Whether an event counts as use of the session. All events do but the expiry itself; reads never do. */
 export const isActivity = (event: { readonly type: string }): boolean => event.type !== 'SessionExpired';
 
 /** The state after an event; every event raises the version by one. */
@@ -107,7 +107,7 @@ function withMessage(
   if (message.role === 'tool') {
     const answered = openToolCalls.find((call) => call.id === message.toolCallId);
     openToolCalls = openToolCalls.filter((call) => call !== answered);
-    // A synthetic result (incomplete) means that the tool never ran, so it uses nothing up.
+    // An incomplete result was made up after the tool had not run, so it does not use up an approval.
     if (message.status === 'complete' && answered) {
       approvals = approvals.filter((one) => !(one.tool === answered.name && one.scope === 'once'));
     }

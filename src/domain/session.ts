@@ -13,9 +13,9 @@ import { evolve, initialState, type SessionState } from './session.state.js';
 /** The name of the lease that a node holds while it works on a generation. */
 export const generationLease = (generationId: string): string => `generation:${generationId}`;
 
-/** The most approvals a session holds; they are part of the state that every append stores. */
+/** Most approvals of a session. They are part of its state, which appends store. */
 const MAX_APPROVALS = 100;
-/** The most tool calls that may wait for a result; for the same reason. */
+/** Most tool calls that may wait for a result, for the same reason. */
 const MAX_OPEN_TOOL_CALLS = 512;
 
 const NOTHING: Decision<SessionEvent> = { events: [] };
@@ -52,7 +52,7 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       return startGeneration(command, state);
 
     case 'CompleteGeneration': {
-      // Reset, delete or a take-over came first: the reply belongs to a conversation that is no more.
+      // A reset, a deletion or a take-over came first, so the reply belongs to a history that has ended.
       if (state.generation?.id !== command.result.generationId) return NOTHING;
       const { generationId } = command.result;
       return {
@@ -149,7 +149,7 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
     message?.role === 'tool'
       ? state.openToolCalls.findLast((call) => call.id === message.toolCallId)
       : undefined;
-  // A model refuses a history in which a tool call stands without a result, for good: the session would be wedged.
+  // Models refuse a history with a tool call that has no result. Without these results every later turn would fail.
   const results = state.openToolCalls
     .filter((call) => call !== answered)
     .map((call, index) =>
@@ -176,7 +176,7 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
   return state.generation ? { ...started, guard: whenAbandoned(state.generation, busy()) } : started;
 }
 
-/** The versions that the model sees, the last being `seen`. A window of before a reset is of another history. */
+/** The versions that the model sees, up to `seen`. A window from before a reset is ignored: it is of another history. */
 function contextOf(state: SessionState, window: ContextWindow | undefined, seen: number): [number, number][] {
   if (!window || window.upTo <= state.historyStart) return [[state.historyStart + 1, seen]];
   const ranges = window.ranges.map(([from, to]): [number, number] => [from, to]);
@@ -193,7 +193,7 @@ function checkMessages(
   state: SessionState,
   base?: readonly (string | number)[],
 ): void {
-  // Calls, not ids: a model may give two calls of a reply the same id, and each of them needs its own result.
+  // Counts calls, not ids: a model may give two calls of a reply the same id, and each of them needs a result.
   const open = new Map<string, number>();
   const count = (id: string, by: 1 | -1) => open.set(id, (open.get(id) ?? 0) + by);
   for (const call of state.openToolCalls) count(call.id, 1);
@@ -313,12 +313,12 @@ const whenAbandoned = (
   otherwise: Guard<SessionEvent>['otherwise'],
 ): Guard<SessionEvent> => ({ holds: { leaseOver: generationLease(generation.id) }, otherwise });
 
-/** Drops the keys whose value is undefined: an event says nothing of what was not given. */
+/** Removes the keys whose value is undefined, so that events hold only what was given. */
 function given<T extends object>(data: T): { [K in keyof T]: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined)) as never;
 }
 
-/** One that has run out already when it is recorded is a mistake of the client's. */
+/** Refuses an approval that has run out when it is recorded, because that is a mistake of the client. */
 function granted(approval: EventData<'ToolApprovalGranted'>): Decision<SessionEvent> {
   const events: SessionEvent[] = [{ type: 'ToolApprovalGranted', data: approval }];
   if (approval.expiresAt === undefined) return { events };
@@ -329,7 +329,7 @@ function granted(approval: EventData<'ToolApprovalGranted'>): Decision<SessionEv
   return { events, guard: { holds: { before: approval.expiresAt }, otherwise } };
 }
 
-/** The rules of a session, as docs/architecture.md and section 3 of the event documentation describe them. */
+/** The rules of a session. docs/events.md describes its events. */
 export const sessionDecider: Decider<SessionState, SessionCommand, SessionEvent> = {
   initialState,
   decide,

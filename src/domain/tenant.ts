@@ -6,10 +6,10 @@ export const TENANT_STREAM = '~tenant';
 
 export const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
 
-/** Raise it when `TenantState` or `evolve` changes. */
+/** Raise this number when `TenantState` or `evolve` changes. */
 export const TENANT_STATE_VERSION = 1;
 
-/** What a tenant has set for itself; it stands over the settings file, and that over the defaults. */
+/** A tenant's own settings. They override the settings file, which overrides the defaults. */
 export interface TenantState {
   readonly version: number;
   readonly overrides: EventData<'TenantSettingsChanged'>;
@@ -17,7 +17,7 @@ export interface TenantState {
 
 export class ChangeTenantSettings {
   readonly type = 'ChangeTenantSettings';
-  /** `null` takes an override back. */
+  /** `null` removes a setting. */
   constructor(readonly settings: EventData<'TenantSettingsChanged'>) {}
 }
 

@@ -13,7 +13,7 @@ export function correlationIdOf(request: IncomingMessage): string {
   return typeof header === 'string' && VALID.test(header) ? header : randomUUID();
 }
 
-/** @throws ApiError `invalid-request` for a header that is no correlation id */
+/** @throws ApiError `invalid-request` for a header that is not a valid correlation id */
 export function requireValidCorrelationId(request: FastifyRequest): void {
   const header = request.headers[HEADER];
   if (header !== undefined && header !== request.id) {
@@ -23,7 +23,7 @@ export function requireValidCorrelationId(request: FastifyRequest): void {
   }
 }
 
-/** The correlation id of the request, as a parameter of a handler; it is echoed on the answer anyway. */
+/** The correlation id of the request, as a parameter of a handler. Every answer carries it as a header. */
 export const CorrelationId = createParamDecorator(
   (_: unknown, context: ExecutionContext): string => context.switchToHttp().getRequest<FastifyRequest>().id,
 );

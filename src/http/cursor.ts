@@ -7,11 +7,11 @@ const CHECKSUM_LENGTH = 16;
 const MAX_LENGTH = 2_048;
 
 /**
- * An opaque text from which a list goes on where it was left.
+ * An opaque text with which a list is continued.
  *
  * The checksum binds it to its scope, so that a cursor of one list is refused by another instead of silently
- * skipping rows there. It is no MAC: whoever forges one gains nothing, because every query is bound to the
- * caller's tenant anyway.
+ * skipping rows there. It is not a MAC: forging a cursor gains nothing, because every query is bound to the caller's
+ * tenant.
  *
  * @param scope what the cursor is valid for: tenant, route and every filter that shapes the list
  */
@@ -19,11 +19,11 @@ export function encodeCursor(scope: string, payload: object): string {
   return encodeJson(scope, JSON.stringify(payload));
 }
 
-/** @throws ApiError `invalid-cursor` for everything that `encodeCursor` did not make for this scope and schema */
+/** @throws ApiError `invalid-cursor` for a text that `encodeCursor` did not make for this scope and schema */
 export function decodeCursor<T extends z.ZodType>(scope: string, text: string, schema: T): z.output<T> {
   const json =
     text.length > MAX_LENGTH ? '' : Buffer.from(text.slice(CHECKSUM_LENGTH), 'base64url').toString();
-  // Encoding again also refuses the many spellings that Buffer decodes leniently.
+  // The comparison with the encoded text refuses other spellings, which Buffer decodes leniently.
   if (json !== '' && text === encodeJson(scope, json)) {
     const parsed = schema.safeParse(JSON.parse(json));
     if (parsed.success) {
@@ -34,7 +34,7 @@ export function decodeCursor<T extends z.ZodType>(scope: string, text: string, s
 }
 
 function encodeJson(scope: string, json: string): string {
-  // JSON holds no raw U+0000, so scope and payload cannot be cut apart in another place.
+  // JSON never contains a raw U+0000, so it separates scope and payload without ambiguity.
   const checksum = hash('sha256', `${scope}\0${json}`, 'base64url').slice(0, CHECKSUM_LENGTH);
   return checksum + Buffer.from(json).toString('base64url');
 }

@@ -7,20 +7,20 @@ import { surfaceOf } from './surfaces.js';
 const logger = new Logger('Http');
 
 /**
- * Answers `error` in the form of the surface that the request belongs to. What no client should see is logged with its
- * stack, and answered as an error of the server.
+ * Answers `error` in the form of the surface that the request belongs to. An error whose text no client should see is logged
+ * with its stack and answered as an internal error.
  */
 export function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const path = pathOf(request);
   const answer = surfaceOf(request.server.surfaces, path).renderError(withLimit(error, request), path);
-  // A client that went away while it sent its body is its own affair.
+  // A client that disconnected while it sent its body is no error of the server.
   const isGone = request.raw.destroyed && !request.raw.complete;
   if (isUnexpected(error) && !isGone) {
     logger.error(`${request.method} ${path} failed, correlation id ${request.id}`, stackOf(error));
   }
   if (reply.sent || reply.raw.headersSent) {
-    // A stream that has begun has no status left to change. Cut, it at least does not look complete; what was written
-    // goes out first, at the end of the event loop's turn.
+    // The status of a stream that has begun cannot be changed. Closing the connection at least keeps the stream from looking
+    // complete. What was written is sent first, at the end of the event loop's turn.
     if (!reply.raw.writableEnded) setImmediate(() => reply.raw.destroy());
     return;
   }
@@ -31,7 +31,7 @@ export function sendError(error: unknown, request: FastifyRequest, reply: Fastif
     .send(answer.body);
 }
 
-/** A body that is too large is told how large it may be, and by which setting. */
+/** Adds the limit and the setting behind it to the error of a body that is too large. */
 function withLimit(error: unknown, { routeOptions: { bodyLimit } }: FastifyRequest): unknown {
   if ((error as { code?: unknown } | undefined)?.code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return error;
   return new ApiError(
@@ -40,14 +40,14 @@ function withLimit(error: unknown, { routeOptions: { bodyLimit } }: FastifyReque
   );
 }
 
-/** Without the query, whose search texts and cursors do not belong into logs and error bodies. */
+/** The path without the query, because search texts and cursors do not belong into logs and error bodies. */
 export function pathOf(request: FastifyRequest): string {
   const url = request.raw.url ?? '/';
   const end = url.indexOf('?');
   return end === -1 ? url : url.slice(0, end);
 }
 
-/** What Nest's handlers, pipes and guards throw. Errors of Fastify itself come to `sendError` by its own hooks. */
+/** Answers the errors of Nest's handlers, pipes and guards. Errors of Fastify itself reach `sendError` through its hooks. */
 @Catch()
 export class ErrorFilter implements ExceptionFilter {
   catch(error: unknown, host: ArgumentsHost): void {

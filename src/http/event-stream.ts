@@ -2,12 +2,12 @@ import { type ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 
-/** Proxies close connections on which nothing happens. */
+/** Time between two comments on a silent stream: proxies close idle connections. */
 const KEEP_ALIVE_MS = 15_000;
-/** Who takes nothing for so long is gone, or never meant to read. */
+/** A client that has read nothing for this long is disconnected. */
 const PATIENCE_MS = 60_000;
 
-/** Whether the client asks for a stream of events. HEAD gets none: it would stay open without ever being read. */
+/** Whether the client asks for a stream of events. HEAD does not get one, because nobody would read it. */
 export const wantsEvents = ({ method, headers }: FastifyRequest): boolean =>
   method !== 'HEAD' && (headers.accept?.includes('text/event-stream') ?? false);
 
@@ -18,8 +18,8 @@ export interface StreamEvent {
 }
 
 /**
- * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when it has room for more,
- * and whoever produces the events is to wait for that.
+ * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when the client has room for more,
+ * and the producer of the events must wait for that.
  */
 export class EventStream {
   private readonly controller = new AbortController();
@@ -29,7 +29,7 @@ export class EventStream {
   private unseenId: string | undefined;
   private hasGone = false;
 
-  /** Takes the answer over and sends its headers: errors have no status to change from here on. */
+  /** Takes the answer over and sends its headers, after which an error can no longer change the status. */
   constructor(
     reply: FastifyReply,
     {
@@ -41,7 +41,7 @@ export class EventStream {
       ...reply.getHeaders(),
       'content-type': 'text/event-stream',
       'cache-control': 'no-store',
-      // nginx would collect the pieces.
+      // Without this header nginx would buffer the events.
       'x-accel-buffering': 'no',
     };
     reply.hijack();
@@ -52,20 +52,20 @@ export class EventStream {
       this.controller.abort();
     };
     this.raw.once('close', leave);
-    // It may have left before anybody listened for that.
+    // The client may have disconnected before this listener was added.
     if (this.raw.destroyed) leave();
     this.raw.writeHead(200, headers as Record<string, string>);
-    // Whoever resumes where nothing new has come would else not even know that it is connected.
+    // Without this, a client that resumes a silent stream would not learn that it is connected.
     this.raw.flushHeaders();
     this.keepAlive = setInterval(() => {
-      // Behind what a client does not take, nothing more is put.
+      // No comment is queued behind data that the client has not read yet.
       if (this.raw.writableNeedDrain || this.raw.socket?.writableNeedDrain) return;
       this.write(`${this.unseenId === undefined ? '' : `id: ${this.unseenId}\n`}: keep-alive\n\n`);
       this.unseenId = undefined;
     }, keepAliveMs);
   }
 
-  /** Whether the client went away: what `gone` says, for a question that is asked thousands of times a second. */
+  /** Whether the client has disconnected. Cheaper than `gone`, for code that asks thousands of times a second. */
   get isGone(): boolean {
     return this.hasGone;
   }

@@ -4,7 +4,7 @@ import { callerOf, type Caller } from '../access/caller.js';
 import { documentHeader } from './openapi.js';
 import { invalidRequest } from './problem.js';
 
-/** `*`: whatever version there is, as long as there is one; else the versions of which one must be current. */
+/** `*` holds for any existing version; otherwise one of the versions must be the current one. */
 export type IfMatchCondition = '*' | readonly number[];
 
 /** The entity tag of a version of a session. */
@@ -22,7 +22,7 @@ export function parseIfMatch(header: string | undefined): IfMatchCondition | und
   if (header === undefined || header === '*') {
     return header;
   }
-  // Sticky and one tag at a time: a single expression over the list would backtrack on hostile headers.
+  // One tag at a time, with a sticky expression: a single expression for the whole list would backtrack on hostile headers.
   const element = /[ \t]*(?:(W\/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(,|$)/y;
   const versions: number[] = [];
   let tags = 0;
@@ -68,7 +68,7 @@ export function parseIdempotencyKey(header: string | undefined): string | undefi
   ]);
 }
 
-/** What the handler of a write needs to know of its request besides path and body. */
+/** What the handler of a write needs of its request besides path and body. */
 export interface WriteContext {
   readonly caller: Caller;
   readonly correlationId: string;
@@ -78,7 +78,7 @@ export interface WriteContext {
 
 /**
  * The WriteContext of a request, as a parameter of a handler; it documents the two headers on the route.
- * One parameter for all of it, because Nest runs its asynchronous pipes over each: four cost 5 µs a request.
+ * A single parameter, because Nest runs its asynchronous pipes over each one: four parameters cost 5 µs a request.
  */
 export const Write = createParamDecorator(
   (_: unknown, context: ExecutionContext): WriteContext => {

@@ -1,6 +1,6 @@
 import { HttpException } from '@nestjs/common';
 
-/** Every error code of the API, with the status it is always sent with. Part of the API: codes are never renamed. */
+/** All error codes of the API, each with its status. They are part of the API: codes are never renamed. */
 export const PROBLEMS = {
   'invalid-request': { status: 400, title: 'The request is not valid' },
   'invalid-json': { status: 400, title: 'The body is not valid JSON' },
@@ -41,8 +41,8 @@ export interface InputError {
 /**
  * An error that is answered as the problem `code`, with its message as the detail.
  *
- * Errors of other layers need not be of this class: whatever is thrown with a `code` of the table, a message
- * and optional `details` is answered the same way.
+ * Errors of other layers need not be of this class: an error with a `code` of the table, a message and optional `details` is
+ * answered the same way.
  */
 export class ApiError extends Error {
   override readonly name = 'ApiError';
@@ -71,7 +71,7 @@ export function jsonPointer(path: readonly PropertyKey[]): string {
   return path.map((part) => `/${String(part).replaceAll('~', '~0').replaceAll('/', '~1')}`).join('');
 }
 
-/** The ApiError of a request with these faults. */
+/** An ApiError `invalid-request` for a request with these faults. */
 export function invalidRequest(errors: readonly InputError[], message?: string): ApiError {
   const [first] = errors;
   const summary =
@@ -87,7 +87,7 @@ const RETRY_AFTER: Partial<Record<ProblemCode, string>> = {
   'database-unavailable': '1',
 };
 
-/** The errors of Fastify that a client causes. Its messages are written for the programmer of the server. */
+/** Errors of Fastify that clients cause, with details for clients: Fastify's own messages address the server's programmer. */
 const FASTIFY_ERRORS: Partial<Record<string, { code: ProblemCode; detail: string }>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: {
     code: 'body-too-large',
@@ -105,7 +105,7 @@ const FASTIFY_ERRORS: Partial<Record<string, { code: ProblemCode; detail: string
   FST_ERR_MAX_PARAM_LENGTH: { code: 'invalid-request', detail: 'A part of the path is too long.' },
 };
 
-/** Nest's and other libraries' HTTP errors, should any get here, by their status. */
+/** The codes for HTTP errors of Nest and other libraries, by status. */
 const CODE_OF_STATUS: Partial<Record<number, ProblemCode>> = {
   400: 'invalid-request',
   401: 'unauthenticated',
@@ -134,7 +134,7 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** The fault of a rule, which names a field in the words of the command: the body has the same names. */
+/** The fault that a rule found. It names the field as the command does, and the body has the same names. */
 function faultOf(error: Error): { readonly errors: readonly InputError[] } | undefined {
   const { field, detail } = error as { field?: unknown; detail?: unknown };
   if (!Array.isArray(field) || typeof detail !== 'string') return undefined;
@@ -150,8 +150,8 @@ function problemOf(error: unknown): Problem {
   }
   const { code, details, errno, severity, syscall } = error as Error & Record<string, unknown>;
   if (typeof code === 'string') {
-    // Errors of Node carry `errno` or `syscall`, errors of PostgreSQL `severity`: whatever their code is called,
-    // their messages (paths, hosts, SQL) are not for clients.
+    // Errors of Node carry `errno` or `syscall`, errors of PostgreSQL `severity`. Their messages (paths, hosts, SQL) are
+    // not for clients, even if their code is one of the table.
     const isSystemError = errno !== undefined || syscall !== undefined || severity !== undefined;
     if (Object.hasOwn(PROBLEMS, code) && code !== 'internal-error' && !isSystemError) {
       const members = isRecord(details) ? details : faultOf(error);
@@ -166,7 +166,7 @@ function problemOf(error: unknown): Problem {
     const ofStatus = CODE_OF_STATUS[error.getStatus()];
     if (ofStatus !== undefined) return { code: ofStatus, detail: error.message };
   }
-  // What else Fastify finds wrong with a request is the client's, too; the message is for the programmer of the server.
+  // Other errors of Fastify with a 4xx status are caused by clients as well, but their messages are not written for them.
   const { statusCode } = error as { statusCode?: unknown };
   const ofFastify =
     typeof code === 'string' && code.startsWith('FST_') && typeof statusCode === 'number'
@@ -175,7 +175,7 @@ function problemOf(error: unknown): Problem {
   return ofFastify === undefined ? UNKNOWN : { code: ofFastify, detail: `${PROBLEMS[ofFastify].title}.` };
 }
 
-/** Whether no client has caused an error: it is answered as `internal-error` and belongs into the log. */
+/** Whether an error is answered as `internal-error`: no client caused it, and it belongs into the log. */
 export const isUnexpected = (error: unknown): boolean => problemOf(error).code === 'internal-error';
 
 /** An error as a client gets it. */
@@ -197,7 +197,7 @@ export function renderProblem(error: unknown, instance: string | undefined): Err
       ...(retryAfter === undefined ? {} : { 'retry-after': retryAfter }),
       ...headers,
     },
-    // Details come first, so that none of them replaces a member of the standard.
+    // Details come first, so that none of them replaces a standard member of the problem.
     body: JSON.stringify({
       ...details,
       type: `urn:colloquy:problem:${code}`,

@@ -1,19 +1,19 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 
-/** What is known of a request when it has been answered. */
+/** A request that has been answered. */
 export interface AnsweredRequest {
   readonly requestId: string;
   readonly method: string;
   /** The pattern of the route, e.g. `/v1/sessions/:id`; `unmatched` for a path that leads nowhere. */
   readonly route: string;
   readonly status: number;
-  /** Milliseconds from the arrival of its headers to the end of the answer; of a stream, to the end of the stream. */
+  /** Milliseconds from the arrival of the headers to the end of the answer, which for a stream is the end of the stream. */
   readonly ms: number;
   readonly tenant?: string | undefined;
   /** The name of the API key, or `anonymous`. */
   readonly key?: string | undefined;
   readonly session?: string | undefined;
-  /** Whether the client went away before the answer was complete. */
+  /** Whether the client disconnected before the answer was complete. */
   readonly aborted: boolean;
 }
 
@@ -23,18 +23,18 @@ declare module 'fastify' {
   }
 }
 
-/** Calls back for each request when it is over, however it ended. `watchRequests` must have been called. */
+/** Calls `tell` for each request when it has ended, in whatever way. `watchRequests` must have been called before. */
 export function onAnswered(fastify: FastifyInstance, tell: (request: AnsweredRequest) => void): void {
   fastify.answeredListeners.push(tell);
 }
 
-/** To be called before any route is added: what Fastify does with unmatched paths knows no later hooks. */
+/** To be called before any route is added, because Fastify ignores later hooks for unmatched paths. */
 export function watchRequests(fastify: FastifyInstance): void {
   fastify.decorate('answeredListeners', []);
   fastify.addHook('onRequest', (request, reply, done) => {
     const began = performance.now();
     const { raw } = reply;
-    // Also of an answer that a handler took over, such as a stream of events, and of one that broke off.
+    // `close` also comes for answers that a handler took over, such as streams of events, and for those that broke off.
     raw.once('close', () => {
       const answered: AnsweredRequest = {
         requestId: request.id,

@@ -2,11 +2,11 @@ import type { FastifyRequest } from 'fastify';
 import { pathOf } from './errors.js';
 import { ApiError } from './problem.js';
 
-/** The routes that exist, to tell a wrong method from a wrong path. */
+/** The existing routes, by which a wrong method is told from a wrong path. */
 export class RouteTable {
   readonly #methods = new Map<string, Set<string>>();
 
-  /** @param url the path of a route as Fastify knows it: `:name` is a parameter, `*` anything */
+  /** @param url the path of a route as Fastify writes it: `:name` is a parameter, `*` matches anything */
   add(method: string | readonly string[], url: string): void {
     const methods = this.#methods.get(url) ?? new Set();
     for (const each of typeof method === 'string' ? [method] : method) {
@@ -15,7 +15,7 @@ export class RouteTable {
     this.#methods.set(url, methods);
   }
 
-  /** The error for a request that no route takes. */
+  /** The error for a request that matches no route. */
   unmatched(request: FastifyRequest): ApiError {
     const path = pathOf(request);
     const segments = path.split('/');
@@ -25,7 +25,7 @@ export class RouteTable {
         methods.forEach((method) => allowed.add(method));
       }
     }
-    // A method that exists is no wrong method: the route itself turned the request away.
+    // The method exists for this path, so the route itself refused the request.
     if (allowed.size === 0 || allowed.has(request.method)) {
       return new ApiError('not-found', `There is no ${request.method} ${path}.`);
     }

@@ -20,20 +20,20 @@ export interface HttpSettings {
     readonly bodyLimit: number;
   };
   readonly auth: AuthSettings;
-  /** Told of each request when it is over. */
+  /** Called for each request when it has ended. */
   readonly onAnswered?: ((request: AnsweredRequest) => void) | undefined;
 }
 
-/** Milliseconds in which a client must have sent its whole request. Answers may take as long as they like. */
+/** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
 const REQUEST_TIMEOUT_MS = 60_000;
 const CLOSE_IDLE_MS = 50;
 
-/** The HTTP side of the service, to be given to `NestFactory.create`; `configureApp` does the rest. */
+/** The HTTP adapter for `NestFactory.create`. Call `configureApp` on the created application. */
 export function createHttpAdapter(settings: HttpSettings): FastifyAdapter {
   return new HttpAdapter(settings);
 }
 
-/** What Nest needs to know: how to validate, how to answer errors, and the documents of the API. */
+/** Configures validation, the answers to errors, and the documents of the API. */
 export function configureApp(
   app: NestFastifyApplication,
   settings: HttpSettings & { version: string },
@@ -44,20 +44,20 @@ export function configureApp(
 }
 
 /**
- * Fastify with everything that must hold for every request, also for one that never reaches Nest: identity,
- * correlation, JSON and nothing else as body, problems as errors.
+ * Fastify with everything that must hold for all requests, including those that never reach Nest: authentication,
+ * correlation ids, JSON as the only kind of body, and problem documents as errors.
  */
 class HttpAdapter extends FastifyAdapter {
   constructor({ server, auth, onAnswered: tell }: HttpSettings) {
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
-      // Longer than any id, so that ids that are too long reach the validation that says so.
+      // Longer than any id, so that ids that are too long reach the validation, which says so.
       routerOptions: { maxParamLength: 512 },
       genReqId: correlationIdOf,
       frameworkErrors: sendError,
       clientErrorHandler: answerMalformedRequest,
-      // Requests on open connections are answered while the server closes; Fastify's own refusal is no problem.
+      // Requests on open connections are answered while the server closes. Fastify's own refusal would not be a problem document.
       return503OnClosing: false,
     });
     const fastify: FastifyInstance = this.getInstance();
@@ -76,7 +76,7 @@ class HttpAdapter extends FastifyAdapter {
       sendError(routes.unmatched(request), request, reply);
     });
 
-    // JSON only. Fastify's own parsers also take text/plain, with which a web page may send requests to any host.
+    // JSON only: Fastify's own parsers also accept text/plain, which web pages may send to any host.
     fastify.removeAllContentTypeParsers();
     fastify.addContentTypeParser<Buffer>(
       'application/json',
@@ -90,8 +90,8 @@ class HttpAdapter extends FastifyAdapter {
       },
     );
 
-    // Closing waits for connections, and one that was busy when it began would be kept open after its answer for over
-    // a minute. Clients are told to leave with the answer; who does not is cut off.
+    // Closing waits for all connections, and one with a running request would stay open for over a minute after its answer.
+    // Therefore answers ask clients to close their connections, and idle connections are closed.
     let closing = false;
     fastify.addHook('preClose', (done) => {
       closing = true;
@@ -115,13 +115,13 @@ class HttpAdapter extends FastifyAdapter {
       reply.header('x-correlation-id', request.id);
       requireValidCorrelationId(request);
       await guard.admit(request);
-      // Here already: Fastify looks at the body first, and fails over methods that it half knows.
+      // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some methods.
       if (request.is404) throw routes.unmatched(request);
     });
     new BodyBudget().install(fastify);
   }
 
-  // Nest would set its own over those of the constructor, after which errors of Fastify were no problems any more.
+  // Nest would replace the handlers of the constructor, and errors of Fastify would no longer be answered as problems.
   override setErrorHandler(): ReturnType<FastifyAdapter['setErrorHandler']> {
     return this.getInstance();
   }
@@ -131,7 +131,7 @@ class HttpAdapter extends FastifyAdapter {
   }
 
   override registerParserMiddleware(): void {
-    // Nest's parsers for JSON and forms stay out.
+    // Nest's own parsers for JSON and forms are not wanted.
   }
 }
 
@@ -140,7 +140,7 @@ const CLIENT_ERRORS: Partial<Record<string, string>> = {
   ERR_HTTP_REQUEST_TIMEOUT: 'The request did not arrive in time.',
 };
 
-/** Bytes that Node could not read as a request never become one: the answer goes straight to the socket. */
+/** Answers bytes that Node cannot parse as a request. There is no request or reply object, only the socket. */
 function answerMalformedRequest(error: NodeJS.ErrnoException, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) {
     return;

@@ -4,18 +4,17 @@ import type { FastifyInstance } from 'fastify';
 import { type ErrorAnswer, renderProblem } from './problem.js';
 
 /**
- * A part of the service that speaks a protocol of its own, with its own form of errors. Whatever goes wrong below its
- * path is answered in that form: errors of handlers, a caller who is not known, a path that leads nowhere, a body that is
- * too large or no JSON.
+ * A part of the API with a protocol and a form of errors of its own. All errors below its path are answered in that form:
+ * errors of handlers, unknown callers, unknown paths, and bodies that are too large or not JSON.
  */
 export interface Surface {
-  /** All paths that begin with it belong to this surface; the longest one that fits counts. E.g. `/openai/v1`. */
+  /** The beginning of the paths of this surface, e.g. `/openai/v1`. The longest prefix that fits a path decides. */
   readonly prefix: string;
   /** @param path of the request, without its query; undefined when it could not be read */
   renderError(error: unknown, path: string | undefined): ErrorAnswer;
 }
 
-/** Problem documents (RFC 9457): the form of `/v1` and of all that belongs to no other surface. */
+/** Problem documents (RFC 9457), the form of `/v1` and of all paths that belong to no other surface. */
 const NATIVE: Surface = { prefix: '', renderError: renderProblem };
 
 declare module 'fastify' {
@@ -24,7 +23,7 @@ declare module 'fastify' {
   }
 }
 
-/** Adds a surface to an application, before it listens: a feature does so in its module's `onModuleInit`. */
+/** Adds a surface to an application. A feature does this in `onModuleInit` of its module, before the server listens. */
 export function addSurface(app: INestApplicationContext, surface: Surface): void {
   const { httpAdapter } = app.get(HttpAdapterHost);
   const fastify = httpAdapter.getInstance<FastifyInstance>();

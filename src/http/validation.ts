@@ -3,15 +3,15 @@ import { z } from 'zod';
 import { invalidRequest, jsonPointer, type InputError } from './problem.js';
 import { isStorable, NOT_STORABLE } from './json-body.js';
 
-/** A body may be wrong in a million places; nobody reads on after these. */
+/** Most faults that an error lists: a large body can have a million of them. */
 const MAX_ERRORS = 50;
 
 type Issue = z.core.$ZodIssue;
 type Path = readonly PropertyKey[];
 
 /**
- * Validates what `@Body({ schema })`, `@Query({ schema })` and `@Param({ schema })` take, and hands the parsed
- * value to the handler. The schemas are zod's and synchronous.
+ * Validates the values of `@Body({ schema })`, `@Query({ schema })` and `@Param({ schema })`, and passes the parsed value to
+ * the handler. The schemas are synchronous zod schemas.
  *
  * @throws ApiError `invalid-request` with one entry in `errors` for each fault, at most 50
  */
@@ -24,7 +24,7 @@ export class SchemaPipe implements PipeTransform {
     const part = type === 'param' ? 'path' : type === 'query' ? 'query' : 'body';
     const prefix = data === undefined ? [] : [data];
     if (part !== 'body') {
-      // Bodies were checked while they were parsed.
+      // Bodies were checked for such text when they were parsed.
       const faults = unstorable(value, prefix);
       if (faults.length > 0) {
         throw invalidRequest(
@@ -84,9 +84,9 @@ function explain(issues: readonly Issue[]): Explained[] {
 }
 
 /**
- * Of the alternatives of a union the one that the client probably meant: the one whose faults lie deepest, then
- * the one with the fewest. "messages/3/role is wrong" says more than "there is no content" of the alternative
- * that takes a single message.
+ * The alternative of a union that the client probably meant: the one whose faults lie deepest, then the one with the fewest
+ * faults. "messages/3/role is wrong" says more than "content is missing", which is the fault of the alternative for a
+ * single message.
  */
 function likeliest(branches: readonly (readonly Issue[])[]): Explained[] | undefined {
   const ranked = branches
@@ -102,7 +102,7 @@ function likeliest(branches: readonly (readonly Issue[])[]): Explained[] | undef
   if (best.depth > 0) {
     return best.faults;
   }
-  // The value is of none of the kinds: each alternative says what it would have taken.
+  // The value has the type of no alternative, so the error lists what each alternative accepts.
   const details = ranked.flatMap(({ faults }) => faults.map(({ detail }) => detail));
   return [{ path: [], detail: [...new Set(details)].join('; or: ') }];
 }

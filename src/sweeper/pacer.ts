@@ -1,27 +1,29 @@
+/** Fewest and most pieces of work at the same time. */
 const LEAST = 8;
 const MOST = 512;
-/** How often the pace is thought over. */
+/** Time between two adjustments of the limit. */
 const WINDOW_MS = 25;
-/** From this part of our own appends on, those of others count as work that we hold up. */
+/** Appends of clients lower the limit when they are more than this part of the appends of the background work. */
 const OTHERS = 1 / 8;
 
 /**
- * Does many things at once, but not so many that others have to wait for them: as soon as the writer is asked for
- * appends by anybody else, the number halves; as long as it is not, it doubles.
- *
- * There is a least number: work in the background must get on beside a foreground that never rests.
+ * Limits how much background work runs at the same time, so that clients do not wait for it. While clients append, the
+ * limit halves with every look; while they do not, it doubles. It never falls below a minimum, because background work
+ * must make progress beside clients that never pause.
  */
 export class Pacer {
   private limit = LEAST;
   private began = 0;
   private window = { at: 0, all: 0, began: 0 };
 
-  /** @param appends how many appends the writer was asked for so far, by anybody. */
+  /** @param appends number of appends that the writer was asked for so far, by clients and by background work */
   constructor(private readonly appends: () => number) {}
 
   /**
-   * @param prepare is called with the next few, while the ones before are worked on
-   * @throws the first error of `work` or `prepare`, once what had begun has ended; nothing more is begun then
+   * Runs `work` for each item, at most as many at the same time as the limit says.
+   *
+   * @param prepare called with the next few items while those before are worked on
+   * @throws the first error of `work` or `prepare`, once all running work has ended; no further work is begun
    */
   async each<T>(
     items: readonly T[],
@@ -41,10 +43,10 @@ export class Pacer {
         errors.push(error);
       }
       now.running -= 1;
-      this.think();
+      this.adjust();
       now.ended();
     };
-    // One callback, not a race between all that run: that would cost each of them as much as there are.
+    // A single callback instead of a race over all running promises, whose cost would grow with their number.
     const until = async (isEnough: () => boolean): Promise<void> => {
       while (!isEnough()) await new Promise<void>((resolve) => (now.ended = resolve));
     };
@@ -70,12 +72,12 @@ export class Pacer {
     if (hasFailed()) throw errors[0];
   }
 
-  /** The writer has refused us: it has more than enough to do. */
+  /** To be called when the writer refused an append, because it has too much to do. */
   slowDown(): void {
     this.limit = LEAST;
   }
 
-  private think(): void {
+  private adjust(): void {
     const now = performance.now();
     if (now - this.window.at < WINDOW_MS) return;
     const all = this.appends();

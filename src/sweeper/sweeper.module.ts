@@ -16,7 +16,7 @@ import { SessionsModule } from '../sessions/sessions.module.js';
 import { TenantPolicies } from '../sessions/tenant-policies.js';
 import { Sweeper } from './sweeper.js';
 
-/** The sweeper of this node: it works from the start of the application to its end. */
+/** The sweeper of this node, which runs from the start of the application to its end. */
 @Injectable()
 class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown {
   constructor(
@@ -32,7 +32,7 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
       ...{ store, models, policies, commands, leases },
       deleteAfter: sessions.deleteAfter,
       onError: (error) => {
-        // The next sweep tries again; that the database is away is told by everything else.
+        // The next sweep tries again. That the database cannot be reached is reported elsewhere.
         if (!(error instanceof DatabaseUnavailable)) logger.error('a sweep failed', error);
       },
     });
@@ -47,7 +47,7 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
   }
 }
 
-/** Makes sessions leave in time. */
+/** Expires and deletes sessions in time. */
 @Module({
   imports: [SessionsModule],
   providers: [{ provide: Sweeper, useClass: NodeSweeper }],
