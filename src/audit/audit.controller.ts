@@ -36,7 +36,7 @@ const READ = [
   'database-unavailable',
 ] as const;
 
-/** What happened, what was, and how to go on from there another way. */
+/** The events and past states of sessions, and forks. */
 @Controller('v1')
 export class AuditController {
   constructor(

@@ -5,7 +5,7 @@ import { Feed } from './feed.js';
 import { Forks } from './fork.js';
 import { Past } from './past.js';
 
-/** What happened, what was, and how to go on from there another way. */
+/** The events and past states of sessions, and forks. */
 @Module({
   imports: [SessionsModule],
   providers: [Feed, Past, Forks],

@@ -10,7 +10,7 @@ import {
 } from '../domain/session.events.js';
 import { at, incarnation, limit, MAX_VERSION, Message, time } from '../sessions/session.schemas.js';
 
-/** Requests and answers about the past. The types, the validation and OpenAPI all come from these. */
+/** Requests and answers about the past. Types, validation and OpenAPI are derived from these schemas. */
 
 const version = z.int().positive();
 const count = z.int().nonnegative();

@@ -9,9 +9,9 @@ import { ApiError } from '../http/problem.js';
 import { notFound } from '../sessions/session-queries.js';
 import { type EventAnswer } from './audit.schemas.js';
 
-/** Events that a stream takes from the log at once; a reader that does not read on holds no more of them. */
+/** Events that a stream reads from the log at once, and so the most that a slow reader holds in memory. */
 const BATCH = 100;
-/** While the database is away a stream stays open: a browser that is refused once does not come back. */
+/** Pause before a stream tries the database again. The stream stays open, because a browser that is refused does not come back. */
 const RETRY_MS = 1_000;
 
 type TrailFilter = Omit<FeedFilter, 'streamId'>;
@@ -21,22 +21,22 @@ interface Session {
   readonly sessionId: string;
 }
 
-/** What a reader takes in at once. */
+/** Events that a reader gets at once. */
 interface Batch {
   readonly events: readonly RecordedEvent[];
-  /** By lane, what a page has seen besides its events. */
+  /** Lane → position up to which the page has looked, also past events that the filter left out. */
   readonly seen?: ReadonlyMap<number, number>;
 }
 
-/** A step of a stream: an event with the id under which to come back for the next one, or an id only. */
+/** A step of a stream: an event with the id from which to resume after it, or such an id alone. */
 export interface Step {
   readonly id: string;
   readonly event?: EventAnswer;
 }
 
 /**
- * What happened, from the log itself: of one session by version, of a tenant by cursor. A cursor holds a position per
- * lane; positions of a lane become visible in order and without gaps, so nothing is ever missed behind one.
+ * Events from the log: those of a session by version, those of a tenant by cursor. A cursor holds a position per lane. The
+ * positions of a lane become visible in order and without gaps, so a reader misses nothing behind its cursor.
  */
 @Injectable()
 export class Feed implements OnModuleDestroy {
@@ -44,7 +44,7 @@ export class Feed implements OnModuleDestroy {
 
   constructor(private readonly store: EventLog) {}
 
-  /** The service is about to close: streams end, else it would wait for their clients. */
+  /** Ends all streams when the service closes, which would otherwise wait for their clients. */
   onModuleDestroy(): void {
     this.closing.abort();
   }
@@ -70,7 +70,7 @@ export class Feed implements OnModuleDestroy {
   }
 
   /**
-   * A page of a session's events, of all its incarnations, also when it is deleted.
+   * A page of the events of all incarnations of a session, also of a deleted one.
    * @throws DomainError `session-not-found`
    */
   async trail(
@@ -90,7 +90,7 @@ export class Feed implements OnModuleDestroy {
     return data;
   }
 
-  /** Where a tenant's stream begins. @throws ApiError `invalid-cursor` */
+  /** The positions at which a tenant's stream begins. @throws ApiError `invalid-cursor` */
   async placeOf(tenant: string, after: string | undefined): Promise<number[]> {
     if (after === 'end') return this.store.lanes.ends();
     if (after === undefined) return Array.from({ length: this.store.laneCount }, () => 0);
@@ -100,7 +100,7 @@ export class Feed implements OnModuleDestroy {
     return place;
   }
 
-  /** A tenant's events from a place on: what is stored, then what comes, until the reader is gone. */
+  /** The events of a tenant from some positions on, stored ones and then live ones, until the reader disconnects. */
   async *follow(
     tenant: string,
     from: readonly number[],
@@ -124,7 +124,7 @@ export class Feed implements OnModuleDestroy {
         hasMoved = !matches(event, filter);
         if (!hasMoved) yield { id: this.store.vectors.encode(tenant, place), event: this.present(event) };
       }
-      // What the filter passed over, in a page or live, has been seen as well.
+      // Events that the filter left out have been seen as well.
       for (const [lane, position] of seen) {
         if (position <= (place[lane] ?? 0)) continue;
         place[lane] = position;
@@ -134,7 +134,7 @@ export class Feed implements OnModuleDestroy {
     }
   }
 
-  /** A session's events from a version on: what is stored, then what comes, until the reader is gone. */
+  /** The events of a session from a version on, stored ones and then live ones, until the reader disconnects. */
   async *followSession(
     { tenant, sessionId }: Session,
     after: number,
@@ -157,16 +157,16 @@ export class Feed implements OnModuleDestroy {
     }
   }
 
-  /** @throws DomainError `session-not-found` for a session that never was */
+  /** @throws DomainError `session-not-found` for a session that has never existed */
   async mustExist({ tenant, sessionId }: Session): Promise<void> {
     const [version] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
     if (!version) throw notFound();
   }
 
   /**
-   * What is stored, in pages that `read` gives from where the reader stands, then what comes live, of which the reader
-   * may have some already. The next batch is read when the one before has been taken; a reader that is too slow for
-   * what comes live reads pages again.
+   * Batches of stored events, which `read` gives from where the reader stands, and then of live events, some of which the
+   * reader may have already. The next batch is read when the one before has been taken. A reader that is too slow for live
+   * events reads stored ones again.
    */
   private async *batches(
     topic: Topic,
@@ -182,7 +182,7 @@ export class Feed implements OnModuleDestroy {
     over.addEventListener('abort', leave);
     try {
       while (!over.aborted) {
-        // Before the pages, so that what is written meanwhile is not missed.
+        // Live events are followed before stored ones are read, so that events written meanwhile are not missed.
         let more = await retried(over, () => live.begin().then(() => true));
         while (more) {
           const page = await retried(over, read);
@@ -208,7 +208,7 @@ export class Feed implements OnModuleDestroy {
   }
 }
 
-/** While the database is away the work is done again and again; undefined when the reader went away over that. */
+/** Repeats the work as long as the database cannot be reached; undefined when the reader disconnected meanwhile. */
 async function retried<T>(over: AbortSignal, work: () => Promise<T>): Promise<T | undefined> {
   while (!over.aborted) {
     try {

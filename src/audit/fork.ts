@@ -10,11 +10,11 @@ import { newId } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
 import { incarnationIn, SessionQueries } from '../sessions/session-queries.js';
 
-/** A fork is one append, which holds up its lane; what is longer is better begun anew. */
+/** Most messages of a fork. A fork is a single append, which holds up its lane. */
 const MAX_MESSAGES = 10_000;
 const MAX_BYTES = 32 * 1024 * 1024;
 
-/** Makes the command that begins a session with a copy of another's history. Nothing is shared afterwards. */
+/** Creates the command that begins a session with a copy of another session's history. Nothing is shared afterwards. */
 @Injectable()
 export class Forks {
   constructor(
@@ -37,7 +37,7 @@ export class Forks {
     at: number | string | undefined,
     ifMatch: WriteContext['ifMatch'],
   ): Promise<ForkSession> {
-    // A retry gets what the first request made, whatever has become of the source since.
+    // A retry gets the fork that the first request made, even if the source has changed since.
     const { tenant, sessionId } = source;
     if (idempotency && (await this.store.keyed.find(tenant, idempotency.scope, idempotency.key))) {
       return new ForkSession({ sessionId, version: 1 }, []);
@@ -66,7 +66,7 @@ export class Forks {
   }
 }
 
-/** The generation that wrote it is one of the source's, where it can be asked for. */
+/** The copy has no `generationId`, because the generation is one of the source session. */
 function copyOf(
   sessionId: string,
   {

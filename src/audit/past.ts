@@ -23,7 +23,7 @@ const GENERATION_TYPES = [
   'GenerationCancelled',
 ] as const satisfies readonly GenerationEvent['type'][];
 
-/** What sessions were, by the log. */
+/** Past states of sessions, from the log. */
 @Injectable()
 export class Past {
   constructor(
@@ -34,8 +34,8 @@ export class Past {
   ) {}
 
   /**
-   * What the rules knew of a session at a version or time.
-   * @throws DomainError `session-not-found`; ApiError `invalid-request` for what is not inside the incarnation
+   * The state of a session at a version or time.
+   * @throws DomainError `session-not-found`; ApiError `invalid-request` when the version or time is outside the incarnation
    */
   async state(
     session: SessionRef,
@@ -48,7 +48,7 @@ export class Past {
     return { sessionId: session.sessionId, ...then, time: point.time } as StateAnswer;
   }
 
-  /** What changed in a session from one version or time to another. @throws as `state` */
+  /** The changes of a session from one version or time to another. @throws as `state` */
   async diff(
     session: SessionRef,
     asked: {
@@ -63,7 +63,7 @@ export class Past {
     const at = (pointer: string, moment: Moment) =>
       this.queries.pointAt(session, incarnation, moment, { pointer, in: 'query' });
     const later = at('/to', asked.to);
-    // Where both are wrong the first one is told, whichever is found out first.
+    // When both are wrong, the error of the first one is thrown, even if the second fails earlier.
     later.catch(() => undefined);
     const from = await at('/from', asked.from);
     const to = await later;
@@ -76,7 +76,7 @@ export class Past {
       this.store.streams.countTypes(streamOf(session), from.version + 1, to.version),
       this.generations(session, from.version, to.version, asked.limit),
     ]);
-    // With the session its totals go; they were used all the same.
+    // A deletion removes the totals from the state, but the tokens were used.
     const isDeletedBetween = after.status === 'deleted' && from.version < to.version;
     const last = isDeletedBetween ? await this.stateAt(session, to.version - 1) : after;
     const history = async (at: number, later = 0) => {
@@ -84,7 +84,7 @@ export class Past {
       const page = { at, after: later, order: 'asc', limit: asked.limit } as const;
       return (await readHistory(this.models, endOf(loaded), place, page))?.messages ?? [];
     };
-    // A reset begins another history, a delete ends the last one.
+    // A reset begins another history, and a deletion ends the last one.
     const isSame = before.historyStart === after.historyStart;
     const added = after.messageCount - (isSame ? before.messageCount : 0);
     const removed = isSame ? 0 : before.messageCount;
@@ -125,7 +125,7 @@ export class Past {
     limit: number,
   ): Promise<DiffAnswer['generations']> {
     const range = { from: from + 1, to, types: GENERATION_TYPES };
-    // One at a time, so begin and end take turns, and the first may have begun before.
+    // A session has one generation at a time, so beginnings and ends alternate, and the first end may belong to an earlier start.
     const events = await this.store.streams.read(streamOf(session), { ...range, limit: 2 * limit + 1 });
     const found: DiffAnswer['generations'] = [];
     for (const { type, data, version } of events as unknown as GenerationEvent[]) {
@@ -157,7 +157,7 @@ const ENDS = {
 
 const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
 
-/** `{before, after}` of what differs, among what a state says in one value. */
+/** `{before, after}` for each field with a single value that differs between two states. */
 function changed(
   before: SessionState,
   after: SessionState,

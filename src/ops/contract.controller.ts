@@ -9,13 +9,13 @@ import { ApiError } from '../http/problem.js';
 import { asyncApi } from '../kafka/documents.js';
 import { version } from '../version.js';
 
-/** Serves the contract of the topic. No key is needed, because the contract holds nobody's data. */
+/** Serves the contract of the Kafka topic. It needs no key, because it contains no data of tenants. */
 @Controller()
 export class ContractController {
   private readonly schemas: ReadonlyMap<string, string>;
 
   constructor(@Inject(SETTINGS) private readonly settings: Config) {
-    // The committed files and not the schemas of this code: they include those of earlier versions.
+    // Serves the committed files instead of the schemas of this code, because they include those of earlier versions.
     const folder = join(__dirname, '..', '..', 'schemas');
     this.schemas = new Map(
       readdirSync(folder)

@@ -1,10 +1,10 @@
 import { Injectable, Logger, type OnModuleInit } from '@nestjs/common';
 import { EventLog } from '../event-store/log.js';
 
-/** The same failure is written at most so often: a database that is away must not flood the log. */
+/** Time during which the same failure is not logged again, so that an unreachable database does not flood the log. */
 const QUIET_MS = 60_000;
 
-/** Writes what fails inside without anybody waiting for it: a line each, then a minute of silence on the same subject. */
+/** Logs failures of background work, which nobody waits for: one line each, then nothing for a minute on the same subject. */
 @Injectable()
 export class FailureLog implements OnModuleInit {
   private readonly logger = new Logger('inside');

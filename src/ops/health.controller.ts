@@ -12,7 +12,7 @@ const Health = z
     status: z.enum(['ok', 'unavailable']),
     checks: z.record(
       z.string(),
-      // What is degraded does not keep requests from being served.
+      // A degraded part does not keep requests from being served.
       z.object({
         status: z.enum(['ok', 'degraded', 'unavailable']),
         detail: z.string().optional().meta({ description: 'for operators' }),
@@ -23,9 +23,9 @@ const Health = z
 
 type Checks = z.infer<typeof Health>['checks'];
 
-/** A database that does not answer for so long does not serve requests either. */
+/** A database that has not answered for this long counts as unavailable. */
 const PATIENCE_MS = 1_500;
-/** Load balancers and whoever else asks get an answer that is at most so old: nobody can make the service query. */
+/** Checks are answered from memory for this long, so that nobody can make the service run queries by asking often. */
 const FRESH_MS = 1_000;
 
 @Controller('health')
@@ -39,7 +39,7 @@ export class HealthController {
     private readonly relay: Relay,
   ) {}
 
-  /** The process answers: all that a restart could mend. */
+  /** Answers as long as the process works; a restart could not mend anything else. */
   @Public()
   @Get('live')
   @Answers(200, z.object({ status: z.literal('ok') }), { summary: 'Is the process alive?' })
@@ -104,7 +104,7 @@ export class HealthController {
 
 const SILENT: Checks = { database: { status: 'unavailable', detail: `no answer within ${PATIENCE_MS} ms` } };
 
-/** How much is going on, and what brokers and servers are called, is nobody's business but the operators'. */
+/** Only operators may see how much is going on, and the names of brokers and servers. */
 const withoutDetails = (checks: Checks): Checks =>
   Object.fromEntries(Object.entries(checks).map(([name, { status }]) => [name, { status }]));
 

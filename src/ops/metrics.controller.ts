@@ -3,7 +3,7 @@ import { Registry } from 'prom-client';
 import { Requires } from '../access/requirement.js';
 import { Metrics } from './metrics.js';
 
-/** For operators only: how much is going on is nobody else's business. */
+/** For operators only, because metrics show how much is going on. */
 @Controller('metrics')
 export class MetricsController {
   constructor(private readonly metrics: Metrics) {}

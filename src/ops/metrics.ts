@@ -11,13 +11,13 @@ import { Sweeper } from '../sweeper/sweeper.js';
 
 type Samples = readonly (readonly [labels: Record<string, string>, value: number])[];
 
-/** Seconds: from a part of what an append takes to what a streamed reply takes. */
+/** Buckets in seconds, from a fraction of an append to a whole streamed reply. */
 const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /**
- * What Prometheus scrapes: sums over all tenants of this node. What the inside tells is counted when it happens; what
- * can be looked up is read when it is asked for. Names begin with `colloquy_`; times are seconds.
+ * The metrics that Prometheus scrapes: sums over all tenants of this node. Telemetry is counted when it is emitted; values that
+ * can be looked up are read at the scrape. Names begin with `colloquy_`, and times are in seconds.
  */
 @Injectable()
 export class Metrics implements OnModuleInit, OnApplicationBootstrap {
@@ -36,17 +36,17 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     return this.registry.contentType;
   }
 
-  /** All of them, in the text format of Prometheus. */
+  /** All metrics, in the text format of Prometheus. */
   text(): Promise<string> {
     return this.registry.metrics();
   }
 
-  /** From before the first request on. */
+  /** Begins to count before the first request. */
   onModuleInit(): void {
     collectDefaultMetrics({
       register: this.registry,
       prefix: 'colloquy_',
-      // With the usual 10 ms a service that has nothing to do would wake up a hundred times a second for it.
+      // With the default of 10 ms, an idle service would wake up a hundred times a second for it.
       eventLoopMonitoringPrecision: 100,
     });
     this.ofRequests();
@@ -58,7 +58,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     this.ofReadModels();
   }
 
-  /** By now the relay has been started, if brokers are named. */
+  /** The relay, if there are brokers, has been started by now. */
   onApplicationBootstrap(): void {
     if (this.relay.isOn) this.ofRelay();
   }
@@ -71,7 +71,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
         labelNames: ['method', 'route', 'status'],
       },
     );
-    // The adapter is not there where the application serves no HTTP.
+    // Without HTTP, e.g. in a test, the application has no adapter.
     const { httpAdapter } = this.host as Partial<HttpAdapterHost>;
     const fastify = httpAdapter?.getInstance<Partial<FastifyInstance> | undefined>();
     if (!fastify?.answeredListeners) return;
@@ -229,12 +229,12 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     return new Histogram({ name: `colloquy_${name}`, help, labelNames, buckets, registers: [this.registry] });
   }
 
-  /** A counter of what happens from now on. */
+  /** A counter that counts from now on. */
   private counting(name: string, help: string, labelNames: string[]): Counter {
     return new Counter({ name: `colloquy_${name}`, help, labelNames, registers: [this.registry] });
   }
 
-  /** A counter that somebody else keeps, and that is read when it is asked for. */
+  /** A counter that is kept elsewhere and read at the scrape. */
   private counter(name: string, help: string, labelNames: string[], read: () => Samples): void {
     const counter: Counter = new Counter({
       name: `colloquy_${name}`,
@@ -264,7 +264,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
         try {
           for (const [labels, value] of await read()) gauge.set(labels, value);
         } catch (error) {
-          // The database is away: what is known without it is told all the same.
+          // Without the database, the metrics that need none are still served.
           this.store.telemetry.emit('failed', { what: `reading the metric ${name}`, error });
         }
       },

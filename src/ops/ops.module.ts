@@ -11,7 +11,7 @@ import { ProjectionsController } from './projections.controller.js';
 import { RelayController } from './relay.controller.js';
 import { SweeperController } from './sweeper.controller.js';
 
-/** What operators look at and steer. */
+/** Health, metrics and administration, for operators. */
 @Module({
   imports: [ReadModelsModule, KafkaModule, SweeperModule],
   providers: [Metrics, FailureLog],

@@ -9,7 +9,7 @@ import {
 } from '../read-models/session-candidates.js';
 import { type TenantPolicies } from './tenant-policies.js';
 
-/** Makes a candidate leave the active set, if it still is what it was; tells whether it did. */
+/** Expires a candidate if its session is still at the version that was seen. Resolves to whether it did. */
 export type Expire = (candidate: Candidate, reason: 'ttl' | 'cap', idleFor?: number) => Promise<boolean>;
 
 /** The key of the counter of a tenant's active sessions. */
@@ -21,22 +21,22 @@ interface Waiting {
   readonly reject: (error: unknown) => void;
 }
 
-/** The most sessions that one round makes leave. */
+/** Most sessions that one round expires. */
 const AT_ONCE = 256;
-/** Rounds in a row in which others took the places of those that left. */
+/** Rounds in a row in which other nodes took all the places that became free, after which the request is refused. */
 const ROUNDS = 100;
 const REMEMBERED = 20_000;
 
 /**
- * Room at a tenant's cap: overdue sessions leave first, under `evict` then the least recently used ones.
+ * Makes room at a tenant's cap: overdue sessions expire first, and under `evict` then the least recently used ones.
  *
- * Those who wait for room at the same tenant are served together and in order, as many sessions leaving at once as
- * there are waiting: one by one they would all pick the same session, and all but one of them in vain. Between nodes
- * that can still happen; whoever comes too late remembers the session at that version and goes on to the next one.
+ * Requests that wait for room at the same tenant are served together and in order, and as many sessions expire as requests
+ * wait. Served one by one, all requests would pick the same session, and all but one in vain. Between nodes this can still
+ * happen: the node that comes too late remembers the session at that version and takes the next one.
  */
 export class RoomMaker {
   private readonly queues = new Map<string, Waiting[]>();
-  /** Session → version at which it was tried. The read model may show it as active for a while yet. */
+  /** Session → version at which expiring it was tried. The read model may still show it as active for a while. */
   private readonly tried = new LRUCache<string, number>({ max: REMEMBERED });
 
   constructor(
@@ -47,9 +47,9 @@ export class RoomMaker {
   ) {}
 
   /**
-   * @param again whoever was promised room and found it taken is served first
-   * @returns whether to try again; false: the tenant is at its cap and nobody can be made to leave
-   * @throws ProjectionLagging when nobody can tell who is to leave
+   * @param again whether the request was promised room before and found it taken; it is then served first
+   * @returns true when the request may try again; false when the tenant is at its cap and no session can be expired
+   * @throws ProjectionLagging when the read model is too old to tell which session has to expire
    */
   request(tenant: string, again: boolean): Promise<boolean> {
     return new Promise((resolve, reject) => {
@@ -65,7 +65,7 @@ export class RoomMaker {
 
   private async serve(tenant: string, queue: Waiting[]): Promise<void> {
     for (let inVain = 0; queue.length > 0;) {
-      // One turn of the event loop, so that requests which arrived together are served together.
+      // Waits for the next turn of the event loop, so that requests that arrived together are served together.
       await new Promise((resolve) => setImmediate(resolve));
       const asked = queue.length;
       try {
@@ -82,7 +82,7 @@ export class RoomMaker {
     this.queues.delete(tenant);
   }
 
-  /** `places`: how many of those who ask may try again; `isFinal`: looking again would find nobody either. */
+  /** `places`: how many requests may try again. `isFinal`: another look would not find a session to expire either. */
   private async makeRoom(tenant: string, asked: number): Promise<{ places: number; isFinal: boolean }> {
     const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
     const expireOverdue = async (freshness: Freshness): Promise<number> => {
@@ -94,10 +94,10 @@ export class RoomMaker {
     let overdue = await expireOverdue('eventual');
     const room = async () => maxSessions - (await this.store.counters.value(activeSessions(tenant)));
     if (capPolicy === 'reject') {
-      // Also what others made room for in the meantime.
+      // The counter also shows the room that other nodes made in the meantime.
       let free = await room();
       if (free <= 0 && overdue === 0) {
-        // Nobody is refused because a read model is a moment behind; one that lags for longer refuses as it is.
+        // A request is not refused because a read model is a moment behind. If it lags for longer, its rows decide as they are.
         const ends = await this.models.ends();
         overdue = await expireOverdue(ends).catch((error: unknown) => {
           if (error instanceof ProjectionLagging) return 0;
@@ -107,17 +107,18 @@ export class RoomMaker {
       }
       return { places: within(free, asked), isFinal: overdue === 0 };
     }
-    // The counter is read after the candidates: those that leave in between are then counted, and tried in vain. The
-    // other way round more would leave than must.
+    // The counter is read after the candidates. Sessions that expire in between are then counted and tried in vain; the
+    // other way round, more sessions would expire than have to.
     const limit = asked + AT_ONCE;
     let idlest = await this.idlest('eventual', tenant, limit);
     let needed = asked - (await room());
     let isFinal = false;
     if (needed > idlest.length) {
-      // Those that came in or were used a moment ago are missing: only who has seen all can say that nobody is left.
+      // Sessions that were created or used a moment ago may be missing. Only rows as new as the log's end can show that no
+      // session is left.
       const ends = await this.models.ends();
       idlest = await this.idlest(ends, tenant, limit);
-      // That none was found proves nothing: another node may have made all of them leave, and new ones come in since.
+      // That no candidate was found proves nothing: another node may have expired them all, and new sessions may have come.
       isFinal = idlest.length === 0 && (await generatingSessions(this.models, ends, tenant)) >= maxSessions;
       needed = asked - (await room());
     }
@@ -134,7 +135,7 @@ export class RoomMaker {
     return candidates.filter((one) => (this.tried.get(keyOf(one)) ?? 0) < one.version);
   }
 
-  /** @returns how many left; those that somebody else made leave do not count. */
+  /** @returns the number of sessions that this call expired, without those that another node expired first */
   private async expireAll(
     candidates: readonly Candidate[],
     reason: 'ttl' | 'cap',

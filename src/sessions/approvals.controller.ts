@@ -22,7 +22,7 @@ const GrantBody = z.strictObject({
   expiresAt: moment.optional(),
 });
 
-/** What tools a session may run. Reset, fork and re-creation never carry an approval over. */
+/** The tools that a session may run. A reset, a fork or a new incarnation does not keep approvals. */
 @Controller('v1/sessions/:id/approvals')
 export class ApprovalsController {
   constructor(

@@ -1,31 +1,31 @@
 import { type SessionEvent } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
 
-/** One conversation: the address of every command and query. */
+/** The address of a session, for commands and queries. */
 export interface SessionRef {
   readonly tenant: string;
   readonly sessionId: string;
 }
 
 /**
- * What stands beside a command: who asks, and under which conditions. The rules of a session never see it, so a command
- * means the same whoever gives it.
+ * The circumstances of a command: who gives it, and under which conditions. The rules of a session do not see them, so a
+ * command means the same for every caller.
  */
 export interface CommandContext {
-  /** Name of the API key, or of the part of the service that acts by itself (`system:…`); recorded with each event. */
+  /** Name of the API key, or of the part of the service that acts on its own (`system:…`). Recorded with each event. */
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId?: string | undefined;
   /** The versions that `If-Match` allows; `*` means any existing session. */
   readonly ifMatch?: '*' | readonly number[] | undefined;
   readonly idempotency?: IdempotencyKey | undefined;
-  /** Begins together with the events of the command, so that nobody ever sees the one without the other. */
+  /** A lease that begins in the same commit as the events of the command. */
   readonly lease?: { readonly name: string; readonly owner: string; readonly ms: number } | undefined;
-  /** Told what is about to be appended, and the state before it; told again when that state turns out to be old. */
+  /** Called with the events to be appended and the state before them; called again when that state was out of date. */
   readonly onDecided?: ((events: readonly SessionEvent[], before: SessionState) => void) | undefined;
 }
 
-/** `key` is the client's own within `scope`; `fingerprint` tells whether a retry asks for the same thing. */
+/** `key` is chosen by the client, within `scope`. `fingerprint` tells whether a retry is the same request. */
 export interface IdempotencyKey {
   readonly scope: string;
   readonly key: string;

@@ -22,7 +22,7 @@ import { type HandledSession, SessionCommands } from './session-commands.js';
 
 type ClassOf<Command> = new (...parameters: never[]) => Command;
 
-/** The class of every member of the union: a command that is missing here does not compile. */
+/** The class of each command of the union. A command that is missing here does not compile. */
 const COMMANDS: { readonly [Command in SessionCommand as Command['type']]: ClassOf<Command> } = {
   CreateSession,
   ForkSession,
@@ -40,7 +40,7 @@ const COMMANDS: { readonly [Command in SessionCommand as Command['type']]: Class
   DeleteSession,
 };
 
-/** Carries beside a command, through Nest's bus, what the command itself does not know. */
+/** Carries the session and the context of a command through Nest's bus. */
 class Delivery extends AsyncContext {
   constructor(
     readonly session: SessionRef,
@@ -50,7 +50,7 @@ class Delivery extends AsyncContext {
   }
 }
 
-/** A handler for each command; all of them lead to the same place, since what differs is in the rules. */
+/** One handler per command. All of them do the same, because the differences between commands are in the rules. */
 export const commandHandlers: Provider[] = Object.values(COMMANDS).map((command) => {
   class Handler {
     constructor(private readonly sessions: SessionCommands) {}
@@ -71,7 +71,7 @@ export const commandHandlers: Provider[] = Object.values(COMMANDS).map((command)
 });
 
 /**
- * Sends a command to a session through Nest's bus. A command object is sent once: for another try make another one.
+ * Sends a command to a session through Nest's bus. A command object can be sent only once; create another one to try again.
  * @throws what `SessionCommands.handle` throws
  */
 export function dispatch(

@@ -2,10 +2,10 @@ import { createHash, randomFillSync } from 'node:crypto';
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
 
-/** The year 10 000, which PostgreSQL and ISO times spell without a sign before it. */
+/** The year 10 000: later years have a sign in ISO times. */
 const MAX_TIME_MS = Date.UTC(10_000, 0);
 
-/** Drawn for many ids at once: one system call each would cost more than all else about an id. */
+/** Random bytes are drawn for many ids at once, because a system call per id would be the largest part of its cost. */
 const randomness = Buffer.alloc(4096);
 let drawn = randomness.length;
 
@@ -18,7 +18,7 @@ function randomBytes(count: number): Buffer {
   return randomness.subarray(drawn - count, drawn);
 }
 
-/** `prefix_` and 26 characters: 48 bits of time, so that ids sort by age, and 80 random bits. */
+/** A new id: the prefix and 26 characters for 48 bits of time, so that ids sort by age, and 80 random bits. */
 export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
   let time = Date.now();
   let text = '';
@@ -30,17 +30,17 @@ export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
   return `${prefix}_${text}`;
 }
 
-/** When an id of `newId` was made, as an ISO time; undefined for an id that does not tell, e.g. an imported one. */
+/** When an id was made by `newId`, as an ISO time; undefined for other ids, e.g. imported ones. */
 export function timeOf(id: string): string | undefined {
   const [, text] = /^[a-z]+_([0-9a-hjkmnp-tv-z]{10})[0-9a-hjkmnp-tv-z]{16}$/.exec(id) ?? [];
   if (text === undefined) return undefined;
   let time = 0;
   for (const character of text) time = time * 32 + ALPHABET.indexOf(character);
-  // Ids that are derived from a text look alike, and their digits stand for any time up to the year 37 000.
+  // Derived ids have the same form, and their digits can stand for any time up to the year 37 000.
   return time < MAX_TIME_MS ? new Date(time).toISOString() : undefined;
 }
 
-/** The same id for the same parts: a retry finds what the first request made. */
+/** An id that follows from the parts alone, so that a retry finds what the first request made. */
 export function derivedId(prefix: 'sess' | 'msg' | 'gen', ...parts: readonly string[]): string {
   const digest = createHash('sha256').update(JSON.stringify(parts)).digest();
   let text = '';

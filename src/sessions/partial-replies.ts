@@ -15,15 +15,15 @@ export interface Chunk {
 
 /** A reply that is being generated in this process. */
 export interface OwnReply {
-  /** All that has arrived. */
+  /** The text that has arrived so far. */
   text(): string;
-  /** Its generation was ended by a command of this process. */
+  /** Called when a command of this process ended the generation. */
   ended(): void;
 }
 
 /**
- * The text of replies that are still being generated, shared by all nodes: any of them can show, end or clean up a
- * generation that another one runs. It is no history, and it is dropped when the generation has ended.
+ * The text of replies that are still being generated, shared by all nodes: any node can show, end or clean up a generation
+ * that another node runs. The text is not part of the history, and is deleted when the generation has ended.
  */
 @Injectable()
 export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
@@ -31,7 +31,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   private readonly logger = new Logger('generation');
   private stopPruning = (): void => undefined;
 
-  /** @param relaxed what a crash of the database loses of a reply under way was never promised. */
+  /** @param relaxed nothing of an unfinished reply was promised, so a crash of the database may lose it */
   constructor(private readonly relaxed: RelaxedPool) {}
 
   onModuleInit(): void {
@@ -51,7 +51,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     this.stopPruning();
   }
 
-  /** The generation runs in this process, which knows more than the table. Returns how to end that. */
+  /** Registers a reply of this process, which knows more of it than the table. Returns a function that ends this. */
   register(generation: string, reply: OwnReply): () => void {
     this.own.set(generation, reply);
     return () => this.own.delete(generation);
@@ -72,7 +72,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     );
   }
 
-  /** What has arrived so far. */
+  /** The text that has arrived so far. */
   async read(generation: string): Promise<string> {
     const own = this.own.get(generation);
     if (own) return own.text();
@@ -91,7 +91,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     return rows;
   }
 
-  /** The generation has ended; what arrived is kept elsewhere, or by nobody. */
+  /** Deletes the text of a generation that has ended. */
   async drop(generation: string): Promise<void> {
     this.own.get(generation)?.ended();
     await available(() =>
@@ -99,7 +99,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     );
   }
 
-  /** What a node wrote after its generation had been ended by another one. */
+  /** Deletes old text, which nodes wrote after another node had ended their generation. */
   private async prune(): Promise<void> {
     await available(() =>
       this.relaxed.pool.query(

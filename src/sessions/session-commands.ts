@@ -28,7 +28,7 @@ import { TenantPolicies } from './tenant-policies.js';
 
 export type HandledSession = Handled<SessionState, SessionEvent>;
 
-/** The tenant has as many active sessions as it may, and none could be made to leave. */
+/** The tenant has as many active sessions as it may have, and none of them could be expired. */
 export class SessionLimitReached extends Error {
   override readonly name = 'SessionLimitReached';
   readonly code = 'session-limit-reached';
@@ -39,21 +39,21 @@ export class SessionLimitReached extends Error {
   }
 }
 
-/** Tries of one command to get a place that others are after too. */
+/** Most tries of one command to get a free place, when other commands compete for it. */
 const TRIES = 100;
 
-/** What happened at the caps since the process began. */
+/** Counts of what happened at caps since the process was started. */
 export interface CapCounts {
-  /** Sessions that came back by a write. */
+  /** Expired sessions that a write restored. */
   restored: number;
   /** Commands refused with `session-limit-reached`. */
   rejected: number;
-  /** Sessions that left so that another could come in: overdue ones, and the least recently used ones. */
+  /** Sessions that expired to make room: overdue ones, and (`evicted`) the least recently used ones. */
   overdue: number;
   evicted: number;
 }
 
-/** Takes every command on a session to its stream, within the tenant's cap. */
+/** Carries out the commands on sessions, and keeps tenants within their caps. */
 @Injectable()
 export class SessionCommands {
   readonly counts: CapCounts = { restored: 0, rejected: 0, overdue: 0, evicted: 0 };
@@ -84,17 +84,17 @@ export class SessionCommands {
     });
   }
 
-  /** The session as the log has it now; `status` tells whether there is one. */
+  /** The session as the log has it now; its `status` tells whether it exists. */
   load(session: SessionRef): Promise<Loaded<SessionState>> {
     return this.streams.load(streamOf(session));
   }
 
-  /** The session as it was when it was last seen here, else as the log has it. */
+  /** The session as this process saw it last, or else as the log has it. */
   async lastKnown(session: SessionRef): Promise<Loaded<SessionState>> {
     return this.streams.known(streamOf(session)) ?? this.load(session);
   }
 
-  /** The state that a session had at a version which it has reached. */
+  /** The state of a session at a version that it has reached. */
   stateAt(session: SessionRef, version: number): Promise<SessionState> {
     return this.streams.stateAt(streamOf(session), version);
   }
@@ -115,7 +115,7 @@ export class SessionCommands {
         if (attempt < TRIES && (await this.room.request(session.tenant, attempt > 1))) continue;
         this.counts.rejected += 1;
         const activeNow = await this.store.counters.value(error.key);
-        // A place that became free a moment ago is no reason to say that there was one.
+        // The counter may have fallen since the refusal; the error must not say that there was a free place.
         const details = { activeSessions: Math.max(activeNow, error.max), maxSessions: error.max };
         throw new SessionLimitReached(details);
       }
@@ -123,8 +123,8 @@ export class SessionCommands {
   }
 
   /**
-   * Makes a session leave the active set if it still is at the version that was seen, and idle as long as is said.
-   * @returns whether it left by this
+   * Expires a session if it is still at the version that was seen, and has been idle for as long as required.
+   * @returns whether this call expired it
    */
   async expire(
     { tenant, sessionId, version, lastActivityAt }: Candidate,
@@ -137,8 +137,8 @@ export class SessionCommands {
   }
 
   /**
-   * A command that nobody waits for: one that is out of date by now does nothing, nor does one on a session that only
-   * nodes of a newer version can read.
+   * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of a
+   * newer version can read the session.
    */
   async housekeep(session: SessionRef, command: SessionCommand, context: CommandContext): Promise<boolean> {
     try {
@@ -150,7 +150,7 @@ export class SessionCommands {
     }
   }
 
-  /** Loads many sessions at once, so that commands on them which follow need no load of their own. */
+  /** Loads many sessions at once, so that the commands on them that follow need not load them one by one. */
   preload(sessions: readonly SessionRef[]): Promise<void> {
     return this.streams.preload(sessions.map(streamOf));
   }
@@ -180,7 +180,7 @@ export class SessionCommands {
     const ended = handled.events.find(
       (event) => event.type === 'GenerationFailed' || event.type === 'GenerationCancelled',
     );
-    // What a drop misses is pruned in a day.
+    // Text that is not deleted here, because of an error, is pruned after a day.
     if (ended) {
       this.partials
         .drop(ended.data.generationId)
@@ -189,14 +189,14 @@ export class SessionCommands {
     return handled;
   }
 
-  /** A command that ends a generation keeps what had arrived of its reply. */
+  /** Adds the partial reply to a command that ends a generation, so that it is kept. */
   private async withPartial(command: SessionCommand, { generation }: SessionState): Promise<SessionCommand> {
     const ends =
       command instanceof StartGeneration ||
       command instanceof ResetConversation ||
       command instanceof CancelGeneration ||
       command instanceof AbandonGeneration;
-    // A state that is too old to know of a generation is refused by the append, and this is asked again with a newer one.
+    // If the state is too old to show the generation, the append is refused and this runs again with a newer state.
     if (!generation || !ends || command.partial) return command;
     const content = await this.partials.read(generation.id);
     if (content === '') return command;
@@ -207,7 +207,7 @@ export class SessionCommands {
   }
 }
 
-/** Bytes of what people wrote, roughly: only the order of magnitude matters. */
+/** The approximate size of messages in bytes; only the order of magnitude matters. */
 function weightOf(messages: readonly NewMessage[]): number {
   let bytes = 0;
   for (const { content, toolCalls } of messages) {

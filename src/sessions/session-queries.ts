@@ -30,11 +30,11 @@ import { TenantPolicies } from './tenant-policies.js';
 type Consistency = 'strong' | 'eventual';
 const EVENTUAL: Freshness = 'eventual';
 
-/** Where a page of messages ended, and in which history: a reset makes another one. */
+/** Where a page of messages ended, and in which history: after a reset, the cursor of the old history is refused. */
 const version = z.int().positive().max(MAX_VERSION);
 const MessageCursor = z.strictObject({ start: version, at: version.nullable(), after: version });
 
-/** What the read models and the log answer about sessions. */
+/** Queries on sessions, answered from the read models and the log. */
 @Injectable()
 export class SessionQueries {
   constructor(
@@ -44,7 +44,7 @@ export class SessionQueries {
     private readonly policies: TenantPolicies,
   ) {}
 
-  /** The answer to a command, made from what it left: it must not depend on a read model that may lag. */
+  /** The answer to a command, made from the state that it left, so that it does not depend on a read model. */
   answer({ tenant, sessionId }: SessionRef, { state, ...times }: Loaded<SessionState>): SessionAnswer {
     if (state.status !== 'active' && state.status !== 'expired') throw notFound();
     return this.present(tenant, {
@@ -116,7 +116,7 @@ export class SessionQueries {
   }
 
   /**
-   * A page of messages: of the present history, or of what it was at a version or time.
+   * A page of messages of the present history, or of the history at a version or time.
    * @throws DomainError `session-not-found`; ApiError `cursor-expired` when the history was reset or deleted since
    */
   async messages(
@@ -135,7 +135,7 @@ export class SessionQueries {
     const past = query.at !== undefined || query.incarnation !== undefined;
     const at =
       cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
-    // The history ends at `at`, which the log has, so the read models must have it too.
+    // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as well.
     const wanted = query.consistency === 'strong' ? endOf(loaded) : EVENTUAL;
     const page = await readHistory(
       this.models,
@@ -157,9 +157,9 @@ export class SessionQueries {
   }
 
   /**
-   * The last event that an incarnation had at a version or time, or has now.
-   * @param pointer of the parameter that named it
-   * @throws ApiError `invalid-request` when that is not inside the incarnation
+   * The last event of an incarnation at a version or time, or now.
+   * @param pointer names the parameter in an error
+   * @throws ApiError `invalid-request` when the version or time is outside the incarnation
    */
   async pointAt(
     { tenant, sessionId }: SessionRef,
@@ -187,12 +187,12 @@ export class SessionQueries {
     return (await this.existing(session)).state.approvals;
   }
 
-  /** Where a command's last event stands, as clients see it. */
+  /** The position of a command's last event, as clients see it. */
   positionOf({ lane, position }: Loaded<unknown>): string {
     return this.store.positions.encode({ lane, position });
   }
 
-  /** Position of a version as clients see it. */
+  /** The position of a session's event, as clients see it. */
   async positionAt(session: SessionRef, version: number): Promise<string> {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     const [event] = await this.store.streams.read(stream, { from: version, to: version });
@@ -239,8 +239,8 @@ export class SessionQueries {
 const exists = ({ status }: SessionState): boolean => status === 'active' || status === 'expired';
 
 /**
- * The incarnation that a request is about: the present one, or any that it names.
- * @throws DomainError `session-not-found` when there is none: one that is over shows only when it is named
+ * The incarnation of a request: the one that it names, or else the present one.
+ * @throws DomainError `session-not-found` when there is none. An ended incarnation is found only when it is named.
  */
 export function incarnationIn(state: SessionState, named: number | undefined): number {
   const isKnown = named === undefined ? exists(state) : named <= state.incarnation;
@@ -248,7 +248,7 @@ export function incarnationIn(state: SessionState, named: number | undefined): n
   return named ?? state.incarnation;
 }
 
-/** What a strong read of one session must have seen. */
+/** The freshness that a strong read of one session asks for. */
 export const endOf = ({ lane, position }: Loaded<unknown>): Freshness => new Map([[lane, position]]);
 
 export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
@@ -258,7 +258,7 @@ const cursorExpired = (): ApiError =>
     'the history was reset or deleted since this cursor was given out; begin anew',
   );
 
-/** `metadata.<key>=<value>` parameters by key; any other is refused. */
+/** The parameters `metadata.<key>=<value>` by key. Other parameters are refused. */
 function metadataFilter(parameters: Record<string, string>): Record<string, string> {
   const PREFIX = 'metadata.';
   const unknown = Object.keys(parameters).filter((name) => !name.startsWith(PREFIX) || name === PREFIX);

@@ -12,7 +12,7 @@ import {
   usage,
 } from '../domain/session.events.js';
 
-/** Requests and answers of the session routes. The types, the validation and OpenAPI all come from these. */
+/** Requests and answers of the session routes. Types, validation and OpenAPI are derived from these schemas. */
 
 export const sessionPath = sessionId;
 
@@ -69,7 +69,7 @@ const name = z.string().min(1).max(128).optional();
 const filled = content.refine((value) => value !== '', { error: 'must not be empty' });
 const asked = { content: filled, name };
 
-/** A message as a client gives it; ids and versions are the service's. */
+/** A message as clients send it. The service adds id and version. */
 export const NewMessage = z
   .discriminatedUnion('role', [
     z.strictObject({ role: z.literal('system'), ...asked }),
@@ -91,7 +91,7 @@ export const NewMessage = z
 
 const MessageBatch = z.strictObject({ messages: z.array(NewMessage).min(1).max(1000) });
 
-/** One message, or up to 1000 that are appended in one piece. */
+/** One message, or up to 1 000 messages that are appended atomically. */
 export const AppendMessagesBody = z.union([MessageBatch, NewMessage]);
 
 export const AppendedMessages = z.object({

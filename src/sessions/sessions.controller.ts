@@ -55,8 +55,8 @@ const READ = [
 ] as const;
 
 /**
- * What stands beside a command that a request asks for. `route` and `body` tell whether a retry is the same request: the
- * key of a client stands for one route, and its fingerprint for one body.
+ * The context of a request's command. `route` and `body` tell whether a retry is the same request: an idempotency key is valid
+ * for one route, and its fingerprint stands for one body.
  */
 export function contextOf(write: WriteContext, route: string, body: unknown): CommandContext {
   return {
@@ -75,7 +75,7 @@ export function contextOf(write: WriteContext, route: string, body: unknown): Co
   };
 }
 
-/** A message of a request as the event will have it. */
+/** A message of a request, as the event will hold it. */
 export const drafted = (message: NewMessageInput): NewMessage => ({
   messageId: newId('msg'),
   ...message,
@@ -232,7 +232,7 @@ export class SessionsController {
     const messages = (single ? [body] : body.messages).map(drafted);
     const command = new AppendMessages(messages);
     const done = await dispatch(this.bus, session, command, context).catch((error: unknown) => {
-      // The client sent one message, so its faults are not in a list.
+      // The client sent a single message, so the pointers of its faults have no index.
       throw single && error instanceof DomainError
         ? error.withField(([_messages, _index, ...field]) => field)
         : error;

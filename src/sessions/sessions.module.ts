@@ -27,7 +27,7 @@ class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplication
   }
 }
 
-/** Sessions: every command on them, their queries, and the policies of their tenants. */
+/** Commands and queries on sessions, and the policies of their tenants. */
 @Module({
   imports: [CqrsModule, ReadModelsModule],
   providers: [

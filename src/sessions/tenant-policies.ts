@@ -12,7 +12,7 @@ import { type EventLog } from '../event-store/log.js';
 import { type HandleOptions, StreamHandler } from '../event-store/stream-handler.js';
 import { type ReservedState } from '../event-store/stream-reader.js';
 
-/** How many sessions a tenant may have active, for how long, and what happens at the cap. */
+/** The limits of a tenant's sessions, and what happens at the cap. */
 export interface SessionPolicy {
   readonly maxSessions: number;
   /** Milliseconds without a write after which a session is due to expire. */
@@ -22,7 +22,7 @@ export interface SessionPolicy {
 
 type Overrides = { readonly [K in keyof SessionPolicy]?: SessionPolicy[K] | null | undefined };
 
-/** What holds for a tenant, and what of it was set through the API. */
+/** The settings that hold for a tenant, and those that were set through the API. */
 export interface TenantSettings {
   readonly version: number;
   readonly effective: SessionPolicy;
@@ -35,7 +35,7 @@ const REFRESH_MS = 250;
 const PAGE = 1_000;
 
 /**
- * The policies in force: what was set through the API stands over the settings file, that over the defaults.
+ * The policies in force. Settings made through the API override the settings file, which overrides the defaults.
  *
  * All tenants' own settings are held in memory, so that a command needs no query for them. The node that makes a change
  * knows it at once, the other nodes within `REFRESH_MS` of the wake-up. A look reads only what was changed since the look
@@ -69,7 +69,7 @@ export class TenantPolicies {
   }
 
   async start(): Promise<void> {
-    // Before the first look, so that a change made meanwhile is seen.
+    // Subscribed before the first look, so that a change made during the look is seen.
     this.unsubscribe = this.store.wakeUp.subscribe(() => {
       this.refreshSoon();
     });
@@ -85,26 +85,26 @@ export class TenantPolicies {
     return this.policy(tenant, this.own.get(tenant)?.overrides);
   }
 
-  /** Every tenant whose policy may differ from the defaults. */
+  /** The tenants whose policies may differ from the defaults. */
   *named(): Generator<readonly [tenant: string, policy: SessionPolicy]> {
     for (const tenant of new Set([...Object.keys(this.tenants), ...this.own.keys()])) {
       yield [tenant, this.of(tenant)];
     }
   }
 
-  /** Calls back when a policy may have changed. */
+  /** Calls `listener` when a policy may have changed. */
   onChange(listener: () => void): void {
     this.listeners.add(listener);
   }
 
-  /** As the log has it now. */
+  /** The settings of a tenant as the log has them now. */
   async read(tenant: string): Promise<TenantSettings> {
     const { state } = await this.streams.load({ tenant, streamId: TENANT_STREAM });
     return this.remember(tenant, state);
   }
 
   /**
-   * A field that is given replaces the tenant's own setting, null takes it back.
+   * Changes the settings of a tenant: a value replaces a setting, null removes it, a missing field leaves it as it is.
    * @throws VersionMismatch, KeyReused, Overloaded, DatabaseUnavailable
    */
   async change(

@@ -44,39 +44,43 @@ const health = async (url: string) => {
   return { status: response.status, kafka: checks['kafka'] };
 };
 
-it('given brokers that cannot be reached, when the service starts, then it serves, and says so in health and log without a flood', async () => {
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address() as AddressInfo;
-  probe.close();
-  const running = await start({ KAFKA_BROKERS: `127.0.0.1:${port}` });
-  const { url } = running;
-  await chat(url, 'hello');
-  await sleep(8_000);
-  await chat(url, 'still there?');
+heavy(
+  'given brokers that cannot be reached, when the service starts, then it serves, and says so in health and log without a flood',
+  async () => {
+    const probe = createServer().listen(0, '127.0.0.1');
+    await once(probe, 'listening');
+    const { port } = probe.address() as AddressInfo;
+    probe.close();
+    const running = await start({ KAFKA_BROKERS: `127.0.0.1:${port}` });
+    const { url } = running;
+    await chat(url, 'hello');
+    await sleep(8_000);
+    await chat(url, 'still there?');
 
-  const { status, kafka } = await health(url);
-  expect(status).toBe(200);
-  expect(kafka).toEqual({
-    status: 'degraded',
-    detail: expect.stringMatching(/ECONNREFUSED.*; [1-9]\d* events behind the log/) as string,
-  });
-  expect(await json(`${url}/v1/admin/relay`)).toMatchObject({
-    isOn: true,
-    problem: expect.stringContaining('ECONNREFUSED') as string,
-    behind: expect.any(Number) as number,
-  });
-  const metrics = await text(`${url}/metrics`);
-  expect(metrics).toMatch(/^colloquy_relay_up 0$/m);
-  expect(metrics).toMatch(/^colloquy_relay_lag_events\{lane="\d+"\} [1-9]/m);
-  expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
-  // Its greeting, and the one line of the outage.
-  const warnings = running
-    .output()
-    .split('\n')
-    .filter((line) => /"level":"(warn|error)"/.test(line));
-  expect(warnings.length).toBeLessThan(10);
-}, 60_000);
+    const { status, kafka } = await health(url);
+    expect(status).toBe(200);
+    expect(kafka).toEqual({
+      status: 'degraded',
+      detail: expect.stringMatching(/ECONNREFUSED.*; [1-9]\d* events behind the log/) as string,
+    });
+    expect(await json(`${url}/v1/admin/relay`)).toMatchObject({
+      isOn: true,
+      problem: expect.stringContaining('ECONNREFUSED') as string,
+      behind: expect.any(Number) as number,
+    });
+    const metrics = await text(`${url}/metrics`);
+    expect(metrics).toMatch(/^colloquy_relay_up 0$/m);
+    expect(metrics).toMatch(/^colloquy_relay_lag_events\{lane="\d+"\} [1-9]/m);
+    expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
+    // Its greeting, and the one line of the outage.
+    const warnings = running
+      .output()
+      .split('\n')
+      .filter((line) => /"level":"(warn|error)"/.test(line));
+    expect(warnings.length).toBeLessThan(10);
+  },
+  60_000,
+);
 
 it('given no brokers, then health has no word of Kafka, and the contract is served without a key', async () => {
   const { url } = await start({ COLLOQUY_API_KEYS: 'one:acme:secret' });

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { type FakeOpenAi, says, startFakeOpenAi } from '../support/fake-openai.js';
 import { type RunningService, startService } from '../support/process.js';
+import { heavy } from '../support/heavy.js';
 import { type Application, createApplication, SEED_IMPORT, snippet } from '../support/seed-programs.js';
 
 const ROOT = join(__dirname, '../..');
@@ -155,6 +156,9 @@ describe('the programs of the seeds', () => {
       return lines.filter((one) => !one.includes('has no meaning'));
     }
 
+    // Each of these starts the whole service within a program of its own; one of them stands for the others.
+    const each = mode.line === LOCAL ? heavy : it;
+
     it('creates sessions, and remembers', async () => {
       const lines = await outputOf('basics', 'A library.', 'Vue has templates.');
       expect(lines).toEqual([
@@ -170,7 +174,7 @@ describe('the programs of the seeds', () => {
       expect(model.last).toMatchObject({ model: 'gpt-5-mini', authorization: 'Bearer sk-of-the-model' });
     });
 
-    it('keeps several users apart', async () => {
+    each('keeps several users apart', async () => {
       expect(await outputOf('chatBot', 'Hi, Alice', 'Hello, Bob', 'You said: Hi!')).toEqual([
         'Hi, Alice / Hello, Bob / You said: Hi!',
         '0',
@@ -183,7 +187,7 @@ describe('the programs of the seeds', () => {
       expect(model.requests.at(-2)?.messages).toEqual([{ role: 'user', content: 'Hello!' }]);
     });
 
-    it('lists, shows, resets and deletes', async () => {
+    each('lists, shows, resets and deletes', async () => {
       const lines = await outputOf('management', 'A typed language.');
       expect(lines[0]).toMatch(/^Active sessions: [1-9]\d*$/);
       expect(lines.slice(1)).toEqual([
@@ -195,15 +199,15 @@ describe('the programs of the seeds', () => {
       ]);
     });
 
-    it('resumes where it was', async () => {
+    each('resumes where it was', async () => {
       expect(await outputOf('lifecycle', 'Hi')).toEqual(['Starting new conversation...', 'user-123 2']);
     });
 
-    it('starts, stops and starts again on a database', async () => {
+    each('starts, stops and starts again on a database', async () => {
       expect(await outputOf('storage')).toEqual(['active']);
     });
 
-    it('follows the best practices', async () => {
+    each('follows the best practices', async () => {
       expect(await outputOf('practices', 'Here I am.', 'Yes.')).toEqual([
         '3600000',
         'Session expired, created new one',
@@ -212,7 +216,7 @@ describe('the programs of the seeds', () => {
       ]);
     });
 
-    it('serves a web application with Express', async () => {
+    each('serves a web application with Express', async () => {
       // The port, and the client's base URL: nothing else is changed.
       const source = `${SERVER.replace(SEED_IMPORT, line).replace('app.listen(3000)', 'const server = app.listen(0)')}
         server.on('listening', () => console.log('port', (server.address() as { port: number }).port));
@@ -254,23 +258,26 @@ describe('the programs of the seeds', () => {
     expect(lines.slice(1)).toEqual(['user-123', 'A library. / Vue has templates.']);
   });
 
-  it('needs no database of its own: PostgreSQL runs in the data folder, and keeps what was said', async () => {
-    const dataDir = join(application.folder, 'data');
-    mkdirSync(dataDir);
-    const env = { OPENAI_API_KEY: 'sk-x', OPENAI_BASE_URL: model.url, COLLOQUY_DATA_DIR: dataDir };
-    application.writeProgram('lifecycle.mjs', PROGRAMS.lifecycle.replace(SEED_IMPORT, LOCAL));
-    for (const [line, count] of [
-      ['Starting new conversation...', 2],
-      ['Resuming conversation...', 4],
-    ]) {
-      model.next(says('Hi'));
-      const { code, output, lines } = await application.run('lifecycle.mjs', env).ended;
-      expect({ code, output }).toEqual({ code: 0, output });
-      expect(lines).toEqual([line, `user-123 ${count}`]);
-    }
-  });
+  heavy(
+    'needs no database of its own: PostgreSQL runs in the data folder, and keeps what was said',
+    async () => {
+      const dataDir = join(application.folder, 'data');
+      mkdirSync(dataDir);
+      const env = { OPENAI_API_KEY: 'sk-x', OPENAI_BASE_URL: model.url, COLLOQUY_DATA_DIR: dataDir };
+      application.writeProgram('lifecycle.mjs', PROGRAMS.lifecycle.replace(SEED_IMPORT, LOCAL));
+      for (const [line, count] of [
+        ['Starting new conversation...', 2],
+        ['Resuming conversation...', 4],
+      ]) {
+        model.next(says('Hi'));
+        const { code, output, lines } = await application.run('lifecycle.mjs', env).ended;
+        expect({ code, output }).toEqual({ code: 0, output });
+        expect(lines).toEqual([line, `user-123 ${count}`]);
+      }
+    },
+  );
 
-  it('says once what has no meaning here, and of a wrong option which it is', async () => {
+  heavy('says once what has no meaning here, and of a wrong option which it is', async () => {
     const env = { OPENAI_API_KEY: 'sk-x', OPENAI_BASE_URL: model.url, DATABASE_URL: database.url };
     application.writeProgram('storage.mjs', PROGRAMS.storage.replace(SEED_IMPORT, LOCAL));
     const { output } = await application.run('storage.mjs', env).ended;

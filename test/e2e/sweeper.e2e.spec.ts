@@ -146,25 +146,29 @@ heavy(
   120_000,
 );
 
-it('given nodes whose clocks are minutes off, when they sweep, then the database’s time decides', async () => {
-  const folder = await world.folder();
-  const nodes = [];
-  for (const offset of [5 * MINUTE, -5 * MINUTE]) {
-    const file = join(folder, `clock${offset}.cjs`);
-    await writeFile(
-      file,
-      `const now = Date.now; Date.now = () => now() + ${offset};
+heavy(
+  'given nodes whose clocks are minutes off, when they sweep, then the database’s time decides',
+  async () => {
+    const folder = await world.folder();
+    const nodes = [];
+    for (const offset of [5 * MINUTE, -5 * MINUTE]) {
+      const file = join(folder, `clock${offset}.cjs`);
+      await writeFile(
+        file,
+        `const now = Date.now; Date.now = () => now() + ${offset};
        const Real = Date; globalThis.Date = class extends Real { constructor(...a) { a.length ? super(...a) : super(Date.now()); } };`,
-    );
-    nodes.push((await world.node({ NODE_OPTIONS: `--require ${file}` })).api);
-  }
-  const [early, late] = nodes as [Api, Api];
-  await createMany(early, 20);
-  await world.database.setClock({ offsetMs: HOUR - 2 * MINUTE });
-  await say(late, 's0', 'used');
-  for (const node of nodes) expect(await sweep(node)).toBe(0);
-  await world.database.setClock({ offsetMs: HOUR + 2 * MINUTE });
-  // The one whose clock is behind sweeps as well as any.
-  expect(await sweep(late)).toBe(19);
-  expect(await sweep(early)).toBe(0);
-}, 60_000);
+      );
+      nodes.push((await world.node({ NODE_OPTIONS: `--require ${file}` })).api);
+    }
+    const [early, late] = nodes as [Api, Api];
+    await createMany(early, 20);
+    await world.database.setClock({ offsetMs: HOUR - 2 * MINUTE });
+    await say(late, 's0', 'used');
+    for (const node of nodes) expect(await sweep(node)).toBe(0);
+    await world.database.setClock({ offsetMs: HOUR + 2 * MINUTE });
+    // The one whose clock is behind sweeps as well as any.
+    expect(await sweep(late)).toBe(19);
+    expect(await sweep(early)).toBe(0);
+  },
+  60_000,
+);

@@ -132,6 +132,7 @@ it('given many readers of one tenant, when another node appends, then each event
     const { length } = await idsOf('acme');
     await Promise.all(readers.map((reader) => reader.until(length)));
   });
+  await Promise.all(readers.map((reader) => reader.leave()));
   const expected = await idsOf('acme');
   for (const reader of readers) expect(reader.sound()).toEqual(expected);
   // At most two for each append, and some for the polls meanwhile: none for each reader.

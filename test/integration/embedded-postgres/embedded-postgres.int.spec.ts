@@ -31,7 +31,7 @@ const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
 const START_AND_STAY = `
   say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] })));
   setInterval(() => undefined, 1000);`;
-const asRoot = process.getuid?.() === 0 ? it : it.skip;
+const asRoot = process.getuid?.() === 0 ? heavy : it.skip;
 
 describe('the embedded PostgreSQL', () => {
   let folder: string;

@@ -24,7 +24,7 @@ jest.setTimeout(600_000);
 
 const EVENTS = sized(100_000, 4_000, 2_000);
 /** More than what is read or written at once. */
-const LONG = sized(20_000, 1_500);
+const LONG = sized(20_000, 1_500, 1_100);
 
 const open: TestDatabase[] = [];
 const stores = new Nodes();

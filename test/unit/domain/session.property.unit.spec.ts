@@ -26,9 +26,10 @@ import { sessionDecider } from '../../../src/domain/session.js';
 import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
 import { attempt, deepFreeze } from './given-when-then.js';
 import { callsIn, foretell, messagesIn, recount, seenThrough } from './naive-session.js';
+import { sized } from '../../support/heavy.js';
 
 const FULL = Boolean(process.env['FULL']);
-const runs = { seed: 20_260_101, numRuns: FULL ? 20_000 : 1000 };
+const runs = { seed: 20_260_101, numRuns: sized(20_000, 1_000, 400) };
 const TIMEOUT = FULL ? 1_800_000 : 60_000;
 
 const { initialState } = sessionDecider;
