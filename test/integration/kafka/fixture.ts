@@ -3,7 +3,6 @@ import { EventLog } from '../../../src/event-store/log.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 
-const full = process.env['FULL'] === '1';
 export { sized } from '../../support/heavy.js';
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
