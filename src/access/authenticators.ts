@@ -26,7 +26,9 @@ const DEFAULT_TENANT = 'default';
 /** The tenant in the entry of an operator's key, which may reach all tenants. */
 const ALL_TENANTS = '*';
 
-/** Authenticates by the keys of the settings. Keys of a tenant have all scopes but `admin`, keys of operators have all. */
+/**
+ * Authenticates by the keys of the settings. Keys of a tenant have all scopes but `admin`, keys of operators have all.
+ */
 function settingsKeys(keys: AuthSettings['keys']): Authenticator {
   const known = keys.map(({ name, tenant, sha256 }) => ({ name, tenant, hash: Buffer.from(sha256, 'hex') }));
   return (request) => {
@@ -56,7 +58,8 @@ const presentedKey = (request: FastifyRequest): string | undefined =>
   /^bearer +([\x21-\x7e]+)$/i.exec(request.headers.authorization ?? '')?.[1];
 
 /**
- * Without keys, running on this machine is the only credential, and web pages that its user opens have it as well. They are
+ * Without keys, running on this machine is the only credential, and web pages that its user opens have it as well. They
+ * are
  * refused by their headers: a page of another site sends its own Origin, and a page whose name points to 127.0.0.1 (DNS
  * rebinding) sends that name as Host.
  */

@@ -11,7 +11,10 @@ import { type EventAnswer } from './audit.schemas.js';
 
 /** Events that a stream reads from the log at once, and so the most that a slow reader holds in memory. */
 const BATCH = 100;
-/** Pause before a stream tries the database again. The stream stays open, because a browser that is refused does not come back. */
+/**
+ * Pause before a stream tries the database again. The stream stays open, because a browser that is refused does not
+ * come back.
+ */
 const RETRY_MS = 1_000;
 
 type TrailFilter = Omit<FeedFilter, 'streamId'>;
@@ -35,7 +38,8 @@ export interface Step {
 }
 
 /**
- * Events from the log: those of a session by version, those of a tenant by cursor. A cursor holds a position per lane. The
+ * Events from the log: those of a session by version, those of a tenant by cursor. A cursor holds a position per lane.
+ * The
  * positions of a lane become visible in order and without gaps, so a reader misses nothing behind its cursor.
  */
 @Injectable()
@@ -164,8 +168,10 @@ export class Feed implements OnModuleDestroy {
   }
 
   /**
-   * Batches of stored events, which `read` gives from where the reader stands, and then of live events, some of which the
-   * reader may have already. The next batch is read when the one before has been taken. A reader that is too slow for live
+   * Batches of stored events, which `read` gives from where the reader stands, and then of live events, some of which
+   * the
+   * reader may have already. The next batch is read when the one before has been taken. A reader that is too slow for
+   * live
    * events reads stored ones again.
    */
   private async *batches(

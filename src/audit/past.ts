@@ -125,7 +125,8 @@ export class Past {
     limit: number,
   ): Promise<DiffAnswer['generations']> {
     const range = { from: from + 1, to, types: GENERATION_TYPES };
-    // A session has one generation at a time, so beginnings and ends alternate, and the first end may belong to an earlier start.
+    // A session has one generation at a time, so beginnings and ends alternate, and the first end may belong to an
+    // earlier start.
     const events = await this.store.streams.read(streamOf(session), { ...range, limit: 2 * limit + 1 });
     const found: DiffAnswer['generations'] = [];
     for (const { type, data, version } of events as unknown as GenerationEvent[]) {

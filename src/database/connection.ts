@@ -4,7 +4,9 @@ import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 
 const DISK_FULL = '53100';
 const QUERY_CANCELED = '57014';
 
-/** The database cannot do what it was asked for now; the request may be tried again. The message tells what is known. */
+/**
+ * The database cannot do what it was asked for now; the request may be tried again. The message tells what is known.
+ */
 export class DatabaseUnavailable extends Error {
   override readonly name = 'DatabaseUnavailable';
   readonly code = 'database-unavailable';
@@ -58,7 +60,8 @@ export interface ConnectionOptions {
   /** More server settings, e.g. `-c synchronous_commit=off` for what can be made again. */
   readonly settings?: string | undefined;
   /**
-   * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does not
+   * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does
+   * not
    * answer at all is as good as gone: whoever waits must get an answer.
    */
   readonly statementMs?: number | undefined;
@@ -83,11 +86,14 @@ export function connectionConfig(
   };
 }
 
-/** A program that uses the library may end by having nothing more to do: idle connections of a pool do not hold it up. */
+/**
+ * A program that uses the library may end by having nothing more to do: idle connections of a pool do not hold it up.
+ */
 export const IDLE = { allowExitOnIdle: true } as const;
 
 /**
- * Whether a connection keeps the process alive, as it does unless told otherwise. A connection that waits for work, or for
+ * Whether a connection keeps the process alive, as it does unless told otherwise. A connection that waits for work, or
+ * for
  * notifications, must not: nothing would ever end a program that has done all it wanted.
  */
 export function keepsProcessAlive(client: Client, isKept: boolean): void {
@@ -122,7 +128,8 @@ export async function connect(url: string, name: string, options: ConnectionOpti
   return client;
 }
 
-// Connection lost, server ends or starts, disk full, too many connections, statement or transaction ended by a time-out.
+// Connection lost, server ends or starts, disk full, too many connections, statement or transaction ended by a
+// time-out.
 const UNAVAILABLE_STATES = /^(08...|57P0[123]|57014|53[13]00|25P03)$/;
 const UNAVAILABLE_SYSTEM = new Set([
   'ECONNREFUSED',

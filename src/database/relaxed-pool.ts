@@ -2,7 +2,8 @@ import { type Pool } from 'pg';
 import { createPool } from './connection.js';
 
 /**
- * Connections whose commits do not wait for the disk. They are for what is made from the log and can be made again: what
+ * Connections whose commits do not wait for the disk. They are for what is made from the log and can be made again:
+ * what
  * a crash of the database takes back, rows and checkpoint alike, is simply made once more.
  */
 export class RelaxedPool {

@@ -71,7 +71,9 @@ export class FailGeneration {
     readonly partial?: PartialReply,
   ) {}
 }
-/** With a `generationId`, ends that generation only: a node that stops late must not end the generation after its own. */
+/**
+ * With a `generationId`, ends that generation only: a node that stops late must not end the generation after its own.
+ */
 export class CancelGeneration {
   readonly type = 'CancelGeneration';
   constructor(

@@ -28,7 +28,8 @@ export const toolName = z
   .regex(/^[A-Za-z0-9_.:-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . : -')
   .meta({ example: 'get_weather' });
 /**
- * A time that a caller gives: RFC 3339, restricted to what PostgreSQL accepts. PostgreSQL refuses the year 0, offsets of 16
+ * A time that a caller gives: RFC 3339, restricted to what PostgreSQL accepts. PostgreSQL refuses the year 0, offsets
+ * of 16
  * hours or more, and fractions of any length, and a time that passes here must not fail there.
  */
 export const moment = z.iso
@@ -105,7 +106,8 @@ const generationEnd = {
   generationId: id,
   model: z.string(),
   usage: usage.optional(),
-  // Absent where the end was not recorded by the node that called the model: after a reset, or a take-over after a crash.
+  // Absent where the end was not recorded by the node that called the model: after a reset, or a take-over after a
+  // crash.
   durationMs: count.optional(),
 };
 

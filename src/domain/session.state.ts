@@ -4,7 +4,9 @@ import { type EventData, type Json, type SessionEvent, type Usage } from './sess
 /** Raise this number when `SessionState` or `evolve` changes: states stored under another number are folded again. */
 export const STATE_VERSION = 1;
 
-/** The state of a session: what the rules need to know of it, and what answers show. Times come from the event store. */
+/**
+ * The state of a session: what the rules need to know of it, and what answers show. Times come from the event store.
+ */
 export interface SessionState {
   readonly version: number;
   readonly incarnation: number;

@@ -176,7 +176,9 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
   return state.generation ? { ...started, guard: whenAbandoned(state.generation, busy()) } : started;
 }
 
-/** The versions that the model sees, up to `seen`. A window from before a reset is ignored: it is of another history. */
+/**
+ * The versions that the model sees, up to `seen`. A window from before a reset is ignored: it is of another history.
+ */
 function contextOf(state: SessionState, window: ContextWindow | undefined, seen: number): [number, number][] {
   if (!window || window.upTo <= state.historyStart) return [[state.historyStart + 1, seen]];
   const ranges = window.ranges.map(([from, to]): [number, number] => [from, to]);

@@ -5,7 +5,8 @@ import { type Account, messageOf, run } from './account.js';
 import { exists, readIfThere, removeFolder, unless } from './files.js';
 
 /**
- * The folder of the npm package's PostgreSQL (`bin`, `lib`, `share`), or of a copy of it where the account that has to run it cannot.
+ * The folder of the npm package's PostgreSQL (`bin`, `lib`, `share`), or of a copy of it where the account that has to
+ * run it cannot.
  * @param fallback where a copy goes
  * @param notes is added to where the user should know of it
  * @throws Error with a message for the user when there are no binaries for this platform, or they do not run

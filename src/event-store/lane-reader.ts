@@ -92,7 +92,8 @@ export class LaneReader {
   }
 
   /**
-   * Where the next events of a lane end, at most `limit` of them, for whoever applies them inside the database (`STRETCH`).
+   * Where the next events of a lane end, at most `limit` of them, for whoever applies them inside the database
+   * (`STRETCH`).
    *
    * @param schemaVersions event type → schema version that the reader understands
    * @returns undefined when there are none, or when one of them is sealed or of another type or version

@@ -9,7 +9,8 @@ export const LEASE_MS = 6_000;
 const RENEW_MS = 1_500;
 
 /**
- * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write under
+ * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write
+ * under
  * a lease; the arguments are SQL expressions.
  */
 export const leaseHeldBy = (lease: {

@@ -24,7 +24,10 @@ export interface Topic {
 /** An event behind the follower's place. */
 interface Seen {
   readonly head: Omit<EventHead, 'bytes'>;
-  /** What it counts of `HELD_BYTES`. The least is that of the largest in the tail: 128 small ones are as many as may wait. */
+  /**
+   * What it counts of `HELD_BYTES`. The least is that of the largest in the tail: 128 small ones are as many as may
+   * wait.
+   */
   readonly bytes: number;
   /** Known already when this process has just appended it. */
   readonly event?: RecordedEvent;

@@ -29,7 +29,9 @@ export interface EventLogOptions extends WriterOptions {
   readonly codec?: PayloadCodec;
   /** Receives what happens inside the log; optional. */
   readonly telemetry?: Telemetry;
-  /** Connections for reading at the same time; 10 unless given. Two for commits and one for notifications come to them. */
+  /**
+   * Connections for reading at the same time; 10 unless given. Two for commits and one for notifications come to them.
+   */
   readonly connections?: number;
   /** Lifts stored data to the current schema version. Without it, data is returned as stored. */
   readonly upcast?: Upcast;

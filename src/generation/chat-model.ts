@@ -6,7 +6,7 @@ import {
   type Usage,
 } from '../domain/session.events.js';
 
-/** A message as a model is given it. */
+/** A message of a prompt. */
 export interface PromptMessage {
   readonly role: Role;
   readonly content: Content;
@@ -17,16 +17,16 @@ export interface PromptMessage {
 
 export interface ModelRequest {
   readonly model: string;
-  /** Stands before the messages, as a system message of its own. */
+  /** Sent before the messages, as a system message of its own. */
   readonly instructions?: string | undefined;
   readonly messages: readonly PromptMessage[];
   readonly tools?: readonly ToolDefinition[] | undefined;
 }
 
-/** What is known of an answer when all of its text has arrived. */
+/** What is known of an answer once all of its text has arrived. */
 export interface AnswerEnd {
   readonly toolCalls: readonly ToolCall[];
-  /** As the provider names it: `stop`, `length`, `tool_calls`, … */
+  /** The provider's name for it: `stop`, `length`, `tool_calls`, … */
   readonly finishReason: string;
   readonly usage?: Usage | undefined;
 }
@@ -36,19 +36,18 @@ export interface AnswerConditions {
   /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
   readonly onText: (text: string) => void;
   /**
-   * The model is asked when this has resolved, not before; till then all is made ready for that. Rejects when `signal`
-   * aborts first.
+   * The request is prepared at once, but sent only when this has resolved. Rejects when `signal` aborts first.
    */
   readonly when?: Promise<unknown> | undefined;
 }
 
-/** A language model, or what stands in for one. */
+/** A language model, or the built-in echo that takes its place. */
 export interface ChatModel {
-  /** @throws ModelError; whatever `signal` gives as its reason when it aborts; what `when` rejects with */
+  /** @throws ModelError; the reason of `signal` when it aborts; the error with which `when` rejects */
   answer(request: ModelRequest, conditions: AnswerConditions): Promise<AnswerEnd>;
 }
 
-/** The model gave no answer. The message is safe to show and to keep: no key and no prompt is in it. */
+/** The model gave no answer. The message contains neither keys nor prompts, so it may be shown and stored. */
 export class ModelError extends Error {
   override readonly name = 'ModelError';
   constructor(

@@ -1,11 +1,11 @@
-/** Lets so many in at the same time; the others wait for their turn, first come, first served. */
+/** Limits how many run at the same time; the others wait, first come, first served. */
 export class ConcurrencyLimit {
   private running = 0;
   private readonly waiting: (() => void)[] = [];
 
   constructor(private readonly most: number) {}
 
-  /** Resolves when there is a place, which `leave` gives back. @throws the signal's reason when it is aborted before */
+  /** Resolves when there is a place, which `leave` frees again. @throws the signal's reason when it aborts before */
   async enter(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     if (this.running < this.most) {
@@ -26,7 +26,7 @@ export class ConcurrencyLimit {
     });
   }
 
-  /** The place goes to whoever waits, so that `running` stays as it is then. */
+  /** The place passes to the next one that waits, in which case `running` stays the same. */
   leave(): void {
     const next = this.waiting.shift();
     if (next) next();

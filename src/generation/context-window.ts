@@ -6,10 +6,10 @@ export interface VersionedMessage {
   readonly message: NewMessage;
 }
 
-/** Tokens that each message costs beside its text, for role and separators. */
+/** Tokens of each message in addition to its text, for role and separators. */
 const MESSAGE_OVERHEAD = 4;
 
-/** What an image or a file is taken for: what it costs depends on the model, and its URL says nothing of it. */
+/** Assumed tokens of an image or a file. The real number depends on the model and cannot be told from the URL. */
 const ATTACHMENT_TOKENS = 1_000;
 
 /**
@@ -25,7 +25,7 @@ let count: ((text: string) => number) | undefined;
 export async function loadTokenizer(): Promise<(text: string) => number> {
   if (!count) {
     const { countTokens } = await import('gpt-tokenizer/encoding/o200k_base');
-    // Text that looks like a control token is just text here.
+    // Text that looks like a control token is counted as plain text.
     count = (text) => {
       const tame = text.replaceAll(LONG_RUNS, '$& ').replaceAll(LONG_BLANKS, '$&x');
       return countTokens(tame, { disallowedSpecial: new Set() });
@@ -35,9 +35,10 @@ export async function loadTokenizer(): Promise<(text: string) => number> {
 }
 
 /**
- * What of a history fits a budget. Whole turns fall out, the oldest first. A turn begins with a user's message, unless a
- * tool call before it has its result only after it: a call is never parted from its result. System messages stay, and
- * so does the turn that is to be answered, whatever it costs.
+ * The part of a history that fits a budget. Whole turns are left out, the oldest first. A turn begins with a message of
+ * the
+ * user, unless a tool call before it has its result after it, because a call and its result must stay together. System
+ * messages are kept, and so is the turn that is to be answered, whatever they cost.
  *
  * @param budget tokens for the messages, after what instructions, tools and the new message take
  * @param cost tokens of a message; asked only for those that may stay
@@ -54,7 +55,7 @@ export function fitWindow(
   let left = budget;
   for (const one of history) if (one.message.role === 'system') left -= cost(one);
   const begins = turnStarts(history);
-  // Backwards by turns; `from` is where the kept turns begin.
+  // Goes backwards turn by turn; the kept turns begin at `from`.
   let from = history.length;
   for (let index = history.length - 1; index >= 0; index -= 1) {
     const one = history[index];
@@ -67,7 +68,7 @@ export function fitWindow(
   return { ranges: rangesOf(history, kept), upTo };
 }
 
-/** Where turns begin: nothing that came before is waiting for a result there. */
+/** The messages at which turns begin: no tool call before them is without a result. */
 function turnStarts(history: readonly VersionedMessage[]): boolean[] {
   const open = new Set<string>();
   return history.map(({ message }, index) => {

@@ -1,7 +1,7 @@
 import { type Content } from '../domain/session.events.js';
 import { type AnswerConditions, type AnswerEnd, type ChatModel, type ModelRequest } from './chat-model.js';
 
-/** Answers without any model, so that everything can be tried before there is a key; it says what it is. */
+/** Answers without a model, so that the service can be tried without a key. The answers say that they are an echo. */
 export const echoModel: ChatModel = {
   async answer({ messages }: ModelRequest, { onText, when }: AnswerConditions): Promise<AnswerEnd> {
     await when;
@@ -22,7 +22,7 @@ export const echoModel: ChatModel = {
 
 const words = (text: string): number => text.split(/\s+/).filter(Boolean).length;
 
-/** The text in a message; what is not text is left out. */
+/** The text of a message, without its other parts. */
 export function textOf(content: Content): string {
   if (typeof content === 'string') return content;
   return content.flatMap((part) => (part.type === 'text' ? [part.text] : [])).join('\n');

@@ -52,7 +52,7 @@ const PROBLEMS = [
 
 const TITLE_INSTRUCTIONS =
   'Give the conversation a title of at most six words, in its language. Answer with the title alone, without quotes.';
-/** Messages that a title is made from: the beginning says what a conversation is about. */
+/** Number of messages at the beginning of a conversation from which its title is made. */
 const TITLE_MESSAGES = 6;
 
 @Controller('v1')
@@ -99,7 +99,7 @@ export class GenerationController {
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
     stream: replyStream,
-    // When somebody deletes the session in between.
+    // The session may be deleted between its creation and the turn.
     problems: ['session-not-found', ...PROBLEMS],
   })
   async chat(
@@ -116,7 +116,7 @@ export class GenerationController {
     const session = { tenant, sessionId };
     const { ifMatch, idempotency, ...context } = contextOf(write, route, body);
     const known = idempotency && (await this.generations.isKnown(tenant, idempotency));
-    // A retry must not bring a session back that was deleted since.
+    // A retry must not create a session again that was deleted after the first request.
     if (!known) await dispatch(this.bus, session, new CreateSession(), { ...context, ifMatch });
     const message = userMessage(body.message);
     const live = await this.generations.start(session, { ...context, idempotency }, { message });
@@ -194,7 +194,7 @@ export class GenerationController {
     return answer;
   }
 
-  /** A title that somebody gave while the model thought is not overwritten either. */
+  /** Sets the title, unless somebody set one while the model was working. */
   private async entitle(
     session: SessionRef,
     context: CommandContext,
@@ -226,7 +226,7 @@ export class GenerationController {
     const answer = await this.generations.answerOnce(session, TITLE_INSTRUCTIONS, [
       { role: 'user', content: said },
     ]);
-    // A cut must not leave half of a surrogate pair.
+    // The cut may leave half of a surrogate pair, which `storable` replaces.
     const title = storable((answer.trim().split('\n')[0] ?? '').trim().slice(0, 300));
     return title ? { title } : {};
   }

@@ -21,7 +21,7 @@ export const sessionNotFound = (): DomainError =>
 export const generationNotFound = (): ApiError =>
   new ApiError('not-found', 'there is no such generation in this session');
 
-/** What a client is told of a model that gave no reply. */
+/** The error that a client gets for a model that gave no reply. */
 export const modelProblem = (
   code: ModelError['code'],
   message: string,

@@ -37,14 +37,14 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
     this.graceMs = server.shutdownGraceMs;
   }
 
-  /** Before the server waits for the answers that are under way. */
+  /** Runs before the server waits for running requests. */
   onModuleDestroy(): void {
     this.grace = setTimeout(() => {
       this.abortAll();
     }, this.graceMs);
   }
 
-  /** After the last request was answered. */
+  /** Runs after the last request was answered. */
   async onApplicationShutdown(): Promise<void> {
     await this.idle();
     clearTimeout(this.grace);

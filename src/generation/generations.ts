@@ -45,14 +45,15 @@ export interface GenerationSettings {
 }
 
 /**
- * Turns of conversations. The message and the start of the generation are one append; the model is called outside of any
+ * Turns of conversations. The message and the start of the generation are one append; the model is called outside of
+ * any
  * transaction, under a lease; the reply and the end are one append. Whoever asked may go away: the turn goes on.
  */
 export class Generations {
   private readonly running = new Map<string, RunningGeneration>();
-  /** Turns that are not over yet, up to the release of their leases. */
+  /** Turns that have not ended yet, including the release of their leases. */
   private readonly turns = new Set<Promise<void>>();
-  /** Model calls that belong to no conversation. */
+  /** Model calls that are not part of a conversation. */
   private readonly singleCalls = new Set<AbortController>();
   private readonly history: History;
   private readonly recorded: RecordedReplies;
@@ -83,7 +84,7 @@ export class Generations {
   }
 
   /**
-   * Starts a turn, or finds the one that the same key has started before.
+   * Starts a turn, or finds the one that a request with the same key started before.
    * @throws DomainError `session-busy`, `session-not-found`, …; what session commands throw
    */
   async start(session: SessionRef, context: CommandContext, ask: Ask): Promise<LiveReply> {
@@ -92,7 +93,7 @@ export class Generations {
   }
 
   /**
-   * A generation's reply, wherever it runs or ran.
+   * The reply of a generation, on whichever node it runs or ran.
    * @throws ApiError `not-found`; DomainError `session-not-found` when the session was deleted since
    */
   async follow(session: SessionRef, generationId: string): Promise<LiveReply> {
@@ -102,7 +103,7 @@ export class Generations {
     return this.follower.follow(session, await this.recorded.findStart(session, generationId, incarnation));
   }
 
-  /** What a generation was given and how it ended, from the log alone. @throws ApiError `not-found` */
+  /** The input of a generation and how it ended, read from the log alone. @throws ApiError `not-found` */
   async describe(session: SessionRef, generationId: string): Promise<GenerationDescription> {
     const incarnation = await this.incarnationOf(session);
     const { data, time, version } = await this.recorded.findStart(session, generationId, incarnation);
@@ -127,7 +128,7 @@ export class Generations {
     return (await this.log.keyed.find(tenant, scope, key)) !== undefined;
   }
 
-  /** One answer of the model that is part of no conversation. @throws ApiError `model-failed`, `model-timeout` */
+  /** An answer of the model that is not part of a conversation. @throws ApiError `model-failed`, `model-timeout` */
   async answerOnce(
     session: SessionRef,
     instructions: string,
@@ -156,7 +157,7 @@ export class Generations {
     return messages.map((one) => one.message);
   }
 
-  /** Ends the model calls that still run, and begins no more; their generations fail, and their sessions go on. */
+  /** Aborts all running model calls and begins no more. Their generations fail, and their sessions stay usable. */
   abortAll(): void {
     this.stopping = true;
     const running = [...this.running.values()].map((one) => one.controller);
@@ -170,7 +171,7 @@ export class Generations {
     await this.sharing.close();
   }
 
-  /** Asked anew each time: it changes while a start is under way. */
+  /** A method and not a field, because the value may change during a start and TypeScript would not expect that. */
   private isStopping(): boolean {
     return this.stopping;
   }
@@ -196,7 +197,7 @@ export class Generations {
         ...context,
         lease: this.leases.wanted(lease),
         onDecided: (events, before) => {
-          // Decided anew: what was made ready for the decision before is of no use.
+          // The command was decided again, so a call that was prepared for the decision before is useless.
           call?.controller.abort();
           call = prepareCall(this.model, { model, instructions, tools }, (recorded) =>
             this.history.seenBy(session, ahead, events, before, recorded),
@@ -205,8 +206,9 @@ export class Generations {
       });
     } catch (error) {
       call?.controller.abort();
-      // The append may have been committed for all we know, and nobody works on that generation: its lease is released
-      // so that the session is free at once.
+      // The append may have been committed, and nobody works on that generation. Its lease is released, so that the
+      // session
+      // is free at once.
       if (codeOf(error) === 'database-unavailable') await this.release(lease);
       throw error;
     }
@@ -230,12 +232,13 @@ export class Generations {
       reply.append(text);
       this.sharing.add(generationId, text);
     });
-    // The model is asked by the end of this turn of the event loop: what the reader is told first can wait for that.
+    // The request to the model is sent by the end of this turn of the event loop, before the first event for the
+    // reader.
     await endOfTurn();
     return reply;
   }
 
-  /** The outcome of the first request with a key answers its retry, whatever became of the session since. */
+  /** Answers a retry with the outcome of the first request with its key, whatever happened to the session since. */
   private async attach(
     session: SessionRef,
     { reference, version }: NonNullable<HandledSession['duplicate']>,
@@ -243,11 +246,11 @@ export class Generations {
     const { generationId } = reference as { generationId: string };
     const known = this.known(session, generationId);
     if (known) return known;
-    // The start is the last event of its append.
+    // The start is the last event of its append, so the append's version is that of the start.
     return this.follower.follow(session, await this.recorded.startAt(session, generationId, version));
   }
 
-  /** Sees a turn through, in the background, until nothing of it is left in this process. */
+  /** Carries a turn out in the background, up to the release of its lease. */
   private work(turn: StartedTurn, lease: string): void {
     const { running, version } = turn;
     const { reply, controller } = running;
@@ -279,9 +282,9 @@ export class Generations {
     this.turns.add(whole);
   }
 
-  /** The end of a turn could not be recorded, and whoever asked for it may not be there to hear of it. */
+  /** Reports that the end of a turn could not be recorded, because the client may have disconnected. */
   private tell(generationId: string, error: unknown): void {
-    // A session that was deleted has no place for it, and that is as it should be.
+    // A deleted session cannot record the end of a turn, which is not an error.
     if (codeOf(error) === 'session-not-found') return;
     if (isPassingOutage(error))
       this.log.telemetry.emit('failed', { what: 'recording the end of a generation', error });
@@ -304,7 +307,7 @@ export class Generations {
   }
 
   private async release(lease: string): Promise<void> {
-    // A lease that cannot be released runs out by itself; until then its session is busy.
+    // A lease that cannot be released runs out by itself; its session is busy until then.
     await this.leases
       .release([lease])
       .catch(this.log.telemetry.failed('the release of the lease of a generation'));

@@ -18,14 +18,14 @@ import {
 export interface EarlyHistory {
   readonly historyStart: number;
   readonly version: number;
-  /** Undefined when nobody will want them, or when they could not be read; then they are read again, later. */
+  /** Undefined when they will not be needed, or could not be read; in the latter case they are read again later. */
   readonly messages: Promise<VersionedMessage[] | undefined>;
 }
 
-/** Token counts of messages that are kept; a message that is recorded does not change, and neither does its count. */
+/** Number of messages whose token counts are cached. A recorded message never changes, and neither does its count. */
 const KNOWN_COUNTS = 50_000;
 
-/** What a model is to see of a session: which messages there are, and which of them fit its context window. */
+/** Reads the history of a session for a model: its messages, and the window of them that fits the model's context. */
 export class History {
   private readonly counts = new LRUCache<string, number>({ max: KNOWN_COUNTS });
 
@@ -51,11 +51,11 @@ export class History {
     return messages;
   }
 
-  /** Begins to read what a generation will probably see. It may be out of date by the time of the append. */
+  /** Begins to read what a generation will probably see. The result may be out of date by the time of the append. */
   async readAhead(session: SessionRef): Promise<EarlyHistory> {
     const { state } = await this.commands.lastKnown(session);
     const { historyStart, version } = state;
-    // A session that is busy, or not there, will refuse the generation.
+    // A session that is busy or does not exist will refuse the generation.
     const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
     if (!isWanted) return { historyStart, version, messages: Promise.resolve(undefined) };
     if (state.messageCount === 0) return { historyStart, version, messages: Promise.resolve([]) };
@@ -68,8 +68,9 @@ export class History {
 
   /**
    * The messages that a generation sees whose start is about to be appended.
-   * @param events of that append, and `before` the state before them
-   * @param recorded resolves when they are recorded: what was read ahead and is out of date is read again then
+   * @param events the events of that append; `before` is the state before them
+   * @param recorded resolves when the events are recorded; messages that were read ahead and are out of date are then read
+   *   again
    */
   async seenBy(
     session: SessionRef,
@@ -119,7 +120,7 @@ export class History {
       this.counts.set(key, counted);
       return counted;
     };
-    // A tool's result or a system message belongs to the turn that is there already.
+    // The result of a tool or a system message continues the last turn instead of beginning a new one.
     return fitWindow(history, this.maxInputTokens - fixed, count, message?.role === 'user');
   }
 }

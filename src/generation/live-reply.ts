@@ -1,10 +1,10 @@
 import { type ToolCall } from '../domain/session.events.js';
 import { type GeneratedAnswer } from './generation.schemas.js';
 
-/** How a generation ended. `version` is the session's after it. */
+/** How a generation ended. `version` is that of the session afterwards. */
 export type ReplyEnd =
   | { readonly type: 'completed' | 'cancelled'; readonly answer: GeneratedAnswer; readonly version: number }
-  /** `content`: what had arrived and is kept. */
+  /** `content`: the partial reply that is kept. */
   | { readonly type: 'failed'; readonly error: unknown; readonly content?: string | undefined };
 
 /** A tool call as clients see it: `required` when the session has no approval for it. */
@@ -17,15 +17,16 @@ export type ReplyEvent =
   | { readonly type: 'toolCall'; readonly call: ReportedCall; readonly number: number }
   | ReplyEnd;
 
-/** Where a reader stands: characters and tool calls that it has. */
+/** The place of a reader: how many characters and tool calls it has received. */
 export interface ReplyPlace {
   readonly offset: number;
   readonly toolCalls: number;
 }
 
 /**
- * A reply while it arrives, for any number of readers. Each reads at its own pace from what is here: a slow one gets
- * fewer, longer pieces, and nothing is queued for it.
+ * A reply while it arrives, for any number of readers. Each reader takes text at its own pace: a slow reader gets fewer
+ * and
+ * longer pieces, and nothing is queued for it.
  */
 export class LiveReply {
   private readonly pieces: string[] = [];
@@ -61,7 +62,8 @@ export class LiveReply {
   }
 
   finish(end: ReplyEnd): void {
-    // What this process did not see arrive, because another one ran the generation or the last piece was not shared.
+    // The text that did not arrive in this process, because another node ran the generation or its last piece was not
+    // shared.
     const content = end.type === 'failed' ? (end.content ?? '') : end.answer.content;
     if (content.length > this.length) this.append(content.slice(this.length));
     const calls = end.type === 'failed' ? [] : (end.answer.message?.toolCalls ?? []);
@@ -70,15 +72,16 @@ export class LiveReply {
     this.wake();
   }
 
-  /** Resolves with the end. */
+  /** Resolves to the end of the reply. */
   async finished(): Promise<ReplyEnd> {
     while (!this.ended) await this.change();
     return this.ended;
   }
 
   /**
-   * From a place on: what is there at once, in one piece, then what arrives, then the end. Each call gives the next;
-   * undefined when there is none now.
+   * Reads the reply from a place on. Each call of the returned function gives the next event: first all text that is
+   * there, in
+   * one piece, then the text that arrives, then the end; undefined when there is nothing new.
    */
   reader(from?: ReplyPlace): () => ReplyEvent | undefined {
     let isNew = !from;

@@ -1,11 +1,11 @@
 import { type Telemetry } from '../event-store/telemetry.js';
 import { type ChatModel, ModelError } from './chat-model.js';
 
-/** The same model, and each of its calls is told: how it ended, how long it took, how many tokens it used. */
+/** The same model with telemetry: each call reports how it ended, how long it took and how many tokens it used. */
 export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => ({
   async answer(request, conditions) {
     let began = performance.now();
-    // The time until a call may leave is not the model's.
+    // The time until the request may be sent is not counted as the model's.
     conditions.when?.then(
       () => (began = performance.now()),
       () => undefined,

@@ -3,10 +3,10 @@ import { type ToolCall, type Usage } from '../domain/session.events.js';
 import { type AnswerEnd } from './chat-model.js';
 import { brokenOff, ProviderError, tooLong } from './provider-errors.js';
 
-/** What a piece counts that holds no text: a provider that only ever sends such must come to an end, too. */
+/** Bytes that a piece without text counts, so that a provider that sends only such pieces reaches the limit as well. */
 const EMPTY_PIECE_BYTES = 16;
 
-/** What is used of a piece. Servers that merely imitate the API leave out what the SDK's types promise. */
+/** The parts of a piece that are used. Servers that imitate the API leave out members that the SDK's types promise. */
 const Piece = z.object({
   choices: z
     .array(
@@ -32,7 +32,7 @@ const Piece = z.object({
       }),
     )
     .default([]),
-  /** Something went wrong after the answer had begun. */
+  /** Present when something went wrong after the answer had begun. */
   error: z.union([z.string(), z.object({ message: z.string() })]).nullish(),
   usage: z
     .object({
@@ -44,7 +44,7 @@ const Piece = z.object({
     .nullish(),
 });
 
-/** An answer as it comes together from the pieces of a stream. */
+/** Puts an answer together from the pieces of a stream. */
 export class Answer {
   private readonly calls = new Map<number, ToolCall>();
   private finishReason: string | undefined;
@@ -53,7 +53,10 @@ export class Answer {
 
   constructor(private readonly maxBytes: number) {}
 
-  /** @returns the text in it. @throws when it cannot be read, is an error, or too much */
+  /**
+   * @returns the text of the piece @throws ModelError for a piece that cannot be read, is an error, or exceeds the
+   * limit
+   */
   add(data: string): string {
     const { choices, error, usage } = Piece.parse(JSON.parse(data));
     if (error) throw new ProviderError(typeof error === 'string' ? error : error.message);
@@ -77,7 +80,7 @@ export class Answer {
 
   end(): AnswerEnd {
     const { calls, finishReason, usage } = this;
-    // A connection that breaks off between two pieces looks like an end.
+    // A connection that breaks between two pieces looks like the end of the stream.
     if (finishReason === undefined) throw brokenOff(undefined);
     return { toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
   }

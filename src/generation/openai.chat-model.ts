@@ -28,12 +28,15 @@ export interface OpenAiSettings {
 }
 
 const NEVER_MS = 2 ** 31 - 1;
-/** Tries of a call that the provider refuses for now, and the pause before the second; it doubles. */
+/**
+ * Tries of a call that the provider refuses for the moment, and the pause before the second try, which then doubles.
+ */
 const TRIES = 3;
 const BACK_OFF_MS = 500;
 
 /**
- * Streamed chat completions by the official SDK. Streamed always: what has arrived can then be shown, kept and cut off.
+ * Chat completions by the official SDK. They are always streamed, so that partial answers can be shown, kept and cut
+ * off.
  */
 export class OpenAiModel implements ChatModel {
   private readonly client: OpenAI;
@@ -42,16 +45,17 @@ export class OpenAiModel implements ChatModel {
   constructor(private readonly settings: OpenAiSettings) {
     this.places = new ConcurrencyLimit(settings.maxConcurrency);
     this.client = new OpenAI({
-      // Servers of one's own often ask for none; the SDK insists on a text.
+      // Local servers often need no key, but the SDK requires one.
       apiKey: settings.apiKey ?? 'none',
       baseURL: settings.baseURL ?? null,
-      // Its time runs from before a call may leave; `SilenceTimer` counts instead.
+      // The SDK's timeout would begin before the request may be sent. `SilenceTimer` is used instead.
       timeout: NEVER_MS,
       defaultHeaders: { 'X-Stainless-Timeout': null },
-      // Its pauses cannot be broken off: a cancelled call would wait for as long as `Retry-After` says.
+      // The SDK's pauses between tries cannot be aborted: a cancelled call would wait for as long as `Retry-After`
+      // says.
       maxRetries: 0,
       fetch: providerFetch,
-      // Its log would hold prompts.
+      // The SDK's log would contain prompts.
       logLevel: 'off',
     });
   }
@@ -66,7 +70,7 @@ export class OpenAiModel implements ChatModel {
       () => {
         silence.begin();
       },
-      // Whoever made the start fails hears of it elsewhere; the call then never leaves.
+      // A failure of the start is reported elsewhere, and the request is then never sent.
       () => undefined,
     );
     const signal = AbortSignal.any([aborted, silence.signal]);
@@ -89,7 +93,7 @@ export class OpenAiModel implements ChatModel {
     }
   }
 
-  /** Asks, and again after a pause when the provider is busy, broken or out of reach for the moment. */
+  /** Sends the request, and again after a pause when the provider is busy, broken or unreachable for the moment. */
   private async respond(
     request: ModelRequest,
     signal: AbortSignal,
@@ -127,7 +131,7 @@ export class OpenAiModel implements ChatModel {
     return isBroken(error) ? brokenOff(error) : unreadable(error);
   }
 
-  /** Providers quote the key they were given; and their texts have no bound. */
+  /** Removes keys from a text of the provider, which may quote them, and cuts it, because its length has no limit. */
   private withoutKeys(text: string): string {
     const { apiKey } = this.settings;
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;

@@ -5,20 +5,21 @@ import { type VersionedMessage } from './context-window.js';
 import { buildPrompt } from './prompt.js';
 import { StorableText } from './storable-text.js';
 
-/** A call of the model that is made ready while the start of its generation is appended. */
+/** A model call that is prepared while the start of its generation is appended. */
 export interface PreparedCall {
-  /** Ends the call, whatever state it is in. */
+  /** Aborts the call in any state. */
   readonly controller: AbortController;
   readonly answer: Promise<AnswerEnd>;
-  /** The generation is recorded: the request may leave, and the reply's text goes to `onText`. */
+  /** To be called when the generation is recorded: the request is sent, and the reply's text goes to `onText`. */
   readonly begin: (onText: (text: string) => void) => void;
 }
 
 /**
- * Makes a call ready up to a connection on which the request can leave. The request leaves when the call begins, and
- * never if it is aborted before: the model must not be asked, and paid, for a generation that was not recorded.
+ * Prepares a call up to an open connection. The request is sent when the call begins, and never if it is aborted
+ * before:
+ * the model must not be asked, and paid, for a generation that was not recorded.
  *
- * @param read gives the messages; it is told when the generation is recorded
+ * @param read returns the messages; its argument resolves when the generation is recorded
  */
 export function prepareCall(
   model: ChatModel,
@@ -43,12 +44,12 @@ export function prepareCall(
     });
   });
   const ask = async (): Promise<AnswerEnd> => {
-    // The append is sent first.
+    // Lets the append be sent first.
     await endOfTurn();
     const messages = buildPrompt((await read(when)).map((one) => one.message));
     const text = new StorableText();
     const onText = (piece: string): void => {
-      // What comes after the end of the generation has no place in what is recorded.
+      // Text that arrives after the end of the generation is not part of what is recorded.
       if (!signal.aborted) take(text.add(piece));
     };
     const end = await model.answer({ ...request, messages }, { signal, onText, when });
@@ -56,8 +57,8 @@ export function prepareCall(
     return end;
   };
   const answer = ask();
-  // Whoever begins the call waits for `answer` and hears of its error. A call that is aborted before it began has
-  // nobody who waits, and Node would end the process for the rejection.
+  // The code that begins the call awaits `answer` and handles its error. When a call is aborted before it began, nobody
+  // awaits it, and Node would end the process because of the unhandled rejection.
   for (const promise of [when, answer]) promise.catch(() => undefined);
   return { controller, answer, begin };
 }

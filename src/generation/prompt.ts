@@ -3,21 +3,26 @@ import { type Role } from '../domain/session.events.js';
 import { type PromptMessage } from './chat-model.js';
 
 /**
- * The messages of a history as a model takes them.
+ * Turns the messages of a history into those of a prompt.
  *
- * A model refuses a prompt in which a tool's result does not follow its call at once, but while a tool runs other
- * messages may be appended: results are moved up to their calls.
+ * Models refuse a prompt in which the result of a tool does not directly follow its call, but other messages may be
+ * appended
+ * while a tool runs. Results are therefore moved up to their calls.
  *
- * A partial reply stays only where a user has answered it. Where the model is asked anew instead, the next reply takes
- * its place: given as the last message some providers would continue it and others refuse the prompt, and before the
- * reply that took its place it would be a second answer to one question. One that holds nothing is left out too.
+ * A partial reply is kept only where a message of the user follows it. Otherwise the model was asked again, and the
+ * next reply
+ * takes its place: as the last message of a prompt, some providers would continue the partial reply and others would
+ * refuse
+ * the prompt, and before the next reply it would be a second answer to the same question. Empty partial replies are
+ * left
+ * out as well.
  */
 export function buildPrompt(history: readonly NewMessage[]): PromptMessage[] {
   const results = new Map<string, NewMessage>();
   const prompt: PromptMessage[] = [];
-  /** What stands after the message at hand, system messages and tool results aside. */
+  /** The role of the next message after the current one, not counting system messages and tool results. */
   let after: Role | undefined;
-  // Backwards, so that each call finds the result that came after it even where ids repeat in a long history.
+  // Goes backwards, so that each call finds the result that follows it, even if ids repeat in a long history.
   for (const message of history.toReversed()) {
     if (message.role === 'tool') {
       results.set(message.toolCallId ?? '', message);

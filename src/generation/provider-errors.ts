@@ -1,7 +1,7 @@
 import { APIConnectionError, APIError } from 'openai';
 import { ModelError } from './chat-model.js';
 
-/** What a provider says of its failure after the answer has begun. */
+/** An error that a provider reports after the answer has begun. */
 export class ProviderError extends Error {}
 
 export const unreadable = (cause: unknown): ModelError =>
@@ -14,7 +14,7 @@ export const tooLong = (bytes: number): ModelError =>
 export const isBroken = (error: unknown): boolean =>
   ['ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes((error as NodeJS.ErrnoException).code ?? '');
 
-/** Whether it may go better in a moment. */
+/** Whether another try may succeed in a moment. */
 export function isPassing(error: unknown): boolean {
   if (!(error instanceof APIError)) return false;
   const { status, headers } = error as APIError;
@@ -24,7 +24,7 @@ export function isPassing(error: unknown): boolean {
   return status === 408 || status === 409 || status === 429 || status >= 500;
 }
 
-/** Milliseconds that the provider asks to be left alone. */
+/** Milliseconds that the provider asks callers to wait. */
 export function pauseBefore(error: unknown): number | undefined {
   if (!(error instanceof APIError)) return undefined;
   const headers = error.headers as Headers | undefined;

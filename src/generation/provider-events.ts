@@ -5,15 +5,16 @@ import { brokenOff, tooLong } from './provider-errors.js';
 import { bodyOf, letEnd } from './provider-fetch.js';
 
 const DONE = '[DONE]';
-/** Of a line of the stream, beyond the text that it may hold: its JSON, and escapes. */
+/** How many times longer than its text a line of the stream may be, because of JSON and escapes. */
 const LINE_FACTOR = 6;
 const LINE_EXTRA = 65_536;
-/** Pieces of a response that may wait. A provider that sends more at once has to wait for what is done with them. */
+/** Most pieces of a response that wait. A provider that sends more at once has to wait until some are handled. */
 const AHEAD = 64;
 
 /**
- * Gives the `data` of a response's events to `onData` as they come, by nothing but calls from the socket on: with
- * thousands of tokens a second a promise or a generator at each step is a good part of what they cost.
+ * Calls `onData` with the `data` of a response's events as they arrive. All steps from the socket on are plain calls:
+ * with
+ * thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
  * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
  */
 export async function readEvents(
@@ -56,10 +57,10 @@ export async function readEvents(
         for (const task of waiting.splice(0, count)) if (!isOver) task();
       };
       let isFirst = true;
-      // An end waits for its turn, too: what arrived before it counts.
+      // The end is queued like the pieces, so that everything that arrived before it is handled first.
       const later = (task: () => void): void => {
         waiting.push(task);
-        // The first of it is urgent: somebody looks at an empty page.
+        // The first piece is handled at once, because somebody is looking at an empty page.
         if (isFirst || waiting.length > AHEAD) run(waiting.length);
         else
           atLowPriority(() => {
@@ -82,17 +83,17 @@ export async function readEvents(
           });
         })
         .once('close', () => {
-          // Without an end it was broken off.
+          // Without an end marker the response broke off.
           later(() => {
             end(brokenOff(undefined));
           });
         });
-      // It may have gone before anybody listened for that.
+      // The body may have been destroyed before the listeners were added.
       if (body.destroyed) end(body.errored ?? brokenOff(undefined));
     });
   } finally {
     body.removeAllListeners('data');
-    // A body that was read to its end leaves its connection to the next call.
+    // A body that is read to its end lets the next call use its connection.
     if (isDone) letEnd(body);
     else body.destroy();
   }

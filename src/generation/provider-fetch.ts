@@ -2,9 +2,9 @@ import { once } from 'node:events';
 import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
 
-/** Of an error's body; the rest is not read. */
+/** Most bytes that are read of an error's body. */
 const ERROR_BYTES = 65_536;
-/** How long a server may take to end an answer that is complete. */
+/** How long a server may take to end a response whose content is complete. */
 const DRAIN_MS = 1_000;
 const NO_BODY = new Set([204, 205, 304]);
 
@@ -12,13 +12,14 @@ const httpAgent = new HttpAgent({ keepAlive: true });
 const httpsAgent = new HttpsAgent({ keepAlive: true });
 
 export interface Departure {
-  /** The request leaves when this has resolved; by then its connection may be there. */
+  /** The request is sent when this has resolved; the connection is opened before. */
   readonly when?: Promise<unknown>;
 }
 
 /**
- * What the SDK needs of `fetch`, over `node:http`: with hundreds of streams that each bring a few bytes at a time, the
- * web streams of Node's own `fetch` cost more than all that is done with what they bring. Follows no redirects.
+ * The part of `fetch` that the SDK needs, over `node:http`. With hundreds of streams that each bring a few bytes at a
+ * time, the
+ * web streams of Node's own `fetch` cost more than everything that is done with the bytes. Does not follow redirects.
  */
 export async function providerFetch(
   url: string | URL | Request,
@@ -34,7 +35,7 @@ export async function providerFetch(
       agent: isHttps ? httpsAgent : httpAgent,
       ...(init.signal && { signal: init.signal }),
     });
-    // What goes wrong later shows in the body.
+    // Later errors show in the body.
     request.on('error', () => undefined);
     const response = once(request, 'response') as Promise<[IncomingMessage]>;
     response.catch(() => undefined);
@@ -55,7 +56,7 @@ export async function providerFetch(
 /** The body of an answer of `providerFetch`. */
 export const bodyOf = (response: Response): IncomingMessage => response.body as unknown as IncomingMessage;
 
-/** Lets a body end whose rest is of no use, so that its connection can be used again; but not for ever. */
+/** Reads the useless rest of a body, for a limited time, so that its connection can be used again. */
 export function letEnd(body: IncomingMessage): void {
   if (body.closed) return;
   const timer = setTimeout(() => body.destroy(), DRAIN_MS);

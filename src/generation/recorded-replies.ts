@@ -24,7 +24,9 @@ export interface StartedGeneration {
 }
 
 const OUTCOME_EVENTS = ['MessageAppended', 'GenerationCompleted', 'GenerationFailed', 'GenerationCancelled'];
-/** Events of the first page. Most replies end within it; the pages after it grow, so that a long way takes few trips. */
+/**
+ * Events of the first page. Most replies end within it; the pages after it grow, so that a long way takes few trips.
+ */
 const FIRST_PAGE = 8;
 const LARGEST_PAGE = 1_000;
 const VERSION_MAX = 2_147_483_647;

@@ -101,7 +101,8 @@ export class ReplyFollower {
     const context = { ...by, causationId: generationId, ifMatch: undefined, idempotency: undefined };
     await dispatch(this.bus, session, new AbandonGeneration(generationId), context).catch(
       (error: unknown) => {
-        // The session was deleted meanwhile, or the lease stands after all. The next look at the log tells how it ended.
+        // The session was deleted meanwhile, or the lease stands after all. The next look at the log tells how it
+        // ended.
         if (!(error instanceof DomainError)) throw error;
       },
     );

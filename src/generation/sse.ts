@@ -3,15 +3,16 @@ import { EventStream } from '../http/event-stream.js';
 import { renderProblem } from '../http/problem.js';
 import { type LiveReply, type ReplyEvent, type ReplyPlace } from './live-reply.js';
 
-/** The place that `Last-Event-ID` names; undefined when there is none or it is not ours. */
+/** The place that `Last-Event-ID` names; undefined when the header is missing or has another form. */
 export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined {
   const [, offset, calls] = /^(\d{1,9})-(\d{1,3})$/.exec(lastEventId ?? '') ?? [];
   return offset === undefined ? undefined : { offset: Number(offset), toolCalls: Number(calls) };
 }
 
 /**
- * Sends a reply as server-sent events. The id of each is the place up to which a client has the reply, so that it can
- * come back with `Last-Event-ID` and miss nothing. A client that goes away ends the stream, not the generation.
+ * Sends a reply as server-sent events. The id of each event is the place up to which a client has the reply, so that
+ * the client
+ * can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
  */
 export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
   const stream = new EventStream(reply);
@@ -31,9 +32,9 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
       if (event.type === 'delta') ({ offset } = event);
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
-      // A slow client holds up nothing: what arrives meanwhile comes to it in one piece.
+      // A slow client holds nothing up: the text that arrives meanwhile reaches it in one piece.
       const full = stream.send({ id: `${offset}-${calls}`, event: name, data });
-      // Not awaited in vain: a turn of promises for each of thousands of tokens a second is what others wait for.
+      // Awaited only when necessary: with thousands of tokens a second, a promise for each would delay other requests.
       if (full) await full;
       if (event === live.end) return;
     }

@@ -2,7 +2,8 @@
 export const storable = (text: string): string => text.toWellFormed().replaceAll('\0', '');
 
 /**
- * A text that arrives in pieces and leaves in storable ones. A model may cut an emoji between two pieces: its first half
+ * A text that arrives in pieces and leaves in storable ones. A model may cut an emoji between two pieces: its first
+ * half
  * is held back until the second one is there, because either half alone would be replaced by U+FFFD.
  */
 export class StorableText {

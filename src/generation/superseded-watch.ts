@@ -7,7 +7,8 @@ import { type RunningGeneration } from './running-generation.js';
 const GATHER_MS = 100;
 
 /**
- * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Without it the model would
+ * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Without it the model
+ * would
  * go on to the end of its reply, at a price, and the reply would be dropped then.
  */
 export class SupersededWatch {

@@ -7,7 +7,8 @@ import { surfaceOf } from './surfaces.js';
 const logger = new Logger('Http');
 
 /**
- * Answers `error` in the form of the surface that the request belongs to. An error whose text no client should see is logged
+ * Answers `error` in the form of the surface that the request belongs to. An error whose text no client should see is
+ * logged
  * with its stack and answered as an internal error.
  */
 export function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
@@ -19,7 +20,8 @@ export function sendError(error: unknown, request: FastifyRequest, reply: Fastif
     logger.error(`${request.method} ${path} failed, correlation id ${request.id}`, stackOf(error));
   }
   if (reply.sent || reply.raw.headersSent) {
-    // The status of a stream that has begun cannot be changed. Closing the connection at least keeps the stream from looking
+    // The status of a stream that has begun cannot be changed. Closing the connection at least keeps the stream from
+    // looking
     // complete. What was written is sent first, at the end of the event loop's turn.
     if (!reply.raw.writableEnded) setImmediate(() => reply.raw.destroy());
     return;
@@ -47,7 +49,10 @@ export function pathOf(request: FastifyRequest): string {
   return end === -1 ? url : url.slice(0, end);
 }
 
-/** Answers the errors of Nest's handlers, pipes and guards. Errors of Fastify itself reach `sendError` through its hooks. */
+/**
+ * Answers the errors of Nest's handlers, pipes and guards. Errors of Fastify itself reach `sendError` through its
+ * hooks.
+ */
 @Catch()
 export class ErrorFilter implements ExceptionFilter {
   catch(error: unknown, host: ArgumentsHost): void {

@@ -22,7 +22,8 @@ export function parseIfMatch(header: string | undefined): IfMatchCondition | und
   if (header === undefined || header === '*') {
     return header;
   }
-  // One tag at a time, with a sticky expression: a single expression for the whole list would backtrack on hostile headers.
+  // One tag at a time, with a sticky expression: a single expression for the whole list would backtrack on hostile
+  // headers.
   const element = /[ \t]*(?:(W\/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(,|$)/y;
   const versions: number[] = [];
   let tags = 0;

@@ -41,7 +41,8 @@ export interface InputError {
 /**
  * An error that is answered as the problem `code`, with its message as the detail.
  *
- * Errors of other layers need not be of this class: an error with a `code` of the table, a message and optional `details` is
+ * Errors of other layers need not be of this class: an error with a `code` of the table, a message and optional
+ * `details` is
  * answered the same way.
  */
 export class ApiError extends Error {
@@ -87,7 +88,10 @@ const RETRY_AFTER: Partial<Record<ProblemCode, string>> = {
   'database-unavailable': '1',
 };
 
-/** Errors of Fastify that clients cause, with details for clients: Fastify's own messages address the server's programmer. */
+/**
+ * Errors of Fastify that clients cause, with details for clients: Fastify's own messages address the server's
+ * programmer.
+ */
 const FASTIFY_ERRORS: Partial<Record<string, { code: ProblemCode; detail: string }>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: {
     code: 'body-too-large',
@@ -150,7 +154,8 @@ function problemOf(error: unknown): Problem {
   }
   const { code, details, errno, severity, syscall } = error as Error & Record<string, unknown>;
   if (typeof code === 'string') {
-    // Errors of Node carry `errno` or `syscall`, errors of PostgreSQL `severity`. Their messages (paths, hosts, SQL) are
+    // Errors of Node carry `errno` or `syscall`, errors of PostgreSQL `severity`. Their messages (paths, hosts, SQL)
+    // are
     // not for clients, even if their code is one of the table.
     const isSystemError = errno !== undefined || syscall !== undefined || severity !== undefined;
     if (Object.hasOwn(PROBLEMS, code) && code !== 'internal-error' && !isSystemError) {
@@ -166,7 +171,8 @@ function problemOf(error: unknown): Problem {
     const ofStatus = CODE_OF_STATUS[error.getStatus()];
     if (ofStatus !== undefined) return { code: ofStatus, detail: error.message };
   }
-  // Other errors of Fastify with a 4xx status are caused by clients as well, but their messages are not written for them.
+  // Other errors of Fastify with a 4xx status are caused by clients as well, but their messages are not written for
+  // them.
   const { statusCode } = error as { statusCode?: unknown };
   const ofFastify =
     typeof code === 'string' && code.startsWith('FST_') && typeof statusCode === 'number'

@@ -7,7 +7,9 @@ export interface AnsweredRequest {
   /** The pattern of the route, e.g. `/v1/sessions/:id`; `unmatched` for a path that leads nowhere. */
   readonly route: string;
   readonly status: number;
-  /** Milliseconds from the arrival of the headers to the end of the answer, which for a stream is the end of the stream. */
+  /**
+   * Milliseconds from the arrival of the headers to the end of the answer, which for a stream is the end of the stream.
+   */
   readonly ms: number;
   readonly tenant?: string | undefined;
   /** The name of the API key, or `anonymous`. */

@@ -57,7 +57,8 @@ class HttpAdapter extends FastifyAdapter {
       genReqId: correlationIdOf,
       frameworkErrors: sendError,
       clientErrorHandler: answerMalformedRequest,
-      // Requests on open connections are answered while the server closes. Fastify's own refusal would not be a problem document.
+      // Requests on open connections are answered while the server closes. Fastify's own refusal would not be a problem
+      // document.
       return503OnClosing: false,
     });
     const fastify: FastifyInstance = this.getInstance();
@@ -90,7 +91,8 @@ class HttpAdapter extends FastifyAdapter {
       },
     );
 
-    // Closing waits for all connections, and one with a running request would stay open for over a minute after its answer.
+    // Closing waits for all connections, and one with a running request would stay open for over a minute after its
+    // answer.
     // Therefore answers ask clients to close their connections, and idle connections are closed.
     let closing = false;
     fastify.addHook('preClose', (done) => {
@@ -115,7 +117,8 @@ class HttpAdapter extends FastifyAdapter {
       reply.header('x-correlation-id', request.id);
       requireValidCorrelationId(request);
       await guard.admit(request);
-      // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some methods.
+      // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some
+      // methods.
       if (request.is404) throw routes.unmatched(request);
     });
     new BodyBudget().install(fastify);

@@ -4,7 +4,8 @@ import type { FastifyInstance } from 'fastify';
 import { type ErrorAnswer, renderProblem } from './problem.js';
 
 /**
- * A part of the API with a protocol and a form of errors of its own. All errors below its path are answered in that form:
+ * A part of the API with a protocol and a form of errors of its own. All errors below its path are answered in that
+ * form:
  * errors of handlers, unknown callers, unknown paths, and bodies that are too large or not JSON.
  */
 export interface Surface {

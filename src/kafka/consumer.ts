@@ -110,7 +110,9 @@ export function consume<Tx>(options: ConsumeOptions<Tx>): Consumer {
   };
 }
 
-/** Runs `work` with heartbeats. One that fails means that the group goes on without this member, which `isOurs` tells. */
+/**
+ * Runs `work` with heartbeats. One that fails means that the group goes on without this member, which `isOurs` tells.
+ */
 async function whileBeating<T>(
   batch: Batch,
   onError: (error: unknown) => void,

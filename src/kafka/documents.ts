@@ -55,7 +55,8 @@ function jsonSchema(type: string, version: number, description: string, schema: 
     override: ({ jsonSchema: made }) => {
       // Consumers ignore unknown fields; a schema that forbade them would not let an optional field be added.
       delete made.additionalProperties;
-      // The format says the same. The pattern depends on the release of zod, and would look like a change of the contract.
+      // The format says the same. The pattern depends on the release of zod, and would look like a change of the
+      // contract.
       if (made.format === 'date-time') delete made.pattern;
     },
   });

@@ -13,7 +13,9 @@ export interface IncomingMessage {
 export interface Batch {
   readonly partition: number;
   readonly messages: readonly IncomingMessage[];
-  /** False once another member of the group may have the partition; the rest of the batch is then that member's work. */
+  /**
+   * False once another member of the group may have the partition; the rest of the batch is then that member's work.
+   */
   isOurs(): boolean;
   /** To be called during long work: without heartbeats the group gives the partition away. Throws when it has. */
   beat(): Promise<void>;
@@ -40,7 +42,9 @@ export interface Following {
 }
 
 const SESSION_TIMEOUT_MS = 30_000;
-/** A consumer that neither fetches nor sends heartbeats for this long, while it has no batch to process, has stalled. */
+/**
+ * A consumer that neither fetches nor sends heartbeats for this long, while it has no batch to process, has stalled.
+ */
 const STALL_MS = 60_000;
 const COMMIT_MS = 1_000;
 const RESTART_MS = 1_000;

@@ -4,7 +4,10 @@ import { EventLog } from '../event-store/log.js';
 /** Time during which the same failure is not logged again, so that an unreachable database does not flood the log. */
 const QUIET_MS = 60_000;
 
-/** Logs failures of background work, which nobody waits for: one line each, then nothing for a minute on the same subject. */
+/**
+ * Logs failures of background work, which nobody waits for: one line each, then nothing for a minute on the same
+ * subject.
+ */
 @Injectable()
 export class FailureLog implements OnModuleInit {
   private readonly logger = new Logger('inside');

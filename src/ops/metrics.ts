@@ -16,7 +16,8 @@ const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /**
- * The metrics that Prometheus scrapes: sums over all tenants of this node. Telemetry is counted when it is emitted; values that
+ * The metrics that Prometheus scrapes: sums over all tenants of this node. Telemetry is counted when it is emitted;
+ * values that
  * can be looked up are read at the scrape. Names begin with `colloquy_`, and times are in seconds.
  */
 @Injectable()

@@ -16,7 +16,8 @@ interface Lane {
 }
 
 /**
- * Folds lanes of the log into a table, batch by batch. A batch takes effect exactly once, even if this node is wrong about
+ * Folds lanes of the log into a table, batch by batch. A batch takes effect exactly once, even if this node is wrong
+ * about
  * its leases or about the rows: rows and checkpoint are written in one transaction, and moving the checkpoint is a
  * compare-and-set.
  */
@@ -227,7 +228,9 @@ export class LaneFold {
 /** Ends a transaction that only tried whether its statements work. */
 class RolledBack extends Error {}
 
-/** Error messages of PostgreSQL quote values: of what people wrote, only as much is stored as finding the cause takes. */
+/**
+ * Error messages of PostgreSQL quote values: of what people wrote, only as much is stored as finding the cause takes.
+ */
 const ERROR_LENGTH = 300;
 
 export const parkStatement = (

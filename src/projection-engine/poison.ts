@@ -20,7 +20,8 @@ export class Fenced extends Error {
 const DATA_ERRORS = /^(21|22|23|54|P0)/;
 
 /**
- * Whether an error was caused by the events or by the projection's code. An error of a database that is unreachable, full
+ * Whether an error was caused by the events or by the projection's code. An error of a database that is unreachable,
+ * full
  * or too slow was not, and parking sessions for it would empty the read models.
  */
 export function isPoison(error: unknown): boolean {

@@ -25,7 +25,10 @@ export interface ProjectionStatus {
   readonly name: string;
   readonly table: string;
   readonly version: number;
-  /** `building`: the table is being filled for the first time, or lags so far behind that nodes should not answer from it. */
+  /**
+   * `building`: the table is being filled for the first time, or lags so far behind that nodes should not answer from
+   * it.
+   */
   readonly status: 'live' | 'building';
   readonly behind: number;
   /** Number of parked sessions. */
@@ -48,7 +51,9 @@ export interface ProjectorParts {
   readonly onError: (error: unknown, projection: string) => void;
 }
 
-/** Keeps the read models up to date with the log: one runner per projection; each lane is worked on by one of the nodes. */
+/**
+ * Keeps the read models up to date with the log: one runner per projection; each lane is worked on by one of the nodes.
+ */
 export class Projector {
   private readonly runners: readonly Runner[];
   private readonly rebuilds: Rebuilds;
@@ -190,7 +195,8 @@ export class Projector {
   }
 
   /**
-   * Drops tables that neither this code nor any node uses, and returns their names. The tables of a node that fell silent
+   * Drops tables that neither this code nor any node uses, and returns their names. The tables of a node that fell
+   * silent
    * are kept for a minute: it may only be suspended.
    */
   prune(): Promise<string[]> {

@@ -52,7 +52,8 @@ export interface RebuildsParts {
 /**
  * Builds new tables beside the live ones, which go on serving, and swaps them in.
  *
- * Rebuilds and their checkpoints are recorded in the database. Every node whose code has the projection works on a share of
+ * Rebuilds and their checkpoints are recorded in the database. Every node whose code has the projection works on a
+ * share of
  * the lanes; when a node is killed, the other nodes or the next one to start continue its part.
  */
 export class Rebuilds {
@@ -250,8 +251,10 @@ class Rebuild {
   /**
    * Swaps the new table in.
    *
-   * First the writer of the live table is stopped by locks on its checkpoints. Then the few events that the new table lacks
-   * are applied. Only then readers are kept out, for as long as renaming takes. A read that waited for that finds the new
+   * First the writer of the live table is stopped by locks on its checkpoints. Then the few events that the new table
+   * lacks
+   * are applied. Only then readers are kept out, for as long as renaming takes. A read that waited for that finds the
+   * new
    * table together with its checkpoints, because it looks both up after the wait.
    *
    * @returns false when a lock was not granted in time, or another node is swapping
@@ -295,7 +298,8 @@ class Rebuild {
     for (const { name } of indexes)
       await client.query(`alter index ${name} rename to ${table + name.slice(shadow.length)}`);
 
-    // The epoch stays, because the owners of the lanes stay the same. The new revision tells them that the rows changed.
+    // The epoch stays, because the owners of the lanes stay the same. The new revision tells them that the rows
+    // changed.
     await client.query(
       `insert into projection_checkpoint as live (projection, lane, position, epoch, revision)
        select $1, lane, position, 0, 1 from projection_checkpoint where projection = $2

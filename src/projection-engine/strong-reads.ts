@@ -3,7 +3,8 @@ import { available } from '../database/connection.js';
 import { type EventLog } from '../event-store/log.js';
 
 /**
- * How new the rows of a read must be: the read model must have applied all events up to these positions (lane → position),
+ * How new the rows of a read must be: the read model must have applied all events up to these positions (lane →
+ * position),
  * or `eventual`: its rows as they are.
  * A strong read takes the ends of the lanes once, before it begins. If every attempt took them anew, it would never be
  * satisfied under steady writes.
@@ -40,7 +41,8 @@ const UNDEFINED_TABLE = '42P01';
 const PATIENCE_MS = 2_000;
 
 /**
- * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough: between
+ * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough:
+ * between
  * two statements a rebuilt table with another checkpoint could take the place of the first.
  */
 export class ReadModels {

@@ -52,7 +52,8 @@ const COLUMNS = {
 const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
 
 /**
- * Appends must not write the index by which overdue sessions are found. The index therefore holds, instead of the time of
+ * Appends must not write the index by which overdue sessions are found. The index therefore holds, instead of the time
+ * of
  * the last use, a lower bound for it, which is moved only when a session is used this much later. An active session can
  * become a candidate for expiry at most this much too early, and the check on the log then finds that it is not due.
  */
@@ -60,7 +61,9 @@ const SINCE_STEP_MS = 300_000;
 
 const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
 
-/** One row per session, for lists and single reads. A deleted session keeps its row, so that its versions stay in order. */
+/**
+ * One row per session, for lists and single reads. A deleted session keeps its row, so that its versions stay in order.
+ */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
   version: 3,
@@ -86,7 +89,8 @@ export const sessionsProjection: Projection<SessionRecord> = {
     if (others.length === 0) return counted;
     const ids = new Map(others.map((event) => [keyOf(event), event]));
     const known = await read<SessionRow>(
-      // The lateral join looks up each session through the index; with a plain join the planner would read the whole table
+      // The lateral join looks up each session through the index; with a plain join the planner would read the whole
+      // table
       // for a big batch.
       `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
        cross join lateral (
@@ -353,7 +357,10 @@ export async function listSessions(
   return rows.map(toView);
 }
 
-/** The sessions that were forked from a session at versions `from` to `to`, both inclusive, ordered by creation time and id. */
+/**
+ * The sessions that were forked from a session at versions `from` to `to`, both inclusive, ordered by creation time and
+ * id.
+ */
 export async function listForks(
   models: ReadModels,
   freshness: Freshness,

@@ -30,8 +30,10 @@ const REMEMBERED = 20_000;
 /**
  * Makes room at a tenant's cap: overdue sessions expire first, and under `evict` then the least recently used ones.
  *
- * Requests that wait for room at the same tenant are served together and in order, and as many sessions expire as requests
- * wait. Served one by one, all requests would pick the same session, and all but one in vain. Between nodes this can still
+ * Requests that wait for room at the same tenant are served together and in order, and as many sessions expire as
+ * requests
+ * wait. Served one by one, all requests would pick the same session, and all but one in vain. Between nodes this can
+ * still
  * happen: the node that comes too late remembers the session at that version and takes the next one.
  */
 export class RoomMaker {
@@ -97,7 +99,8 @@ export class RoomMaker {
       // The counter also shows the room that other nodes made in the meantime.
       let free = await room();
       if (free <= 0 && overdue === 0) {
-        // A request is not refused because a read model is a moment behind. If it lags for longer, its rows decide as they are.
+        // A request is not refused because a read model is a moment behind. If it lags for longer, its rows decide as
+        // they are.
         const ends = await this.models.ends();
         overdue = await expireOverdue(ends).catch((error: unknown) => {
           if (error instanceof ProjectionLagging) return 0;
@@ -114,11 +117,13 @@ export class RoomMaker {
     let needed = asked - (await room());
     let isFinal = false;
     if (needed > idlest.length) {
-      // Sessions that were created or used a moment ago may be missing. Only rows as new as the log's end can show that no
+      // Sessions that were created or used a moment ago may be missing. Only rows as new as the log's end can show that
+      // no
       // session is left.
       const ends = await this.models.ends();
       idlest = await this.idlest(ends, tenant, limit);
-      // That no candidate was found proves nothing: another node may have expired them all, and new sessions may have come.
+      // That no candidate was found proves nothing: another node may have expired them all, and new sessions may have
+      // come.
       isFinal = idlest.length === 0 && (await generatingSessions(this.models, ends, tenant)) >= maxSessions;
       needed = asked - (await room());
     }

@@ -8,7 +8,8 @@ export interface SessionRef {
 }
 
 /**
- * The circumstances of a command: who gives it, and under which conditions. The rules of a session do not see them, so a
+ * The circumstances of a command: who gives it, and under which conditions. The rules of a session do not see them, so
+ * a
  * command means the same for every caller.
  */
 export interface CommandContext {

@@ -71,7 +71,8 @@ export const commandHandlers: Provider[] = Object.values(COMMANDS).map((command)
 });
 
 /**
- * Sends a command to a session through Nest's bus. A command object can be sent only once; create another one to try again.
+ * Sends a command to a session through Nest's bus. A command object can be sent only once; create another one to try
+ * again.
  * @throws what `SessionCommands.handle` throws
  */
 export function dispatch(

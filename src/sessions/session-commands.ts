@@ -137,7 +137,8 @@ export class SessionCommands {
   }
 
   /**
-   * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of a
+   * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of
+   * a
    * newer version can read the session.
    */
   async housekeep(session: SessionRef, command: SessionCommand, context: CommandContext): Promise<boolean> {

@@ -135,7 +135,8 @@ export class SessionQueries {
     const past = query.at !== undefined || query.incarnation !== undefined;
     const at =
       cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
-    // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as well.
+    // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as
+    // well.
     const wanted = query.consistency === 'strong' ? endOf(loaded) : EVENTUAL;
     const page = await readHistory(
       this.models,

@@ -14,7 +14,8 @@ const tenantPath = z
   .string()
   .regex(TENANT_ID, 'must be 1 to 63 of a-z 0-9 _ - and begin with a letter or digit');
 
-// The same bounds as in the settings file. With a longer time to live, the expiry of a session would exceed the range of dates.
+// The same bounds as in the settings file. With a longer time to live, the expiry of a session would exceed the range
+// of dates.
 const maxSessions = z.int().min(1).max(1_000_000_000);
 const sessionTTL = z
   .int()
