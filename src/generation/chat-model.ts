@@ -35,9 +35,7 @@ export interface AnswerConditions {
   readonly signal: AbortSignal;
   /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
   readonly onText: (text: string) => void;
-  /**
-   * The request is prepared at once, but sent only when this has resolved. Rejects when `signal` aborts first.
-   */
+  /** The request is prepared at once, but sent only when this has resolved. Rejects when `signal` aborts first. */
   readonly when?: Promise<unknown> | undefined;
 }
 

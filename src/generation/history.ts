@@ -69,7 +69,8 @@ export class History {
   /**
    * The messages that a generation sees whose start is about to be appended.
    * @param events the events of that append; `before` is the state before them
-   * @param recorded resolves when the events are recorded; messages that were read ahead and are out of date are then read
+   * @param recorded resolves when the events are recorded; messages that were read ahead and are out of date are then
+   * read
    *   again
    */
   async seenBy(
