@@ -25,8 +25,7 @@ export async function ensurePassword(place: Place): Promise<string> {
 
 /**
  * Makes the cluster if there is none. initdb works in a folder beside and the result is renamed: one that is
- * interrupted
- * leaves litter, which the next one removes.
+ * interrupted leaves litter, which the next one removes.
  * @throws Error with a message for the user when the data is of another major version
  */
 export async function ensureCluster(place: Place): Promise<void> {

@@ -61,8 +61,7 @@ export async function endLeftoverServer(cluster: string): Promise<void> {
  * PostgreSQL refuses to start if the pid in a stale postmaster.pid belongs to any program of its user, which in a
  * container is the rule and not the exception. The pid of its starter's parent, which is this process, always passes
  * (PG_GRANDPARENT_PID), so it takes the place of the stale one; the file itself stays, since it names the shared memory
- * by which PostgreSQL finds
- * children of a killed server that still work on the data.
+ * by which PostgreSQL finds children of a killed server that still work on the data.
  */
 async function neutraliseStalePidFile(cluster: string): Promise<void> {
   const file = join(cluster, 'postmaster.pid');

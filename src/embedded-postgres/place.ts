@@ -19,8 +19,7 @@ export interface Place {
 
 /**
  * Where the data of a folder is or goes: in it, unless this process is root and the account that PostgreSQL has to run
- * as
- * cannot reach the folder.
+ * as cannot reach the folder.
  * @param dataDir an absolute path without symbolic links
  * @throws Error with a message for the user when the data cannot be reached or is not where it was
  */

@@ -36,9 +36,8 @@ export async function loadTokenizer(): Promise<(text: string) => number> {
 
 /**
  * The part of a history that fits a budget. Whole turns are left out, the oldest first. A turn begins with a message of
- * the
- * user, unless a tool call before it has its result after it, because a call and its result must stay together. System
- * messages are kept, and so is the turn that is to be answered, whatever they cost.
+ * the user, unless a tool call before it has its result after it, because a call and its result must stay together.
+ * System messages are kept, and so is the turn that is to be answered, whatever they cost.
  *
  * @param budget tokens for the messages, after what instructions, tools and the new message take
  * @param cost tokens of a message; asked only for those that may stay

@@ -46,8 +46,7 @@ export interface GenerationSettings {
 
 /**
  * Turns of conversations. The message and the start of the generation are one append; the model is called outside of
- * any
- * transaction, under a lease; the reply and the end are one append. Whoever asked may go away: the turn goes on.
+ * any transaction, under a lease; the reply and the end are one append. Whoever asked may go away: the turn goes on.
  */
 export class Generations {
   private readonly running = new Map<string, RunningGeneration>();
@@ -207,8 +206,7 @@ export class Generations {
     } catch (error) {
       call?.controller.abort();
       // The append may have been committed, and nobody works on that generation. Its lease is released, so that the
-      // session
-      // is free at once.
+      // session is free at once.
       if (codeOf(error) === 'database-unavailable') await this.release(lease);
       throw error;
     }

@@ -25,8 +25,7 @@ export interface ReplyPlace {
 
 /**
  * A reply while it arrives, for any number of readers. Each reader takes text at its own pace: a slow reader gets fewer
- * and
- * longer pieces, and nothing is queued for it.
+ * and longer pieces, and nothing is queued for it.
  */
 export class LiveReply {
   private readonly pieces: string[] = [];
@@ -80,8 +79,7 @@ export class LiveReply {
 
   /**
    * Reads the reply from a place on. Each call of the returned function gives the next event: first all text that is
-   * there, in
-   * one piece, then the text that arrives, then the end; undefined when there is nothing new.
+   * there, in one piece, then the text that arrives, then the end; undefined when there is nothing new.
    */
   reader(from?: ReplyPlace): () => ReplyEvent | undefined {
     let isNew = !from;

@@ -1,7 +1,6 @@
 /**
  * How many waiting tasks run in one turn of the event loop: a few, or this share of them where that is more. Without
- * the
- * share, tasks that arrive faster than a few per turn would pile up without a bound.
+ * the share, tasks that arrive faster than a few per turn would pile up without a bound.
  */
 const AT_ONCE = 4;
 const SHARE = 16;

@@ -13,8 +13,7 @@ const AHEAD = 64;
 
 /**
  * Calls `onData` with the `data` of a response's events as they arrive. All steps from the socket on are plain calls:
- * with
- * thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
+ * with thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
  * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
  */
 export async function readEvents(

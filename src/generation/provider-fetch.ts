@@ -18,8 +18,8 @@ export interface Departure {
 
 /**
  * The part of `fetch` that the SDK needs, over `node:http`. With hundreds of streams that each bring a few bytes at a
- * time, the
- * web streams of Node's own `fetch` cost more than everything that is done with the bytes. Does not follow redirects.
+ * time, the web streams of Node's own `fetch` cost more than everything that is done with the bytes. Does not follow
+ * redirects.
  */
 export async function providerFetch(
   url: string | URL | Request,

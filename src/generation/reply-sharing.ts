@@ -75,8 +75,7 @@ export class ReplySharing {
       this.isFailing = false;
     } catch (error) {
       // Nobody knows whether they were stored. The same chunks are sent again, so other nodes see them later. It is
-      // told
-      // once: while the database is away every one of the next tries fails in the same way.
+      // told once: while the database is away every one of the next tries fails in the same way.
       if (!this.isFailing)
         this.telemetry.emit('failed', { what: 'the sharing of replies that arrive', error });
       this.isFailing = true;

@@ -11,8 +11,7 @@ export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined
 
 /**
  * Sends a reply as server-sent events. The id of each event is the place up to which a client has the reply, so that
- * the client
- * can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
+ * the client can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
  */
 export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
   const stream = new EventStream(reply);

@@ -3,8 +3,7 @@ export const storable = (text: string): string => text.toWellFormed().replaceAll
 
 /**
  * A text that arrives in pieces and leaves in storable ones. A model may cut an emoji between two pieces: its first
- * half
- * is held back until the second one is there, because either half alone would be replaced by U+FFFD.
+ * half is held back until the second one is there, because either half alone would be replaced by U+FFFD.
  */
 export class StorableText {
   private half = '';

@@ -8,8 +8,7 @@ const GATHER_MS = 100;
 
 /**
  * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Without it the model
- * would
- * go on to the end of its reply, at a price, and the reply would be dropped then.
+ * would go on to the end of its reply, at a price, and the reply would be dropped then.
  */
 export class SupersededWatch {
   /** The version of its session at which each generation was last seen to be the current one. */

@@ -32,8 +32,7 @@ interface PlacedRecord {
 /**
  * Applies records and the events that are missing before them, page by page. Each page moves the places of its sessions
  * in the transaction of its effect, so after an error the next call goes on behind the last page that succeeded. What
- * is
- * in memory besides the records is one page and one answer of the service, however large a gap is.
+ * is in memory besides the records is one page and one answer of the service, however large a gap is.
  * @returns false when the records ceased to be this consumer's before all were applied
  */
 export async function applyRecords<Tx>(

@@ -102,8 +102,7 @@ export class RelayReader {
   /**
    * Makes sure, before a batch is sent, that its lanes are still this node's: a process that was stopped for a while
    * finds out here. The age of a check counts from before it was asked for, so that an answer which lay unread while
-   * the
-   * process was stopped is not trusted.
+   * the process was stopped is not trusted.
    * @throws Fenced
    */
   async ensureClaims({ moves }: RelayBatch): Promise<void> {

@@ -51,8 +51,7 @@ export interface DueSessionsParts {
 /**
  * A tenant rises above its cap only when the cap is lowered, which every node hears of, or between nodes with different
  * settings. Therefore a look at all counters that found no tenant above its cap is not repeated for this long, unless
- * an
- * operator asks for a sweep.
+ * an operator asks for a sweep.
  */
 const CAPS_LOOK_MS = 600_000;
 /** Sessions per page. Between two pages nothing is in progress for a moment, which long pages make rare. */
@@ -232,8 +231,7 @@ const described = ({ tenant, sessionId, lastActivityAt, overdueMs }: Candidate) 
 
 /**
  * All rows of a query, a page at a time; each page is read while the one before is worked on. A page begins after the
- * place
- * of the last row before it, because the read model still shows rows for a while after they were worked on.
+ * place of the last row before it, because the read model still shows rows for a while after they were worked on.
  */
 async function* paged<Row extends { readonly place: Place }>(
   read: (page: { limit: number; after?: Place | undefined }) => Promise<Row[]>,

@@ -37,14 +37,11 @@ const LONGEST_INTERVAL_MS = 60_000;
 const SHORTEST_INTERVAL_MS = 50;
 /**
  * Expires sessions that were not used for their time to live or that are above a lowered cap, deletes sessions that
- * have
- * been expired for the time of retention, and ends generations whose node is gone.
+ * have been expired for the time of retention, and ends generations whose node is gone.
  *
  * Every node sweeps its share of the lanes, which only spreads the work: a sweep gives the same commands as clients do,
- * and
- * they are decided on the log, at the version that was seen and by the database's clock. Two nodes that sweep the same
- * lane
- * do no harm.
+ * and they are decided on the log, at the version that was seen and by the database's clock. Two nodes that sweep the
+ * same lane do no harm.
  */
 export class Sweeper {
   private readonly share: LaneShare;
