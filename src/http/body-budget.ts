@@ -10,10 +10,8 @@ const BUDGET_BYTES = 64 * 1024 * 1024;
 
 /**
  * Refuses a request before its body is read when the bodies that are held already fill the budget: without a limit, a
- * few
- * thousand large bodies that arrive together would fill the memory before the first of them reaches a queue. Each
- * tenant
- * has a share of the budget, so a flood of one tenant harms no other.
+ * few thousand large bodies that arrive together would fill the memory before the first of them reaches a queue. Each
+ * tenant has a share of the budget, so a flood of one tenant harms no other.
  */
 export class BodyBudget {
   private readonly room = new FairShare({ count: Infinity, bytes: BUDGET_BYTES });

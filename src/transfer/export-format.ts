@@ -8,8 +8,7 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
  *
  *   {"id": …, "type": …, …}                                         one line per event: its envelope as it was recorded
  *   {"session": {"tenant": …, "sessionId": …, "version": …}}        after the events of a session: its last version
- *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line; the hash is of all before
- * it
+ *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line, with the hash of all before
  *
  * The manifest stands in the same file, a piece of it behind each session, so that neither side has to hold a list of
  * all sessions, and so that a file and a pipe are the same thing. Nothing in it depends on the moment of the export:
