@@ -8,8 +8,8 @@ export class ConcurrencyLimit {
   constructor(private readonly max: number) {}
 
   /**
-   * Resolves when the caller is inside; `leave` must then be called. @throws the reason of `signal` when it aborts
-   * before that
+   * Resolves when the caller is inside; `leave` must then be called.
+   * @throws the reason of `signal` when it aborts before that
    */
   async enter(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
