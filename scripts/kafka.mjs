@@ -58,7 +58,7 @@ function fetchJars() {
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'fetching-'));
   try {
-    // A logging binding is what Kafka's POM leaves out.
+    // Kafka's POM lacks a logging binding.
     const binding = before4
       ? dependency('org.slf4j', 'slf4j-reload4j', '1.7.36')
       : dependency('org.apache.logging.log4j', 'log4j-slf4j-impl', '2.25.4');
@@ -80,7 +80,7 @@ function fetchJars() {
     try {
       renameSync(join(work, 'libs'), folder);
     } catch (error) {
-      // Somebody else was fetching too, and was faster.
+      // Another process fetched the jars at the same time and was faster.
       if (!existsSync(folder)) throw error;
     }
   } finally {
@@ -118,7 +118,7 @@ async function fromJars() {
 
   const java = ['-Xms128m', '-Xmx512m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', ...logging(home)];
   const program = ['-cp', join(jars, '*')];
-  // Data that is there already keeps the id of its cluster.
+  // Existing data keeps the id of its cluster.
   if (!existsSync(join(home, 'data', 'meta.properties'))) {
     const id = randomBytes(16).toString('base64url');
     // An id may begin with a hyphen: as an argument of its own it would be read as an option.
@@ -153,7 +153,7 @@ async function fromImage() {
     KAFKA_PORT: String(port),
     KAFKA_CONTROLLER_PORT: String(port === 9093 ? 9094 : 9093),
   };
-  // The limit on the start is not meant for what has to be fetched first.
+  // Images are fetched before, so that the time for that does not count as the time of the start.
   const { status } = spawnSync('docker', [...compose, 'pull', '-q'], { env, stdio: ['ignore', 2, 2] });
   if (status !== 0) fail(`The image of Kafka ${version} could not be fetched; see above.`);
   const down = `docker ${compose.map((part) => `'${part}'`).join(' ')} down${stays ? '' : ' -v'} >/dev/null 2>&1`;
@@ -217,7 +217,7 @@ async function run({ home, port, command: [program, ...options], env, clearUp })
   let asked = false;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
     process.on(signal, () => {
-      // A second Ctrl-C does not wait for the broker's own leave-taking.
+      // A second Ctrl-C does not wait for the broker's orderly shutdown.
       broker.kill(asked ? 'SIGKILL' : 'SIGTERM');
       asked = true;
     });
@@ -260,7 +260,7 @@ ${process.env.KAFKA_PROPERTIES ?? ''}
   return file;
 }
 
-/** Warnings, and the one line that says that the broker is ready. */
+/** A logging configuration for warnings and the line that says that the broker is ready. */
 function logging(home) {
   const file = join(home, 'log.properties');
   if (before4) {

@@ -41,8 +41,9 @@ function install(say) {
 }
 
 /**
- * Somebody may have installed by hand: npm leaves a copy of the lock in node_modules when it is through. Installing
- * again would empty the folder under whatever uses it now.
+ * Whether the packages of the lock file are installed already, e.g. by hand: npm leaves a copy of the lock in
+ * node_modules.
+ * Installing again would empty the folder while other processes use it.
  */
 function installedAlready(lock) {
   const text = readIfThere(join(root, 'node_modules', '.package-lock.json'));
@@ -73,7 +74,7 @@ function build(say) {
     say === console.log ? 'inherit' : process.stderr,
     'The build',
   );
-  // The hash from before the build: what was edited meanwhile is built next time.
+  // The hash was taken before the build, so that files that were edited meanwhile are built the next time.
   writeFileSync(stamp, wanted);
 }
 
@@ -83,7 +84,7 @@ function run(program, options, stdout, name) {
   if (status !== 0) fail(`${name} failed; see above.`);
 }
 
-/** Lengths are part of it, or text could move from one part to the next unseen. */
+/** Lengths are part of the hash, because otherwise text could move from one part to the next unnoticed. */
 function hash(parts) {
   const sum = createHash('sha256');
   for (const part of parts) sum.update(`${part.length}:`).update(part);

@@ -3,7 +3,7 @@ import { WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide } from '../support/stats.mjs';
 
-/** What it costs the appends that a tenant's events can be found: the log with and without the index of the feed. */
+/** What the index of a tenant's events costs appends: the log with and without it. */
 const { EventLog } = product('dist/event-store/log.js');
 const SESSION_LENGTH = 50;
 const TENANTS = 100;

@@ -28,7 +28,7 @@ function ask(url, method, path, tenant, body) {
   });
 }
 
-/** A reader of the live feed that only waits; `end` leaves. */
+/** Opens a live feed without reading events from it; `end` closes it. */
 function openFeed(url, tenant) {
   return new Promise((resolve, reject) => {
     const request = http.get(
@@ -53,7 +53,7 @@ async function databaseSeconds(url) {
   return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
-/** Appends at an even pace, whatever each takes. */
+/** Appends at an even pace, without waiting for the answers. Returns the time of each. */
 async function appends(url) {
   const times = [];
   const pending = [];

@@ -3,8 +3,9 @@ import { product } from '../support/product.mjs';
 import { connect, startServer } from '../support/database.mjs';
 
 /**
- * node --expose-gc bench/generation/run.mjs — generations one after another in one process, by GENERATIONS=200000 in all:
- * what is left of them afterwards, in leases and in memory.
+ * node --expose-gc bench/generation/run.mjs — runs GENERATIONS=200000 generations in one process, and shows the leases,
+ * their
+ * rows and the memory that are left.
  */
 const { createService } = product('dist/service.js');
 const { loadConfig } = product('dist/config.js');
@@ -32,7 +33,7 @@ try {
   await fastify.ready();
   const held = app.get(Leases);
   const admin = await connect(url, 'bench');
-  // A new session after so many turns, so that prompts stay short.
+  // Sessions change after some turns, so that prompts stay short.
   const turn = async (index) => {
     const { statusCode, body } = await fastify.inject({
       method: 'POST',
@@ -57,7 +58,7 @@ try {
     );
     done = until;
     const perSecond = Math.round(((done - first) / (performance.now() - began)) * 1000);
-    // Leases are let go behind the answers.
+    // Leases are released after the answers were sent.
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     globalThis.gc?.();
     const { rows } = await admin.query(

@@ -60,7 +60,7 @@ async function main(): Promise<void> {
     );
 
     await latency(store, postgres.url, kafka);
-    // A database of its own: nothing is left to catch up with.
+    // A new database, so that there is nothing to catch up with.
     await store.pool.query('create database idle');
     await store.close();
     const empty = new URL(postgres.url);
@@ -199,11 +199,11 @@ async function catchUp(store: EventLog, url: string, kafka: { brokers: string[] 
   await TopicAdmin.use(kafka, (topics) => topics.create({ topic, ...topicSettings }));
   return withRelay(store, url, kafka, topic, async (relay) => {
     relay.start();
-    // The clock runs from the first batch, as that of the bare loop does, which is connected before.
+    // The time counts from the first batch, because the bare loop is connected before its time begins.
     while ((await relay.lag()).behind >= EVENTS) await sleep(1);
     const { behind } = await relay.lag();
     const began = performance.now();
-    // A look costs what it takes from the relay.
+    // Looks are rare, because each takes processor time from the relay.
     while ((await relay.lag()).behind > 0) await sleep(100);
     return (behind / (performance.now() - began)) * 1_000;
   });
@@ -212,7 +212,7 @@ async function catchUp(store: EventLog, url: string, kafka: { brokers: string[] 
 async function latency(store: EventLog, url: string, kafka: { brokers: string[] }): Promise<void> {
   const topic = `latency-${randomUUID()}`;
   await store.pool.query('delete from relay_topic');
-  // Only what is appended from now on.
+  // Only events that are appended from now on.
   await store.pool.query(
     `update relay_checkpoint c set position = e.position, epoch = epoch + 1 from lane_ends() e where e.lane = c.lane`,
   );
@@ -268,7 +268,7 @@ async function latency(store: EventLog, url: string, kafka: { brokers: string[] 
     }
   });
   await following.stop();
-  // The first seconds warm things up.
+  // The first seconds are a warm-up.
   const took = [...acknowledged].slice(2_000).map(([key, at]) => (arrived.get(key) ?? Infinity) - at);
   took.sort((a, b) => a - b);
   const at = (part: number) => (took[Math.floor(took.length * part)] ?? NaN).toFixed(1);
@@ -286,7 +286,7 @@ async function idle(main: string, url: string, brokers: string): Promise<void> {
   const lines = createInterface(child.stdout);
   for await (const line of lines) if (line.includes('listening on')) break;
   child.stdout.resume();
-  // For a minute or so V8 goes on compiling what has run.
+  // V8 goes on compiling for about a minute after work.
   await sleep(60_000);
   const ticks = () => {
     const fields =

@@ -11,7 +11,7 @@ const TARGETS = new Map([
   [32, 3],
   [256, 6],
 ]);
-/** Appends after which a writer goes on with a new session. */
+/** Appends after which a writer changes to a new session. */
 const SESSION_LENGTH = 50;
 
 /** Appends of one message each, every writer on sessions of its own, beside emmett's store on the same server. */
@@ -45,7 +45,7 @@ export async function appendRate(server, { full }) {
       const expectedStreamVersion = BigInt(own.length);
       own.length += 1;
       await emmett.appendToStream(own.name, [{ type: 'MessageAppended', data: message() }], {
-        // An append to a new stream with version 0 is a conflict there.
+        // For emmett, an append to a new stream with version 0 is a conflict.
         ...(expectedStreamVersion > 0n && { expectedStreamVersion }),
       });
     };

@@ -98,7 +98,7 @@ export async function httpAppends(server, { full }) {
 
 const openMany = (url) => Promise.all(Array.from({ length: CONNECTIONS }, () => Connection.open(url)));
 
-/** Events that the read model which is furthest behind has not seen. */
+/** Number of events that the slowest read model has not applied. */
 async function lag(database) {
   const { rows } = await database.query(`
     select max(behind) as behind from (

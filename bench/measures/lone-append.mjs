@@ -6,7 +6,7 @@ import { median, sleep, timed } from '../support/stats.mjs';
 
 const { EventLog } = product('dist/event-store/log.js');
 
-/** Turns of so many appends each, so that each side finds its caches warm. */
+/** Appends per turn, so many that each side finds its caches warm. */
 const TURN = 25;
 
 /** One append at a time beside a bare prepared INSERT of the same row into a table with the same keys. */
@@ -55,7 +55,7 @@ export async function loneAppend(server, { full }) {
       const ms = await timed(() => session.append());
       if (warm) ours.push(ms);
     }
-    // What the append leaves behind, its wake-up of others, is its own cost and not that of the INSERT.
+    // The work that an append leaves behind, such as waking readers, must not slow the INSERTs down.
     await sleep(15);
     for (let i = 0; i < TURN; i += 1) {
       const ms = await timed(insert);

@@ -5,11 +5,11 @@ import { median, timed } from '../support/stats.mjs';
 
 const LONG = 100_000;
 const SHORT = 100;
-/** Many short ones in turn, so that they stay short. */
+/** Number of short sessions, which are used in turn, so that they stay short. */
 const SHORT_SESSIONS = 20;
 const BATCH = 1_000;
 
-/** The read models are behind after so much at once; a strong list sees all lanes. */
+/** Waits until the read models have caught up: a strong list waits for all lanes. */
 async function caughtUp(connection) {
   const list = request('GET', '/v1/sessions?limit=1');
   for (const end = performance.now() + 120_000; (await connection.send(list)).status !== 200;) {

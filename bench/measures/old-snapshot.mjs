@@ -47,7 +47,7 @@ async function open(server, name) {
   const store = await EventLog.open(url);
   const sessions = Array.from({ length: SESSIONS }, (_, n) => new WrittenSession(store, `session-${n}`));
   let turn = 0;
-  // In turn, so that no two writers meet in one session: there are far more sessions than writers.
+  // Sessions are used in turn. There are far more of them than writers, so no two writers meet in one session.
   const append = () => sessions[(turn += 1) % SESSIONS].append();
   return { url, store, append };
 }

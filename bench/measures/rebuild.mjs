@@ -17,11 +17,11 @@ const { historyProjection } = product('dist/read-models/history.projection.js');
 const { Projector } = product('dist/projection-engine/projector.js');
 
 const SESSION_LENGTH = 50;
-/** It sleeps 50 ms after every 100 events unless told otherwise; this is the fastest that it does. */
+/** Options of emmett's rebuild, which by default sleeps 50 ms after every 100 events. These are its fastest. */
 const PULLING = { batchSize: 1_000, pullingFrequencyInMs: 0 };
 const literal = (text) => `'${text.replaceAll("'", "''")}'`;
 
-/** The same messages in both logs, those of all sessions in turn; written by SQL, since appends are not measured. */
+/** SQL for the same messages in both logs, with the sessions taking turns. Appends are not measured here. */
 const messages = (events) => `
   select n, 'session-' || lpad((n % ${Math.ceil(events / SESSION_LENGTH)})::text, 8, '0') as stream_id,
          n / ${Math.ceil(events / SESSION_LENGTH)} + 1 as version,
@@ -102,7 +102,7 @@ async function theirs(server, events) {
   });
   return {
     rebuild: async () => {
-      // Its place in the log outlives a rebuild, and the next one would begin at the end.
+      // The processor's checkpoint outlives a rebuild, and the next rebuild would begin at the end of the log.
       await client.query('truncate history, emt_processors');
       const consumer = rebuildPostgreSQLProjections({
         connectionString,
@@ -127,7 +127,7 @@ async function theirs(server, events) {
 export async function rebuild(server, { full }) {
   const events = full ? 1_000_000 : 60_000;
   const own = await ours(server, events);
-  // Of the million a tenth: it would take a quarter of an hour a round.
+  // A tenth of the million, because a round with all events would take a quarter of an hour.
   const theirEvents = full ? events / 10 : events;
   const other = await theirs(server, theirEvents);
   try {
@@ -143,7 +143,7 @@ export async function rebuild(server, { full }) {
         atLeast: 15,
         spread: Math.max(spread(rates.ours), spread(rates.theirs)),
       },
-      // A few events are over before the fixed part is: begin, swap, and the look that finds it done.
+      // With few events, the fixed part (beginning, swap, and noticing the end) would be most of the time.
       ...(full
         ? [
             {

@@ -16,7 +16,7 @@ export async function streaming(server, { full }) {
   });
   const bench = { model, service };
   try {
-    // The many first: what runs for the first time is slow, and no service is asked for one stream in its life.
+    // The many streams come first, because code that runs for the first time is slow.
     return [
       ...(await compare(bench, {
         parallel: PARALLEL,
@@ -51,7 +51,7 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   for (let round = 0; round <= rounds; round += 1) {
     for (const name of round % 2 ? ['direct', 'service'] : ['service', 'direct']) {
       const way = ways[name];
-      // Of their own for each round, so that no history grows long.
+      // New sessions for each round, so that no history grows long.
       sessions = await newSessions(service, parallel);
       const before = cpuSeconds(service.pid);
       const result = await load(way, parallel, seconds, tokens);
@@ -95,12 +95,15 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   ];
 }
 
-/** Of the golden ratio: its multiples are spread evenly, and in no step with anything. */
+/** The golden ratio: its multiples are spread evenly and are in step with nothing. */
 const SPREAD = (Math.sqrt(5) - 1) / 2;
 
 /**
- * So many streams at a time for so long, their starts spread over the length of a reply. At even distances of 25 ms they
- * would fall into step: the tokens of all, one each 20 ms, would come in four bursts, which no real streams do.
+ * Keeps so many streams open for so long, with their starts spread over the length of a reply. Starts at even distances
+ * of
+ * 25 ms would be in step with the tokens, one each 20 ms: the tokens of all streams would come in four bursts, which
+ * real
+ * streams do not do.
  */
 async function load({ url, ask }, parallel, seconds, tokens) {
   const firsts = [];
@@ -131,9 +134,9 @@ async function load({ url, ask }, parallel, seconds, tokens) {
   return { firsts, paces, rate: counted / seconds, tokens: all };
 }
 
-/** What so many streams hold in the service, each after 250 tokens and with a client that reads. */
+/** Memory of the service per open stream, each after 250 tokens and with a client that reads. */
 async function memory(service) {
-  // The first time fills caches and pools that stay.
+  // The first streams fill caches and pools that stay.
   await (
     await openStreams(service)
   )();
@@ -157,7 +160,7 @@ async function memoryOf(service) {
   return { used: Number(used), rss: Number(rss) };
 }
 
-/** Streams in the middle of their text; returns how to end them. */
+/** Opens streams that stay in the middle of their text. Returns a function that ends them. */
 async function openStreams(service) {
   const tokens = 250;
   const sessions = await newSessions(service, PARALLEL);

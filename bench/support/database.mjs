@@ -8,7 +8,7 @@ const { connect } = product('dist/database/connection.js');
 const { migrate } = product('dist/database/migrate.js');
 
 /**
- * A PostgreSQL of our own with the service's settings, in a folder that goes away with it.
+ * Starts an embedded PostgreSQL with the service's settings, in a temporary folder that is removed with it.
  * @returns `database(name)` makes a migrated database and gives its URL, `emptyDatabase(name)` one without a schema.
  */
 export async function startServer() {

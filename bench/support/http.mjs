@@ -2,8 +2,9 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 
 /**
- * One keep-alive connection, one request at a time, and as little work as possible: whatever the client costs is
- * taken from the server under test, since both share the machine. Understands answers with a content-length only.
+ * A keep-alive connection for one request at a time, which does as little work as possible: client and server under
+ * test
+ * share the machine. It understands only answers with a content-length.
  */
 export class Connection {
   #socket;
@@ -66,7 +67,7 @@ export function request(method, path, body) {
   );
 }
 
-/** Sends and parses; anything but a 2xx is an error. */
+/** Sends a request and parses the answer. @throws for any status but 2xx */
 export async function ask(connection, method, path, body) {
   const answer = await connection.send(request(method, path, body));
   if (answer.status >= 300) throw new Error(`${method} ${path}: ${answer.status} ${answer.body}`);

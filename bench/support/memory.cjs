@@ -1,4 +1,4 @@
-// Loaded into the service that is measured: tells, when asked, what is left after everything unused is gone.
+// Loaded into the service under test: on SIGUSR2 it collects garbage and prints the memory in use.
 process.on('SIGUSR2', () => {
   for (let n = 0; n < 3; n += 1) globalThis.gc();
   const { heapUsed, external, rss } = process.memoryUsage();

@@ -17,7 +17,7 @@ export const message = () => ({
 
 const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'SessionCreated', data: {} });
 
-/** One session as a writer of the event store knows it: each append goes on where the last one ended. */
+/** A session with one writer, who knows its version, so that each append continues the last one. */
 export class WrittenSession {
   #state = { ...created, version: 0 };
   #end = { createdAt: null, lastActivityAt: null, lag: undefined };

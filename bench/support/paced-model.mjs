@@ -2,9 +2,11 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 
 /**
- * A process of its own: a model that is paced like a real one, 50 tokens a second and stream, each due at a time of its
- * own counted from the request. The last message says how many (`12 tokens`); after them the reply ends, or, if it says
- * `hold`, stays open until the connection is closed.
+ * A model in a process of its own, paced like a real one: 50 tokens a second per stream, each due at a time that counts
+ * from
+ * the request. The last message says how many tokens there are (`12 tokens`). After them the reply ends, or, with
+ * `hold`,
+ * stays open until the connection is closed.
  */
 const TOKEN_MS = 20;
 const piece = (delta, finish = null) =>
@@ -46,7 +48,7 @@ const server = createServer((request, response) => {
     timer = setTimeout(next, dueOf(1) - performance.now());
   });
 });
-// A connection that the service keeps must not be closed on it between two rounds.
+// The service keeps its connections between two rounds, so they must not be closed here.
 server.keepAliveTimeout = 600_000;
 server.listen(0, '127.0.0.1');
 await once(server, 'listening');

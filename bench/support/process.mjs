@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { fastifyEntry, main } from './product.mjs';
 
-/** The built service as a process of its own; `node` are more options of its Node.js. */
+/** Starts the built service as a process. @param node more options for its Node.js */
 export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
   start([...node, main], {
     DATABASE_URL: databaseUrl,
@@ -23,7 +23,7 @@ export const startPacedModel = () => start([file('./paced-model.mjs')], {});
 const file = (name) => fileURLToPath(new URL(name, import.meta.url));
 
 async function start(args, env) {
-  // Nothing of our own environment: a key or another database's URL must not leak in.
+  // Our own environment is not passed on: a key or the URL of another database must not leak in.
   const options = { cwd: tmpdir(), env: { PATH: process.env.PATH, NO_COLOR: '1', ...env } };
   const child = spawn(process.execPath, [...extra(), ...args], {
     ...options,
@@ -33,7 +33,7 @@ async function start(args, env) {
   process.once('exit', kill);
   const ended = new Promise((resolve) => child.once('close', resolve));
   child.stdout.setEncoding('utf8');
-  /** The first match in what it prints from now on. */
+  /** The first match in the output from now on. */
   const told = (pattern) =>
     new Promise((resolve, reject) => {
       let output = '';

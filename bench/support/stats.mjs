@@ -4,7 +4,7 @@ export const quantile = (values, q) => {
 };
 export const median = (values) => quantile(values, 0.5);
 
-/** How far the middle half of the values lies apart, as part of their median: the noise of this machine. */
+/** The range of the middle half of the values relative to their median: the noise of this machine. */
 export const spread = (values) => (quantile(values, 0.75) - quantile(values, 0.25)) / median(values);
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -16,7 +16,7 @@ export async function timed(work) {
   return performance.now() - started;
 }
 
-/** Runs `work(worker)` in so many loops at once for so long; what was done per second. All is answered at the end. */
+/** Runs `work(worker)` in so many loops at once for so long, and returns how often it ended per second. */
 export async function rate(workers, seconds, work) {
   let done = 0;
   const end = performance.now() + seconds * 1000;
@@ -33,8 +33,9 @@ export async function rate(workers, seconds, work) {
 }
 
 /**
- * Several things side by side: each gets a turn per round, in changing order, so that what else the machine does
- * meets all of them. The first round warms up and is not counted.
+ * Measures several things by turns, in changing order, so that other work on the machine meets all of them. The first
+ * round
+ * is a warm-up and is not counted.
  * @param turns name → function that gives a number
  * @returns name → the numbers of all rounds
  */

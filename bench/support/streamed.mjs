@@ -2,12 +2,13 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 
 const HEAD_END = Buffer.from('\r\n\r\n');
-/** What the paced model says again and again. */
+/** Length of the token that the paced model repeats. */
 const TOKEN_LENGTH = 'token '.length;
 
 /**
- * One streamed reply on a connection of its own, read with as little work as possible: the same code reads the model
- * itself and the service, and whatever it costs is taken from both.
+ * A streamed reply on a connection of its own, read with as little work as possible. The same code reads the model
+ * directly
+ * and through the service, so its cost affects both sides alike.
  */
 export class Streamed {
   /** When the request was sent, and when the first and the last token came. */
@@ -70,7 +71,7 @@ export class Streamed {
       this.#started = true;
       chunk = this.#head.subarray(end + HEAD_END.length);
     }
-    // The service's last event repeats the whole text, so what counts is what stands in deltas: of the model, or of it.
+    // Only deltas are counted, because the last event of the service repeats the whole text.
     const text = this.#tail + chunk.latin1Slice();
     let found = 0;
     let read = 0;

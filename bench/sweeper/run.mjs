@@ -135,7 +135,7 @@ try {
         const beside = await rate(writers, seconds, foreground());
         const swept = node.sweeper.status().totals.ttl - before;
         going = false;
-        // Ends at the next page; what is left is swept alone.
+        // Ends the sweep at its next page.
         node.sweeper.stopped = true;
         await sweeping;
         node.sweeper.stopped = false;
@@ -150,7 +150,7 @@ try {
   }
 
   if (wants('idle')) {
-    // Made by SQL as the projection would: a million creates would take minutes.
+    // Rows are written by SQL, because a million creates would take minutes.
     for (const tenants of [1, 10_000, 100_000]) {
       const url = await server.database(`sweep_idle_${tenants}`);
       const node = await startNode(url, many);

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 
-/** Whom the server runs as when this process is root; PostgreSQL refuses root. */
+/** The account that the server runs as when this process is root, because PostgreSQL refuses to run as root. */
 export interface Account {
   readonly name: string;
   readonly uid: number;
@@ -10,8 +10,8 @@ export interface Account {
 }
 
 /**
- * What the server and its tools see of the environment. Not ours: it holds API keys, and PG* variables would change
- * how they behave.
+ * The environment of the server and its tools. Our own environment is not passed on: it contains API keys, and PG*
+ * variables would change how they behave.
  */
 export const ENVIRONMENT = { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LC_ALL: 'C' };
 
@@ -23,7 +23,7 @@ export async function unprivilegedAccount(): Promise<Account> {
       );
       if (uid !== undefined && gid !== undefined && uid > 0) return { name, uid, gid };
     } catch {
-      // There is no such user; the next one may exist.
+      // This user does not exist; the next candidate may.
     }
   }
   throw new Error(
@@ -32,7 +32,9 @@ export async function unprivilegedAccount(): Promise<Account> {
   );
 }
 
-/** The owner goes on being the owner: PostgreSQL insists on it, and data is not to be re-owned behind backs. */
+/**
+ * The owner of existing data, as whom the server must run: PostgreSQL insists on it, and the owner is never changed.
+ */
 export async function ownerOf(cluster: string): Promise<Account> {
   const { uid, gid } = await stat(cluster);
   if (uid === 0) {
@@ -44,7 +46,9 @@ export async function ownerOf(cluster: string): Promise<Account> {
   return { name: name.trim(), uid, gid };
 }
 
-/** Asked of the system as that user: modes alone know nothing of ACLs, read-only mounts and folders above. */
+/**
+ * Whether an account can use a folder. Tried as that account, because file modes do not show ACLs or read-only mounts.
+ */
 export async function canUse(account: Account, folder: string): Promise<boolean> {
   const script = 'test -w "$1" && test -x "$1"';
   return run('/bin/sh', ['-c', script, 'sh', folder], account).then(
@@ -53,11 +57,11 @@ export async function canUse(account: Account, folder: string): Promise<boolean>
   );
 }
 
-/** Runs a program to its end and gives its standard output; rejects with what it said on standard error. */
+/** Runs a program and resolves to its standard output; rejects with its standard error when it fails. */
 export async function run(program: string, options: readonly string[], account?: Account): Promise<string> {
   try {
     const { stdout } = await promisify(execFile)(program, options, {
-      // The account may not be allowed into our working directory.
+      // The account may have no access to our working directory.
       cwd: '/',
       env: ENVIRONMENT,
       ...(account && { uid: account.uid, gid: account.gid }),

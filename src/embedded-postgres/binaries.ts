@@ -72,7 +72,7 @@ async function ensureLibraryLinks(packageFolder: string, into: string): Promise<
   }
 }
 
-/** Complete or absent at any time, also when two processes do it at once or one of them dies. */
+/** Copies the binaries so that the copy is complete or absent at any time, even with two processes or after a crash. */
 async function copyBinaries(packageFolder: string, target: string): Promise<void> {
   const parent = dirname(target);
   await mkdir(parent, { recursive: true, mode: 0o755 });
@@ -95,7 +95,7 @@ async function copyBinaries(packageFolder: string, target: string): Promise<void
   }
 }
 
-/** A clone made under a strict umask has modes that would lock out the account we copy for. */
+/** Makes a copy readable for all: modes of a strict umask would lock out the account that needs it. */
 async function openToAll(path: string): Promise<void> {
   const info = await lstat(path);
   if (info.isSymbolicLink()) return;

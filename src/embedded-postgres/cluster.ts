@@ -50,7 +50,7 @@ export async function ensureCluster(place: Place): Promise<void> {
     ...ROLE_OPTIONS,
     `--pwfile=${join(place.home, 'password')}`,
     '--encoding=UTF8',
-    // The same order on every machine, and upper and lower case known for all of Unicode, which plain C lacks.
+    // Text sorts the same on every machine, and case conversion works for all of Unicode, which plain C lacks.
     '--locale=C',
     '--locale-provider=builtin',
     '--builtin-locale=C.UTF-8',

@@ -10,7 +10,7 @@ export class DataFolderInUseError extends Error {
   constructor(
     readonly dataDir: string,
     readonly pid: number,
-    /** Where that one listens. */
+    /** The URL at which the other one listens. */
     readonly url: string,
   ) {
     super(
@@ -20,10 +20,10 @@ export class DataFolderInUseError extends Error {
   }
 }
 
-/** What a lock says of its holder. */
+/** The holder of a lock, as the lock names it. */
 interface Holder {
   readonly pid: number;
-  /** Differs between two processes that had the same pid. */
+  /** Tells apart two processes that had the same pid. */
   readonly born: string;
   readonly url: string;
 }
@@ -54,14 +54,14 @@ export async function lockDataFolder(
   for (;;) {
     const last = await highest(folder);
     const current = last === 0 ? undefined : await holderOf(join(folder, String(last)));
-    // It was outnumbered and removed after we listed the folder.
+    // The lock was outnumbered and removed after the folder was listed.
     if (current === 'gone') continue;
     if (current !== undefined && (await isAlive(current))) {
       throw new DataFolderInUseError(await realpath(dataDir), current.pid, current.url);
     }
     const mine = last + 1;
     if (!(await take(folder, mine, JSON.stringify(me)))) continue;
-    // What we listed may have been outnumbered and removed long ago: then our number is not the highest.
+    // The listed locks may have been outnumbered and removed meanwhile, in which case our number is not the highest.
     if ((await highest(folder)) !== mine) {
       await drop(folder, mine);
       continue;
@@ -86,7 +86,7 @@ async function take(folder: string, number: number, text: string): Promise<boole
 }
 
 async function drop(folder: string, number: number): Promise<void> {
-  // Whoever outnumbers it removes it too.
+  // The process that outnumbers this lock removes it, too.
   await unlink(join(folder, String(number))).catch((error: unknown) => {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
   });
@@ -115,11 +115,12 @@ async function isAlive(holder: Holder): Promise<boolean> {
   try {
     process.kill(holder.pid, 0);
   } catch (error) {
-    // EPERM: it is there and belongs to another user.
+    // EPERM means that the process exists and belongs to another user.
     if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
   }
   const born = await birthOf(holder.pid);
-  // With /proc closed to us we cannot tell, and two services on one folder are worse than one that does not start.
+  // Without access to /proc this cannot be told, and two services on one folder would be worse than one that does not
+  // start.
   return born === undefined || born === holder.born;
 }
 

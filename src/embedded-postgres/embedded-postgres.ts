@@ -11,7 +11,7 @@ import { RestartingServer } from './restarting-server.js';
 import { startOnFreePort, startServer } from './server-process.js';
 import { ensureDatabase, urlOf, withClient } from './sign-in.js';
 
-/** A running PostgreSQL of our own. */
+/** A running embedded PostgreSQL. */
 export interface EmbeddedPostgres {
   /** `postgres://colloquy:<password>@127.0.0.1:<port>/colloquy`; stays valid when the server has to be restarted. */
   readonly url: string;

@@ -12,7 +12,7 @@ export async function removeFolder(path: string): Promise<void> {
   await rm(path, { recursive: true, force: true, maxRetries: 5 });
 }
 
-/** For `.catch`: these error codes mean undefined, others are thrown on. */
+/** For `.catch`: errors with these codes become undefined, others are thrown again. */
 export function unless(...codes: string[]): (error: unknown) => undefined {
   return (error) => {
     if (!codes.includes((error as NodeJS.ErrnoException).code ?? '')) throw error;

@@ -5,19 +5,19 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { run } from './account.js';
 import { readIfThere } from './files.js';
 
-/** What `postmaster.pid` says of the server that works, or has worked, on a cluster. */
+/** The pid and port of the server that works or has worked on a cluster, from its `postmaster.pid`. */
 export async function readPidFile(cluster: string): Promise<{ pid?: number; port?: number }> {
   const lines = (await readIfThere(join(cluster, 'postmaster.pid')))?.split('\n') ?? [];
   const [pid, port] = [Number(lines[0]), Number(lines[3])];
   return { ...(pid > 0 && { pid }), ...(port > 0 && { port }) };
 }
 
-/** Is that process the server of that data, and not another program that got the number of a dead one? */
+/** Whether a process is the server of a cluster, and not another program that got the pid of a dead server. */
 export async function isPostmasterOf(pid: number, cluster: string): Promise<boolean> {
   try {
     if (process.platform === 'linux') {
       const [program = ''] = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0');
-      // The server works in its data folder. Its children name themselves "postgres: …".
+      // The working directory of the server is its data folder. Its children are called "postgres: …".
       return basename(program) === 'postgres' && (await readlink(`/proc/${pid}/cwd`)) === cluster;
     }
     const line = await run('ps', ['-ww', '-o', 'command=', '-p', String(pid)]);
@@ -28,7 +28,7 @@ export async function isPostmasterOf(pid: number, cluster: string): Promise<bool
   }
 }
 
-/** Fast shutdown first. One that hangs is killed; recovery makes good for that at the next start. */
+/** A fast shutdown comes first. A server that hangs is killed, and recovers at the next start. */
 const STEPS = [
   ['SIGINT', 5_000],
   ['SIGQUIT', 5_000],
@@ -47,7 +47,7 @@ export async function endLeftoverServer(cluster: string): Promise<void> {
     try {
       process.kill(pid, signal);
     } catch {
-      // It ended between the question and the signal.
+      // The server ended between the check and the signal.
       break;
     }
     const deadline = performance.now() + limitMs;
