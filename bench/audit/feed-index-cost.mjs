@@ -3,7 +3,10 @@ import { WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide } from '../support/stats.mjs';
 
-/** What the index of a tenant's events costs appends: the log with and without it. */
+/**
+ * Measures what the index of the feed, which finds the events of a tenant, costs the appends: the log with and without
+ * this index.
+ */
 const { EventLog } = product('dist/event-store/log.js');
 const SESSION_LENGTH = 50;
 const TENANTS = 100;

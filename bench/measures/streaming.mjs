@@ -7,7 +7,10 @@ const PARALLEL = 200;
 const TOKEN_MS = 20;
 const TARGETS = { addedMs: 5, loss: 0.02, streamBytes: 64 * 1024 };
 
-/** What Colloquy adds to a streamed reply: the same paced model asked directly and through the service, in turns. */
+/**
+ * Measures what Colloquy adds to a streamed reply: the same paced model is asked directly and through the service, in
+ * turns.
+ */
 export async function streaming(server, { full }) {
   const model = await startPacedModel();
   const service = await startService(await server.database('streaming'), {
@@ -16,7 +19,8 @@ export async function streaming(server, { full }) {
   });
   const bench = { model, service };
   try {
-    // The many streams come first, because code that runs for the first time is slow.
+    // The parallel streams come first, because code that runs for the first time is slow, and a single stream on a
+    // fresh service would measure just that.
     return [
       ...(await compare(bench, {
         parallel: PARALLEL,
@@ -51,11 +55,12 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   for (let round = 0; round <= rounds; round += 1) {
     for (const name of round % 2 ? ['direct', 'service'] : ['service', 'direct']) {
       const way = ways[name];
-      // New sessions for each round, so that no history grows long.
+      // Each round has sessions of its own, so that no history grows long.
       sessions = await newSessions(service, parallel);
       const before = cpuSeconds(service.pid);
       const result = await load(way, parallel, seconds, tokens);
-      if (round === 0) continue; // warms up
+      // The first round warms up.
+      if (round === 0) continue;
       way.rounds.push(result);
       if (name === 'service') cpu += cpuSeconds(service.pid) - before;
     }
@@ -95,15 +100,16 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   ];
 }
 
-/** The golden ratio: its multiples are spread evenly and are in step with nothing. */
+/**
+ * The fractional part of the golden ratio. Its multiples are spread evenly over the interval from 0 to 1 without a
+ * period.
+ */
 const SPREAD = (Math.sqrt(5) - 1) / 2;
 
 /**
- * Keeps so many streams open for so long, with their starts spread over the length of a reply. Starts at even distances
- * of
- * 25 ms would be in step with the tokens, one each 20 ms: the tokens of all streams would come in four bursts, which
- * real
- * streams do not do.
+ * Runs `parallel` streams at a time for `seconds`, with their starts spread over the length of a reply. At even
+ * distances of 25 ms the streams would be synchronous: with a token each 20 ms, the tokens of all streams would come in
+ * four bursts, which real streams do not do.
  */
 async function load({ url, ask }, parallel, seconds, tokens) {
   const firsts = [];
@@ -134,9 +140,11 @@ async function load({ url, ask }, parallel, seconds, tokens) {
   return { firsts, paces, rate: counted / seconds, tokens: all };
 }
 
-/** Memory of the service per open stream, each after 250 tokens and with a client that reads. */
+/**
+ * Measures the memory that the open streams hold in the service, each after 250 tokens and with a client that reads.
+ */
 async function memory(service) {
-  // The first streams fill caches and pools that stay.
+  // The first round fills caches and pools, which stay.
   await (
     await openStreams(service)
   )();
@@ -154,13 +162,13 @@ async function memory(service) {
 }
 
 async function memoryOf(service) {
-  const told = service.told(/memory (\d+) (\d+) /);
+  const printed = service.printed(/memory (\d+) (\d+) /);
   process.kill(service.pid, 'SIGUSR2');
-  const [, used, rss] = await told;
+  const [, used, rss] = await printed;
   return { used: Number(used), rss: Number(rss) };
 }
 
-/** Opens streams that stay in the middle of their text. Returns a function that ends them. */
+/** Opens streams and waits until each is in the middle of its text. Returns a function that ends them. */
 async function openStreams(service) {
   const tokens = 250;
   const sessions = await newSessions(service, PARALLEL);
@@ -175,12 +183,12 @@ async function openStreams(service) {
   };
 }
 
-let made = 0;
+let lastSession = 0;
 const newSessions = (service, count) =>
   Promise.all(
     Array.from(
       { length: count },
-      async () => (await post(service, '/v1/sessions', { id: `stream-${(made += 1)}` })).id,
+      async () => (await post(service, '/v1/sessions', { id: `stream-${(lastSession += 1)}` })).id,
     ),
   );
 

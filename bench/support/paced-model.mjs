@@ -2,11 +2,9 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 
 /**
- * A model in a process of its own, paced like a real one: 50 tokens a second per stream, each due at a time that counts
- * from
- * the request. The last message says how many tokens there are (`12 tokens`). After them the reply ends, or, with
- * `hold`,
- * stays open until the connection is closed.
+ * A process of its own: a model that sends 50 tokens a second in each stream, as a real one may. Each token is due at a
+ * fixed time after its request. The last message of the request says how many tokens are wanted (`12 tokens`). After
+ * them the reply ends. If the message says `hold`, the reply stays open until the connection is closed.
  */
 const TOKEN_MS = 20;
 const piece = (delta, finish = null) =>
@@ -36,7 +34,7 @@ const server = createServer((request, response) => {
     let timer;
     const dueOf = (token) => began + token * TOKEN_MS;
     const next = () => {
-      // A timer may fire half a millisecond early.
+      // A timer may fire up to half a millisecond early.
       while (sent < tokens && performance.now() >= dueOf(sent + 1) - 0.5) {
         response.write(TOKEN);
         sent += 1;
@@ -48,7 +46,7 @@ const server = createServer((request, response) => {
     timer = setTimeout(next, dueOf(1) - performance.now());
   });
 });
-// The service keeps its connections between two rounds, so they must not be closed here.
+// The service keeps its connections between two rounds, and this server must not close them.
 server.keepAliveTimeout = 600_000;
 server.listen(0, '127.0.0.1');
 await once(server, 'listening');

@@ -2,16 +2,15 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 
 const HEAD_END = Buffer.from('\r\n\r\n');
-/** Length of the token that the paced model repeats. */
+/** Length of the text that the paced model sends again and again. */
 const TOKEN_LENGTH = 'token '.length;
 
 /**
- * A streamed reply on a connection of its own, read with as little work as possible. The same code reads the model
- * directly
- * and through the service, so its cost affects both sides alike.
+ * One streamed reply on a connection of its own, read with as little work as possible. The same code reads the model
+ * and the service, so its cost is the same on both sides.
  */
 export class Streamed {
-  /** When the request was sent, and when the first and the last token came. */
+  /** When the request was sent, and when the first and the last token arrived, by `performance.now()`. */
   sent = 0;
   first = 0;
   last = 0;
@@ -71,7 +70,8 @@ export class Streamed {
       this.#started = true;
       chunk = this.#head.subarray(end + HEAD_END.length);
     }
-    // Only deltas are counted, because the last event of the service repeats the whole text.
+    // The last event of the service repeats the whole text, so only the texts in deltas are counted. The pattern
+    // matches the deltas of the model and of the service.
     const text = this.#tail + chunk.latin1Slice();
     let found = 0;
     let read = 0;

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 
-/** The account that the server runs as when this process is root, because PostgreSQL refuses to run as root. */
+/** The system user that the server runs as when this process is root, because PostgreSQL refuses to run as root. */
 export interface Account {
   readonly name: string;
   readonly uid: number;
@@ -10,11 +10,15 @@ export interface Account {
 }
 
 /**
- * The environment of the server and its tools. Our own environment is not passed on: it contains API keys, and PG*
- * variables would change how they behave.
+ * The environment of the server and its tools. They do not get the environment of this process, because it holds API
+ * keys, and its PG* variables would change their behaviour.
  */
 export const ENVIRONMENT = { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LC_ALL: 'C' };
 
+/**
+ * The user that the server runs as on new data: `postgres`, or else `nobody`.
+ * @throws Error with a message for the user when there is neither
+ */
 export async function unprivilegedAccount(): Promise<Account> {
   for (const name of ['postgres', 'nobody']) {
     try {
@@ -23,7 +27,7 @@ export async function unprivilegedAccount(): Promise<Account> {
       );
       if (uid !== undefined && gid !== undefined && uid > 0) return { name, uid, gid };
     } catch {
-      // This user does not exist; the next candidate may.
+      // There is no user of this name. The next one may exist.
     }
   }
   throw new Error(
@@ -33,7 +37,9 @@ export async function unprivilegedAccount(): Promise<Account> {
 }
 
 /**
- * The owner of existing data, as whom the server must run: PostgreSQL insists on it, and the owner is never changed.
+ * The owner of existing data. The server has to run as this user, because PostgreSQL refuses data of another one, and
+ * this process does not change the owner of a user's files.
+ * @throws Error with a message for the user when root is the owner
  */
 export async function ownerOf(cluster: string): Promise<Account> {
   const { uid, gid } = await stat(cluster);
@@ -47,7 +53,8 @@ export async function ownerOf(cluster: string): Promise<Account> {
 }
 
 /**
- * Whether an account can use a folder. Tried as that account, because file modes do not show ACLs or read-only mounts.
+ * Whether the user can write into the folder. A program tests this as that user, because the mode of the folder shows
+ * neither ACLs nor read-only mounts nor the modes of its parent folders.
  */
 export async function canUse(account: Account, folder: string): Promise<boolean> {
   const script = 'test -w "$1" && test -x "$1"';
@@ -57,19 +64,19 @@ export async function canUse(account: Account, folder: string): Promise<boolean>
   );
 }
 
-/** Runs a program and resolves to its standard output; rejects with its standard error when it fails. */
+/** Runs a program to its end and resolves to its standard output. Rejects with its standard error as the message. */
 export async function run(program: string, options: readonly string[], account?: Account): Promise<string> {
   try {
     const { stdout } = await promisify(execFile)(program, options, {
-      // The account may have no access to our working directory.
+      // The account may not be allowed into the working directory of this process.
       cwd: '/',
       env: ENVIRONMENT,
       ...(account && { uid: account.uid, gid: account.gid }),
     });
     return stdout;
   } catch (error) {
-    const said = (error as { stderr?: string }).stderr?.trim();
-    throw new Error(said === undefined || said === '' ? messageOf(error) : said, { cause: error });
+    const stderr = (error as { stderr?: string }).stderr?.trim();
+    throw new Error(stderr === undefined || stderr === '' ? messageOf(error) : stderr, { cause: error });
   }
 }
 

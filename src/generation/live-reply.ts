@@ -4,7 +4,7 @@ import { type GeneratedAnswer } from './generation.schemas.js';
 /** How a generation ended. `version` is that of the session afterwards. */
 export type ReplyEnd =
   | { readonly type: 'completed' | 'cancelled'; readonly answer: GeneratedAnswer; readonly version: number }
-  /** `content`: the partial reply that is kept. */
+  /** `content`: the partial reply, which is kept. */
   | { readonly type: 'failed'; readonly error: unknown; readonly content?: string | undefined };
 
 /** A tool call as clients see it: `required` when the session has no approval for it. */
@@ -61,8 +61,8 @@ export class LiveReply {
   }
 
   finish(end: ReplyEnd): void {
-    // The text that did not arrive in this process, because another node ran the generation or its last piece was not
-    // shared.
+    // Adds the text that did not arrive in this process: another node ran the generation, and its last piece of text
+    // was not shared.
     const content = end.type === 'failed' ? (end.content ?? '') : end.answer.content;
     if (content.length > this.length) this.append(content.slice(this.length));
     const calls = end.type === 'failed' ? [] : (end.answer.message?.toolCalls ?? []);

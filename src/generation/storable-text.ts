@@ -16,7 +16,7 @@ export class StorableText {
     return storable(isCut ? whole.slice(0, -1) : whole);
   }
 
-  /** @returns what was held back; the second half will not come anymore */
+  /** @returns what was held back; to be called when the second half can no longer arrive */
   end(): string {
     const rest = storable(this.half);
     this.half = '';
