@@ -11,6 +11,7 @@ export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
     PORT: '0',
     MAX_SESSIONS: '1000000',
     SESSION_TTL_MS: '86400000',
+    LOG_LEVEL: process.env.BENCH_LOG_LEVEL ?? 'info',
     ...env,
   });
 

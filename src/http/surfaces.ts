@@ -23,8 +23,8 @@ declare module 'fastify' {
 }
 
 /**
- * Adds a surface to the application. A feature does this in `onModuleInit` of its module, which Nest gives the adapter's
- * host: that is before the server listens.
+ * Adds a surface to the application. A feature does this in `onModuleInit` of its module, which Nest gives the
+ * adapter's host: that is before the server listens.
  */
 export function addSurface({ httpAdapter }: HttpAdapterHost, surface: Surface): void {
   const fastify = httpAdapter.getInstance<FastifyInstance>();

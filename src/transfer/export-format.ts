@@ -15,13 +15,13 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
  * the same sessions give the same bytes.
  */
 
-/** Counted up when a reader of before could not read what is written now. */
+/** Raise this number when an older version could no longer read what is written. */
 export const EXPORT_FORMAT = 1;
 
 const count = z.int().nonnegative();
 const version = z.int().positive();
 
-/** Every field of an event but where it stood in its log. `data` is as it was recorded under `schemaVersion`. */
+/** All fields of an event but its position in the log. `data` is as it was recorded under `schemaVersion`. */
 export const ExportedEvent = z.strictObject({
   id: z.uuid(),
   type: z.enum(Object.keys(sessionEvents) as (keyof typeof sessionEvents)[]),
@@ -47,7 +47,7 @@ export const ExportManifest = z.strictObject({
     format: z.literal(EXPORT_FORMAT),
     sessions: count,
     events: count,
-    /** Of all bytes of the lines before this one, 64 hex digits. */
+    /** SHA-256 of all bytes of the lines before this one, 64 hex digits. */
     sha256: z.string(),
   }),
 });
