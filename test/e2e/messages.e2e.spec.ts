@@ -318,7 +318,7 @@ describe('messages', () => {
     });
   });
 
-  it('given many concurrent writers, when all are answered, then every message is stored once, in the same order for all readers', async () => {
+  it('given many concurrent writers, when all are answered, then every message is stored once, at the version that its answer names', async () => {
     await api.post('/v1/sessions', { id: 'race' });
     const answers = await Promise.all(
       Array.from({ length: 60 }, (_, index) => say(api, 'race', `m${index}`)),

@@ -34,7 +34,7 @@ const listeners = async (): Promise<number> => {
   return row?.count ?? 0;
 };
 
-it('given a server that refuses LISTEN, when the node tries again and again, then each try is told and none leaves a connection behind', async () => {
+it('given a server that refuses LISTEN, when the node tries again and again, then each attempt is reported and none leaves a connection behind', async () => {
   const proxy = await startProxy(db.url, refuseListen);
   try {
     const telemetry = new Telemetry();
@@ -55,7 +55,7 @@ it('given a server that refuses LISTEN, when the node tries again and again, the
   }
 });
 
-it('given a connection for notifications that is lost, when it is replaced, then both are told, and notifications arrive again', async () => {
+it('given a lost connection for notifications, when it is replaced, then both events are reported, and notifications arrive again', async () => {
   const telemetry = new Telemetry();
   const seen: boolean[] = [];
   telemetry.on('wakeUp', ({ connected }) => seen.push(connected));
@@ -72,7 +72,7 @@ it('given a connection for notifications that is lost, when it is replaced, then
   expect(seen).toEqual([true, false, true]);
 });
 
-it('given a process that has nothing else to do, when it closes the log, then it hears of the end before it ends itself', async () => {
+it('given a process that has nothing else to do, when it closes the log, then the close has resolved before the process ends', async () => {
   const program = `
     const { EventLog } = require(process.argv[1]);
     EventLog.open(process.argv[2]).then(async (store) => {
