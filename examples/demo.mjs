@@ -51,7 +51,7 @@ try {
   const url = await start(
     'dist/main.js',
     { ...shared, PORT: '0', HOST: '127.0.0.1' },
-    /listening on (http:\S+)/,
+    /listening on (https?:\/\/[^\s"]+)/,
   );
   await start('examples/token-usage.mjs', { ...shared, COLLOQUY_URL: url }, /^(Counting)/);
 

@@ -334,9 +334,10 @@ function expectDifference(
   );
   const versionsOf = (pattern: RegExp) =>
     between.filter(({ type }) => pattern.test(type)).map((event) => event.version);
-  const told = (which: 'started' | 'ended') => generations.flatMap((generation) => generation[which] ?? []);
-  expectSame('the begins of generations', told('started'), versionsOf(/^GenerationStarted/));
-  expectSame('the ends of generations', told('ended'), versionsOf(/^Generation[CF]/));
+  const reportedVersions = (which: 'started' | 'ended') =>
+    generations.flatMap((generation) => generation[which] ?? []);
+  expectSame('the begins of generations', reportedVersions('started'), versionsOf(/^GenerationStarted/));
+  expectSame('the ends of generations', reportedVersions('ended'), versionsOf(/^Generation[CF]/));
 }
 
 describe('a very long session', () => {

@@ -98,11 +98,11 @@ ssl.truststore.location=${certificate}`,
       [{ brokers, ssl: true, sasl: { ...sasl, password: PASSWORD } }, /self-signed certificate/i],
     ] as const) {
       await withRelay(kafka, `refused-${randomUUID()}`, async (relay) => {
-        const told = await eventually(() =>
+        const problemText = await eventually(() =>
           Promise.resolve(relay.problem === 'connecting' ? undefined : relay.problem),
         );
-        expect(told).toMatch(problem);
-        expect(told).not.toContain('a-wrong-one');
+        expect(problemText).toMatch(problem);
+        expect(problemText).not.toContain('a-wrong-one');
         expect((await relay.lag()).behind).toBe(1);
       });
     }

@@ -19,7 +19,7 @@ const calls = (...ids: string[]) =>
 const result = (toolCallId: string, content: string) => message('tool', content, { toolCallId });
 
 /** A prompt in short form: roles, texts and ids of calls. */
-const told = (history: readonly NewMessage[]) =>
+const promptOf = (history: readonly NewMessage[]) =>
   buildPrompt(history).map(({ role, content, toolCalls, toolCallId }) => {
     if (toolCalls) return `calls ${toolCalls.map(({ id }) => id).join(' ')}`;
     return `${role}${toolCallId === undefined ? '' : ` ${toolCallId}`}: ${textOf(content)}`;
@@ -28,7 +28,7 @@ const told = (history: readonly NewMessage[]) =>
 describe('the prompt', () => {
   it('given results in another order and messages between, when it is built, then results follow their calls in the order of the calls', () => {
     expect(
-      told([
+      promptOf([
         user('q'),
         calls('a', 'b'),
         user('hurry'),
@@ -50,7 +50,7 @@ describe('the prompt', () => {
 
   it('given ids that are used again, when it is built, then each call has the result that came after it', () => {
     expect(
-      told([
+      promptOf([
         user('1'),
         calls('a'),
         result('a', 'first'),
@@ -63,7 +63,7 @@ describe('the prompt', () => {
   });
 
   it('given a call without a result whose id is used again, when it is built, then it counts as cancelled', () => {
-    expect(told([calls('a'), user('q'), calls('a'), result('a', 'new'), user('q2')])).toEqual([
+    expect(promptOf([calls('a'), user('q'), calls('a'), result('a', 'new'), user('q2')])).toEqual([
       'calls a',
       'tool a: cancelled',
       'user: q',
@@ -71,20 +71,22 @@ describe('the prompt', () => {
       'tool a: new',
       'user: q2',
     ]);
-    expect(told([calls('a'), result('a', 'old'), user('q'), calls('a')]).at(-1)).toBe('tool a: cancelled');
+    expect(promptOf([calls('a'), result('a', 'old'), user('q'), calls('a')]).at(-1)).toBe(
+      'tool a: cancelled',
+    );
   });
 
   it('given a result without its call, when the prompt is built, then the result is left out', () => {
-    expect(told([result('gone', 'x'), user('q')])).toEqual(['user: q']);
+    expect(promptOf([result('gone', 'x'), user('q')])).toEqual(['user: q']);
   });
 
   it('given a partial reply, when it is the last message, then it is left out of the prompt', () => {
-    expect(told([user('q'), cutOff('half')])).toEqual(['user: q']);
-    expect(told([user('q'), cutOff('half'), system('rule')])).toEqual(['user: q', 'system: rule']);
+    expect(promptOf([user('q'), cutOff('half')])).toEqual(['user: q']);
+    expect(promptOf([user('q'), cutOff('half'), system('rule')])).toEqual(['user: q', 'system: rule']);
   });
 
   it('given a partial reply that is followed by a message of the user, when the prompt is built, then it stays', () => {
-    expect(told([user('q'), cutOff('half'), user('go on')])).toEqual([
+    expect(promptOf([user('q'), cutOff('half'), user('go on')])).toEqual([
       'user: q',
       'assistant: half',
       'user: go on',
@@ -92,7 +94,7 @@ describe('the prompt', () => {
   });
 
   it('given a partial reply and the next reply, when the prompt is built, then the question has one answer', () => {
-    expect(told([user('q'), cutOff('half'), cutOff('more'), reply('whole'), user('thanks')])).toEqual([
+    expect(promptOf([user('q'), cutOff('half'), cutOff('more'), reply('whole'), user('thanks')])).toEqual([
       'user: q',
       'assistant: whole',
       'user: thanks',
@@ -100,7 +102,7 @@ describe('the prompt', () => {
   });
 
   it('given empty messages, when the prompt is built, then they are left out unless they call tools', () => {
-    expect(told([user('q'), reply(''), user('again'), calls('a'), result('a', '')])).toEqual([
+    expect(promptOf([user('q'), reply(''), user('again'), calls('a'), result('a', '')])).toEqual([
       'user: q',
       'user: again',
       'calls a',
