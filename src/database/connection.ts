@@ -23,6 +23,10 @@ function explanationOf(cause: unknown): string {
   if (code === QUERY_CANCELED || /Query read timeout/i.test(message)) {
     return 'the database did not answer in time; try again';
   }
+  // The error of a pool whose connections are all in use for as long as a query waits for one.
+  if (message === 'timeout exceeded when trying to connect') {
+    return 'no connection to the database became free in time; try again';
+  }
   return 'the database cannot be reached at the moment; try again';
 }
 
