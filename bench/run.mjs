@@ -44,7 +44,7 @@ try {
     try {
       rows.push(...(await MEASURES[name](server, values)));
     } catch (error) {
-      // The others may still tell something.
+      // The other measures may still succeed, so the run goes on.
       console.error(error);
       rows.push({ name, ours: 'broke off', pass: false });
     }

@@ -9,14 +9,17 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
 import { prepare, root } from '../scripts/prepare.mjs';
 
-// Everything that token-usage.mjs needs, for as long as it takes to see it work; nothing is left behind.
+// Starts everything that token-usage.mjs needs, shows what the example does, and removes everything again.
 
 prepare();
-const { startEmbeddedPostgres } = createRequire(import.meta.url)('../dist/database/embedded-postgres.js');
+const { startEmbeddedPostgres } = createRequire(import.meta.url)(
+  '../dist/embedded-postgres/embedded-postgres.js',
+);
 const folder = mkdtempSync(join(tmpdir(), 'colloquy-example-'));
-// PostgreSQL refuses to run as root and drops to another user, who has to get in.
+// PostgreSQL refuses to run as root. When root starts this program, PostgreSQL runs as another user, who must be able
+// to enter the folder.
 chmodSync(folder, 0o755);
-const undo = [() => rmSync(folder, { recursive: true, force: true })];
+const cleanups = [() => rmSync(folder, { recursive: true, force: true })];
 
 /** Starts a program and resolves with what `pattern` finds in its output. */
 async function start(script, env, pattern) {
@@ -24,7 +27,7 @@ async function start(script, env, pattern) {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
-  undo.push(async () => {
+  cleanups.push(async () => {
     if (child.exitCode !== null) return;
     child.kill('SIGTERM');
     await once(child, 'exit');
@@ -42,7 +45,7 @@ async function start(script, env, pattern) {
 try {
   console.log('Starting Kafka, PostgreSQL and the service …');
   const postgres = await startEmbeddedPostgres({ dataDir: folder });
-  undo.push(() => postgres.stop());
+  cleanups.push(() => postgres.stop());
   const KAFKA_BROKERS = await start('scripts/kafka.mjs', {}, /^KAFKA_BROKERS=(.*)$/);
   const shared = { KAFKA_BROKERS, DATABASE_URL: postgres.url };
   const url = await start(
@@ -52,9 +55,9 @@ try {
   );
   await start('examples/token-usage.mjs', { ...shared, COLLOQUY_URL: url }, /^(Counting)/);
 
-  const said = ['Hello', 'How many tokens was that?', 'And this?'];
+  const messages = ['Hello', 'How many tokens was that?', 'And this?'];
   for (const tenant of ['acme', 'globex']) {
-    for (const message of said) {
+    for (const message of messages) {
       const response = await fetch(`${url}/v1/chat`, {
         method: 'POST',
         headers: { 'content-type': 'application/json', 'colloquy-tenant': tenant },
@@ -63,12 +66,12 @@ try {
       if (!response.ok) throw new Error(`the chat failed: ${await response.text()}`);
     }
   }
-  console.log(`${said.length} chats each of two tenants at ${url}; what the consumer made of them:`);
+  console.log(`${messages.length} chats each of two tenants at ${url}; what the consumer made of them:`);
 
   const client = new Client({ connectionString: postgres.url });
   await client.connect();
-  undo.push(() => client.end());
-  // Enough for a first rebalance.
+  cleanups.push(() => client.end());
+  // The consumer needs a first rebalance of its group before it gets any event.
   const deadline = Date.now() + 30_000;
   let before = '';
   for (;;) {
@@ -85,5 +88,5 @@ try {
     await sleep(1_000);
   }
 } finally {
-  for (const step of undo.reverse()) await step();
+  for (const step of cleanups.reverse()) await step();
 }

@@ -2,11 +2,12 @@ import { consume, postgresPlaces } from 'colloquy/consumer';
 import { Pool } from 'pg';
 
 /*
- * Daily token usage per tenant and model, from the events on Kafka into a table, each event counted exactly once.
+ * Sums up the daily token usage of each tenant and model in a table, from the events on Kafka. Each event is counted
+ * exactly once.
  *
- *   npm run example:usage          starts Kafka, PostgreSQL and the service for itself, talks a little, shows the table
+ *   npm run example:usage          starts Kafka, PostgreSQL and the service, sends a few chats, shows the table
  *
- *   KAFKA_BROKERS=host:port DATABASE_URL=postgres://… node examples/token-usage.mjs     with what is there already
+ *   KAFKA_BROKERS=host:port DATABASE_URL=postgres://… node examples/token-usage.mjs     uses what runs already
  *   COLLOQUY_URL, COLLOQUY_API_KEY: the service, for events that the topic no longer has
  */
 
@@ -27,7 +28,7 @@ const consumer = consume({
   kafka: { brokers: KAFKA_BROKERS.split(',') },
   groupId: 'token-usage',
   ...(KAFKA_TOPIC && { topic: KAFKA_TOPIC }),
-  // In the same database as the table: place and effect are committed together.
+  // The places are in the same database as the table, so that place and effect are committed together.
   places: postgresPlaces(pool, { consumer: 'token-usage' }),
   ...(COLLOQUY_URL && { api: { url: COLLOQUY_URL, apiKey: COLLOQUY_API_KEY } }),
   apply: async (events, tx) => {

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
 // Writes schemas/ and docs/events.md from the event schemas in the code. A published schema is replaced only by one
-// that its readers can live with; what would break them needs a new version (docs/events.md says how).
+// that does not break its consumers. A change that would break them needs a new version (docs/events.md says how).
 
 prepare();
 const require = createRequire(import.meta.url);

@@ -16,7 +16,7 @@ import { createInterface } from 'node:readline';
 import { clearTimeout } from 'node:timers';
 
 /*
- * A real Apache Kafka on this machine, for trying out and for tests: one node, broker and controller in one (KRaft),
+ * A real Apache Kafka on this machine, for trials and for tests: one node, broker and controller in one (KRaft),
  * from the released jars, on free loopback ports. Needs Java 17 and, the first time, Maven; no Docker. Where those are
  * missing and Docker is not, the same release runs in a container (docker/kafka.yml).
  *
@@ -48,7 +48,10 @@ try {
   process.exitCode = 1;
 }
 
-/** The folder of the jars. They are fetched once; a fetch that is cut short leaves nothing that looks whole. */
+/**
+ * The folder of the jars. They are fetched once, into a temporary folder that is renamed at the end, so an interrupted
+ * fetch never looks complete.
+ */
 function fetchJars() {
   const cache = resolve(process.env.KAFKA_CACHE_DIR || join(homedir(), '.cache', 'colloquy'));
   const folder = join(cache, `kafka-${version}`);
@@ -58,7 +61,7 @@ function fetchJars() {
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'fetching-'));
   try {
-    // A logging binding is what Kafka's POM leaves out.
+    // Kafka's POM does not include a logging binding, and without one Kafka logs nothing.
     const binding = before4
       ? dependency('org.slf4j', 'slf4j-reload4j', '1.7.36')
       : dependency('org.apache.logging.log4j', 'log4j-slf4j-impl', '2.25.4');
@@ -80,7 +83,7 @@ function fetchJars() {
     try {
       renameSync(join(work, 'libs'), folder);
     } catch (error) {
-      // Somebody else was fetching too, and was faster.
+      // Another process has fetched the same jars meanwhile.
       if (!existsSync(folder)) throw error;
     }
   } finally {
@@ -93,15 +96,15 @@ function dependency(group, artifact, release) {
   return `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${release}</version></dependency>`;
 }
 
-/** The folder of the broker's data, and whether it stays. */
+/** The folder of the broker's data, and whether it is kept at the end. */
 function dataFolder() {
   const given = process.env.KAFKA_DATA_DIR;
   const home = given ? resolve(given) : mkdtempSync(join(tmpdir(), 'colloquy-kafka-'));
   mkdirSync(home, { recursive: true });
-  return { home, stays: Boolean(given) };
+  return { home, isKept: Boolean(given) };
 }
 
-/** A broker from the jars; undefined where Java or Maven is missing and Docker is at hand. */
+/** A broker from the jars; undefined where Java or Maven is missing and Docker is installed. */
 async function fromJars() {
   let jars;
   try {
@@ -112,20 +115,20 @@ async function fromJars() {
     console.error(`${error.message} Docker is here: its image is taken.`);
     return undefined;
   }
-  const { home, stays } = dataFolder();
+  const { home, isKept } = dataFolder();
   const port = Number(process.env.KAFKA_PORT) || (await freePort());
   const config = writeConfig(home, port, await freePort());
 
   const java = ['-Xms128m', '-Xmx512m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', ...logging(home)];
   const program = ['-cp', join(jars, '*')];
-  // Data that is there already keeps the id of its cluster.
+  // Existing data keeps the id of its cluster.
   if (!existsSync(join(home, 'data', 'meta.properties'))) {
     const id = randomBytes(16).toString('base64url');
-    // An id may begin with a hyphen: as an argument of its own it would be read as an option.
+    // An id may begin with a hyphen. As a separate argument it would be taken for an option.
     const format = ['kafka.tools.StorageTool', 'format', `--cluster-id=${id}`, '-c', config];
     const formatted = spawnSync('java', [...java, ...program, ...format], { encoding: 'utf8' });
     if (formatted.status !== 0) {
-      if (!stays) rmSync(home, { recursive: true, force: true });
+      if (!isKept) rmSync(home, { recursive: true, force: true });
       fail(`Kafka's storage could not be formatted:\n${formatted.stdout}${formatted.stderr}`);
     }
   }
@@ -134,7 +137,7 @@ async function fromJars() {
     port,
     command: ['java', ...java, ...program, 'kafka.Kafka', config],
     env: process.env,
-    clearUp: `kill -9 "$1" 2>/dev/null; ${stays ? ':' : 'rm -rf "$2"'}`,
+    cleanUp: `kill -9 "$1" 2>/dev/null; ${isKept ? ':' : 'rm -rf "$2"'}`,
   };
 }
 
@@ -142,9 +145,12 @@ function hasDocker() {
   return spawnSync('docker', ['compose', 'version'], { stdio: 'ignore' }).status === 0;
 }
 
-/** A broker in a container; the name of its project, and with it of its volume, is that of the data folder. */
+/**
+ * A broker in a container. The name of its Compose project, and with it that of its volume, is derived from the data
+ * folder.
+ */
 async function fromImage() {
-  const { home, stays } = dataFolder();
+  const { home, isKept } = dataFolder();
   const port = Number(process.env.KAFKA_PORT) || (await freePort());
   const compose = composeOf(home);
   const env = {
@@ -153,16 +159,16 @@ async function fromImage() {
     KAFKA_PORT: String(port),
     KAFKA_CONTROLLER_PORT: String(port === 9093 ? 9094 : 9093),
   };
-  // The limit on the start is not meant for what has to be fetched first.
+  // The image is fetched first, because the time limit for the start does not allow for it.
   const { status } = spawnSync('docker', [...compose, 'pull', '-q'], { env, stdio: ['ignore', 2, 2] });
   if (status !== 0) fail(`The image of Kafka ${version} could not be fetched; see above.`);
-  const down = `docker ${compose.map((part) => `'${part}'`).join(' ')} down${stays ? '' : ' -v'} >/dev/null 2>&1`;
+  const down = `docker ${compose.map((part) => `'${part}'`).join(' ')} down${isKept ? '' : ' -v'} >/dev/null 2>&1`;
   return {
     home,
     port,
     command: ['docker', ...compose, 'up', '--no-color', '--no-log-prefix'],
     env,
-    clearUp: `${down}; ${stays ? ':' : 'rm -rf "$2"'}`,
+    cleanUp: `${down}; ${isKept ? ':' : 'rm -rf "$2"'}`,
   };
 }
 
@@ -172,38 +178,39 @@ function composeOf(home) {
 }
 
 async function remove() {
-  const { home, stays } = dataFolder();
-  if (!stays) fail('--remove needs KAFKA_DATA_DIR.');
+  const { home, isKept } = dataFolder();
+  if (!isKept) fail('--remove needs KAFKA_DATA_DIR.');
   const env = { ...process.env, KAFKA_VERSION: version, KAFKA_PORT: '0', KAFKA_CONTROLLER_PORT: '0' };
   if (hasDocker()) spawnSync('docker', [...composeOf(home), 'down', '-v'], { env, stdio: 'ignore' });
   rmSync(home, { recursive: true, force: true });
 }
 
-async function run({ home, port, command: [program, ...options], env, clearUp }) {
-  // In a session of its own: Ctrl-C in a terminal reaches this process, which then ends the broker in order.
+async function run({ home, port, command: [program, ...options], env, cleanUp }) {
+  // The broker runs in a session of its own, so that Ctrl-C in a terminal reaches only this process, which then shuts
+  // the broker down in order.
   const broker = spawn(program, options, { detached: true, env, stdio: ['ignore', 'pipe', 'pipe'] });
   const ended = new Promise((resolveEnd) => {
     broker.once('error', (error) => resolveEnd(error.message));
     broker.once('close', (code, signal) => resolveEnd(signal ?? `exit code ${code}`));
   });
-  // However this process dies, even by kill -9, the pipe then closes, and the janitor clears up.
-  const janitor = spawn('sh', ['-c', `cat >/dev/null; ${clearUp}`, 'sh', String(broker.pid), home], {
+  // When this process ends, even by kill -9, the pipe closes, and the janitor ends the broker and removes its data.
+  const janitor = spawn('sh', ['-c', `cat >/dev/null; ${cleanUp}`, 'sh', String(broker.pid), home], {
     cwd: '/',
     detached: true,
     env,
     stdio: ['pipe', 'ignore', 'ignore'],
   });
-  const cleared = new Promise((resolveEnd) => janitor.once('exit', resolveEnd));
+  const cleanedUp = new Promise((resolveEnd) => janitor.once('exit', resolveEnd));
 
   const log = createWriteStream(join(home, 'server.log'), { flags: 'a' });
-  const last = [];
+  const lastLines = [];
   let ready = false;
   const limit = setTimeout(() => broker.kill('SIGKILL'), READY_LIMIT_MS);
   for (const stream of [broker.stdout, broker.stderr]) {
     createInterface(stream).on('line', (line) => {
       log.write(`${line}\n`);
-      last.push(line);
-      if (last.length > 40) last.shift();
+      lastLines.push(line);
+      if (lastLines.length > 40) lastLines.shift();
       if (ready || !line.includes('Kafka Server started')) return;
       ready = true;
       clearTimeout(limit);
@@ -214,21 +221,21 @@ async function run({ home, port, command: [program, ...options], env, clearUp })
     });
   }
 
-  let asked = false;
+  let isStopping = false;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
     process.on(signal, () => {
-      // A second Ctrl-C does not wait for the broker's own leave-taking.
-      broker.kill(asked ? 'SIGKILL' : 'SIGTERM');
-      asked = true;
+      // The first Ctrl-C shuts the broker down in order, and a second one kills it.
+      broker.kill(isStopping ? 'SIGKILL' : 'SIGTERM');
+      isStopping = true;
     });
   }
   const reason = await ended;
   clearTimeout(limit);
   log.end();
   janitor.stdin.end();
-  await cleared;
-  if (!asked) {
-    console.error(last.join('\n'));
+  await cleanedUp;
+  if (!isStopping) {
+    console.error(lastLines.join('\n'));
     fail(`Kafka ${ready ? 'ended by itself' : 'did not start'} (${reason}).`);
   }
 }
@@ -260,7 +267,7 @@ ${process.env.KAFKA_PROPERTIES ?? ''}
   return file;
 }
 
-/** Warnings, and the one line that says that the broker is ready. */
+/** The settings of the broker's log: warnings, and the one line that says that the broker is ready. */
 function logging(home) {
   const file = join(home, 'log.properties');
   if (before4) {
@@ -303,7 +310,7 @@ function freePort() {
 function requireProgram(name, options, message) {
   const { error, status, stderr } = spawnSync(name, options, { encoding: 'utf8' });
   if (error !== undefined || status !== 0) fail(message);
-  // `openjdk version "17.0.15"`; 1.8 called itself "1.8".
+  // For example `openjdk version "17.0.15"`. Java 8 reports "1.8".
   const [, major] = /version "(\d+)/.exec(name === 'java' ? stderr : '') ?? [];
   if (major !== undefined && Number(major) < 17) fail(`${message} This is Java ${major}.`);
 }

@@ -4,20 +4,21 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-// Runs before anything is installed: Node's own modules only, and syntax that an old Node can read to be refused by.
+// This file runs before anything is installed. It may import Node's own modules only, and its syntax must be one that
+// an old Node can parse, so that it can say that the Node is too old.
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
 /**
- * Installs and builds what is missing or out of date; says nothing when nothing is. Exits on failure.
- * @param say where it tells what it does: not on standard output when that is for results
+ * Installs and builds what is missing or out of date, and prints nothing when nothing is. Ends the process on failure.
+ * @param say prints what is being done; must not be standard output where that is for the results of a command
  */
 export function prepare(say = console.log) {
   const [major, minor] = process.versions.node.split('.').map(Number);
   if (major < 20 || (major === 20 && minor < 19)) {
     fail(`Colloquy needs Node.js 20.19 or newer; this is ${process.versions.node} (${process.execPath}).`);
   }
-  // An image holds what was built elsewhere, with production dependencies only.
+  // A container image holds no sources: it was built elsewhere and has production dependencies only.
   if (!existsSync(join(root, 'src'))) return;
   install(say);
   build(say);
@@ -30,9 +31,10 @@ function install(say) {
   if (readIfThere(stamp) === wanted) return;
   if (!installedAlready(JSON.parse(lock))) {
     say('Installing dependencies …');
-    // Errors only: packages that merely warn about this Node's version would look like trouble to a newcomer.
+    // Only errors are shown: packages that merely warn about this version of Node would look like a failure to a
+    // newcomer.
     const options = ['ci', '--include=dev', '--no-audit', '--no-fund', '--loglevel=error'];
-    // `npm start` names the npm that runs us; there may be no other on the PATH.
+    // `npm start` passes the path of the npm that runs this script. There may be no other npm on the PATH.
     const npm = process.env.npm_execpath;
     const own = npm !== undefined && /npm-cli\.c?js$/.test(npm);
     run(own ? process.execPath : 'npm', own ? [npm, ...options] : options, 'ignore', 'npm ci');
@@ -41,8 +43,8 @@ function install(say) {
 }
 
 /**
- * Somebody may have installed by hand: npm leaves a copy of the lock in node_modules when it is through. Installing
- * again would empty the folder under whatever uses it now.
+ * Whether the dependencies were installed by hand: npm leaves a copy of the lock file in node_modules when an
+ * installation is complete. Installing again would empty the folder while other processes may use it.
  */
 function installedAlready(lock) {
   const text = readIfThere(join(root, 'node_modules', '.package-lock.json'));
@@ -51,7 +53,7 @@ function installedAlready(lock) {
   return Object.entries(lock.packages).every(([path, wanted]) => {
     if (path === '') return true;
     const found = installed[path];
-    // Packages for other platforms are left out.
+    // Packages for other platforms are not installed.
     if (found === undefined) return wanted.optional === true || wanted.devOptional === true;
     return found.version === wanted.version && found.integrity === wanted.integrity;
   });
@@ -73,7 +75,7 @@ function build(say) {
     say === console.log ? 'inherit' : process.stderr,
     'The build',
   );
-  // The hash from before the build: what was edited meanwhile is built next time.
+  // The hash was computed before the build, so files that were edited during the build are built next time.
   writeFileSync(stamp, wanted);
 }
 
@@ -83,7 +85,10 @@ function run(program, options, stdout, name) {
   if (status !== 0) fail(`${name} failed; see above.`);
 }
 
-/** Lengths are part of it, or text could move from one part to the next unseen. */
+/**
+ * A hash over all parts and their lengths. Without the lengths, text that moves from one part to the next would not
+ * change the hash.
+ */
 function hash(parts) {
   const sum = createHash('sha256');
   for (const part of parts) sum.update(`${part.length}:`).update(part);

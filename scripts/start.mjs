@@ -3,5 +3,5 @@ import { pathToFileURL } from 'node:url';
 import { prepare, root } from './prepare.mjs';
 
 prepare();
-// In this process, so that Ctrl-C and kill reach the service itself and its exit code is ours.
+// The service runs in this process, so that Ctrl-C and kill reach it, and its exit code is that of this script.
 await import(pathToFileURL(join(root, 'dist', 'main.js')).href);

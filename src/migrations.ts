@@ -2,8 +2,7 @@ import { type Migration } from './database/migrate.js';
 
 /**
  * All migrations, in the order in which they are applied. A released one is never edited: a new one changes what it
- * made,
- * and brings a changed function whole, in a file of its own. `sha256sum` of the file gives its checksum.
+ * made, and brings a changed function whole, in a file of its own. `sha256sum` of the file gives its checksum.
  */
 export const migrations: readonly Migration[] = [
   {

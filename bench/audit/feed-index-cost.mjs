@@ -3,7 +3,10 @@ import { WrittenSession } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide } from '../support/stats.mjs';
 
-/** What it costs the appends that a tenant's events can be found: the log with and without the index of the feed. */
+/**
+ * Measures what the index of the feed, which finds the events of a tenant, costs the appends: the log with and without
+ * this index.
+ */
 const { EventLog } = product('dist/event-store/log.js');
 const SESSION_LENGTH = 50;
 const TENANTS = 100;

@@ -4,8 +4,8 @@ import { cpuSeconds, startService } from '../support/process.mjs';
 import { quantile, sleep } from '../support/stats.mjs';
 
 /**
- * node bench/feeds/run.mjs — FEEDS=1000 idle live feeds of one tenant on a node, beside APPENDS=200 appends a second of
- * another tenant on the same node; without the feeds and with them by turns.
+ * node bench/feeds/run.mjs: measures FEEDS=1000 idle live feeds of one tenant on a node, while another tenant makes
+ * APPENDS=200 appends a second on the same node. Rounds without and with the feeds alternate.
  */
 const FEEDS = Number(process.env.FEEDS ?? 1_000);
 const APPENDS = Number(process.env.APPENDS ?? 200);
@@ -28,7 +28,7 @@ function ask(url, method, path, tenant, body) {
   });
 }
 
-/** A reader of the live feed that only waits; `end` leaves. */
+/** Opens a live feed that gets no events. `end` closes it. */
 function openFeed(url, tenant) {
   return new Promise((resolve, reject) => {
     const request = http.get(
@@ -53,7 +53,7 @@ async function databaseSeconds(url) {
   return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
-/** Appends at an even pace, whatever each takes. */
+/** Appends at an even pace, however long each append takes. Resolves to the times in milliseconds. */
 async function appends(url) {
   const times = [];
   const pending = [];

@@ -3,8 +3,8 @@ import { product } from '../support/product.mjs';
 import { connect, startServer } from '../support/database.mjs';
 
 /**
- * node --expose-gc bench/generation/run.mjs — generations one after another in one process, by GENERATIONS=200000 in all:
- * what is left of them afterwards, in leases and in memory.
+ * node --expose-gc bench/generation/run.mjs: runs GENERATIONS=200000 generations in one process, and shows the leases
+ * and the memory that they leave behind.
  */
 const { createService } = product('dist/service.js');
 const { loadConfig } = product('dist/config.js');
@@ -12,8 +12,8 @@ const { createLogger } = product('dist/logging.js');
 const { Leases } = product('dist/event-store/leases.js');
 
 const GENERATIONS = Number(process.env.GENERATIONS ?? 20_000);
-const AT_ONCE = 64;
-const LOOKS = 10;
+const CONCURRENCY = 64;
+const REPORTS = 10;
 
 const server = await startServer();
 try {
@@ -32,12 +32,15 @@ try {
   await fastify.ready();
   const held = app.get(Leases);
   const admin = await connect(url, 'bench');
-  // A new session after so many turns, so that prompts stay short.
+  // A session has 20 turns, and then a new one is used, so that prompts stay short.
   const turn = async (index) => {
     const { statusCode, body } = await fastify.inject({
       method: 'POST',
       url: '/v1/chat',
-      payload: { message: 'Hello', sessionId: `s${index % AT_ONCE}-${Math.floor(index / AT_ONCE / 20)}` },
+      payload: {
+        message: 'Hello',
+        sessionId: `s${index % CONCURRENCY}-${Math.floor(index / CONCURRENCY / 20)}`,
+      },
     });
     if (statusCode !== 200) throw new Error(`${statusCode}: ${body}`);
   };
@@ -46,18 +49,18 @@ try {
     'generations | per second | leases held | lease rows of generations | heap after a collection, MB',
   );
   let done = 0;
-  for (let look = 1; look <= LOOKS; look += 1) {
-    const until = Math.round((GENERATIONS * look) / LOOKS);
+  for (let report = 1; report <= REPORTS; report += 1) {
+    const until = Math.round((GENERATIONS * report) / REPORTS);
     const began = performance.now();
     const first = done;
     await Promise.all(
-      Array.from({ length: AT_ONCE }, async (_, worker) => {
-        for (let index = first + worker; index < until; index += AT_ONCE) await turn(index);
+      Array.from({ length: CONCURRENCY }, async (_, worker) => {
+        for (let index = first + worker; index < until; index += CONCURRENCY) await turn(index);
       }),
     );
     done = until;
     const perSecond = Math.round(((done - first) / (performance.now() - began)) * 1000);
-    // Leases are let go behind the answers.
+    // Leases are released after the answers were sent.
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     globalThis.gc?.();
     const { rows } = await admin.query(

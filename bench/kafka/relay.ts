@@ -22,9 +22,10 @@ import { migrations } from '../../src/migrations.js';
 /*
  *   node -r ./test/support/typescript-hook.cjs bench/kafka/relay.ts [events]
  *
- * Catching up: the relay from PostgreSQL to Kafka beside a bare kafkajs `send` loop of the same messages, made
- * beforehand, to the same broker, in turns. Then the time from an acknowledged append to a consumer at 1 000 events a
- * second. Then, with --service <dist/main.js>, the processor time of an idle service with Kafka configured.
+ * Measures how fast the relay catches up from PostgreSQL to Kafka, in comparison with a bare kafkajs `send` loop of the
+ * same messages, which are built beforehand, to the same broker, in turns. Then it measures the time from an
+ * acknowledged append to a consumer at 1 000 events a second. Then, with --service <dist/main.js>, it measures the
+ * processor time of an idle service with and without Kafka.
  */
 
 const EVENTS = Number(process.argv[2] ?? 100_000);
@@ -60,7 +61,7 @@ async function main(): Promise<void> {
     );
 
     await latency(store, postgres.url, kafka);
-    // A database of its own: nothing is left to catch up with.
+    // The idle service gets a database of its own, so that it has nothing to catch up with.
     await store.pool.query('create database idle');
     await store.close();
     const empty = new URL(postgres.url);
@@ -123,7 +124,7 @@ async function fill(store: EventLog): Promise<void> {
   }
 }
 
-/** In the order in which the relay reads them. */
+/** All messages, in the order in which the relay reads them. */
 async function allMessages(store: EventLog): Promise<OutgoingMessage[]> {
   const after = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
   const messages: OutgoingMessage[] = [];
@@ -199,11 +200,11 @@ async function catchUp(store: EventLog, url: string, kafka: { brokers: string[] 
   await TopicAdmin.use(kafka, (topics) => topics.create({ topic, ...topicSettings }));
   return withRelay(store, url, kafka, topic, async (relay) => {
     relay.start();
-    // The clock runs from the first batch, as that of the bare loop does, which is connected before.
+    // The time counts from the first batch, because the bare loop is connected as well before its time counts.
     while ((await relay.lag()).behind >= EVENTS) await sleep(1);
     const { behind } = await relay.lag();
     const began = performance.now();
-    // A look costs what it takes from the relay.
+    // Asking for the lag takes time from the relay, so it is asked rarely.
     while ((await relay.lag()).behind > 0) await sleep(100);
     return (behind / (performance.now() - began)) * 1_000;
   });
@@ -212,7 +213,7 @@ async function catchUp(store: EventLog, url: string, kafka: { brokers: string[] 
 async function latency(store: EventLog, url: string, kafka: { brokers: string[] }): Promise<void> {
   const topic = `latency-${randomUUID()}`;
   await store.pool.query('delete from relay_topic');
-  // Only what is appended from now on.
+  // Only events that are appended from now on are published.
   await store.pool.query(
     `update relay_checkpoint c set position = e.position, epoch = epoch + 1 from lane_ends() e where e.lane = c.lane`,
   );
@@ -268,7 +269,7 @@ async function latency(store: EventLog, url: string, kafka: { brokers: string[] 
     }
   });
   await following.stop();
-  // The first seconds warm things up.
+  // The first two seconds warm up and are not counted.
   const took = [...acknowledged].slice(2_000).map(([key, at]) => (arrived.get(key) ?? Infinity) - at);
   took.sort((a, b) => a - b);
   const at = (part: number) => (took[Math.floor(took.length * part)] ?? NaN).toFixed(1);
@@ -286,7 +287,7 @@ async function idle(main: string, url: string, brokers: string): Promise<void> {
   const lines = createInterface(child.stdout);
   for await (const line of lines) if (line.includes('listening on')) break;
   child.stdout.resume();
-  // For a minute or so V8 goes on compiling what has run.
+  // V8 goes on compiling for about a minute what has run.
   await sleep(60_000);
   const ticks = () => {
     const fields =
@@ -308,6 +309,7 @@ async function idle(main: string, url: string, brokers: string): Promise<void> {
 function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
 }
+
 const list = (values: readonly number[]) => values.map((value) => Math.round(value)).join(' ');
 
 main().catch((error: unknown) => {

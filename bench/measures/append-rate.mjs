@@ -14,7 +14,10 @@ const TARGETS = new Map([
 /** Appends after which a writer goes on with a new session. */
 const SESSION_LENGTH = 50;
 
-/** Appends of one message each, every writer on sessions of its own, beside emmett's store on the same server. */
+/**
+ * Measures appends of one message each, every writer on sessions of its own, in comparison with emmett's store on the
+ * same server.
+ */
 export async function appendRate(server, { full }) {
   const store = await EventLog.open(await server.database('rate'));
   const pool = new Pool({ connectionString: await server.emptyDatabase('rate_emmett'), max: 10 });
@@ -45,7 +48,7 @@ export async function appendRate(server, { full }) {
       const expectedStreamVersion = BigInt(own.length);
       own.length += 1;
       await emmett.appendToStream(own.name, [{ type: 'MessageAppended', data: message() }], {
-        // An append to a new stream with version 0 is a conflict there.
+        // emmett treats an append to a new stream with the expected version 0 as a conflict.
         ...(expectedStreamVersion > 0n && { expectedStreamVersion }),
       });
     };

@@ -7,7 +7,10 @@ import { median, rate, ratio, sideBySide, spread, timed } from '../support/stats
 const CONNECTIONS = 64;
 const SESSIONS = 2_000;
 
-/** Durable appends over HTTP, projections running, beside a bare Fastify that sends the same body back. */
+/**
+ * Measures durable appends over HTTP while projections run, in comparison with a bare Fastify that sends the same body
+ * back.
+ */
 export async function httpAppends(server, { full }) {
   const url = await server.database('http');
   const service = await startService(url);
@@ -51,7 +54,7 @@ export async function httpAppends(server, { full }) {
       echo: () => rate(CONNECTIONS, seconds, repeat),
     });
 
-    // Once more, and then at once: how far behind are the read models, and does a strong read come?
+    // Right after one more round of appends: how far behind are the read models, and how long do strong reads take?
     await rate(CONNECTIONS, seconds, append);
     const behind = await lag(database);
     const [first] = toService;
@@ -98,7 +101,7 @@ export async function httpAppends(server, { full }) {
 
 const openMany = (url) => Promise.all(Array.from({ length: CONNECTIONS }, () => Connection.open(url)));
 
-/** Events that the read model which is furthest behind has not seen. */
+/** Number of events that the read model which is furthest behind has not applied. */
 async function lag(database) {
   const { rows } = await database.query(`
     select max(behind) as behind from (

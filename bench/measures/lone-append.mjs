@@ -6,10 +6,13 @@ import { median, sleep, timed } from '../support/stats.mjs';
 
 const { EventLog } = product('dist/event-store/log.js');
 
-/** Turns of so many appends each, so that each side finds its caches warm. */
+/** Appends of one side in a row, so that each side finds its caches warm. */
 const TURN = 25;
 
-/** One append at a time beside a bare prepared INSERT of the same row into a table with the same keys. */
+/**
+ * Measures one append at a time, in comparison with a bare prepared INSERT of the same row into a table with the same
+ * keys.
+ */
 export async function loneAppend(server, { full }) {
   const url = await server.database('lone');
   const store = await EventLog.open(url);
@@ -55,7 +58,7 @@ export async function loneAppend(server, { full }) {
       const ms = await timed(() => session.append());
       if (warm) ours.push(ms);
     }
-    // What the append leaves behind, its wake-up of others, is its own cost and not that of the INSERT.
+    // The append still notifies other nodes. The pause keeps that work out of the time of the INSERT.
     await sleep(15);
     for (let i = 0; i < TURN; i += 1) {
       const ms = await timed(insert);

@@ -5,11 +5,11 @@ import { median, timed } from '../support/stats.mjs';
 
 const LONG = 100_000;
 const SHORT = 100;
-/** Many short ones in turn, so that they stay short. */
+/** Short sessions are used in turn, so that none of them grows long. */
 const SHORT_SESSIONS = 20;
 const BATCH = 1_000;
 
-/** The read models are behind after so much at once; a strong list sees all lanes. */
+/** Waits until the read models have caught up. A strong list depends on all lanes. */
 async function caughtUp(connection) {
   const list = request('GET', '/v1/sessions?limit=1');
   for (const end = performance.now() + 120_000; (await connection.send(list)).status !== 200;) {
@@ -17,7 +17,7 @@ async function caughtUp(connection) {
   }
 }
 
-/** What a very long session costs, beside short ones. */
+/** Measures what a very long session costs in comparison with short ones. */
 export async function longSession(server, { full }) {
   const service = await startService(await server.database('long'));
   const connection = await Connection.open(service.url);

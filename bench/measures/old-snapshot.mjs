@@ -9,8 +9,8 @@ const SESSIONS = 5_000;
 const WRITERS = 64;
 
 /**
- * Appends over many sessions while somebody holds an old snapshot, as a backup does. Two databases side by side:
- * a snapshot keeps old row versions alive in its own database only.
+ * Measures appends to many sessions while another transaction holds an old snapshot, as a backup does. The comparison
+ * is a second database, because a snapshot keeps old row versions alive in its own database only.
  */
 export async function oldSnapshot(server, { full }) {
   const held = await open(server, 'snapshot_held');
@@ -47,7 +47,8 @@ async function open(server, name) {
   const store = await EventLog.open(url);
   const sessions = Array.from({ length: SESSIONS }, (_, n) => new WrittenSession(store, `session-${n}`));
   let turn = 0;
-  // In turn, so that no two writers meet in one session: there are far more sessions than writers.
+  // Sessions are used in turn. There are far more sessions than writers, so no two writers use one session at the same
+  // time.
   const append = () => sessions[(turn += 1) % SESSIONS].append();
   return { url, store, append };
 }

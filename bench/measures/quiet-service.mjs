@@ -3,7 +3,10 @@ import { CONTENT } from '../support/messages.mjs';
 import { cpuSeconds, startService } from '../support/process.mjs';
 import { quantile, sleep, timed } from '../support/stats.mjs';
 
-/** A service with nothing else to do: how long a strong read takes right after a write, and what idling costs. */
+/**
+ * Measures a service with nothing else to do: how long a strong read takes right after a write, and how much processor
+ * time the idle service uses.
+ */
 export async function quietService(server, { full }) {
   const service = await startService(await server.database('quiet'));
   const connection = await Connection.open(service.url);

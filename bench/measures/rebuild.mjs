@@ -17,11 +17,14 @@ const { historyProjection } = product('dist/read-models/history.projection.js');
 const { Projector } = product('dist/projection-engine/projector.js');
 
 const SESSION_LENGTH = 50;
-/** It sleeps 50 ms after every 100 events unless told otherwise; this is the fastest that it does. */
+/** By default emmett's rebuild sleeps for 50 ms after every 100 events. These settings make it as fast as it can be. */
 const PULLING = { batchSize: 1_000, pullingFrequencyInMs: 0 };
 const literal = (text) => `'${text.replaceAll("'", "''")}'`;
 
-/** The same messages in both logs, those of all sessions in turn; written by SQL, since appends are not measured. */
+/**
+ * Both logs hold the same messages, those of all sessions in turn. They are written by SQL, because appends are not
+ * measured here.
+ */
 const messages = (events) => `
   select n, 'session-' || lpad((n % ${Math.ceil(events / SESSION_LENGTH)})::text, 8, '0') as stream_id,
          n / ${Math.ceil(events / SESSION_LENGTH)} + 1 as version,
@@ -102,7 +105,7 @@ async function theirs(server, events) {
   });
   return {
     rebuild: async () => {
-      // Its place in the log outlives a rebuild, and the next one would begin at the end.
+      // emmett keeps its position in the log after a rebuild, so the next rebuild would begin at the end.
       await client.query('truncate history, emt_processors');
       const consumer = rebuildPostgreSQLProjections({
         connectionString,
@@ -123,11 +126,11 @@ async function theirs(server, events) {
   };
 }
 
-/** The read model `history` built anew from the log, beside the same by emmett's rebuild. */
+/** Measures a rebuild of the read model `history` from the log, in comparison with emmett's rebuild of the same. */
 export async function rebuild(server, { full }) {
   const events = full ? 1_000_000 : 60_000;
   const own = await ours(server, events);
-  // Of the million a tenth: it would take a quarter of an hour a round.
+  // emmett gets a tenth of the million events, because all of them would take a quarter of an hour per round.
   const theirEvents = full ? events / 10 : events;
   const other = await theirs(server, theirEvents);
   try {
@@ -143,7 +146,8 @@ export async function rebuild(server, { full }) {
         atLeast: 15,
         spread: Math.max(spread(rates.ours), spread(rates.theirs)),
       },
-      // A few events are over before the fixed part is: begin, swap, and the look that finds it done.
+      // This target holds for many events only: with few, the fixed costs (the start, the swap, and the poll that finds
+      // the rebuild finished) dominate.
       ...(full
         ? [
             {

@@ -7,7 +7,10 @@ const PARALLEL = 200;
 const TOKEN_MS = 20;
 const TARGETS = { addedMs: 5, loss: 0.02, streamBytes: 64 * 1024 };
 
-/** What Colloquy adds to a streamed reply: the same paced model asked directly and through the service, in turns. */
+/**
+ * Measures what Colloquy adds to a streamed reply: the same paced model is asked directly and through the service, in
+ * turns.
+ */
 export async function streaming(server, { full }) {
   const model = await startPacedModel();
   const service = await startService(await server.database('streaming'), {
@@ -16,7 +19,8 @@ export async function streaming(server, { full }) {
   });
   const bench = { model, service };
   try {
-    // The many first: what runs for the first time is slow, and no service is asked for one stream in its life.
+    // The parallel streams come first, because code that runs for the first time is slow, and a single stream on a
+    // fresh service would measure just that.
     return [
       ...(await compare(bench, {
         parallel: PARALLEL,
@@ -51,11 +55,12 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   for (let round = 0; round <= rounds; round += 1) {
     for (const name of round % 2 ? ['direct', 'service'] : ['service', 'direct']) {
       const way = ways[name];
-      // Of their own for each round, so that no history grows long.
+      // Each round has sessions of its own, so that no history grows long.
       sessions = await newSessions(service, parallel);
       const before = cpuSeconds(service.pid);
       const result = await load(way, parallel, seconds, tokens);
-      if (round === 0) continue; // warms up
+      // The first round warms up.
+      if (round === 0) continue;
       way.rounds.push(result);
       if (name === 'service') cpu += cpuSeconds(service.pid) - before;
     }
@@ -95,12 +100,16 @@ async function compare({ model, service }, { parallel, rounds, seconds, tokens }
   ];
 }
 
-/** Of the golden ratio: its multiples are spread evenly, and in no step with anything. */
+/**
+ * The fractional part of the golden ratio. Its multiples are spread evenly over the interval from 0 to 1 without a
+ * period.
+ */
 const SPREAD = (Math.sqrt(5) - 1) / 2;
 
 /**
- * So many streams at a time for so long, their starts spread over the length of a reply. At even distances of 25 ms they
- * would fall into step: the tokens of all, one each 20 ms, would come in four bursts, which no real streams do.
+ * Runs `parallel` streams at a time for `seconds`, with their starts spread over the length of a reply. At even
+ * distances of 25 ms the streams would be synchronous: with a token each 20 ms, the tokens of all streams would come in
+ * four bursts, which real streams do not do.
  */
 async function load({ url, ask }, parallel, seconds, tokens) {
   const firsts = [];
@@ -131,9 +140,11 @@ async function load({ url, ask }, parallel, seconds, tokens) {
   return { firsts, paces, rate: counted / seconds, tokens: all };
 }
 
-/** What so many streams hold in the service, each after 250 tokens and with a client that reads. */
+/**
+ * Measures the memory that the open streams hold in the service, each after 250 tokens and with a client that reads.
+ */
 async function memory(service) {
-  // The first time fills caches and pools that stay.
+  // The first round fills caches and pools, which stay.
   await (
     await openStreams(service)
   )();
@@ -151,13 +162,13 @@ async function memory(service) {
 }
 
 async function memoryOf(service) {
-  const told = service.told(/memory (\d+) (\d+) /);
+  const printed = service.printed(/memory (\d+) (\d+) /);
   process.kill(service.pid, 'SIGUSR2');
-  const [, used, rss] = await told;
+  const [, used, rss] = await printed;
   return { used: Number(used), rss: Number(rss) };
 }
 
-/** Streams in the middle of their text; returns how to end them. */
+/** Opens streams and waits until each is in the middle of its text. Returns a function that ends them. */
 async function openStreams(service) {
   const tokens = 250;
   const sessions = await newSessions(service, PARALLEL);
@@ -172,12 +183,12 @@ async function openStreams(service) {
   };
 }
 
-let made = 0;
+let lastSession = 0;
 const newSessions = (service, count) =>
   Promise.all(
     Array.from(
       { length: count },
-      async () => (await post(service, '/v1/sessions', { id: `stream-${(made += 1)}` })).id,
+      async () => (await post(service, '/v1/sessions', { id: `stream-${(lastSession += 1)}` })).id,
     ),
   );
 

@@ -8,12 +8,13 @@ const { connect } = product('dist/database/connection.js');
 const { migrate } = product('dist/database/migrate.js');
 
 /**
- * A PostgreSQL of our own with the service's settings, in a folder that goes away with it.
- * @returns `database(name)` makes a migrated database and gives its URL, `emptyDatabase(name)` one without a schema.
+ * Starts a PostgreSQL with the settings of the service, in a temporary folder that is removed when it stops.
+ * @returns `database(name)` creates a migrated database and resolves to its URL; `emptyDatabase(name)` creates one
+ * without a schema.
  */
 export async function startServer() {
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-bench-'));
-  // Root's PostgreSQL runs as another user, who must be able to reach its data.
+  // When this process is root, PostgreSQL runs as another user, who must be able to reach its data.
   chmodSync(folder, 0o755);
   const remove = () => {
     rmSync(folder, { recursive: true, force: true });

@@ -2,8 +2,9 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 
 /**
- * One keep-alive connection, one request at a time, and as little work as possible: whatever the client costs is
- * taken from the server under test, since both share the machine. Understands answers with a content-length only.
+ * A client with one keep-alive connection and one request at a time. It does as little work as possible, because client
+ * and server share the machine, and the time of the client is missing for the server. It understands only answers with
+ * a content-length.
  */
 export class Connection {
   #socket;
@@ -27,7 +28,7 @@ export class Connection {
     socket.on('close', () => this.#waiting?.reject(new Error('the server closed the connection')));
   }
 
-  /** Sends what `request` made. */
+  /** Sends the bytes that `request` has made. Resolves to the status and the body. */
   send(bytes) {
     return new Promise((resolve, reject) => {
       this.#waiting = { resolve, reject };
@@ -54,7 +55,7 @@ export class Connection {
   }
 }
 
-/** The bytes of a request; made once and sent often. */
+/** The bytes of a request, which is made once and sent often. */
 export function request(method, path, body) {
   const lines = [`${method} ${path} HTTP/1.1`, 'Host: localhost'];
   if (body === undefined) return Buffer.from([...lines, '', ''].join('\r\n'));
@@ -66,7 +67,7 @@ export function request(method, path, body) {
   );
 }
 
-/** Sends and parses; anything but a 2xx is an error. */
+/** Sends a request and resolves to the parsed body. @throws Error for any status but 2xx */
 export async function ask(connection, method, path, body) {
   const answer = await connection.send(request(method, path, body));
   if (answer.status >= 300) throw new Error(`${method} ${path}: ${answer.status} ${answer.body}`);

@@ -3,7 +3,7 @@ import { product } from './product.mjs';
 
 const { sessionDecider } = product('dist/domain/session.js');
 
-/** About 100 characters: a usual line of a chat. */
+/** About 100 characters: a typical message of a chat. */
 export const CONTENT =
   'Could you tell me how far along my order is? I was told that it would be here by the end of the week.';
 
@@ -17,7 +17,7 @@ export const message = () => ({
 
 const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'SessionCreated', data: {} });
 
-/** One session as a writer of the event store knows it: each append goes on where the last one ended. */
+/** A session with its only writer, which keeps the state between its appends, as a command handler does. */
 export class WrittenSession {
   #state = { ...created, version: 0 };
   #end = { createdAt: null, lastActivityAt: null, lag: undefined };

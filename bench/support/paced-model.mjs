@@ -2,9 +2,9 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 
 /**
- * A process of its own: a model that is paced like a real one, 50 tokens a second and stream, each due at a time of its
- * own counted from the request. The last message says how many (`12 tokens`); after them the reply ends, or, if it says
- * `hold`, stays open until the connection is closed.
+ * A process of its own: a model that sends 50 tokens a second in each stream, as a real one may. Each token is due at a
+ * fixed time after its request. The last message of the request says how many tokens are wanted (`12 tokens`). After
+ * them the reply ends. If the message says `hold`, the reply stays open until the connection is closed.
  */
 const TOKEN_MS = 20;
 const piece = (delta, finish = null) =>
@@ -34,7 +34,7 @@ const server = createServer((request, response) => {
     let timer;
     const dueOf = (token) => began + token * TOKEN_MS;
     const next = () => {
-      // A timer may fire half a millisecond early.
+      // A timer may fire up to half a millisecond early.
       while (sent < tokens && performance.now() >= dueOf(sent + 1) - 0.5) {
         response.write(TOKEN);
         sent += 1;
@@ -46,7 +46,7 @@ const server = createServer((request, response) => {
     timer = setTimeout(next, dueOf(1) - performance.now());
   });
 });
-// A connection that the service keeps must not be closed on it between two rounds.
+// The service keeps its connections between two rounds, and this server must not close them.
 server.keepAliveTimeout = 600_000;
 server.listen(0, '127.0.0.1');
 await once(server, 'listening');

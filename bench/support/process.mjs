@@ -4,26 +4,27 @@ import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { fastifyEntry, main } from './product.mjs';
 
-/** The built service as a process of its own; `node` are more options of its Node.js. */
+/** Starts the built service as a process of its own. `node` are further options of its Node.js. */
 export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
   start([...node, main], {
     DATABASE_URL: databaseUrl,
     PORT: '0',
     MAX_SESSIONS: '1000000',
     SESSION_TTL_MS: '86400000',
+    LOG_LEVEL: process.env.BENCH_LOG_LEVEL ?? 'info',
     ...env,
   });
 
-/** A bare Fastify that sends each body back. */
+/** Starts a bare Fastify that sends each body back. */
 export const startEcho = () => start([file('./echo.mjs'), fastifyEntry()], {});
 
-/** A model that says 50 tokens a second. */
+/** Starts a model that sends 50 tokens a second. */
 export const startPacedModel = () => start([file('./paced-model.mjs')], {});
 
 const file = (name) => fileURLToPath(new URL(name, import.meta.url));
 
 async function start(args, env) {
-  // Nothing of our own environment: a key or another database's URL must not leak in.
+  // The process gets nothing of this environment, so that neither a key nor the URL of another database leaks in.
   const options = { cwd: tmpdir(), env: { PATH: process.env.PATH, NO_COLOR: '1', ...env } };
   const child = spawn(process.execPath, [...extra(), ...args], {
     ...options,
@@ -33,8 +34,8 @@ async function start(args, env) {
   process.once('exit', kill);
   const ended = new Promise((resolve) => child.once('close', resolve));
   child.stdout.setEncoding('utf8');
-  /** The first match in what it prints from now on. */
-  const told = (pattern) =>
+  /** Resolves to the first match in what the process prints from now on. */
+  const printed = (pattern) =>
     new Promise((resolve, reject) => {
       let output = '';
       const listen = (text) => {
@@ -47,11 +48,11 @@ async function start(args, env) {
       child.stdout.on('data', listen);
       void ended.then((code) => reject(new Error(`${args.at(-1)} ended with ${code}: ${output}`)));
     });
-  const [, url] = await told(/listening on (http:\/\/[^\s"]+)[\s"]/);
+  const [, url] = await printed(/listening on (http:\/\/[^\s"]+)[\s"]/);
   return {
     url,
     pid: child.pid,
-    told,
+    printed,
     stop: async () => {
       child.kill('SIGTERM');
       await ended;

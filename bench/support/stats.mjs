@@ -4,7 +4,7 @@ export const quantile = (values, q) => {
 };
 export const median = (values) => quantile(values, 0.5);
 
-/** How far the middle half of the values lies apart, as part of their median: the noise of this machine. */
+/** The interquartile range of the values as a fraction of their median, which shows the noise of this machine. */
 export const spread = (values) => (quantile(values, 0.75) - quantile(values, 0.25)) / median(values);
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -16,7 +16,10 @@ export async function timed(work) {
   return performance.now() - started;
 }
 
-/** Runs `work(worker)` in so many loops at once for so long; what was done per second. All is answered at the end. */
+/**
+ * Runs `work(worker)` in `workers` loops at the same time for `seconds`, and resolves to the number of calls per
+ * second. All calls have ended when it resolves.
+ */
 export async function rate(workers, seconds, work) {
   let done = 0;
   const end = performance.now() + seconds * 1000;
@@ -33,9 +36,9 @@ export async function rate(workers, seconds, work) {
 }
 
 /**
- * Several things side by side: each gets a turn per round, in changing order, so that what else the machine does
- * meets all of them. The first round warms up and is not counted.
- * @param turns name → function that gives a number
+ * Measures several things in comparison: each gets a turn per round, in alternating order, so that other work on the
+ * machine affects all of them. The first round warms up and is not counted.
+ * @param turns name → function that resolves to a number
  * @returns name → the numbers of all rounds
  */
 export async function sideBySide(rounds, turns) {

@@ -2,15 +2,15 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 
 const HEAD_END = Buffer.from('\r\n\r\n');
-/** What the paced model says again and again. */
+/** Length of the text that the paced model sends again and again. */
 const TOKEN_LENGTH = 'token '.length;
 
 /**
- * One streamed reply on a connection of its own, read with as little work as possible: the same code reads the model
- * itself and the service, and whatever it costs is taken from both.
+ * One streamed reply on a connection of its own, read with as little work as possible. The same code reads the model
+ * and the service, so its cost is the same on both sides.
  */
 export class Streamed {
-  /** When the request was sent, and when the first and the last token came. */
+  /** When the request was sent, and when the first and the last token arrived, by `performance.now()`. */
   sent = 0;
   first = 0;
   last = 0;
@@ -70,7 +70,8 @@ export class Streamed {
       this.#started = true;
       chunk = this.#head.subarray(end + HEAD_END.length);
     }
-    // The service's last event repeats the whole text, so what counts is what stands in deltas: of the model, or of it.
+    // The last event of the service repeats the whole text, so only the texts in deltas are counted. The pattern
+    // matches the deltas of the model and of the service.
     const text = this.#tail + chunk.latin1Slice();
     let found = 0;
     let read = 0;

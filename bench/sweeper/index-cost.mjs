@@ -1,7 +1,7 @@
 import { product } from '../support/product.mjs';
 import { connect, startServer } from '../support/database.mjs';
 
-/** What it costs the projection that overdue sessions can be found: updates as its batches make them. */
+/** Measures what the indexes that find overdue sessions cost the projection, by the updates that its batches make. */
 const { sessionsProjection } = product('dist/read-models/sessions.projection.js');
 const SESSIONS = 20_000;
 const ROUNDS = 20;
@@ -35,7 +35,7 @@ for (const [table, [create]] of Object.entries(VARIANTS)) {
 }
 await client.query('vacuum analyze');
 const spent = {};
-// A use of every session once a minute; the variants take turns, so that other work on the machine meets them all.
+// Every session is used once a minute. The variants take turns, so that other work on the machine affects all of them.
 for (let round = 1; round <= ROUNDS; round += 1) {
   for (let from = 0; from < SESSIONS; from += BATCH) {
     for (const table of Object.keys(VARIANTS)) {

@@ -6,7 +6,7 @@ import { cpuSeconds } from '../support/process.mjs';
 import { median, rate, timed } from '../support/stats.mjs';
 
 /**
- * node bench/sweeper/run.mjs [due] [idle] [foreground] — all three unless named.
+ * node bench/sweeper/run.mjs [due] [idle] [foreground]: runs the named measures, or all three.
  * DUE=100000 due sessions, IDLE=1000000 sessions of which none is due.
  */
 const { NestFactory } = product('@nestjs/core');
@@ -44,7 +44,10 @@ const setClock = async (url, offsetMs) => {
   await client.end();
 };
 
-/** Seconds of processor time of this process and of the database's, which say more than a clock on a busy machine. */
+/**
+ * Seconds of processor time of this process and of the database's processes. On a busy machine they vary less than
+ * elapsed time.
+ */
 async function cpu(url) {
   const client = await connect(url, 'bench');
   const { rows } = await client.query(
@@ -135,7 +138,7 @@ try {
         const beside = await rate(writers, seconds, foreground());
         const swept = node.sweeper.status().totals.ttl - before;
         going = false;
-        // Ends at the next page; what is left is swept alone.
+        // The sweep ends at the next page. The remaining sessions are swept without a foreground.
         node.sweeper.stopped = true;
         await sweeping;
         node.sweeper.stopped = false;
@@ -150,7 +153,8 @@ try {
   }
 
   if (wants('idle')) {
-    // Made by SQL as the projection would: a million creates would take minutes.
+    // The rows are written by SQL as the projection would write them, because creating a million sessions would take
+    // minutes.
     for (const tenants of [1, 10_000, 100_000]) {
       const url = await server.database(`sweep_idle_${tenants}`);
       const node = await startNode(url, many);

@@ -6,14 +6,15 @@ import { product } from '../support/product.mjs';
 import { sleep } from '../support/stats.mjs';
 
 /**
- * node bench/tenants/run.mjs — TENANTS=50000 tenants with settings of their own, beside a database without any: how long a
- * node takes to start, and what it costs to look for changed settings while 20 appends a second wake it.
+ * node bench/tenants/run.mjs: measures a database with TENANTS=50000 tenants that have settings of their own, in
+ * comparison with one without any: how long a node takes to start, and what it costs to look for changed settings while
+ * 20 appends a second wake the node.
  */
 const TENANTS = Number(process.env.TENANTS ?? 50_000);
 const SECONDS = Number(process.env.SECONDS_EACH ?? 20);
 const { laneOf } = product('dist/event-store/lane.js');
 
-/** Settings of many tenants, written as the log has them: as many requests would take minutes. */
+/** Writes the settings of many tenants into the log by SQL, because as many requests would take minutes. */
 async function fill(url, count) {
   const tenants = Array.from({ length: count }, (_, n) => `t${n}`);
   const lanes = tenants.map((tenant) => laneOf({ tenant, streamId: '~tenant' }, 16));
@@ -80,7 +81,7 @@ const server = await startServer();
 try {
   const sides = { none: await server.database('tenants_none'), many: await server.database('tenants_many') };
   await fill(sides.many, TENANTS);
-  // Makes the tables of the read models, and lets them take in what there is.
+  // The first start creates the tables of the read models and fills them, which is not measured.
   for (const url of Object.values(sides)) await measure(url);
   const found = { none: [], many: [] };
   for (let round = 0; round < 3; round += 1)

@@ -59,9 +59,8 @@ const presentedKey = (request: FastifyRequest): string | undefined =>
 
 /**
  * Without keys, running on this machine is the only credential, and web pages that its user opens have it as well. They
- * are
- * refused by their headers: a page of another site sends its own Origin, and a page whose name points to 127.0.0.1 (DNS
- * rebinding) sends that name as Host.
+ * are refused by their headers: a page of another site sends its own Origin, and a page whose name points to 127.0.0.1
+ * (DNS rebinding) sends that name as Host.
  */
 function localMachine(): Authenticator {
   const isLocal = createLocalCheck();

@@ -5,10 +5,9 @@ import { type Caller } from './caller.js';
 
 /**
  * Authenticates and authorizes requests before their bodies are read, so that nobody without a key makes the server
- * parse
- * a megabyte. It denies by default: every route declares what it needs (`@Requires`, `@Public`, or `config.access` of a
- * route
- * that is added to Fastify directly), and a route without a declaration keeps the service from starting.
+ * parse a megabyte. It denies by default: every route declares what it needs (`@Requires`, `@Public`, or
+ * `config.access` of a route that is added to Fastify directly), and a route without a declaration keeps the service
+ * from starting.
  */
 export class Guard {
   constructor(private readonly authenticators: readonly Authenticator[]) {}

@@ -39,8 +39,7 @@ export interface Step {
 
 /**
  * Events from the log: those of a session by version, those of a tenant by cursor. A cursor holds a position per lane.
- * The
- * positions of a lane become visible in order and without gaps, so a reader misses nothing behind its cursor.
+ * The positions of a lane become visible in order and without gaps, so a reader misses nothing behind its cursor.
  */
 @Injectable()
 export class Feed implements OnModuleDestroy {
@@ -169,10 +168,8 @@ export class Feed implements OnModuleDestroy {
 
   /**
    * Batches of stored events, which `read` gives from where the reader stands, and then of live events, some of which
-   * the
-   * reader may have already. The next batch is read when the one before has been taken. A reader that is too slow for
-   * live
-   * events reads stored ones again.
+   * the reader may have already. The next batch is read when the one before has been taken. A reader that is too slow
+   * for live events reads stored ones again.
    */
   private async *batches(
     topic: Topic,

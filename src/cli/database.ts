@@ -4,10 +4,10 @@ import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-
 import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
 
 /**
- * The database of the settings in this folder: the one that is named, or the embedded one, which is joined if a
- * service runs it, and is else run for as long as the work takes.
+ * The database of the settings in this folder: the one that is named, or the embedded one. The embedded one is used
+ * together with a service that runs it, or else is run for as long as the work takes.
  *
- * @param options.create whether a data folder that does not exist yet is made
+ * @param options.create whether to create a data folder that does not exist
  */
 export async function withDatabase<T>(
   options: { readonly create: boolean },
@@ -30,7 +30,7 @@ export async function withDatabase<T>(
   }
   try {
     const server = await startEmbeddedPostgres({ dataDir });
-    // Ctrl-C ends the work by taking its database away, and leaves no server behind.
+    // Ctrl-C ends the work by stopping its database, and leaves no server behind.
     const stop = (): void => void server.stop();
     process.on('SIGINT', stop).on('SIGTERM', stop);
     try {

@@ -46,7 +46,7 @@ interface SweepRow {
   readonly swept: number | undefined;
 }
 
-/** A column of what a field holds. */
+/** A column for a field of the rows. */
 const column = <Row>(title: keyof Row & string): Column<Row> => ({ title, of: (row) => row[title] });
 const columns = <Row>(...titles: (keyof Row & string)[]): Column<Row>[] =>
   titles.map((title) => column(title));
@@ -116,7 +116,7 @@ feed('tail')
   .option('--limit <n>', 'end after so many', wholeNumber, Infinity)
   .action(async ({ limit, ...query }: FeedOptions) => {
     let left = limit;
-    // From now on means from one place, also when the connection is lost before anything came.
+    // "From now on" must mean the same place after a lost connection, even if no event has come before.
     const { after = await endOfFeed() } = query;
     const lost = (error: Error): void => {
       process.stderr.write(`${error.message}; trying again\n`);

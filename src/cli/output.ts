@@ -6,10 +6,10 @@ export interface Column<Row> {
   readonly of: (row: Row) => unknown;
 }
 
-// An error of the stream also comes to whoever wrote; without a listener it would end the process as a crash.
+// Errors of the stream reach the code that wrote. Without a listener they would also end the process as a crash.
 process.stdout.on('error', () => undefined);
 
-/** Resolves when the text is taken, so that a slow reader slows the command down and not its memory. */
+/** Resolves when the text was taken, so that a slow reader slows the command down instead of filling its memory. */
 export function write(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => {
@@ -19,7 +19,7 @@ export function write(text: string): Promise<void> {
   });
 }
 
-/** Whoever read our output has gone, as `head` does: nothing is wrong. */
+/** Whether the reader of the output has closed it, as `head` does, which is not an error. */
 export const isReaderGone = (error: unknown): boolean =>
   (error as NodeJS.ErrnoException | null)?.code === 'EPIPE';
 
@@ -43,13 +43,13 @@ export async function print<Row>(
       .map((cell, index) => cell.padEnd(widths[index] ?? 0))
       .join('  ')
       .trimEnd()
-      // A terminal that does not know its width says 0.
+      // Terminals of unknown width report 0.
       .slice(0, process.stdout.columns || undefined),
   );
   await write(`${lines.join('\n')}\n`);
 }
 
-/** One line; what people wrote may not steer the terminal. */
+/** A value on one line, without control characters: text of users must not control the terminal. */
 function shown(value: unknown): string {
   if (value === null || value === undefined) return '';
   const text = typeof value === 'string' ? value : JSON.stringify(value);

@@ -35,14 +35,14 @@ export function connectionOf({ url, key, tenant }: ServiceOptions): Connection {
 
 export type Query = Readonly<Record<string, string | number | undefined>>;
 
-/** `?a=1&b=2` of those that are given. */
+/** The query string of the parameters that are given, e.g. `?a=1&b=2`. */
 export function queryOf(query: Query): string {
   const given = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) if (value !== undefined) given.set(name, String(value));
   return given.size === 0 ? '' : `?${given.toString()}`;
 }
 
-/** Rows of a list through all its pages, `limit` of them at most. */
+/** The rows of a list, page by page, at most `limit` rows. */
 export async function* listed<Row>(
   connection: Connection,
   path: string,
@@ -58,7 +58,7 @@ export async function* listed<Row>(
       'GET',
       path + queryOf({ ...query, ...place, limit: Math.min(left, 200) }),
     );
-    // A filter may leave a page empty that is not the last one.
+    // With a filter, pages before the last one may be empty.
     if (page.data.length > 0) yield page.data;
     left -= page.data.length;
     if (page.nextCursor === null) return;
@@ -69,8 +69,8 @@ export async function* listed<Row>(
 const LONGEST_PAUSE_MS = 5_000;
 
 /**
- * Follows a stream of events for good: a connection that is lost is made again where it ended, by `Last-Event-ID`.
- * @param onLost told once per loss
+ * Follows a stream of events without end. A lost connection is opened again with `Last-Event-ID`, where it ended.
+ * @param onLost called once per lost connection
  * @throws ColloquyError for what trying again cannot mend; whatever the first try throws
  */
 export async function* followed<Row>(

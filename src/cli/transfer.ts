@@ -12,7 +12,7 @@ import { EventLog } from '../event-store/log.js';
 import { withDatabase } from './database.js';
 import { print, progressBar, write } from './output.js';
 
-/** @param file none: standard output. A file comes to be when it is whole. */
+/** @param file standard output unless given. The file appears only when it is complete. */
 export async function exportTo(file: string | undefined, selection: ExportSelection): Promise<void> {
   const manifest = await withDatabase({ create: false }, (url) =>
     withStore(url, (store) =>
@@ -35,7 +35,7 @@ async function exportToFile(
   file: string,
 ): Promise<ExportManifestData> {
   const partial = `${file}.partial`;
-  // Readable by its owner only: it holds what people wrote.
+  // Readable by its owner only, because it contains conversations.
   const handle = await open(partial, 'w', 0o600);
   try {
     const manifest = await exportSessions(store, selection, async (text) => {
@@ -95,7 +95,7 @@ async function importFile(
 }
 
 async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>): Promise<T> {
-  // Without an upcaster: events go out and come in as they were recorded.
+  // Without an upcaster, so that events are exported and imported as they were recorded.
   const store = await EventLog.open(url).catch((error: unknown) => {
     const isUnknown = (error as { code?: unknown }).code === '42P01';
     throw isUnknown ? new Error('this database holds no log of Colloquy') : error;
@@ -107,7 +107,7 @@ async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>):
   }
 }
 
-/** An import is read twice, which standard input cannot be: it goes through a file that is removed. */
+/** An import reads its input twice, so standard input is first written to a temporary file. */
 async function withFile<T>(file: string, work: (path: string) => Promise<T>): Promise<T> {
   if (file !== '-') {
     await access(file);

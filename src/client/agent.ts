@@ -119,13 +119,13 @@ interface InProcess {
 
 const told = new Set<string>();
 
-/** Says it once in the life of the process. */
+/** Prints a warning once per process. */
 function tell(warning: string): void {
   if (!told.has(warning)) console.warn(warning);
   told.add(warning);
 }
 
-/** How often in a row a stream is asked for again that brings nothing. */
+/** How often in a row a stream is resumed that brings nothing. */
 const RESUMPTIONS = 10;
 
 /**
@@ -155,7 +155,7 @@ export class Agent {
     return this.starting;
   }
 
-  /** Answers what is running, then stops what `start` started. */
+  /** Waits for running requests, then stops what `start` started. */
   async stop(): Promise<void> {
     await this.starting?.catch(() => undefined);
     const { service } = this;
@@ -174,7 +174,7 @@ export class Agent {
     if (url === undefined) {
       if (apiKey !== undefined)
         tell('apiKey has no meaning without url: a service in this process needs no key.');
-      // Loaded only here: a client of a running service needs none of it.
+      // Loaded only here, because a client of a running service does not need it.
       const { startInProcess } = await import('./in-process.js');
       this.service = await startInProcess(this.options, tell);
       this.connection = new Connection(this.service.fetch, headers);
@@ -191,17 +191,17 @@ export class Agent {
     this.connection = connection;
   }
 
-  /** A new session; with an id that exists, that session, active again if it was expired. */
+  /** Creates a session. With the id of an existing session, returns that session, active again if it was expired. */
   createSession(id?: string, details: { title?: string; metadata?: object } = {}): Promise<SessionInfo> {
     return this.write('POST', '/v1/sessions', { ...(id !== undefined && { id }), ...details });
   }
 
-  /** undefined when there is none. */
+  /** The session, or undefined when it does not exist. */
   async getSession(id: string): Promise<SessionInfo | undefined> {
     return unlessMissing(this.connected.json<SessionInfo>('GET', session(id)));
   }
 
-  /** The ids of all sessions, of expired ones too. */
+  /** The ids of all sessions, including expired ones. */
   async listSessions(): Promise<string[]> {
     const sessions = await this.pages<SessionInfo>('/v1/sessions?limit=200');
     return sessions.map(({ id }) => id);
@@ -218,7 +218,7 @@ export class Agent {
   }
 
   /**
-   * The model's whole answer. A lost connection is tried again without a second model call.
+   * Asks the model and returns its whole answer. After a lost connection it tries again, without a second model call.
    * @throws ColloquyError `session-not-found`, `session-busy`, `model-failed`, …
    */
   async generate(message: string, options: GenerateOptions = {}): Promise<GenerateResult> {
@@ -228,13 +228,14 @@ export class Agent {
   }
 
   /**
-   * The answer as it arrives. After a lost connection it goes on where it was.
+   * Asks the model and yields its answer as it arrives. A lost connection is resumed where it ended.
    * @throws ColloquyError as `generate`
    */
   async *stream(message: string, options: GenerateOptions = {}): AsyncGenerator<StreamEvent> {
     const { sessionId, signal, ...ask } = options;
     const path = session(sessionId ?? (await this.createSession()).id);
-    // Under one key: asked again before the generation had a name, it attaches to the one that was started.
+    // With an idempotency key, a request that is repeated before the generation's id is known attaches to that
+    // generation.
     const headers = { 'idempotency-key': randomUUID() };
     let generationId: string | undefined;
     let lastId = '';
@@ -263,18 +264,18 @@ export class Agent {
     }
   }
 
-  /** Ends the generation that runs, if any; what has arrived is kept. Tells whether there was one. */
+  /** Cancels the running generation and keeps what has arrived. Resolves to whether there was one. */
   async cancel(sessionId: string): Promise<boolean> {
     const answer = await this.write<{ cancelled: boolean }>('POST', `${session(sessionId)}/cancel`);
     return answer.cancelled;
   }
 
-  /** Empties the history; the session stays. @throws ColloquyError `session-not-found` */
+  /** Empties the history and keeps the session. @throws ColloquyError `session-not-found` */
   async resetConversation(sessionId: string): Promise<void> {
     await this.write('POST', `${session(sessionId)}/reset`);
   }
 
-  /** Resolves also when there is no such session. */
+  /** Deletes a session; resolves also when it does not exist. */
   async deleteSession(sessionId: string): Promise<void> {
     await unlessMissing(this.write('DELETE', session(sessionId)));
   }
@@ -284,7 +285,7 @@ export class Agent {
     return this.connection;
   }
 
-  /** Under a key of its own, so that a repeated request takes effect once. */
+  /** Sends a write with an idempotency key, so that a repeated request takes effect once. */
   private write<T>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
     return this.connected.json<T>(method, path, {
       ...(body && { body }),

@@ -1,6 +1,6 @@
 import { createParser } from 'eventsource-parser';
 
-/** What the service refused, by the code of its problem document. */
+/** The service refused a request; `code` is that of its problem document. */
 export class ColloquyError extends Error {
   override readonly name = 'ColloquyError';
   constructor(
@@ -30,10 +30,10 @@ export interface RequestOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Tries of a request that is safe to repeat: a read, or a write under a key. */
+/** Tries of a request that is safe to repeat: a read, or a write with an idempotency key. */
 const TRIES = 4;
 
-/** Requests to a service, wherever it runs. */
+/** Sends requests to a service, in this process or elsewhere. */
 export class Connection {
   constructor(
     private readonly fetch: Fetch,

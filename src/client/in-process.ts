@@ -16,7 +16,7 @@ export async function startInProcess(
   { llm, sessions, storage }: Settings,
   warn: (warning: string) => void,
 ): Promise<{ fetch: Fetch; stop: () => Promise<void> }> {
-  // Nobody else can reach it, so it needs no keys.
+  // Nobody else can reach the service, so it needs no keys.
   const { COLLOQUY_API_KEYS: _keys, HOST: _host, ...env } = process.env;
   const { database, ...stored } = storage ?? {};
   const config = loadConfig({
@@ -25,7 +25,7 @@ export async function startInProcess(
     overrides: {
       ...(llm && { llm }),
       ...(sessions && { sessions }),
-      // A URL from an environment variable that is not set means none.
+      // An undefined URL, e.g. of an environment variable that is not set, counts as missing.
       ...(storage && { storage: { ...stored, ...(database?.url !== undefined && { database }) } }),
       auth: { mode: 'none', keys: [] },
       server: { host: '127.0.0.1' },
@@ -34,7 +34,7 @@ export async function startInProcess(
   for (const warning of config.warnings) warn(warning);
   // Idle parts of the service let the process end; a start does not.
   const started = keepAlive();
-  // A library does not write into its host's output: only what the host has to know, on standard error.
+  // A library must not write into its host's standard output: only warnings are logged, to standard error.
   const logger = createLogger(process.env['LOG_LEVEL'] ? config.server.logLevel : 'warn', 2);
   const service = await createService(config, { logger }).finally(started);
   const fastify = service.app.getHttpAdapter().getInstance();
@@ -55,14 +55,14 @@ export async function startInProcess(
       throw error;
     });
     const stream = response.stream();
-    // Whoever stops reading is a client that went away; the service is not told so otherwise.
+    // When the caller stops reading, the service must see a client that disconnected; nothing else tells it.
     stream.once('close', () => {
       ended();
       response.raw.res.destroy();
     });
     signal?.addEventListener('abort', () => stream.destroy(signal.reason as Error), { once: true });
     const empty = response.statusCode === 204;
-    // Nobody reads the body of an answer that has none, and only what is read comes to its end.
+    // Nobody reads an empty body, and an unread stream would never end.
     if (empty) stream.resume();
     return new Response(empty ? null : (Readable.toWeb(stream) as ReadableStream), {
       status: response.statusCode,
@@ -72,7 +72,7 @@ export async function startInProcess(
   return { fetch, stop: () => service.stop().finally(keepAlive()) };
 }
 
-/** Keeps the process alive until the returned function is called: somebody waits for something. */
+/** Keeps the process alive until the returned function is called, because somebody waits for a result. */
 function keepAlive(): () => void {
   const timer = setInterval(() => undefined, 2 ** 31 - 1);
   return () => {
@@ -80,7 +80,7 @@ function keepAlive(): () => void {
   };
 }
 
-/** The injection's own signal does not end the wait for an answer that has not begun. */
+/** Rejects when the signal aborts. The signal of the injection itself does not end the wait for an answer. */
 async function unlessAborted<T extends { stream(): Readable }>(
   answer: Promise<T>,
   signal: AbortSignal,
@@ -95,7 +95,7 @@ async function unlessAborted<T extends { stream(): Readable }>(
   try {
     return await Promise.race([answer, gone]);
   } catch (error) {
-    // It may come later, to nobody.
+    // The answer may still come later, when nobody waits for it.
     answer.then(
       (late) =>
         late

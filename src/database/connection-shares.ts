@@ -1,6 +1,6 @@
 /**
- * Connections outside of the pools: two that commit appends, one for notifications, and one for work of minutes, such as
- * a verification, of which only one runs at a time.
+ * Connections outside of the pools: two that commit appends, one for notifications, and one for work of minutes, such
+ * as a verification, of which only one runs at a time.
  */
 const SINGLE_CONNECTIONS = 4;
 const SMALLEST_POOL = 2;

@@ -65,8 +65,7 @@ export interface ConnectionOptions {
   readonly settings?: string | undefined;
   /**
    * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does
-   * not
-   * answer at all is as good as gone: whoever waits must get an answer.
+   * not answer at all is as good as gone: whoever waits must get an answer.
    */
   readonly statementMs?: number | undefined;
   /** How long connecting may take; 3 s unless given. */
@@ -97,8 +96,7 @@ export const IDLE = { allowExitOnIdle: true } as const;
 
 /**
  * Whether a connection keeps the process alive, as it does unless told otherwise. A connection that waits for work, or
- * for
- * notifications, must not: nothing would ever end a program that has done all it wanted.
+ * for notifications, must not: nothing would ever end a program that has done all it wanted.
  */
 export function keepsProcessAlive(client: Client, isKept: boolean): void {
   // They are missing from the types.

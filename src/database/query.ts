@@ -3,8 +3,7 @@ import { available } from './connection.js';
 
 /**
  * Longest wait for a read that a command needs. Whoever sent the command must get an answer within five seconds, also
- * from
- * a database that hangs.
+ * from a database that hangs.
  */
 export const COMMAND_READ_MS = 4_500;
 

@@ -3,8 +3,7 @@ import { createPool } from './connection.js';
 
 /**
  * Connections whose commits do not wait for the disk. They are for what is made from the log and can be made again:
- * what
- * a crash of the database takes back, rows and checkpoint alike, is simply made once more.
+ * what a crash of the database takes back, rows and checkpoint alike, is simply made once more.
  */
 export class RelaxedPool {
   readonly pool: Pool;

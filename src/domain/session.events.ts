@@ -29,8 +29,7 @@ export const toolName = z
   .meta({ example: 'get_weather' });
 /**
  * A time that a caller gives: RFC 3339, restricted to what PostgreSQL accepts. PostgreSQL refuses the year 0, offsets
- * of 16
- * hours or more, and fractions of any length, and a time that passes here must not fail there.
+ * of 16 hours or more, and fractions of any length, and a time that passes here must not fail there.
  */
 export const moment = z.iso
   .datetime({ offset: true, error: 'must be an RFC 3339 time, e.g. 2026-11-22T10:00:00Z' })

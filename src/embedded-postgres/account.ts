@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 
-/** Whom the server runs as when this process is root; PostgreSQL refuses root. */
+/** The system user that the server runs as when this process is root, because PostgreSQL refuses to run as root. */
 export interface Account {
   readonly name: string;
   readonly uid: number;
@@ -10,11 +10,15 @@ export interface Account {
 }
 
 /**
- * What the server and its tools see of the environment. Not ours: it holds API keys, and PG* variables would change
- * how they behave.
+ * The environment of the server and its tools. They do not get the environment of this process, because it holds API
+ * keys, and its PG* variables would change their behaviour.
  */
 export const ENVIRONMENT = { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LC_ALL: 'C' };
 
+/**
+ * The user that the server runs as on new data: `postgres`, or else `nobody`.
+ * @throws Error with a message for the user when there is neither
+ */
 export async function unprivilegedAccount(): Promise<Account> {
   for (const name of ['postgres', 'nobody']) {
     try {
@@ -23,7 +27,7 @@ export async function unprivilegedAccount(): Promise<Account> {
       );
       if (uid !== undefined && gid !== undefined && uid > 0) return { name, uid, gid };
     } catch {
-      // There is no such user; the next one may exist.
+      // There is no user of this name. The next one may exist.
     }
   }
   throw new Error(
@@ -32,7 +36,11 @@ export async function unprivilegedAccount(): Promise<Account> {
   );
 }
 
-/** The owner goes on being the owner: PostgreSQL insists on it, and data is not to be re-owned behind backs. */
+/**
+ * The owner of existing data. The server has to run as this user, because PostgreSQL refuses data of another one, and
+ * this process does not change the owner of a user's files.
+ * @throws Error with a message for the user when root is the owner
+ */
 export async function ownerOf(cluster: string): Promise<Account> {
   const { uid, gid } = await stat(cluster);
   if (uid === 0) {
@@ -44,7 +52,10 @@ export async function ownerOf(cluster: string): Promise<Account> {
   return { name: name.trim(), uid, gid };
 }
 
-/** Asked of the system as that user: modes alone know nothing of ACLs, read-only mounts and folders above. */
+/**
+ * Whether the user can write into the folder. A program tests this as that user, because the mode of the folder shows
+ * neither ACLs nor read-only mounts nor the modes of its parent folders.
+ */
 export async function canUse(account: Account, folder: string): Promise<boolean> {
   const script = 'test -w "$1" && test -x "$1"';
   return run('/bin/sh', ['-c', script, 'sh', folder], account).then(
@@ -53,19 +64,19 @@ export async function canUse(account: Account, folder: string): Promise<boolean>
   );
 }
 
-/** Runs a program to its end and gives its standard output; rejects with what it said on standard error. */
+/** Runs a program to its end and resolves to its standard output. Rejects with its standard error as the message. */
 export async function run(program: string, options: readonly string[], account?: Account): Promise<string> {
   try {
     const { stdout } = await promisify(execFile)(program, options, {
-      // The account may not be allowed into our working directory.
+      // The account may not be allowed into the working directory of this process.
       cwd: '/',
       env: ENVIRONMENT,
       ...(account && { uid: account.uid, gid: account.gid }),
     });
     return stdout;
   } catch (error) {
-    const said = (error as { stderr?: string }).stderr?.trim();
-    throw new Error(said === undefined || said === '' ? messageOf(error) : said, { cause: error });
+    const stderr = (error as { stderr?: string }).stderr?.trim();
+    throw new Error(stderr === undefined || stderr === '' ? messageOf(error) : stderr, { cause: error });
   }
 }
 

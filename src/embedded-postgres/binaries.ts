@@ -2,13 +2,13 @@ import { randomBytes } from 'node:crypto';
 import { chmod, cp, lstat, mkdir, readdir, readFile, rename, symlink } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { type Account, messageOf, run } from './account.js';
-import { exists, readIfThere, removeFolder, unless } from './files.js';
+import { exists, readIfThere, removeFolder, ignoring } from './files.js';
 
 /**
- * The folder of the npm package's PostgreSQL (`bin`, `lib`, `share`), or of a copy of it where the account that has to
- * run it cannot.
- * @param fallback where a copy goes
- * @param notes is added to where the user should know of it
+ * The folder of the PostgreSQL binaries (`bin`, `lib`, `share`): that of the npm package, or a copy of it where the
+ * account that has to run the binaries cannot use the package.
+ * @param fallback the folder in which a copy is made
+ * @param notes gets a sentence for the user when a copy is used
  * @throws Error with a message for the user when there are no binaries for this platform, or they do not run
  */
 export async function chooseBinaries(
@@ -57,28 +57,31 @@ async function whyNotRunnable(native: string, account: Account | undefined): Pro
 }
 
 /**
- * npm packages hold no symlinks, so a postinstall script makes them; after `npm ci --ignore-scripts` they are
- * missing and the server does not find its libraries.
+ * Makes the symlinks among the libraries. An npm package cannot hold symlinks, so a postinstall script of the package
+ * makes them. After `npm ci --ignore-scripts` they are missing, and the server would not find its libraries.
  */
 async function ensureLibraryLinks(packageFolder: string, into: string): Promise<void> {
   const list = await readIfThere(join(packageFolder, 'native', 'pg-symlinks.json'));
   if (list === undefined) return;
   for (const { source, target } of JSON.parse(list) as { source: string; target: string }[]) {
     const link = join(into, target);
-    const there = await lstat(link).catch(() => undefined);
-    if (there === undefined) {
-      await symlink(relative(dirname(target), source), link).catch(unless('EEXIST'));
+    const existing = await lstat(link).catch(() => undefined);
+    if (existing === undefined) {
+      await symlink(relative(dirname(target), source), link).catch(ignoring('EEXIST'));
     }
   }
 }
 
-/** Complete or absent at any time, also when two processes do it at once or one of them dies. */
+/**
+ * Copies the binaries. The copy is complete or absent at any time, even when two processes copy at once or one of them
+ * dies.
+ */
 async function copyBinaries(packageFolder: string, target: string): Promise<void> {
   const parent = dirname(target);
   await mkdir(parent, { recursive: true, mode: 0o755 });
   for (const name of await readdir(parent)) {
-    const maker = /^postgresql-.*\.copy-(\d+)-/.exec(name)?.[1];
-    if (maker !== undefined && !processExists(Number(maker))) await removeFolder(join(parent, name));
+    const copier = /^postgresql-.*\.copy-(\d+)-/.exec(name)?.[1];
+    if (copier !== undefined && !processExists(Number(copier))) await removeFolder(join(parent, name));
   }
   const temporary = `${target}.copy-${process.pid}-${randomBytes(4).toString('hex')}`;
   try {
@@ -89,13 +92,16 @@ async function copyBinaries(packageFolder: string, target: string): Promise<void
     });
     await ensureLibraryLinks(packageFolder, temporary);
     await openToAll(temporary);
-    await rename(temporary, target).catch(unless('EEXIST', 'ENOTEMPTY'));
+    await rename(temporary, target).catch(ignoring('EEXIST', 'ENOTEMPTY'));
   } finally {
     await removeFolder(temporary);
   }
 }
 
-/** A clone made under a strict umask has modes that would lock out the account we copy for. */
+/**
+ * Lets every user read the copy. Files that were installed under a strict umask have modes that would lock out the
+ * account for which the copy is made.
+ */
 async function openToAll(path: string): Promise<void> {
   const info = await lstat(path);
   if (info.isSymbolicLink()) return;

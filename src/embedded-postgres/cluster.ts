@@ -6,7 +6,11 @@ import { exists, readIfThere, removeFolder } from './files.js';
 import { type Place } from './place.js';
 import { ROLE_OPTIONS } from './sign-in.js';
 
-/** The password of the role. It is written before initdb runs, so that a cluster never exists without it. */
+/**
+ * The password of the role, which is made at first use. It is written before initdb runs, so that a cluster never
+ * exists without its password.
+ * @throws Error with a message for the user when a cluster exists and its password is missing
+ */
 export async function ensurePassword(place: Place): Promise<string> {
   const file = join(place.home, 'password');
   const known = (await readIfThere(file))?.trim();
@@ -24,9 +28,8 @@ export async function ensurePassword(place: Place): Promise<string> {
 }
 
 /**
- * Makes the cluster if there is none. initdb works in a folder beside and the result is renamed: one that is
- * interrupted
- * leaves litter, which the next one removes.
+ * Makes the cluster if there is none. initdb works in a temporary folder, which is renamed at the end, so an
+ * interrupted initdb leaves no half-made cluster. The next start removes its temporary folder.
  * @throws Error with a message for the user when the data is of another major version
  */
 export async function ensureCluster(place: Place): Promise<void> {
@@ -51,7 +54,8 @@ export async function ensureCluster(place: Place): Promise<void> {
     ...ROLE_OPTIONS,
     `--pwfile=${join(place.home, 'password')}`,
     '--encoding=UTF8',
-    // The same order on every machine, and upper and lower case known for all of Unicode, which plain C lacks.
+    // Text sorts the same on every machine, and upper and lower case work for all of Unicode, which the plain C locale
+    // lacks.
     '--locale=C',
     '--locale-provider=builtin',
     '--builtin-locale=C.UTF-8',

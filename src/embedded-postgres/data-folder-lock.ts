@@ -3,14 +3,14 @@ import { mkdir, readdir, readFile, readlink, realpath, symlink, unlink } from 'n
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 
-/** Another Colloquy runs on the data folder; the message is meant for the user. */
+/** Another Colloquy runs on the data folder. The message is meant for the user. */
 export class DataFolderInUseError extends Error {
   override readonly name = 'DataFolderInUseError';
 
   constructor(
     readonly dataDir: string,
     readonly pid: number,
-    /** Where that one listens. */
+    /** The URL at which the other process listens. */
     readonly url: string,
   ) {
     super(
@@ -20,10 +20,10 @@ export class DataFolderInUseError extends Error {
   }
 }
 
-/** What a lock says of its holder. */
+/** What a lock says about its holder. */
 interface Holder {
   readonly pid: number;
-  /** Differs between two processes that had the same pid. */
+  /** When the process started, as the system tells it. Differs between two processes that had the same pid. */
   readonly born: string;
   readonly url: string;
 }
@@ -31,51 +31,54 @@ interface Holder {
 const RELEASED = 'released';
 
 /**
- * Makes this process the only one that works on `dataDir` (made if missing), until `release()` or its death: a lock
- * whose process is gone, or whose pid now belongs to another program, does not count. Of any number of processes
- * that try at once, one gets it.
+ * Makes this process the only one that works on `dataDir`, which is created if it is missing. The lock ends with
+ * `release()` or with the process: a lock whose process is gone, or whose pid now belongs to another program, does not
+ * count. Of any number of processes that try at once, exactly one gets the lock.
  *
- * Processes have to see each other's pids; two containers on one volume do not.
+ * The lock works only between processes that see each other's pids. It does not protect a volume that two containers
+ * share.
  *
- * @param holder.url where this process listens, to be named to those who come too late
+ * @param holder.url the URL at which this process listens, which is named in the errors of later processes
  * @throws DataFolderInUseError
  */
 export async function lockDataFolder(
   dataDir: string,
   holder: { url: string },
 ): Promise<{ release(): Promise<void> }> {
-  // Each taking of the lock is a symlink `lock/<n>` whose target text names the holder: made with its content in one
-  // step, and by one process only. The highest number counts and is never removed, only outnumbered. (A lock file
-  // that is deleted when stale and made anew can be deleted a second time, by one that judged the old file.)
+  // Each acquisition of the lock is a symlink `lock/<n>` whose target text names the holder. A symlink is created
+  // together with its content in one step, and by one process only. The link with the highest number is the lock. It is
+  // never removed, only superseded by a higher number. (A lock file that is deleted when it is stale and then made
+  // again could be deleted a second time, by a process that had looked at the old file.)
   const folder = join(dataDir, 'lock');
   await mkdir(folder, { recursive: true });
-  const me: Holder = { pid: process.pid, born: (await birthOf(process.pid)) ?? '', url: holder.url };
+  const self: Holder = { pid: process.pid, born: (await startOf(process.pid)) ?? '', url: holder.url };
 
   for (;;) {
     const last = await highest(folder);
     const current = last === 0 ? undefined : await holderOf(join(folder, String(last)));
-    // It was outnumbered and removed after we listed the folder.
+    // The link was superseded and removed after the folder was listed.
     if (current === 'gone') continue;
     if (current !== undefined && (await isAlive(current))) {
       throw new DataFolderInUseError(await realpath(dataDir), current.pid, current.url);
     }
     const mine = last + 1;
-    if (!(await take(folder, mine, JSON.stringify(me)))) continue;
-    // What we listed may have been outnumbered and removed long ago: then our number is not the highest.
+    if (!(await createLink(folder, mine, JSON.stringify(self)))) continue;
+    // If the links that were listed have been superseded and removed meanwhile, this process did not create the highest
+    // number, and another process holds the lock.
     if ((await highest(folder)) !== mine) {
-      await drop(folder, mine);
+      await removeLink(folder, mine);
       continue;
     }
-    for (const number of await numbers(folder)) if (number < mine) await drop(folder, number);
+    for (const number of await numbers(folder)) if (number < mine) await removeLink(folder, number);
     return {
       release: async () => {
-        if (await take(folder, mine + 1, RELEASED)) await drop(folder, mine);
+        if (await createLink(folder, mine + 1, RELEASED)) await removeLink(folder, mine);
       },
     };
   }
 }
 
-async function take(folder: string, number: number, text: string): Promise<boolean> {
+async function createLink(folder: string, number: number, text: string): Promise<boolean> {
   try {
     await symlink(text, join(folder, String(number)));
     return true;
@@ -85,8 +88,8 @@ async function take(folder: string, number: number, text: string): Promise<boole
   }
 }
 
-async function drop(folder: string, number: number): Promise<void> {
-  // Whoever outnumbers it removes it too.
+async function removeLink(folder: string, number: number): Promise<void> {
+  // A process that supersedes the link removes it as well, so it may be gone already.
   await unlink(join(folder, String(number))).catch((error: unknown) => {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
   });
@@ -115,26 +118,27 @@ async function isAlive(holder: Holder): Promise<boolean> {
   try {
     process.kill(holder.pid, 0);
   } catch (error) {
-    // EPERM: it is there and belongs to another user.
+    // EPERM means that the process exists and belongs to another user.
     if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
   }
-  const born = await birthOf(holder.pid);
-  // With /proc closed to us we cannot tell, and two services on one folder are worse than one that does not start.
+  const born = await startOf(holder.pid);
+  // Without a readable /proc the start of the process is unknown. The holder then counts as alive, because two services
+  // on one folder do more harm than one that does not start.
   return born === undefined || born === holder.born;
 }
 
 /**
- * When the process began, as the system tells it: a pid alone may by now belong to another program. An ended process
- * that its parent has not collected yet counts as another one; undefined if the system does not tell.
+ * When the process started, as the system tells it, because a pid alone may by now belong to another program. An ended
+ * process that its parent has not reaped yet counts as another process. Undefined if the system does not tell.
  */
-async function birthOf(pid: number): Promise<string | undefined> {
+async function startOf(pid: number): Promise<string | undefined> {
   try {
     if (process.platform === 'linux') {
       const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
       // The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
       const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
       if (fields[0] === 'Z' || fields[0] === 'X') return 'ended';
-      // Field 22 counts from the start of the system, so it recurs after a reboot.
+      // Field 22 counts from the start of the system, so the same value may occur again after a reboot.
       const boot = await readFile('/proc/sys/kernel/random/boot_id', 'utf8');
       return `${boot.trim()} ${fields[19] ?? ''}`;
     }

@@ -11,31 +11,32 @@ import { RestartingServer } from './restarting-server.js';
 import { startOnFreePort, startServer } from './server-process.js';
 import { ensureDatabase, urlOf, withClient } from './sign-in.js';
 
-/** A running PostgreSQL of our own. */
+/** A running PostgreSQL that this process has started. */
 export interface EmbeddedPostgres {
   /** `postgres://colloquy:<password>@127.0.0.1:<port>/colloquy`; stays valid when the server has to be restarted. */
   readonly url: string;
   /** e.g. `18.4` */
   readonly serverVersion: string;
-  /** The cluster's own folder, the one that holds `PG_VERSION`. */
+  /** The folder of the cluster, which holds `PG_VERSION`. */
   readonly dataDir: string;
   /** What the user should be told, e.g. where data or binaries went and why. One sentence each, no secrets. */
   readonly notes: readonly string[];
-  /** Fast shutdown; resolves when the server is gone. Safe to call more than once. */
+  /** Shuts the server down (PostgreSQL's fast shutdown); resolves when it is gone. Safe to call more than once. */
   stop(): Promise<void>;
 }
 
-/** How long a command waits for the server of a service that is just starting. */
+/** Milliseconds that a command waits for the server of a service that is just starting. */
 const ANSWER_LIMIT_MS = 10_000;
 
 /**
- * Starts a real PostgreSQL (binaries from npm) on the data of `<dataDir>/postgres`, making it at first use.
+ * Starts a real PostgreSQL (binaries from npm) on the data in `<dataDir>/postgres`, which is made at first use.
  *
- * The server lives no longer than this process: however that ends, `kill -9` included, the server is shut down within
- * five seconds. It does not keep the process alive. One that ends by itself is started again on the same port, with
- * a process warning (`COLLOQUY_EMBEDDED_POSTGRES`), until `stop()`.
+ * The server never outlives this process: when the process ends in any way, even by `kill -9`, the server is shut down
+ * within five seconds. The server does not keep the process alive. Until `stop()`, a server that ends by itself is
+ * started again on the same port, with a process warning (`COLLOQUY_EMBEDDED_POSTGRES`).
  *
- * The caller holds the data folder's lock: two calls at once on one folder are not arbitrated here.
+ * The caller must hold the lock of the data folder. Without it, two calls at once would start two servers on the same
+ * data.
  *
  * @param options.settings PostgreSQL settings that override the defaults, as in `postgresql.conf`
  * @throws Error with a message for the user: no binaries for this platform, a folder that cannot be reached, data
@@ -71,8 +72,8 @@ export async function startEmbeddedPostgres(options: {
 }
 
 /**
- * The URL of the server that another process runs on this data folder, once it answers.
- * @throws Error with a message for the user when none does
+ * The URL of the server that another process runs on this data folder, once the server answers.
+ * @throws Error with a message for the user when no server answers within ten seconds
  */
 export async function findEmbeddedPostgres(dataDir: string): Promise<string> {
   const folder = await realpath(dataDir);

@@ -5,14 +5,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { run } from './account.js';
 import { readIfThere } from './files.js';
 
-/** What `postmaster.pid` says of the server that works, or has worked, on a cluster. */
+/** What `postmaster.pid` says about the server that runs, or has run, on a cluster. */
 export async function readPidFile(cluster: string): Promise<{ pid?: number; port?: number }> {
   const lines = (await readIfThere(join(cluster, 'postmaster.pid')))?.split('\n') ?? [];
   const [pid, port] = [Number(lines[0]), Number(lines[3])];
   return { ...(pid > 0 && { pid }), ...(port > 0 && { port }) };
 }
 
-/** Is that process the server of that data, and not another program that got the number of a dead one? */
+/** Whether the process is the server of this cluster, and not another program that got the pid of a dead server. */
 export async function isPostmasterOf(pid: number, cluster: string): Promise<boolean> {
   try {
     if (process.platform === 'linux') {
@@ -23,12 +23,15 @@ export async function isPostmasterOf(pid: number, cluster: string): Promise<bool
     const line = await run('ps', ['-ww', '-o', 'command=', '-p', String(pid)]);
     return line.includes('/postgres ') && line.includes(cluster);
   } catch {
-    // There is no such process.
+    // The process does not exist.
     return false;
   }
 }
 
-/** Fast shutdown first. One that hangs is killed; recovery makes good for that at the next start. */
+/**
+ * Signals, and the milliseconds to wait after each: first a fast shutdown. A server that hangs is killed, and recovers
+ * its data at the next start.
+ */
 const STEPS = [
   ['SIGINT', 5_000],
   ['SIGQUIT', 5_000],
@@ -36,8 +39,8 @@ const STEPS = [
 ] as const;
 
 /**
- * Ends the server that a process before this one left on the data: it is on its way out, its owner being gone, or its
- * supervisor was killed as well. Two servers on one cluster would destroy it.
+ * Ends the server that an earlier process left running on the data. It is still shutting down because its owner is
+ * gone, or its supervisor was killed as well. A second server on the same cluster would destroy the data.
  */
 export async function endLeftoverServer(cluster: string): Promise<void> {
   const { pid } = await readPidFile(cluster);
@@ -47,7 +50,7 @@ export async function endLeftoverServer(cluster: string): Promise<void> {
     try {
       process.kill(pid, signal);
     } catch {
-      // It ended between the question and the signal.
+      // The server ended between the check and the signal.
       break;
     }
     const deadline = performance.now() + limitMs;
@@ -58,11 +61,10 @@ export async function endLeftoverServer(cluster: string): Promise<void> {
 }
 
 /**
- * PostgreSQL refuses to start if the pid in a stale postmaster.pid belongs to any program of its user, which in a
- * container is the rule and not the exception. The pid of its starter's parent, which is this process, always passes
- * (PG_GRANDPARENT_PID), so it takes the place of the stale one; the file itself stays, since it names the shared memory
- * by which PostgreSQL finds
- * children of a killed server that still work on the data.
+ * PostgreSQL refuses to start if the pid in a stale postmaster.pid belongs to any program of its user, which is common
+ * in a container. It always accepts the pid in PG_GRANDPARENT_PID, which is this process, so this pid replaces the
+ * stale one. The file itself must stay: it names the shared memory by which PostgreSQL finds children of a killed
+ * server that still work on the data.
  */
 async function neutraliseStalePidFile(cluster: string): Promise<void> {
   const file = join(cluster, 'postmaster.pid');

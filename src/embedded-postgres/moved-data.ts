@@ -1,19 +1,25 @@
 import { createHash } from 'node:crypto';
 import { lstat, mkdir, readdir, realpath, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { readIfThere, removeFolder, unless } from './files.js';
+import { readIfThere, removeFolder, ignoring } from './files.js';
 import { isPostmasterOf, readPidFile } from './leftover-server.js';
 
-/** Where root's PostgreSQL goes when the account that it has to run as cannot reach the service's own folders. */
+/**
+ * The folder for binaries and data when this process is root and the account that PostgreSQL has to run as cannot reach
+ * the folders of the service.
+ */
 export const SYSTEM_FOLDER = '/var/lib/colloquy';
 const MOVED_DATA = join(SYSTEM_FOLDER, 'data');
 const ORIGIN = 'The data of ';
 
-/** Where the data of a folder goes when it cannot lie in the folder itself; the same place at every start. */
+/** Where the data of a folder is stored when it cannot be in the folder itself: the same place at every start. */
 export const movedHomeOf = (dataDir: string): string =>
   join(MOVED_DATA, createHash('sha256').update(dataDir).digest('hex').slice(0, 16), 'postgres');
 
-/** Names the place that root moved the data to, so that nobody finds an empty database instead of it. */
+/**
+ * The file that names the place to which a start as root moved the data. Without it, a later start could begin with an
+ * empty database.
+ */
 export const locationFile = (dataDir: string): string => join(dataDir, 'postgres-location.txt');
 
 /** The place that the data of a folder was moved to; undefined when it is in the folder. */
@@ -21,7 +27,7 @@ export async function readLocation(dataDir: string): Promise<string | undefined>
   return (await readIfThere(locationFile(dataDir)))?.split('\n')[0]?.trim();
 }
 
-/** Tells in the folder where its data is, for the next start and for whoever is about to delete the folder. */
+/** Writes into the folder where its data is, for the next start and for people who are about to delete the folder. */
 export async function writeLocation(dataDir: string, home: string): Promise<void> {
   await writeFile(
     locationFile(dataDir),
@@ -41,7 +47,7 @@ export async function makeMovedFolder(dataDir: string): Promise<void> {
   await writeFile(join(folder, 'origin.txt'), `${ORIGIN}${dataDir}\n`);
 }
 
-/** A database that lies apart from its data folder. */
+/** A database that is stored outside of its data folder. */
 export interface MovedData {
   readonly place: string;
   /** The data folder that it belongs to; undefined when the place does not say. */
@@ -52,9 +58,9 @@ export interface MovedData {
   readonly bytes: number;
 }
 
-/** All that starts as root have put apart from their data folders on this machine. */
+/** All databases of this machine that a start as root has stored outside of their data folders. */
 export async function listMovedData(): Promise<MovedData[]> {
-  const names = (await readdir(MOVED_DATA).catch(unless('ENOENT'))) ?? [];
+  const names = (await readdir(MOVED_DATA).catch(ignoring('ENOENT'))) ?? [];
   return Promise.all(
     names.sort().map(async (name) => {
       const place = join(MOVED_DATA, name);
@@ -73,9 +79,9 @@ export async function listMovedData(): Promise<MovedData[]> {
 }
 
 /**
- * Deletes a database that lies apart from its data folder, and what the folder says of it.
- * @param place as `listMovedData` gives it
- * @throws Error with a message for the user when there is none, or when a service runs on it
+ * Deletes a database that is stored outside of its data folder, and the file in that folder which names its place.
+ * @param place as `listMovedData` returns it
+ * @throws Error with a message for the user when there is no such place, or when a service runs on it
  */
 export async function removeMovedData(place: string): Promise<void> {
   const known = (await listMovedData()).find((one) => one.place === join(MOVED_DATA, basename(place)));
@@ -93,7 +99,7 @@ async function isServed(cluster: string): Promise<boolean> {
 }
 
 async function sizeOf(path: string): Promise<number> {
-  const info = await lstat(path).catch(unless('ENOENT'));
+  const info = await lstat(path).catch(ignoring('ENOENT'));
   if (!info?.isDirectory()) return info?.size ?? 0;
   const sizes = (await readdir(path)).map((name) => sizeOf(join(path, name)));
   return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0);

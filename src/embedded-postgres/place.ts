@@ -6,21 +6,23 @@ import { chooseBinaries } from './binaries.js';
 import { exists } from './files.js';
 import { locationFile, makeMovedFolder, movedHomeOf, readLocation, SYSTEM_FOLDER } from './moved-data.js';
 
-/** Where a database lies, with what it runs, and as whom. */
+/** Where the files of a database are, and with which binaries and as which user its server runs. */
 export interface Place {
   /** Holds `data`, `password` and `server.log`. */
   readonly home: string;
+  /** The folder of the cluster, which holds `PG_VERSION`. */
   readonly cluster: string;
   /** Holds `bin`, `lib`, `share`. */
   readonly binaries: string;
+  /** The user that the server runs as; undefined for the user of this process. */
   readonly account: Account | undefined;
+  /** Sentences for the user. */
   readonly notes: readonly string[];
 }
 
 /**
- * Where the data of a folder is or goes: in it, unless this process is root and the account that PostgreSQL has to run
- * as
- * cannot reach the folder.
+ * Chooses where the data of a data folder is or will be: in the folder itself, unless this process is root and the
+ * account that PostgreSQL has to run as cannot reach it.
  * @param dataDir an absolute path without symbolic links
  * @throws Error with a message for the user when the data cannot be reached or is not where it was
  */
@@ -53,7 +55,7 @@ export async function choosePlace(dataDir: string): Promise<Place> {
   if (await exists(join(inPlace, 'data'))) {
     account = await ownerOf(join(inPlace, 'data'));
     if (!(await canUse(account, join(inPlace, 'data')))) {
-      // Going elsewhere now would look like the loss of all data.
+      // An empty database in another place would look like the loss of all data.
       throw new Error(
         `PostgreSQL has to run as ${account.name}, who cannot reach its data in ${inPlace}. Let other users pass ` +
           'through the folders above it (chmod o+x), or name another folder with COLLOQUY_DATA_DIR.',

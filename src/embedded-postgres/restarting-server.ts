@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from './account.js';
 import { type RunningServer } from './server-process.js';
-import { endServer, POLITELY, type SupervisedServer } from './supervisor.js';
+import { endServer, FAST_SHUTDOWN, type SupervisedServer } from './supervisor.js';
 
-/** Keeps a server running: what ends by itself is started again, with growing pauses, on the same port. */
+/** Keeps a server running: when it ends by itself, it is started again on the same port, after pauses that grow. */
 export class RestartingServer {
   private readonly stopping = new AbortController();
   private readonly watching: Promise<void>;
@@ -15,11 +15,11 @@ export class RestartingServer {
     this.watching = this.watch(start);
   }
 
-  /** Fast shutdown; resolves when the server is gone. Safe to call more than once. */
+  /** Shuts the server down (PostgreSQL's fast shutdown); resolves when it is gone. Safe to call more than once. */
   stop(): Promise<void> {
     this.stopped ??= (async () => {
       this.stopping.abort();
-      if (this.process) await endServer(this.process, POLITELY);
+      if (this.process) await endServer(this.process, FAST_SHUTDOWN);
       else await this.watching;
     })();
     return this.stopped;
@@ -45,8 +45,8 @@ export class RestartingServer {
         }
         pauseMs = Math.min(Math.max(2 * pauseMs, 100), 5_000);
       }
-      // stop() found no server to end while this one was being started.
-      if (stopping() && restarted) await endServer(restarted, POLITELY);
+      // `stop` found no server to end, because this one was just being started.
+      if (stopping() && restarted) await endServer(restarted, FAST_SHUTDOWN);
       else this.process = restarted;
     }
   }

@@ -8,13 +8,17 @@ import { messageOf } from './account.js';
 import { endLeftoverServer } from './leftover-server.js';
 import { type Place } from './place.js';
 import { withClient } from './sign-in.js';
-import { endServer, QUICKLY, type SupervisedServer, superviseServer } from './supervisor.js';
+import { endServer, IMMEDIATE_SHUTDOWN, type SupervisedServer, superviseServer } from './supervisor.js';
 
-/** Crash recovery replays up to max_wal_size; a slow disk may take minutes for that. */
+/**
+ * Milliseconds after which a started server must answer. Crash recovery replays up to max_wal_size, which takes minutes
+ * on a slow disk.
+ */
 const READY_LIMIT_MS = 300_000;
+/** Size from which the log of the server is rotated at a start. One old log is kept. */
 const LOG_LIMIT_BYTES = 10 * 1024 * 1024;
 
-/** Lower keys first in `-c`; a caller's settings come later and win. */
+/** The default settings. Those of the caller override them. */
 const SETTINGS: Readonly<Record<string, string>> = {
   listen_addresses: '127.0.0.1',
   // Socket paths are limited to 107 bytes, which a deep data folder exceeds.
@@ -24,7 +28,7 @@ const SETTINGS: Readonly<Record<string, string>> = {
   timezone: 'UTC',
   log_timezone: 'UTC',
   log_checkpoints: 'off',
-  // A failing statement would put its text, and with it what people wrote, into the server's log.
+  // By default the server logs the text of a failing statement, and with it what people wrote.
   log_min_error_statement: 'panic',
 };
 
@@ -35,15 +39,15 @@ export interface RunningServer {
   readonly version: string;
 }
 
-/** What a server is started with, every time. */
+/** What the server is started with, at its first start and at each restart. */
 export interface Start {
   readonly place: Place;
   readonly password: string;
-  /** As in `postgresql.conf`; they stand over the defaults. */
+  /** As in `postgresql.conf`; they override the defaults. */
   readonly settings: Readonly<Record<string, string>>;
 }
 
-/** Starts the server on a port that the system says is free. */
+/** Starts the server on a free port that the system chooses. */
 export async function startOnFreePort(start: Start): Promise<RunningServer> {
   const never = new AbortController().signal;
   for (let attempt = 1; ; attempt += 1) {
@@ -51,7 +55,7 @@ export async function startOnFreePort(start: Start): Promise<RunningServer> {
     try {
       return await startServer(start, port, never);
     } catch (error) {
-      // Someone may have taken the port meanwhile, or children of a killed server may still be on their way out.
+      // Another program may have taken the port meanwhile, or children of a killed server may still be ending.
       if (attempt === 5) throw error;
       await sleep(100 * 2 ** attempt);
     }
@@ -59,7 +63,7 @@ export async function startOnFreePort(start: Start): Promise<RunningServer> {
 }
 
 /**
- * Starts the server and waits till it answers; on failure nothing is left running.
+ * Starts the server and waits until it answers. On failure nothing is left running.
  * @throws Error with the end of the server's log
  */
 export async function startServer(start: Start, port: number, signal: AbortSignal): Promise<RunningServer> {
@@ -80,10 +84,10 @@ export async function startServer(start: Start, port: number, signal: AbortSigna
   try {
     return { process, port, version: await untilReady(start, port, process, signal) };
   } catch (error) {
-    await endServer(process, QUICKLY);
-    const said = (await readFile(logFile)).subarray(logStart).toString('utf8').trim().slice(-2000);
+    await endServer(process, IMMEDIATE_SHUTDOWN);
+    const output = (await readFile(logFile)).subarray(logStart).toString('utf8').trim().slice(-2000);
     throw new Error(
-      `PostgreSQL did not start: ${messageOf(error)}.${said && `\n${said}`}\n(Its log: ${logFile})`,
+      `PostgreSQL did not start: ${messageOf(error)}.${output && `\n${output}`}\n(Its log: ${logFile})`,
       { cause: error },
     );
   }
@@ -94,24 +98,25 @@ async function openLog(file: string, { account }: Place): Promise<FileHandle> {
     await rename(file, `${file}.1`);
   }
   const { O_WRONLY, O_APPEND, O_CREAT, O_NOFOLLOW } = constants;
-  // As root we write into another user's folder: a symlink there must not lead us elsewhere.
+  // As root, this process writes into a folder of another user. A symlink that this user put there must not redirect
+  // the write.
   const log = await open(file, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW, 0o600);
   if (account) await log.chown(account.uid, account.gid);
   return log;
 }
 
-/** Resolves with the server's version once it answers, and is really the one that serves our data. */
+/** Resolves to the version of the server once it answers and serves the right data. */
 async function untilReady(
   { place, password }: Start,
   port: number,
   process: SupervisedServer,
   signal: AbortSignal,
 ): Promise<string> {
-  const passing = new Set(['ECONNREFUSED', 'ECONNRESET', '57P03', '53300']);
+  const retryable = new Set(['ECONNREFUSED', 'ECONNRESET', '57P03', '53300']);
   const deadline = performance.now() + READY_LIMIT_MS;
   for (;;) {
     signal.throwIfAborted();
-    // Asked first: once our server has ended, whoever answers at the port is someone else.
+    // Checked first: once this server has ended, whatever answers at the port is another program.
     if (process.hasEnded()) throw new Error(`it ended (${await process.ended})`);
     try {
       const { folder, version } = await withClient(port, password, async (client) => {
@@ -124,8 +129,8 @@ async function untilReady(
       throw new Error(`another database (${folder}) answers at its port`);
     } catch (error) {
       const code = (error as { code?: unknown }).code;
-      const maybeLater = typeof code === 'string' && passing.has(code);
-      if (performance.now() > deadline || !(maybeLater || messageOf(error).includes('timeout'))) throw error;
+      const isRetryable = typeof code === 'string' && retryable.has(code);
+      if (performance.now() > deadline || !(isRetryable || messageOf(error).includes('timeout'))) throw error;
     }
     await sleep(25);
   }

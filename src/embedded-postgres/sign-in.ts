@@ -6,10 +6,10 @@ const DATABASE = 'colloquy';
 export const urlOf = (port: number, password: string): string =>
   `postgres://${ROLE}:${password}@127.0.0.1:${port}/${DATABASE}`;
 
-/** Options of initdb that make the role. */
+/** Options of initdb that create the role. */
 export const ROLE_OPTIONS = [`--username=${ROLE}`, '--auth=scram-sha-256'];
 
-/** Makes the database that the service works in, if it is not there yet. */
+/** Creates the database of the service if it does not exist. */
 export async function ensureDatabase(port: number, password: string): Promise<void> {
   await withClient(port, password, async (client) => {
     const found = await client.query('SELECT 1 FROM pg_database WHERE datname = $1', [DATABASE]);
@@ -17,7 +17,7 @@ export async function ensureDatabase(port: number, password: string): Promise<vo
   });
 }
 
-/** A connection for as long as `use` takes; it gives up after 5 s, and a query of it after 30 s. */
+/** Runs `use` with a connection of its own. Connecting fails after 5 s, and a query after 30 s. */
 export async function withClient<T>(
   port: number,
   password: string,
@@ -33,7 +33,7 @@ export async function withClient<T>(
     connectionTimeoutMillis: 5_000,
     query_timeout: 30_000,
   });
-  // Without a listener a server that goes away between two queries would end our process.
+  // Without a listener, Node would end this process when the server goes away between two queries.
   client.on('error', () => undefined);
   try {
     await client.connect();

@@ -3,22 +3,26 @@ import { type Socket } from 'node:net';
 import { type FileHandle } from 'node:fs/promises';
 import { type Account, ENVIRONMENT } from './account.js';
 
-/** A server that runs under a supervisor of its own. */
+/** A server that runs under a supervisor process of its own. */
 export interface SupervisedServer {
-  /** Resolves, with the reason, when the server has gone; does not keep the event loop alive. */
+  /** Resolves to the reason when the server has ended; does not keep the event loop alive. */
   readonly ended: Promise<string>;
   hasEnded(): boolean;
-  /** INT: fast shutdown; QUIT: at once, with recovery at the next start; KILL: for one that obeys neither. */
+  /**
+   * INT: fast shutdown. QUIT: immediate shutdown, with recovery at the next start. KILL: for a server that obeys
+   * neither.
+   */
   signal(signal: 'INT' | 'QUIT' | 'KILL'): void;
 }
 
 /**
- * Runs the server and reads a pipe from its owner. A line is the name of a signal for the server. The end of the pipe
- * means that the owner is gone, however it ended, `kill -9` included: then the server is shut down, at first politely.
+ * A shell script that runs the server and reads a pipe from the process that owns the server. Each line is the name of
+ * a signal, which the script sends to the server. The end of the pipe means that the owner has ended, even if by `kill
+ * -9`: the script then shuts the server down, at first with a fast shutdown.
  *
- * Shells start what runs in the background deaf to SIGINT and without standard input, so the pipe is passed on as
- * descriptor 3; PostgreSQL sets handlers of its own. `read` is part of the shell, so that nothing but the shell itself
- * has to be ended when the server ends first.
+ * A shell starts background commands without standard input, so the pipe is passed on as descriptor 3. It also starts
+ * them with SIGINT ignored, which does not matter here because PostgreSQL sets its own handlers. `read` is built into
+ * the shell, so that no program but the shell itself has to be ended when the server ends first.
  */
 const SUPERVISOR = `
 exec 3<&0
@@ -40,9 +44,9 @@ exit "$code"
 `;
 
 /**
- * Starts a program that ends with this process.
- * @param log takes what the program writes
- * @param account whom it runs as, with its supervisor; undefined: this process's own
+ * Starts a program that ends when this process ends.
+ * @param log the file that the output of the program goes to
+ * @param account the user that the program and its supervisor run as; undefined for the user of this process
  */
 export function superviseServer(
   command: readonly string[],
@@ -51,18 +55,18 @@ export function superviseServer(
 ): SupervisedServer {
   const child = spawn('/bin/sh', ['-c', SUPERVISOR, 'colloquy-postgres', ...command], {
     cwd: '/',
-    // As pg_ctl does it: a stale pid file that names this process is then no hindrance.
+    // pg_ctl sets this as well. The server then accepts a stale pid file that names this process.
     env: { ...ENVIRONMENT, PG_GRANDPARENT_PID: String(process.pid) },
-    // A session of its own: Ctrl-C in the terminal must reach this process alone, or the database would go before the
-    // service has answered what is running.
+    // The supervisor gets a session of its own, so that Ctrl-C in the terminal reaches this process alone. Otherwise
+    // the database would end before the service has answered the running requests.
     detached: true,
     stdio: ['pipe', log.fd, log.fd],
     ...(account && { uid: account.uid, gid: account.gid }),
   });
   const stdin = pipeOf(child);
-  // The supervisor ends with the server; what is written after that goes nowhere.
+  // The supervisor ends with the server. Writing to its pipe fails after that, which does not matter.
   stdin.on('error', () => undefined);
-  // A program that has nothing more to do may end.
+  // Neither the supervisor nor the pipe keeps this process alive.
   child.unref();
   stdin.unref();
   let hasEnded = false;
@@ -85,25 +89,26 @@ export function superviseServer(
   };
 }
 
-/** A pipe to a child is a socket, whatever its type says. */
+/** The pipe to a child is a socket, although its type does not say so. */
 function pipeOf({ stdin }: ChildProcess): Socket {
   if (!stdin) throw new Error('the supervisor was started without a pipe');
   return stdin as unknown as Socket;
 }
 
+/** Signals, and the milliseconds to wait after each. */
 type Steps = readonly (readonly [signal: 'INT' | 'QUIT' | 'KILL', limitMs: number])[];
-/** Fast shutdown, then harder ones for a server that does not obey. */
-export const POLITELY: Steps = [
+/** First a fast shutdown, then harder signals for a server that does not obey. */
+export const FAST_SHUTDOWN: Steps = [
   ['INT', 30_000],
   ['QUIT', 10_000],
   ['KILL', 10_000],
 ];
-export const QUICKLY: Steps = [
+export const IMMEDIATE_SHUTDOWN: Steps = [
   ['QUIT', 5_000],
   ['KILL', 10_000],
 ];
 
-/** Ends a server and keeps this process alive until it is gone. */
+/** Ends a server and keeps this process alive until the server is gone. @throws Error when no signal ends it */
 export async function endServer(server: SupervisedServer, steps: Steps): Promise<void> {
   for (const [signal, limitMs] of steps) {
     if (server.hasEnded()) return;

@@ -25,8 +25,7 @@ export interface EventRow {
 
 /**
  * SQL for the events of lane $1 behind position $2, up to position $3, as a table for a `from`. It is for statements
- * that
- * apply events without moving them out of the database.
+ * that apply events without moving them out of the database.
  */
 export const STRETCH = `(select tenant, stream_id, incarnation, version, type, time, data from event
   where lane = $1 and position > $2 and position <= $3)`;

@@ -10,8 +10,7 @@ const RENEW_MS = 1_500;
 
 /**
  * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write
- * under
- * a lease; the arguments are SQL expressions.
+ * under a lease; the arguments are SQL expressions.
  */
 export const leaseHeldBy = (lease: {
   readonly name: string;

@@ -135,8 +135,7 @@ export class StreamReader {
   /**
    * The states of all tenants' streams with a reserved id that were stored after these positions, in order within each
    * lane, at most `limit` per lane. A reader that goes on from the positions it was given misses no state of a stream
-   * whose
-   * state is stored with every append.
+   * whose state is stored with every append.
    *
    * @param streamId begins with `~`; a tenant has one stream of such an id
    * @param after lane → the last position that the reader has

@@ -46,8 +46,8 @@ export class StreamTurns {
    * Runs `work` when all earlier work on the stream has ended, successfully or not.
    *
    * When the database could not be reached for the work before, the work that waited behind it fails with the same
-   * error,
-   * without a try of its own: each try takes seconds, and a queue of them would keep its callers waiting for minutes.
+   * error, without a try of its own: each try takes seconds, and a queue of them would keep its callers waiting for
+   * minutes.
    *
    * @param bytes size of what the work holds while it waits
    * @throws Overloaded at once when too much waits on this stream or for this tenant; DatabaseUnavailable of the work

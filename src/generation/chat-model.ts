@@ -26,7 +26,7 @@ export interface ModelRequest {
 /** What is known of an answer once all of its text has arrived. */
 export interface AnswerEnd {
   readonly toolCalls: readonly ToolCall[];
-  /** The provider's name for it: `stop`, `length`, `tool_calls`, … */
+  /** Why the answer ended, as the provider names it: `stop`, `length`, `tool_calls`, … */
   readonly finishReason: string;
   readonly usage?: Usage | undefined;
 }
@@ -36,7 +36,8 @@ export interface AnswerConditions {
   /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
   readonly onText: (text: string) => void;
   /**
-   * The request is prepared at once, but sent only when this has resolved. Rejects when `signal` aborts first.
+   * The request is prepared at once, but sent only when this promise has resolved. It must reject when `signal` aborts
+   * before that.
    */
   readonly when?: Promise<unknown> | undefined;
 }

@@ -1,32 +1,39 @@
-/** Limits how many run at the same time; the others wait, first come, first served. */
+/**
+ * Limits how many callers are inside at the same time. Further callers wait and enter in the order in which they came.
+ */
 export class ConcurrencyLimit {
   private running = 0;
   private readonly waiting: (() => void)[] = [];
 
-  constructor(private readonly most: number) {}
+  constructor(private readonly max: number) {}
 
-  /** Resolves when there is a place, which `leave` frees again. @throws the signal's reason when it aborts before */
+  /**
+   * Resolves when the caller is inside; `leave` must then be called.
+   * @throws the reason of `signal` when it aborts before that
+   */
   async enter(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
-    if (this.running < this.most) {
+    if (this.running < this.max) {
       this.running += 1;
       return;
     }
     await new Promise<void>((resolve, reject) => {
-      const turn = (): void => {
-        signal.removeEventListener('abort', gone);
+      const admit = (): void => {
+        signal.removeEventListener('abort', onAbort);
         resolve();
       };
-      const gone = (): void => {
-        this.waiting.splice(this.waiting.indexOf(turn), 1);
+      const onAbort = (): void => {
+        this.waiting.splice(this.waiting.indexOf(admit), 1);
         reject(signal.reason as Error);
       };
-      signal.addEventListener('abort', gone, { once: true });
-      this.waiting.push(turn);
+      signal.addEventListener('abort', onAbort, { once: true });
+      this.waiting.push(admit);
     });
   }
 
-  /** The place passes to the next one that waits, in which case `running` stays the same. */
+  /**
+   * Admits the caller that has waited longest. It takes the place of the one that leaves, so `running` stays the same.
+   */
   leave(): void {
     const next = this.waiting.shift();
     if (next) next();

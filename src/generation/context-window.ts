@@ -9,14 +9,15 @@ export interface VersionedMessage {
 /** Tokens of each message in addition to its text, for role and separators. */
 const MESSAGE_OVERHEAD = 4;
 
-/** Assumed tokens of an image or a file. The real number depends on the model and cannot be told from the URL. */
+/** Assumed tokens of an image or a file. The real number depends on the model and is not known from the URL. */
 const ATTACHMENT_TOKENS = 1_000;
 
 /**
- * The tokenizer takes time that grows with the square of the longest run of letters or of blanks: a message of 1 MB
- * without a blank would hold up the process for minutes. A cut costs at most one token too many.
+ * The time of the tokenizer grows with the square of the longest run of letters or of blanks: a message of 1 MB without
+ * a blank would block the process for minutes. Long runs are therefore cut before they are counted. Each cut adds at
+ * most one token to the count.
  */
-const LONG_RUNS = /\S{256}(?=\S)/gu;
+const LONG_WORDS = /\S{256}(?=\S)/gu;
 const LONG_BLANKS = /\s{256}(?=\s)/gu;
 
 let count: ((text: string) => number) | undefined;
@@ -27,42 +28,42 @@ export async function loadTokenizer(): Promise<(text: string) => number> {
     const { countTokens } = await import('gpt-tokenizer/encoding/o200k_base');
     // Text that looks like a control token is counted as plain text.
     count = (text) => {
-      const tame = text.replaceAll(LONG_RUNS, '$& ').replaceAll(LONG_BLANKS, '$&x');
-      return countTokens(tame, { disallowedSpecial: new Set() });
+      const cut = text.replaceAll(LONG_WORDS, '$& ').replaceAll(LONG_BLANKS, '$&x');
+      return countTokens(cut, { disallowedSpecial: new Set() });
     };
   }
   return count;
 }
 
 /**
- * The part of a history that fits a budget. Whole turns are left out, the oldest first. A turn begins with a message of
- * the
- * user, unless a tool call before it has its result after it, because a call and its result must stay together. System
- * messages are kept, and so is the turn that is to be answered, whatever they cost.
+ * The part of a history that fits a budget. Only whole turns are left out, the oldest first. A turn begins with a
+ * message of the user, unless a tool call before it has its result after it, because a call and its result must stay
+ * together. System messages and the turn that the model is to answer are kept even if they exceed the budget.
  *
  * @param budget tokens for the messages, after what instructions, tools and the new message take
- * @param cost tokens of a message; asked only for those that may stay
- * @param asked whether a new turn follows, so that none of the history must stay
+ * @param cost tokens of a message; called only for messages that may be kept
+ * @param isNewTurn whether the new message begins a turn of its own, in which case no turn of the history has to be
+ * kept
  */
 export function fitWindow(
   history: readonly VersionedMessage[],
   budget: number,
   cost: (message: VersionedMessage) => number,
-  asked: boolean,
+  isNewTurn: boolean,
 ): ContextWindow | undefined {
   const upTo = history.at(-1)?.version;
   if (upTo === undefined) return undefined;
   let left = budget;
   for (const one of history) if (one.message.role === 'system') left -= cost(one);
-  const begins = turnStarts(history);
+  const startsTurn = turnStarts(history);
   // Goes backwards turn by turn; the kept turns begin at `from`.
   let from = history.length;
   for (let index = history.length - 1; index >= 0; index -= 1) {
     const one = history[index];
     if (one && one.message.role !== 'system') left -= cost(one);
-    const mustStay = !asked && from === history.length;
+    const mustStay = !isNewTurn && from === history.length;
     if (left < 0 && !mustStay) break;
-    if (begins[index]) from = index;
+    if (startsTurn[index]) from = index;
   }
   const kept = history.map(({ message }, index) => index >= from || message.role === 'system');
   return { ranges: rangesOf(history, kept), upTo };
@@ -79,7 +80,7 @@ function turnStarts(history: readonly VersionedMessage[]): boolean[] {
   });
 }
 
-/** Runs of kept messages as inclusive ranges of versions. */
+/** The kept messages as inclusive ranges of versions. */
 function rangesOf(history: readonly VersionedMessage[], kept: readonly boolean[]): [number, number][] {
   const ranges: [number, number][] = [];
   history.forEach(({ version }, index) => {

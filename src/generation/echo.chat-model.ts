@@ -5,9 +5,11 @@ import { type AnswerConditions, type AnswerEnd, type ChatModel, type ModelReques
 export const echoModel: ChatModel = {
   async answer({ messages }: ModelRequest, { onText, when }: AnswerConditions): Promise<AnswerEnd> {
     await when;
-    const said = messages.flatMap((message) => (message.role === 'user' ? [textOf(message.content)] : []));
-    const last = said.at(-1) ?? '';
-    const before = said.at(-2);
+    const userTexts = messages.flatMap((message) =>
+      message.role === 'user' ? [textOf(message.content)] : [],
+    );
+    const last = userTexts.at(-1) ?? '';
+    const before = userTexts.at(-2);
     const content = [
       `[echo: no model is configured] You said: "${last}".`,
       ...(before === undefined ? [] : [`Before that you said: "${before}".`]),

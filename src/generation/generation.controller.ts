@@ -89,7 +89,7 @@ export class GenerationController {
       queue: onBusy === 'queue',
     });
     if (wantsEvents(request)) return sendEvents(reply, live);
-    const { answer, version } = await ended(live);
+    const { answer, version } = await endOf(live);
     reply.header('etag', etag(version));
     return answer;
   }
@@ -121,7 +121,7 @@ export class GenerationController {
     const message = userMessage(body.message);
     const live = await this.generations.start(session, { ...context, idempotency }, { message });
     if (wantsEvents(request)) return sendEvents(reply, live);
-    return { response: (await ended(live)).answer.content, sessionId };
+    return { response: (await endOf(live)).answer.content, sessionId };
   }
 
   @Requires('generate')
@@ -188,14 +188,14 @@ export class GenerationController {
     const { state } = await this.commands.load(session);
     const known = context.idempotency && (await this.generations.isKnown(tenant, context.idempotency));
     const wanted = !known && (overwrite || state.title === null) && state.messageCount > 0;
-    const details = wanted ? await this.titleOf(session) : {};
-    const answer = this.queries.answer(session, await this.entitle(session, context, details, overwrite));
+    const details = wanted ? await this.makeTitle(session) : {};
+    const answer = this.queries.answer(session, await this.setTitle(session, context, details, overwrite));
     reply.header('etag', etag(answer.version));
     return answer;
   }
 
   /** Sets the title, unless somebody set one while the model was working. */
-  private async entitle(
+  private async setTitle(
     session: SessionRef,
     context: CommandContext,
     details: { title?: string },
@@ -215,16 +215,16 @@ export class GenerationController {
     }
   }
 
-  private async titleOf(session: SessionRef): Promise<{ title?: string }> {
+  private async makeTitle(session: SessionRef): Promise<{ title?: string }> {
     const { state } = await this.commands.load(session);
     const history = await this.generations.presentMessages(session, state);
-    const said = history
+    const excerpt = history
       .filter(({ role }) => role === 'user' || role === 'assistant')
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
     const answer = await this.generations.answerOnce(session, TITLE_INSTRUCTIONS, [
-      { role: 'user', content: said },
+      { role: 'user', content: excerpt },
     ]);
     // The cut may leave half of a surrogate pair, which `storable` replaces.
     const title = storable((answer.trim().split('\n')[0] ?? '').trim().slice(0, 300));
@@ -237,7 +237,7 @@ function userMessage(message: z.infer<typeof GenerateBody>['message']): NewMessa
   return drafted(typeof message === 'string' ? { role: 'user', content: message } : message);
 }
 
-async function ended(live: LiveReply): Promise<Exclude<ReplyEnd, { type: 'failed' }>> {
+async function endOf(live: LiveReply): Promise<Exclude<ReplyEnd, { type: 'failed' }>> {
   const end = await live.finished();
   if (end.type === 'failed') throw end.error;
   return end;

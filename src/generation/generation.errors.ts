@@ -4,14 +4,15 @@ import { type SessionRef } from '../sessions/command-context.js';
 import { ModelError } from './chat-model.js';
 
 /**
- * Why a model call is aborted whose generation somebody else has ended: a cancel, a reset, a delete, or a node that
- * found its lease run out. The log already says how it ended, so nothing is recorded for it.
+ * The reason with which a model call is aborted when something else has ended its generation: a cancel, a reset, a
+ * delete, or a node that found the lease expired. The log already holds that end, so nothing is recorded for the
+ * aborted call.
  */
 export class Superseded extends Error {
   override readonly name = 'Superseded';
 }
 
-/** Why a model call is aborted while the service is being stopped. */
+/** The reason with which a model call is aborted while the service is being stopped. */
 export const serviceStopped = (): ModelError =>
   new ModelError('model-failed', 'the service was stopped before the model had answered');
 
@@ -32,5 +33,5 @@ export const modelProblem = (
 export const codeOf = (error: unknown): unknown => (error as { code?: unknown } | undefined)?.code;
 
 /** Whether the same request may succeed in a moment, because the database is away or has too much to do. */
-export const isPassingOutage = (error: unknown): boolean =>
+export const isTemporaryOutage = (error: unknown): boolean =>
   codeOf(error) === 'database-unavailable' || codeOf(error) === 'overloaded';

@@ -14,7 +14,13 @@ import { newId } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
 import { type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
 import { type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
-import { codeOf, isPassingOutage, serviceStopped, sessionNotFound, Superseded } from './generation.errors.js';
+import {
+  codeOf,
+  isTemporaryOutage,
+  serviceStopped,
+  sessionNotFound,
+  Superseded,
+} from './generation.errors.js';
 import { type GeneratedAnswer } from './generation.schemas.js';
 import { History } from './history.js';
 import { LiveReply, type ReplyEnd } from './live-reply.js';
@@ -34,20 +40,20 @@ export interface Ask {
   readonly model?: string | undefined;
   readonly instructions?: string | undefined;
   readonly tools?: ToolDefinition[] | undefined;
-  /** Wait until the generation that runs has ended, instead of `session-busy`. */
+  /** Wait until the running generation has ended, instead of failing with `session-busy`. */
   readonly queue?: boolean | undefined;
 }
 
 export interface GenerationSettings {
   readonly defaultModel: string;
-  /** Tokens of a prompt; without it the whole history is given to the model. */
+  /** Most tokens of a prompt. Without it the model gets the whole history. */
   readonly maxInputTokens?: number | undefined;
 }
 
 /**
  * Turns of conversations. The message and the start of the generation are one append; the model is called outside of
- * any
- * transaction, under a lease; the reply and the end are one append. Whoever asked may go away: the turn goes on.
+ * any transaction, under a lease; the reply and the end of the generation are one append. A turn goes on when the
+ * client that asked for it disconnects.
  */
 export class Generations {
   private readonly running = new Map<string, RunningGeneration>();
@@ -103,7 +109,7 @@ export class Generations {
     return this.follower.follow(session, await this.recorded.findStart(session, generationId, incarnation));
   }
 
-  /** The input of a generation and how it ended, read from the log alone. @throws ApiError `not-found` */
+  /** The input of a generation and how the generation ended, read from the log alone. @throws ApiError `not-found` */
   async describe(session: SessionRef, generationId: string): Promise<GenerationDescription> {
     const incarnation = await this.incarnationOf(session);
     const { data, time, version } = await this.recorded.findStart(session, generationId, incarnation);
@@ -206,9 +212,8 @@ export class Generations {
       });
     } catch (error) {
       call?.controller.abort();
-      // The append may have been committed, and nobody works on that generation. Its lease is released, so that the
-      // session
-      // is free at once.
+      // The append may have been committed although its answer was lost, and no node works on that generation. Its
+      // lease is released; otherwise the session would stay busy until the lease expires.
       if (codeOf(error) === 'database-unavailable') await this.release(lease);
       throw error;
     }
@@ -264,10 +269,10 @@ export class Generations {
         controller.abort(new Superseded());
       },
     });
-    const whole = this.recorder
+    const turnEnd = this.recorder
       .end(turn)
       .catch((error: unknown): ReplyEnd => {
-        this.tell(generationId, error);
+        this.report(generationId, error);
         return { type: 'failed', error };
       })
       .then(async (end) => {
@@ -278,15 +283,18 @@ export class Generations {
         await this.release(lease);
         await this.sharing.drop(generationId);
       })
-      .finally(() => this.turns.delete(whole));
-    this.turns.add(whole);
+      .finally(() => this.turns.delete(turnEnd));
+    this.turns.add(turnEnd);
   }
 
-  /** Reports that the end of a turn could not be recorded, because the client may have disconnected. */
-  private tell(generationId: string, error: unknown): void {
-    // A deleted session cannot record the end of a turn, which is not an error.
+  /**
+   * Logs that the end of a turn could not be recorded. The error that the reply ends with is not enough, because its
+   * reader may have disconnected.
+   */
+  private report(generationId: string, error: unknown): void {
+    // A session that was deleted during the turn cannot record its end, which is not an error.
     if (codeOf(error) === 'session-not-found') return;
-    if (isPassingOutage(error))
+    if (isTemporaryOutage(error))
       this.log.telemetry.emit('failed', { what: 'recording the end of a generation', error });
     else
       this.logger.error(`${generationId} was not recorded`, error instanceof Error ? error.stack : undefined);
@@ -307,7 +315,7 @@ export class Generations {
   }
 
   private async release(lease: string): Promise<void> {
-    // A lease that cannot be released runs out by itself; its session is busy until then.
+    // A lease that cannot be released expires by itself, and its session is busy until then.
     await this.leases
       .release([lease])
       .catch(this.log.telemetry.failed('the release of the lease of a generation'));

@@ -14,20 +14,26 @@ import {
   type VersionedMessage,
 } from './context-window.js';
 
-/** What is read of a session while the start of a generation is appended, so that the model need not wait for it. */
+/**
+ * What is read of a session while the start of a generation is appended. Otherwise the model would have to wait for
+ * this read.
+ */
 export interface EarlyHistory {
   readonly historyStart: number;
   readonly version: number;
-  /** Undefined when they will not be needed, or could not be read; in the latter case they are read again later. */
+  /**
+   * Resolves to undefined when the messages will not be needed or could not be read; in the latter case they are read
+   * again later.
+   */
   readonly messages: Promise<VersionedMessage[] | undefined>;
 }
 
 /** Number of messages whose token counts are cached. A recorded message never changes, and neither does its count. */
-const KNOWN_COUNTS = 50_000;
+const CACHED_COUNTS = 50_000;
 
 /** Reads the history of a session for a model: its messages, and the window of them that fits the model's context. */
 export class History {
-  private readonly counts = new LRUCache<string, number>({ max: KNOWN_COUNTS });
+  private readonly counts = new LRUCache<string, number>({ max: CACHED_COUNTS });
 
   constructor(
     private readonly log: EventLog,
@@ -55,22 +61,23 @@ export class History {
   async readAhead(session: SessionRef): Promise<EarlyHistory> {
     const { state } = await this.commands.lastKnown(session);
     const { historyStart, version } = state;
-    // A session that is busy or does not exist will refuse the generation.
+    // A session that is busy or does not exist will refuse the generation, so its messages are not read.
     const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
     if (!isWanted) return { historyStart, version, messages: Promise.resolve(undefined) };
     if (state.messageCount === 0) return { historyStart, version, messages: Promise.resolve([]) };
-    // The append is sent first, unless it has to wait for the messages because they decide on the window.
+    // The append is sent before this read, so that it need not wait behind it. With a token budget the append has to
+    // wait for the messages all the same, because they determine the window, so they are read at once.
     const turn = this.maxInputTokens === undefined ? endOfTurn() : Promise.resolve();
     const messages = turn.then(() => this.messages(session, [[historyStart + 1, version]]));
-    const told = this.log.telemetry.failed('reading the history ahead of a generation');
-    return { historyStart, version, messages: messages.catch(told) };
+    const reportFailure = this.log.telemetry.failed('reading the history ahead of a generation');
+    return { historyStart, version, messages: messages.catch(reportFailure) };
   }
 
   /**
-   * The messages that a generation sees whose start is about to be appended.
+   * The messages that the model sees in a generation whose start is about to be appended.
    * @param events the events of that append; `before` is the state before them
-   * @param recorded resolves when the events are recorded; messages that were read ahead and are out of date are then read
-   *   again
+   * @param recorded resolves when the events are recorded; if the messages that were read ahead are out of date, they
+   * are read again then
    */
   async seenBy(
     session: SessionRef,
@@ -99,7 +106,7 @@ export class History {
   /** The part of the history that fits the budget; undefined when there is no budget or no history. */
   async window(
     session: SessionRef,
-    asked: {
+    request: {
       readonly message?: NewMessage | undefined;
       readonly instructions?: string | undefined;
       readonly tools?: ToolDefinition[] | undefined;
@@ -109,7 +116,7 @@ export class History {
     if (this.maxInputTokens === undefined) return undefined;
     const [tokens, known] = await Promise.all([loadTokenizer(), messages]);
     const history = known ?? (await this.messages(session, [[historyStart + 1, version]]));
-    const { message, instructions, tools } = asked;
+    const { message, instructions, tools } = request;
     const fixed =
       (message ? messageTokens(message, tokens) : 0) +
       (instructions === undefined ? 0 : messageTokens({ content: instructions }, tokens)) +

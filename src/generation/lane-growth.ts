@@ -4,13 +4,13 @@ import { type SessionRef } from '../sessions/command-context.js';
 export interface LaneGrowth {
   /** Resolves when the session may have new events, and after the given time at the latest. */
   readonly soon: Promise<void>;
-  /** Must be called once `soon` is of no more use; otherwise its subscription and its timer stay behind. */
+  /** Must be called once `soon` is not needed any more; otherwise the subscription and the timer leak. */
   readonly end: () => void;
 }
 
 /**
- * Waits for events of a session. Begin to wait before looking at the log: an event that comes between the look and the
- * wait would not be noticed otherwise.
+ * Waits for events of a session. Call this before reading the log: otherwise an event that is appended between the read
+ * and the wait would go unnoticed.
  */
 export function laneGrowth(log: EventLog, { tenant, sessionId }: SessionRef, ms: number): LaneGrowth {
   const own = log.laneOf({ tenant, streamId: sessionId });

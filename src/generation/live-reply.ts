@@ -4,7 +4,7 @@ import { type GeneratedAnswer } from './generation.schemas.js';
 /** How a generation ended. `version` is that of the session afterwards. */
 export type ReplyEnd =
   | { readonly type: 'completed' | 'cancelled'; readonly answer: GeneratedAnswer; readonly version: number }
-  /** `content`: the partial reply that is kept. */
+  /** `content`: the partial reply, which is kept. */
   | { readonly type: 'failed'; readonly error: unknown; readonly content?: string | undefined };
 
 /** A tool call as clients see it: `required` when the session has no approval for it. */
@@ -25,8 +25,7 @@ export interface ReplyPlace {
 
 /**
  * A reply while it arrives, for any number of readers. Each reader takes text at its own pace: a slow reader gets fewer
- * and
- * longer pieces, and nothing is queued for it.
+ * and longer pieces, and nothing is queued for it.
  */
 export class LiveReply {
   private readonly pieces: string[] = [];
@@ -62,8 +61,8 @@ export class LiveReply {
   }
 
   finish(end: ReplyEnd): void {
-    // The text that did not arrive in this process, because another node ran the generation or its last piece was not
-    // shared.
+    // Adds the text that did not arrive in this process: another node ran the generation, and its last piece of text
+    // was not shared.
     const content = end.type === 'failed' ? (end.content ?? '') : end.answer.content;
     if (content.length > this.length) this.append(content.slice(this.length));
     const calls = end.type === 'failed' ? [] : (end.answer.message?.toolCalls ?? []);
@@ -80,8 +79,7 @@ export class LiveReply {
 
   /**
    * Reads the reply from a place on. Each call of the returned function gives the next event: first all text that is
-   * there, in
-   * one piece, then the text that arrives, then the end; undefined when there is nothing new.
+   * there, in one piece, then the text that arrives, then the end; undefined when there is nothing new.
    */
   reader(from?: ReplyPlace): () => ReplyEvent | undefined {
     let isNew = !from;

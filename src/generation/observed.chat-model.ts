@@ -5,13 +5,13 @@ import { type ChatModel, ModelError } from './chat-model.js';
 export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => ({
   async answer(request, conditions) {
     let began = performance.now();
-    // The time until the request may be sent is not counted as the model's.
+    // The time until the request may be sent is not time of the model, so it is not measured.
     conditions.when?.then(
       () => (began = performance.now()),
       () => undefined,
     );
     let firstTextMs: number | undefined;
-    const tell = (outcome: 'completed' | 'failed' | 'timeout' | 'cancelled', tokens = NO_TOKENS): void => {
+    const report = (outcome: 'completed' | 'failed' | 'timeout' | 'cancelled', tokens = NO_TOKENS): void => {
       const ms = performance.now() - began;
       telemetry.emit('modelCalled', { model: request.model, outcome, ms, firstTextMs, ...tokens });
     };
@@ -23,12 +23,12 @@ export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => (
           conditions.onText(text);
         },
       });
-      tell('completed', end.usage);
+      report('completed', end.usage);
       return end;
     } catch (error) {
       const outcome =
         error instanceof ModelError ? (error.code === 'model-timeout' ? 'timeout' : 'failed') : 'cancelled';
-      tell(outcome);
+      report(outcome);
       throw error;
     }
   },

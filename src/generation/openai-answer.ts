@@ -3,7 +3,10 @@ import { type ToolCall, type Usage } from '../domain/session.events.js';
 import { type AnswerEnd } from './chat-model.js';
 import { brokenOff, ProviderError, tooLong } from './provider-errors.js';
 
-/** Bytes that a piece without text counts, so that a provider that sends only such pieces reaches the limit as well. */
+/**
+ * Bytes that a piece without text counts for. Otherwise a provider that sends only such pieces would never reach the
+ * limit.
+ */
 const EMPTY_PIECE_BYTES = 16;
 
 /** The parts of a piece that are used. Servers that imitate the API leave out members that the SDK's types promise. */
@@ -54,8 +57,10 @@ export class Answer {
   constructor(private readonly maxBytes: number) {}
 
   /**
-   * @returns the text of the piece @throws ModelError for a piece that cannot be read, is an error, or exceeds the
-   * limit
+   * @param data one piece as JSON
+   * @returns the text of the piece
+   * @throws ModelError when the answer exceeds the limit; ProviderError when the piece reports an error; SyntaxError or
+   * ZodError when it cannot be read
    */
   add(data: string): string {
     const { choices, error, usage } = Piece.parse(JSON.parse(data));
@@ -80,7 +85,7 @@ export class Answer {
 
   end(): AnswerEnd {
     const { calls, finishReason, usage } = this;
-    // A connection that breaks between two pieces looks like the end of the stream.
+    // A connection that breaks between two pieces looks like the end of the stream; only the missing reason tells.
     if (finishReason === undefined) throw brokenOff(undefined);
     return { toolCalls: [...calls.values()], finishReason, ...(usage && { usage }) };
   }

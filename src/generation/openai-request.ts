@@ -32,7 +32,7 @@ export function toParams(request: ModelRequest): OpenAI.Chat.Completions.ChatCom
 }
 
 function toParam(message: PromptMessage): MessageParam {
-  // The API allows no other characters in a name, and would refuse the whole prompt.
+  // The API allows no other characters in a name and would refuse the whole prompt because of one.
   const name = message.name?.replaceAll(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64);
   const named = name === undefined ? {} : { name };
   switch (message.role) {

@@ -10,29 +10,39 @@ import {
 import { ConcurrencyLimit } from './concurrency-limit.js';
 import { Answer } from './openai-answer.js';
 import { toParams } from './openai-request.js';
-import { brokenOff, isBroken, isPassing, pauseBefore, ProviderError, unreadable } from './provider-errors.js';
+import {
+  brokenOff,
+  isConnectionLost,
+  isRetryable,
+  retryAfterMs,
+  ProviderError,
+  unreadable,
+} from './provider-errors.js';
 import { readEvents } from './provider-events.js';
-import { type Departure, providerFetch } from './provider-fetch.js';
+import { type DelayedSend, providerFetch } from './provider-fetch.js';
 import { SilenceTimer } from './silence-timer.js';
 
 export interface OpenAiSettings {
   readonly apiKey?: string | undefined;
   /** Any server that speaks the OpenAI chat completions API: OpenAI, vLLM, Ollama, … */
   readonly baseURL?: string | undefined;
-  /** Milliseconds without a sign of the provider after which a call is given up; retries are part of it. */
+  /**
+   * Milliseconds without any data from the provider after which a call is given up. Retries do not restart this time.
+   */
   readonly timeoutMs: number;
-  /** Bytes of one answer. */
+  /** Most bytes of one answer. */
   readonly maxOutputBytes: number;
-  /** Calls at the same time; more of them wait their turn. */
+  /** Most calls at the same time; further calls wait. */
   readonly maxConcurrency: number;
 }
 
 const NEVER_MS = 2 ** 31 - 1;
 /**
- * Tries of a call that the provider refuses for the moment, and the pause before the second try, which then doubles.
+ * Attempts of a call that the provider refuses temporarily, and the pause in milliseconds before the second attempt,
+ * which doubles with each further one.
  */
-const TRIES = 3;
-const BACK_OFF_MS = 500;
+const MAX_ATTEMPTS = 3;
+const FIRST_BACKOFF_MS = 500;
 
 /**
  * Chat completions by the official SDK. They are always streamed, so that partial answers can be shown, kept and cut
@@ -40,10 +50,10 @@ const BACK_OFF_MS = 500;
  */
 export class OpenAiModel implements ChatModel {
   private readonly client: OpenAI;
-  private readonly places: ConcurrencyLimit;
+  private readonly limit: ConcurrencyLimit;
 
   constructor(private readonly settings: OpenAiSettings) {
-    this.places = new ConcurrencyLimit(settings.maxConcurrency);
+    this.limit = new ConcurrencyLimit(settings.maxConcurrency);
     this.client = new OpenAI({
       // Local servers often need no key, but the SDK requires one.
       apiKey: settings.apiKey ?? 'none',
@@ -51,7 +61,7 @@ export class OpenAiModel implements ChatModel {
       // The SDK's timeout would begin before the request may be sent. `SilenceTimer` is used instead.
       timeout: NEVER_MS,
       defaultHeaders: { 'X-Stainless-Timeout': null },
-      // The SDK's pauses between tries cannot be aborted: a cancelled call would wait for as long as `Retry-After`
+      // The SDK's pauses between attempts cannot be aborted: a cancelled call would wait for as long as `Retry-After`
       // says.
       maxRetries: 0,
       fetch: providerFetch,
@@ -64,13 +74,13 @@ export class OpenAiModel implements ChatModel {
     request: ModelRequest,
     { signal: aborted, onText, when = Promise.resolve() }: AnswerConditions,
   ): Promise<AnswerEnd> {
-    await this.places.enter(aborted);
+    await this.limit.enter(aborted);
     const silence = new SilenceTimer(this.settings.timeoutMs);
     when.then(
       () => {
         silence.begin();
       },
-      // A failure of the start is reported elsewhere, and the request is then never sent.
+      // When the start of the generation cannot be recorded, its caller gets that error, and the request is never sent.
       () => undefined,
     );
     const signal = AbortSignal.any([aborted, silence.signal]);
@@ -86,21 +96,23 @@ export class OpenAiModel implements ChatModel {
       return answer.end();
     } catch (error) {
       aborted.throwIfAborted();
-      throw this.explained(error, silence.signal.aborted);
+      throw this.toModelError(error, silence.signal.aborted);
     } finally {
       silence.end();
-      this.places.leave();
+      this.limit.leave();
     }
   }
 
-  /** Sends the request, and again after a pause when the provider is busy, broken or unreachable for the moment. */
+  /**
+   * Sends the request, and sends it again after a pause when the provider is temporarily busy, broken or unreachable.
+   */
   private async respond(
     request: ModelRequest,
     signal: AbortSignal,
     when: Promise<unknown>,
   ): Promise<Response> {
-    // Handed to `providerFetch` as it is.
-    const fetchOptions = { when } satisfies Departure as object;
+    // The SDK passes `fetchOptions` on to `providerFetch` unchanged.
+    const fetchOptions = { when } satisfies DelayedSend as object;
     for (let attempt = 1; ; attempt += 1) {
       try {
         return await this.client.chat.completions
@@ -108,14 +120,16 @@ export class OpenAiModel implements ChatModel {
           .asResponse();
       } catch (error) {
         signal.throwIfAborted();
-        const wait = pauseBefore(error) ?? BACK_OFF_MS * 2 ** (attempt - 1) * (1 - Math.random() / 4);
-        if (attempt === TRIES || !isPassing(error) || wait >= this.settings.timeoutMs) throw error;
-        await pause(wait, undefined, { signal });
+        const pauseMs =
+          retryAfterMs(error) ?? FIRST_BACKOFF_MS * 2 ** (attempt - 1) * (1 - Math.random() / 4);
+        if (attempt === MAX_ATTEMPTS || !isRetryable(error) || pauseMs >= this.settings.timeoutMs)
+          throw error;
+        await pause(pauseMs, undefined, { signal });
       }
     }
   }
 
-  private explained(error: unknown, isSilent: boolean): ModelError {
+  private toModelError(error: unknown, isSilent: boolean): ModelError {
     if (isSilent || error instanceof APIConnectionTimeoutError) {
       const message = `the model gave no sign for ${this.settings.timeoutMs} ms`;
       return new ModelError('model-timeout', message, { cause: error });
@@ -128,10 +142,12 @@ export class OpenAiModel implements ChatModel {
       const message = this.withoutKeys(`the model provider answered: ${error.message}`);
       return new ModelError('model-failed', message, { cause: error });
     }
-    return isBroken(error) ? brokenOff(error) : unreadable(error);
+    return isConnectionLost(error) ? brokenOff(error) : unreadable(error);
   }
 
-  /** Removes keys from a text of the provider, which may quote them, and cuts it, because its length has no limit. */
+  /**
+   * Masks API keys in a text of the provider, which may quote them, and cuts the text, because its length has no limit.
+   */
   private withoutKeys(text: string): string {
     const { apiKey } = this.settings;
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;

@@ -10,16 +10,17 @@ export interface PreparedCall {
   /** Aborts the call in any state. */
   readonly controller: AbortController;
   readonly answer: Promise<AnswerEnd>;
-  /** To be called when the generation is recorded: the request is sent, and the reply's text goes to `onText`. */
+  /**
+   * Must be called when the generation is recorded: it sends the request, and the text of the reply goes to `onText`.
+   */
   readonly begin: (onText: (text: string) => void) => void;
 }
 
 /**
- * Prepares a call up to an open connection. The request is sent when the call begins, and never if it is aborted
- * before:
- * the model must not be asked, and paid, for a generation that was not recorded.
+ * Prepares a call up to an open connection. The request is sent when `begin` is called, and never if the call is
+ * aborted before that: otherwise the model would be asked, and paid, for a generation that was not recorded.
  *
- * @param read returns the messages; its argument resolves when the generation is recorded
+ * @param read reads the messages; its argument resolves when the generation is recorded
  */
 export function prepareCall(
   model: ChatModel,
@@ -33,10 +34,10 @@ export function prepareCall(
   const controller = new AbortController();
   const { signal } = controller;
   let begin: PreparedCall['begin'] = () => undefined;
-  let take: (text: string) => void = () => undefined;
+  let onReplyText: (text: string) => void = () => undefined;
   const when = new Promise<void>((resolve, reject) => {
     begin = (onText) => {
-      take = onText;
+      onReplyText = onText;
       resolve();
     };
     signal.addEventListener('abort', () => {
@@ -44,16 +45,16 @@ export function prepareCall(
     });
   });
   const ask = async (): Promise<AnswerEnd> => {
-    // Lets the append be sent first.
+    // The append is sent before the history is read, because the generation starts with it.
     await endOfTurn();
     const messages = buildPrompt((await read(when)).map((one) => one.message));
     const text = new StorableText();
     const onText = (piece: string): void => {
       // Text that arrives after the end of the generation is not part of what is recorded.
-      if (!signal.aborted) take(text.add(piece));
+      if (!signal.aborted) onReplyText(text.add(piece));
     };
     const end = await model.answer({ ...request, messages }, { signal, onText, when });
-    take(text.end());
+    onReplyText(text.end());
     return end;
   };
   const answer = ask();

@@ -6,21 +6,17 @@ import { type PromptMessage } from './chat-model.js';
  * Turns the messages of a history into those of a prompt.
  *
  * Models refuse a prompt in which the result of a tool does not directly follow its call, but other messages may be
- * appended
- * while a tool runs. Results are therefore moved up to their calls.
+ * appended while a tool runs. Results are therefore moved up to their calls.
  *
  * A partial reply is kept only where a message of the user follows it. Otherwise the model was asked again, and the
- * next reply
- * takes its place: as the last message of a prompt, some providers would continue the partial reply and others would
- * refuse
- * the prompt, and before the next reply it would be a second answer to the same question. Empty partial replies are
- * left
- * out as well.
+ * next reply takes the place of the partial one. If a partial reply were the last message of a prompt, some providers
+ * would continue it and others would refuse the prompt; if it stood before the next reply, the prompt would hold two
+ * answers to the same question. Empty partial replies are left out as well.
  */
 export function buildPrompt(history: readonly NewMessage[]): PromptMessage[] {
   const results = new Map<string, NewMessage>();
   const prompt: PromptMessage[] = [];
-  /** The role of the next message after the current one, not counting system messages and tool results. */
+  /** The role of the message that follows the current one, not counting system messages and tool results. */
   let after: Role | undefined;
   // Goes backwards, so that each call finds the result that follows it, even if ids repeat in a long history.
   for (const message of history.toReversed()) {

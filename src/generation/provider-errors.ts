@@ -11,11 +11,12 @@ export const brokenOff = (cause: unknown): ModelError =>
 export const tooLong = (bytes: number): ModelError =>
   new ModelError('model-failed', `the answer is longer than ${bytes} bytes`);
 
-export const isBroken = (error: unknown): boolean =>
+/** Whether the connection to the provider broke while the answer was being received. */
+export const isConnectionLost = (error: unknown): boolean =>
   ['ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes((error as NodeJS.ErrnoException).code ?? '');
 
-/** Whether another try may succeed in a moment. */
-export function isPassing(error: unknown): boolean {
+/** Whether another attempt may succeed in a moment. */
+export function isRetryable(error: unknown): boolean {
   if (!(error instanceof APIError)) return false;
   const { status, headers } = error as APIError;
   if (status === undefined) return error instanceof APIConnectionError;
@@ -24,8 +25,8 @@ export function isPassing(error: unknown): boolean {
   return status === 408 || status === 409 || status === 429 || status >= 500;
 }
 
-/** Milliseconds that the provider asks callers to wait. */
-export function pauseBefore(error: unknown): number | undefined {
+/** Milliseconds that the provider asks callers to wait; undefined when its answer does not say. */
+export function retryAfterMs(error: unknown): number | undefined {
   if (!(error instanceof APIError)) return undefined;
   const headers = error.headers as Headers | undefined;
   const ms = Number.parseFloat(headers?.get('retry-after-ms') ?? '');

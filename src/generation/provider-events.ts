@@ -2,19 +2,21 @@ import { StringDecoder } from 'node:string_decoder';
 import { createParser } from 'eventsource-parser';
 import { atLowPriority } from './low-priority.js';
 import { brokenOff, tooLong } from './provider-errors.js';
-import { bodyOf, letEnd } from './provider-fetch.js';
+import { bodyOf, drain } from './provider-fetch.js';
 
 const DONE = '[DONE]';
 /** How many times longer than its text a line of the stream may be, because of JSON and escapes. */
 const LINE_FACTOR = 6;
 const LINE_EXTRA = 65_536;
-/** Most pieces of a response that wait. A provider that sends more at once has to wait until some are handled. */
-const AHEAD = 64;
+/**
+ * Most pieces of a response that are queued. Beyond that all of them are handled at once, and the provider has to wait
+ * because nothing is read from its connection meanwhile.
+ */
+const MAX_QUEUED = 64;
 
 /**
  * Calls `onData` with the `data` of a response's events as they arrive. All steps from the socket on are plain calls:
- * with
- * thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
+ * with thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
  * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
  */
 export async function readEvents(
@@ -39,17 +41,17 @@ export async function readEvents(
   try {
     await new Promise<void>((resolve, reject) => {
       let isOver = false;
-      const end = (error?: Error): void => {
+      const settle = (error?: Error): void => {
         isOver = true;
         if (error) reject(error);
         else resolve();
       };
-      const take = (piece: Buffer): void => {
+      const handle = (piece: Buffer): void => {
         try {
           parser.feed(decoder.write(piece));
-          if (isDone) end();
+          if (isDone) settle();
         } catch (error) {
-          end(error as Error);
+          settle(error as Error);
         }
       };
       const waiting: (() => void)[] = [];
@@ -57,11 +59,11 @@ export async function readEvents(
         for (const task of waiting.splice(0, count)) if (!isOver) task();
       };
       let isFirst = true;
-      // The end is queued like the pieces, so that everything that arrived before it is handled first.
-      const later = (task: () => void): void => {
+      // The end of the body is queued like its pieces, so that everything that arrived before it is handled first.
+      const enqueue = (task: () => void): void => {
         waiting.push(task);
-        // The first piece is handled at once, because somebody is looking at an empty page.
-        if (isFirst || waiting.length > AHEAD) run(waiting.length);
+        // The first piece is handled at once, because the user sees nothing until then.
+        if (isFirst || waiting.length > MAX_QUEUED) run(waiting.length);
         else
           atLowPriority(() => {
             run(1);
@@ -70,31 +72,31 @@ export async function readEvents(
       };
       body
         .on('data', (piece: Buffer) => {
-          later(() => {
-            take(piece);
+          enqueue(() => {
+            handle(piece);
           });
         })
         .once('end', () => {
-          later(end);
+          enqueue(settle);
         })
         .on('error', (error) => {
-          later(() => {
-            end(error);
+          enqueue(() => {
+            settle(error);
           });
         })
         .once('close', () => {
-          // Without an end marker the response broke off.
-          later(() => {
-            end(brokenOff(undefined));
+          // After a complete body the promise is settled already. Otherwise the connection was lost before the end.
+          enqueue(() => {
+            settle(brokenOff(undefined));
           });
         });
       // The body may have been destroyed before the listeners were added.
-      if (body.destroyed) end(body.errored ?? brokenOff(undefined));
+      if (body.destroyed) settle(body.errored ?? brokenOff(undefined));
     });
   } finally {
     body.removeAllListeners('data');
-    // A body that is read to its end lets the next call use its connection.
-    if (isDone) letEnd(body);
+    // Once a body is read to its end, the next call can use its connection.
+    if (isDone) drain(body);
     else body.destroy();
   }
 }

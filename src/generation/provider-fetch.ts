@@ -2,8 +2,8 @@ import { once } from 'node:events';
 import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
 
-/** Most bytes that are read of an error's body. */
-const ERROR_BYTES = 65_536;
+/** Most characters that are read of the body of an error. */
+const MAX_ERROR_LENGTH = 65_536;
 /** How long a server may take to end a response whose content is complete. */
 const DRAIN_MS = 1_000;
 const NO_BODY = new Set([204, 205, 304]);
@@ -11,19 +11,20 @@ const NO_BODY = new Set([204, 205, 304]);
 const httpAgent = new HttpAgent({ keepAlive: true });
 const httpsAgent = new HttpsAgent({ keepAlive: true });
 
-export interface Departure {
-  /** The request is sent when this has resolved; the connection is opened before. */
+/** An addition to the options of `fetch`. */
+export interface DelayedSend {
+  /** The request is sent when this promise has resolved; the connection is opened before that. */
   readonly when?: Promise<unknown>;
 }
 
 /**
  * The part of `fetch` that the SDK needs, over `node:http`. With hundreds of streams that each bring a few bytes at a
- * time, the
- * web streams of Node's own `fetch` cost more than everything that is done with the bytes. Does not follow redirects.
+ * time, the web streams of Node's own `fetch` cost more than everything that is done with the bytes. Does not follow
+ * redirects.
  */
 export async function providerFetch(
   url: string | URL | Request,
-  init: RequestInit & Departure = {},
+  init: RequestInit & DelayedSend = {},
 ): Promise<Response> {
   const target = new URL(url instanceof Request ? url.url : url);
   const isHttps = target.protocol === 'https:';
@@ -35,7 +36,8 @@ export async function providerFetch(
       agent: isHttps ? httpsAgent : httpAgent,
       ...(init.signal && { signal: init.signal }),
     });
-    // Later errors show in the body.
+    // Errors after the beginning of the response are seen by the reader of its body. Without this listener, Node would
+    // end the process because of them.
     request.on('error', () => undefined);
     const response = once(request, 'response') as Promise<[IncomingMessage]>;
     response.catch(() => undefined);
@@ -46,7 +48,7 @@ export async function providerFetch(
       return await responseOf(incoming);
     } catch (error) {
       request.destroy();
-      // The server had closed the idle connection while the request was on its way.
+      // The server closed the idle connection while the request was on its way, so the request is sent again.
       const isStale = request.reusedSocket && (error as NodeJS.ErrnoException).code === 'ECONNRESET';
       if (!isStale || init.signal?.aborted) throw error;
     }
@@ -56,8 +58,8 @@ export async function providerFetch(
 /** The body of an answer of `providerFetch`. */
 export const bodyOf = (response: Response): IncomingMessage => response.body as unknown as IncomingMessage;
 
-/** Reads the useless rest of a body, for a limited time, so that its connection can be used again. */
-export function letEnd(body: IncomingMessage): void {
+/** Reads and discards the rest of a body for a limited time, so that its connection can be used again. */
+export function drain(body: IncomingMessage): void {
   if (body.closed) return;
   const timer = setTimeout(() => body.destroy(), DRAIN_MS);
   body.once('close', () => {
@@ -78,7 +80,7 @@ async function responseOf(incoming: IncomingMessage): Promise<Response> {
   incoming.setEncoding('utf8');
   for await (const part of incoming as AsyncIterable<string>) {
     text += part;
-    if (text.length > ERROR_BYTES) break;
+    if (text.length > MAX_ERROR_LENGTH) break;
   }
   return new Response(NO_BODY.has(status) ? null : text, { status, headers });
 }

@@ -25,10 +25,11 @@ export interface StartedGeneration {
 
 const OUTCOME_EVENTS = ['MessageAppended', 'GenerationCompleted', 'GenerationFailed', 'GenerationCancelled'];
 /**
- * Events of the first page. Most replies end within it; the pages after it grow, so that a long way takes few trips.
+ * Events of the first page. Most replies end within it. Later pages are larger, so that a distant end is found in few
+ * queries.
  */
-const FIRST_PAGE = 8;
-const LARGEST_PAGE = 1_000;
+const FIRST_PAGE_SIZE = 8;
+const MAX_PAGE_SIZE = 1_000;
 const VERSION_MAX = 2_147_483_647;
 
 /**
@@ -49,22 +50,22 @@ export class RecordedReplies {
   }
 
   /**
-   * The start of a generation of one incarnation: what a deleted session held is gone for all but the audit trail.
-   * Its id tells when it was made, so the search begins at what the session was then, and goes on in growing steps to
-   * both sides, since the clocks of node and database may differ.
+   * The start of a generation within one incarnation: what a deleted session held may be seen in the audit trail only.
+   * The id holds the time at which it was made, so the search begins at the version that the session had then. It goes
+   * on in growing steps in both directions, because the clocks of node and database may differ.
    * @throws ApiError `not-found`
    */
   async findStart(session: SessionRef, generationId: string, incarnation: number): Promise<RecordedStart> {
-    const made = timeOf(generationId);
+    const madeAt = timeOf(generationId);
     const stream = streamOf(session);
     const last =
-      made === undefined
+      madeAt === undefined
         ? undefined
-        : await this.log.streams.lastVersion(stream, incarnation, { time: made });
+        : await this.log.streams.lastVersion(stream, incarnation, { time: madeAt });
     const [end = 0] = await this.log.streams.versions([stream]);
     let low = (last?.version ?? 0) + 1;
     let high = low;
-    for (let step = FIRST_PAGE * 2; low > 1 || high <= end; step *= 2) {
+    for (let step = FIRST_PAGE_SIZE * 2; low > 1 || high <= end; step *= 2) {
       const ranges = [
         { from: high, to: high + step - 1 },
         { from: Math.max(1, low - step), to: low - 1 },
@@ -105,14 +106,14 @@ export class RecordedReplies {
           }
           case 'GenerationCompleted':
           case 'GenerationCancelled':
-            return this.ended(session, started, event, message);
+            return this.toReplyEnd(session, started, event, message);
         }
       }
       return undefined;
     };
   }
 
-  private async ended(
+  private async toReplyEnd(
     session: SessionRef,
     started: StartedGeneration,
     end: EventNamed<'GenerationCompleted' | 'GenerationCancelled'>,
@@ -126,7 +127,7 @@ export class RecordedReplies {
       version: end.version,
       answer: {
         content: message ? textOf(message.data.content) : '',
-        message: message ? await this.viewOf(session, message, started.tools) : null,
+        message: message ? await this.toMessage(session, message, started.tools) : null,
         usage: end.data.usage ?? null,
         finishReason: isCancelled ? 'cancelled' : end.data.finishReason,
         sessionId: session.sessionId,
@@ -135,14 +136,14 @@ export class RecordedReplies {
     };
   }
 
-  /** Whether it was the deletion of the session that ended the generation: both are of one append then. */
+  /** Whether the deletion of the session ended the generation. Both events are then of one append. */
   private async wasDeletedWith(session: SessionRef, end: SessionRecord): Promise<boolean> {
     const version = end.version + 1;
     const [next] = await this.read(session, { from: version, to: version });
     return next?.type === 'SessionDeleted' && next.correlationId === end.correlationId;
   }
 
-  private async viewOf(
+  private async toMessage(
     session: SessionRef,
     { version, time, data }: EventNamed<'MessageAppended'>,
     tools: readonly ToolDefinition[] | undefined,
@@ -155,7 +156,7 @@ export class RecordedReplies {
 
   private async *pages(session: SessionRef, range: StreamRange): AsyncGenerator<SessionRecord> {
     let from = range.from ?? 1;
-    for (let limit = FIRST_PAGE; ; limit = Math.min(limit * 4, LARGEST_PAGE)) {
+    for (let limit = FIRST_PAGE_SIZE; ; limit = Math.min(limit * 4, MAX_PAGE_SIZE)) {
       const page = await this.read(session, { ...range, from, limit });
       yield* page;
       const last = page.at(-1);

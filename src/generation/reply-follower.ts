@@ -12,15 +12,18 @@ import { laneGrowth } from './lane-growth.js';
 import { LiveReply, type ReplyEnd } from './live-reply.js';
 import { type RecordedReplies, type RecordedStart, type StartedGeneration } from './recorded-replies.js';
 
-/** How often to look for new text of a generation of another node, and after how many looks at its lease. */
+/**
+ * Milliseconds between two looks for new text of a generation of another node, and the number of looks after which its
+ * lease is checked again.
+ */
 const LOOK_MS = 100;
-const LOOKS_PER_LEASE = 10;
-/** How long a reader waits for a database that is away. */
+const LOOKS_PER_LEASE_CHECK = 10;
+/** Milliseconds for which a reader waits while the database is unavailable. */
 const OUTAGE_MS = 60_000;
 
-/** Follows generations of other nodes, and ones that have ended: their text first, then their end. */
+/** Follows generations that this node does not run, or that have ended: first their text, then their end. */
 export class ReplyFollower {
-  /** By generation: one copy serves all readers of this process. */
+  /** By generation id: one copy serves all readers of this process. */
   private readonly followed = new Map<string, { readonly session: SessionRef; readonly reply: LiveReply }>();
 
   constructor(
@@ -57,7 +60,10 @@ export class ReplyFollower {
     return reply.finished();
   }
 
-  /** Finishes the reply in any case: an error is what its readers get as its end. */
+  /**
+   * Copies what the other node shares and records until the generation has ended. An error becomes the end of the
+   * reply, so its readers never wait for ever.
+   */
   private async copy(
     session: SessionRef,
     by: CommandContext,
@@ -80,7 +86,7 @@ export class ReplyFollower {
           chunk = number;
           reply.append(text);
         }
-        if (looks % LOOKS_PER_LEASE === 0 && (await this.leases.standing([lease])).size === 0) {
+        if (looks % LOOKS_PER_LEASE_CHECK === 0 && (await this.leases.standing([lease])).size === 0) {
           await this.abandon(session, by, started.generationId);
         } else await growth.soon;
         deadline = Date.now() + OUTAGE_MS;
@@ -96,13 +102,13 @@ export class ReplyFollower {
     }
   }
 
-  /** The node that worked on it is gone: its generation is failed, with what had arrived. */
+  /** Fails a generation whose node is gone. The text that had arrived is kept. */
   private async abandon(session: SessionRef, by: CommandContext, generationId: string): Promise<void> {
     const context = { ...by, causationId: generationId, ifMatch: undefined, idempotency: undefined };
     await dispatch(this.bus, session, new AbandonGeneration(generationId), context).catch(
       (error: unknown) => {
-        // The session was deleted meanwhile, or the lease stands after all. The next look at the log tells how it
-        // ended.
+        // The session was deleted meanwhile, or the lease was renewed after all. The next look at the log finds the
+        // end.
         if (!(error instanceof DomainError)) throw error;
       },
     );

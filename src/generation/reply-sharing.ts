@@ -1,7 +1,10 @@
 import { type Telemetry } from '../event-store/telemetry.js';
 import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
 
-/** What arrives can be read by other nodes, and survives the end of this one, after at most so many milliseconds. */
+/**
+ * Milliseconds for which text is gathered before it is written. If this node dies, the text of this time is lost, and
+ * readers on other nodes see text later by as much.
+ */
 const GATHER_MS = 75;
 
 interface Shared {
@@ -9,11 +12,14 @@ interface Shared {
   number: number;
   /** Chunks that are not known to be stored. */
   unwritten: Chunk[];
-  /** Text that came after them. */
+  /** Text that arrived after these chunks. */
   text: string;
 }
 
-/** Writes the text of the replies that arrive in this process where other nodes can read it, all replies together. */
+/**
+ * Writes the text of the replies that arrive in this process to the database, where other nodes can read it. One
+ * statement writes the text of all replies.
+ */
 export class ReplySharing {
   private readonly replies = new Map<string, Shared>();
   private timer: NodeJS.Timeout | undefined;
@@ -32,12 +38,12 @@ export class ReplySharing {
     this.writeSoon();
   }
 
-  /** The generation has ended and the log holds its reply: what was shared of it is removed. */
+  /** Must be called when a generation has ended. The log then holds its reply, so the shared text is removed. */
   async drop(generationId: string): Promise<void> {
     this.replies.delete(generationId);
-    // A write that is under way would put its rows back behind the removal.
+    // Otherwise a write in progress would insert its rows after the removal.
     await this.writing;
-    // What stays behind is removed after a day.
+    // Rows that are not removed now are removed after a day.
     await this.partials
       .drop(generationId)
       .catch(this.telemetry.failed('the removal of the shared text of a reply that has ended'));
@@ -51,7 +57,7 @@ export class ReplySharing {
 
   private writeSoon(): void {
     this.timer ??= setTimeout(() => {
-      // One write after the other: whoever reads a chunk must find those before it.
+      // Writes do not overlap: a reader that finds a chunk must find all chunks before it.
       this.writing = this.write().finally(() => {
         this.timer = undefined;
         if ([...this.replies.values()].some(isUnwritten)) this.writeSoon();
@@ -74,9 +80,9 @@ export class ReplySharing {
       for (const [, shared] of sharing) shared.unwritten = [];
       this.isFailing = false;
     } catch (error) {
-      // Nobody knows whether they were stored. The same chunks are sent again, so other nodes see them later. It is
-      // told
-      // once: while the database is away every one of the next tries fails in the same way.
+      // It is unknown whether the chunks were stored, so the same chunks are sent again, and other nodes see them
+      // later. The failure is reported once, because every attempt fails in the same way while the database is
+      // unavailable.
       if (!this.isFailing)
         this.telemetry.emit('failed', { what: 'the sharing of replies that arrive', error });
       this.isFailing = true;

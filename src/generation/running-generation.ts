@@ -6,6 +6,6 @@ export interface RunningGeneration {
   readonly session: SessionRef;
   readonly lane: number;
   readonly reply: LiveReply;
-  /** Ends the model call. The reason decides what is recorded: see `Superseded` and `serviceStopped`. */
+  /** Aborts the model call. The reason of the abort decides what is recorded: see `Superseded` and `serviceStopped`. */
   readonly controller: AbortController;
 }

@@ -1,4 +1,4 @@
-/** Aborts its signal when nothing was heard for `ms` milliseconds, counted from `begin` on. */
+/** Aborts its signal when `heard` was not called for `ms` milliseconds, counted from `begin` on. */
 export class SilenceTimer {
   private readonly controller = new AbortController();
   private timer: NodeJS.Timeout | undefined;
@@ -15,7 +15,7 @@ export class SilenceTimer {
     return this.controller.signal;
   }
 
-  /** Something was heard: the time begins anew. */
+  /** Must be called when data has arrived: the time begins again. */
   heard(): void {
     this.timer?.refresh();
   }

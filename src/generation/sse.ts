@@ -11,8 +11,7 @@ export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined
 
 /**
  * Sends a reply as server-sent events. The id of each event is the place up to which a client has the reply, so that
- * the client
- * can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
+ * the client can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
  */
 export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
   const stream = new EventStream(reply);
@@ -32,10 +31,11 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
       if (event.type === 'delta') ({ offset } = event);
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
-      // A slow client holds nothing up: the text that arrives meanwhile reaches it in one piece.
-      const full = stream.send({ id: `${offset}-${calls}`, event: name, data });
-      // Awaited only when necessary: with thousands of tokens a second, a promise for each would delay other requests.
-      if (full) await full;
+      // The text that arrives while a slow client is awaited is then sent in one piece, so nothing is queued for it.
+      const drained = stream.send({ id: `${offset}-${calls}`, event: name, data });
+      // Awaited only when the client is slow: with thousands of tokens a second, a promise for each would delay other
+      // requests.
+      if (drained) await drained;
       if (event === live.end) return;
     }
   } finally {

@@ -3,8 +3,7 @@ export const storable = (text: string): string => text.toWellFormed().replaceAll
 
 /**
  * A text that arrives in pieces and leaves in storable ones. A model may cut an emoji between two pieces: its first
- * half
- * is held back until the second one is there, because either half alone would be replaced by U+FFFD.
+ * half is held back until the second one is there, because either half alone would be replaced by U+FFFD.
  */
 export class StorableText {
   private half = '';
@@ -17,7 +16,7 @@ export class StorableText {
     return storable(isCut ? whole.slice(0, -1) : whole);
   }
 
-  /** @returns what was held back; the second half will not come anymore */
+  /** @returns what was held back; to be called when the second half can no longer arrive */
   end(): string {
     const rest = storable(this.half);
     this.half = '';

@@ -3,18 +3,17 @@ import { type SessionCommands } from '../sessions/session-commands.js';
 import { Superseded } from './generation.errors.js';
 import { type RunningGeneration } from './running-generation.js';
 
-/** Notifications of so many milliseconds are answered by one look at the log. */
+/** Milliseconds for which notifications are gathered before one look at the log answers all of them. */
 const GATHER_MS = 100;
 
 /**
- * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Without it the model
- * would
- * go on to the end of its reply, at a price, and the reply would be dropped then.
+ * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Otherwise the model would
+ * go on to the end of its reply, which costs money, and the reply would then be dropped.
  */
 export class SupersededWatch {
-  /** The version of its session at which each generation was last seen to be the current one. */
+  /** For each generation, the version of its session at which it was last seen to be the running one. */
   private readonly versions = new Map<RunningGeneration, number>();
-  private readonly grown = new Set<number>();
+  private readonly grownLanes = new Set<number>();
   private timer: NodeJS.Timeout | undefined;
 
   constructor(
@@ -38,7 +37,7 @@ export class SupersededWatch {
 
   private lookSoon(lanes: Iterable<number>): void {
     if (this.versions.size === 0) return;
-    for (const lane of lanes) this.grown.add(lane);
+    for (const lane of lanes) this.grownLanes.add(lane);
     this.timer ??= setTimeout(() => {
       this.timer = undefined;
       const what = 'the look at whether running generations were ended by another node';
@@ -48,15 +47,16 @@ export class SupersededWatch {
   }
 
   private async look(): Promise<void> {
-    const lanes = new Set(this.grown);
-    this.grown.clear();
+    const lanes = new Set(this.grownLanes);
+    this.grownLanes.clear();
     const suspects = [...this.versions.keys()].filter(({ lane }) => lanes.has(lane));
-    const ends = await this.log.streams.versions(
+    const versions = await this.log.streams.versions(
       suspects.map(({ session }) => ({ tenant: session.tenant, streamId: session.sessionId })),
     );
-    // All of them, whatever becomes of one: a session that cannot be read keeps no other from being looked at.
+    // All sessions are checked even if one check fails: a session that cannot be read must not keep the others from
+    // being checked.
     const looks = await Promise.allSettled(
-      suspects.map((running, index) => this.check(running, ends[index])),
+      suspects.map((running, index) => this.check(running, versions[index])),
     );
     const failed = looks.find((one) => one.status === 'rejected');
     if (failed) throw failed.reason;

@@ -8,7 +8,7 @@ import { storable } from './storable-text.js';
 const recordable = z.array(toolCall).max(128);
 
 /**
- * The tool calls of a reply as they can be recorded.
+ * The tool calls of a reply, in a form that can be recorded.
  * @throws ModelError when they cannot: one without an id or a name, an id that is used twice, or too many of them
  */
 export function checkedCalls(calls: readonly ToolCall[]): ToolCall[] {

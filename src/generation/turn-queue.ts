@@ -4,11 +4,14 @@ import { type SessionRef } from '../sessions/command-context.js';
 import { codeOf } from './generation.errors.js';
 import { laneGrowth } from './lane-growth.js';
 
-/** Requests that may wait for their turn on one session of this process, and for how long each. */
+/** How many requests of this process may wait for one session, and how long each of them may wait in milliseconds. */
 const MAX_WAITING = 16;
 const MAX_WAIT_MS = 60_000;
-/** A generation of another node frees its session by an append, whose notification may be lost. */
-const LOOK_AGAIN_MS = 500;
+/**
+ * Milliseconds after which a waiting request tries again without a notification. A generation of another node frees its
+ * session by an append, whose notification may be lost.
+ */
+const RETRY_MS = 500;
 
 interface Queue {
   /** Resolves when the last request in the queue has had its turn. */
@@ -26,7 +29,7 @@ export class TurnQueue {
   constructor(private readonly log: EventLog) {}
 
   /**
-   * @param start tries to begin the turn; it is tried again as long as it throws `session-busy`
+   * @param start begins the turn; called again as long as it throws `session-busy`
    * @throws DomainError `session-busy` when too many wait already or the wait was too long; what `start` throws
    */
   async take<T>(session: SessionRef, start: () => Promise<T>): Promise<T> {
@@ -36,12 +39,12 @@ export class TurnQueue {
       throw new DomainError('session-busy', `${MAX_WAITING} requests wait already`);
     this.queues.set(key, queue);
     queue.length += 1;
-    const before = queue.tail;
+    const previous = queue.tail;
     let letNextGo = (): void => undefined;
     queue.tail = new Promise((resolve) => (letNextGo = resolve));
     const deadline = Date.now() + MAX_WAIT_MS;
     try {
-      await before;
+      await previous;
       return await this.whenFree(session, start, deadline);
     } finally {
       letNextGo();
@@ -52,7 +55,7 @@ export class TurnQueue {
 
   private async whenFree<T>(session: SessionRef, start: () => Promise<T>, deadline: number): Promise<T> {
     for (;;) {
-      const growth = laneGrowth(this.log, session, LOOK_AGAIN_MS);
+      const growth = laneGrowth(this.log, session, RETRY_MS);
       try {
         return await start();
       } catch (error) {

@@ -7,16 +7,19 @@ import { dispatch } from '../sessions/command-handlers.js';
 import { newId } from '../sessions/ids.js';
 import { type HandledSession } from '../sessions/session-commands.js';
 import { type AnswerEnd, ModelError } from './chat-model.js';
-import { isPassingOutage, modelProblem, Superseded } from './generation.errors.js';
+import { isTemporaryOutage, modelProblem, Superseded } from './generation.errors.js';
 import { type ReplyEnd } from './live-reply.js';
 import { type ReplyFollower } from './reply-follower.js';
 import { type RunningGeneration } from './running-generation.js';
 import { storable } from './storable-text.js';
 import { checkedCalls, reportedCalls } from './tool-calls.js';
 
-/** How long to try to record the end of a generation while the database is away, and the pause between two tries. */
-const RECORD_MS = 60_000;
-const RECORD_AGAIN_MS = 250;
+/**
+ * Milliseconds to keep trying to record the end of a generation while the database is unavailable, and the pause
+ * between two attempts.
+ */
+const RECORD_LIMIT_MS = 60_000;
+const RECORD_RETRY_MS = 250;
 
 /** A generation that has been started, and what it was started with. */
 export interface StartedTurn {
@@ -40,8 +43,8 @@ export class TurnRecorder {
 
   /** @throws what the commands that end a generation throw, when the end could not be recorded */
   async end(turn: StartedTurn): Promise<ReplyEnd> {
-    const begun = performance.now();
-    const durationMs = (): number => Math.round(performance.now() - begun);
+    const startedAt = performance.now();
+    const durationMs = (): number => Math.round(performance.now() - startedAt);
     let answered: CheckedEnd;
     try {
       const end = await turn.answer;
@@ -101,8 +104,8 @@ export class TurnRecorder {
   }
 
   /**
-   * What the log says of the end. The own command appended nothing when somebody else ended the generation first, or
-   * when a first try was committed and its answer was lost.
+   * Reads the end of the generation from the log. It is used when this node's command appended nothing: something else
+   * ended the generation first, or an earlier attempt was committed and its answer was lost.
    */
   private recordedEnd(turn: StartedTurn): Promise<ReplyEnd> {
     const { session, version, tools, running } = turn;
@@ -110,24 +113,30 @@ export class TurnRecorder {
     return this.follower.endOf(session, causedBy(turn), { generationId, version, tools });
   }
 
-  /** A reply costs money, and a failure must free its session, so both outlast a short absence of the database. */
+  /**
+   * Records the end of a generation, also across a short outage of the database: a reply has cost money, and a failure
+   * that is not recorded would leave its session busy.
+   */
   private async record(
     turn: StartedTurn,
     command: () => CompleteGeneration | FailGeneration,
   ): Promise<HandledSession> {
-    const deadline = Date.now() + RECORD_MS;
+    const deadline = Date.now() + RECORD_LIMIT_MS;
     for (;;) {
       try {
         return await dispatch(this.bus, turn.session, command(), causedBy(turn));
       } catch (error) {
-        if (!isPassingOutage(error) || Date.now() > deadline) throw error;
-        await pause(RECORD_AGAIN_MS);
+        if (!isTemporaryOutage(error) || Date.now() > deadline) throw error;
+        await pause(RECORD_RETRY_MS);
       }
     }
   }
 }
 
-/** What follows a start is caused by the generation, and the conditions of the request do not hold for it. */
+/**
+ * The context of the commands that end a generation. The generation causes them, and the `If-Match` and idempotency key
+ * of the request were for its start alone.
+ */
 const causedBy = ({ context, running }: StartedTurn): CommandContext => ({
   ...context,
   causationId: running.reply.generationId,

@@ -8,8 +8,7 @@ const logger = new Logger('Http');
 
 /**
  * Answers `error` in the form of the surface that the request belongs to. An error whose text no client should see is
- * logged
- * with its stack and answered as an internal error.
+ * logged with its stack and answered as an internal error.
  */
 export function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const path = pathOf(request);
@@ -21,8 +20,7 @@ export function sendError(error: unknown, request: FastifyRequest, reply: Fastif
   }
   if (reply.sent || reply.raw.headersSent) {
     // The status of a stream that has begun cannot be changed. Closing the connection at least keeps the stream from
-    // looking
-    // complete. What was written is sent first, at the end of the event loop's turn.
+    // looking complete. What was written is sent first, at the end of the event loop's turn.
     if (!reply.raw.writableEnded) setImmediate(() => reply.raw.destroy());
     return;
   }

@@ -19,8 +19,7 @@ export interface StreamEvent {
 
 /**
  * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when the client has room for
- * more,
- * and the producer of the events must wait for that.
+ * more, and the producer of the events must wait for that.
  */
 export class EventStream {
   private readonly controller = new AbortController();

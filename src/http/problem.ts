@@ -155,8 +155,7 @@ function problemOf(error: unknown): Problem {
   const { code, details, errno, severity, syscall } = error as Error & Record<string, unknown>;
   if (typeof code === 'string') {
     // Errors of Node carry `errno` or `syscall`, errors of PostgreSQL `severity`. Their messages (paths, hosts, SQL)
-    // are
-    // not for clients, even if their code is one of the table.
+    // are not for clients, even if their code is one of the table.
     const isSystemError = errno !== undefined || syscall !== undefined || severity !== undefined;
     if (Object.hasOwn(PROBLEMS, code) && code !== 'internal-error' && !isSystemError) {
       const members = isRecord(details) ? details : faultOf(error);

@@ -1,12 +1,10 @@
-import type { INestApplicationContext } from '@nestjs/common';
-import { HttpAdapterHost } from '@nestjs/core';
+import type { HttpAdapterHost } from '@nestjs/core';
 import type { FastifyInstance } from 'fastify';
 import { type ErrorAnswer, renderProblem } from './problem.js';
 
 /**
  * A part of the API with a protocol and a form of errors of its own. All errors below its path are answered in that
- * form:
- * errors of handlers, unknown callers, unknown paths, and bodies that are too large or not JSON.
+ * form: errors of handlers, unknown callers, unknown paths, and bodies that are too large or not JSON.
  */
 export interface Surface {
   /** The beginning of the paths of this surface, e.g. `/openai/v1`. The longest prefix that fits a path decides. */
@@ -24,9 +22,11 @@ declare module 'fastify' {
   }
 }
 
-/** Adds a surface to an application. A feature does this in `onModuleInit` of its module, before the server listens. */
-export function addSurface(app: INestApplicationContext, surface: Surface): void {
-  const { httpAdapter } = app.get(HttpAdapterHost);
+/**
+ * Adds a surface to the application. A feature does this in `onModuleInit` of its module, which Nest gives the
+ * adapter's host: that is before the server listens.
+ */
+export function addSurface({ httpAdapter }: HttpAdapterHost, surface: Surface): void {
   const fastify = httpAdapter.getInstance<FastifyInstance>();
   fastify.surfaces.push(surface);
   fastify.surfaces.sort((a, b) => b.prefix.length - a.prefix.length);

@@ -11,8 +11,7 @@ type Path = readonly PropertyKey[];
 
 /**
  * Validates the values of `@Body({ schema })`, `@Query({ schema })` and `@Param({ schema })`, and passes the parsed
- * value to
- * the handler. The schemas are synchronous zod schemas.
+ * value to the handler. The schemas are synchronous zod schemas.
  *
  * @throws ApiError `invalid-request` with one entry in `errors` for each fault, at most 50
  */
@@ -86,9 +85,8 @@ function explain(issues: readonly Issue[]): Explained[] {
 
 /**
  * The alternative of a union that the client probably meant: the one whose faults lie deepest, then the one with the
- * fewest
- * faults. "messages/3/role is wrong" says more than "content is missing", which is the fault of the alternative for a
- * single message.
+ * fewest faults. "messages/3/role is wrong" says more than "content is missing", which is the fault of the alternative
+ * for a single message.
  */
 function likeliest(branches: readonly (readonly Issue[])[]): Explained[] | undefined {
   const ranked = branches

@@ -6,7 +6,7 @@ import { type Places, sessionKey } from './places.js';
 /** How much is handed to `apply` at once: one transaction. A single event may be larger than `bytes`. */
 export interface PageLimits {
   readonly events: number;
-  /** Of the events' data as JSON. */
+  /** Size of the events' data as JSON. */
   readonly bytes: number;
 }
 
@@ -15,7 +15,7 @@ export interface ApplyOptions<Tx> {
   readonly apply: (events: readonly (ConsumedEvent | UnknownEvent)[], tx: Tx) => Promise<void>;
   readonly api?: EventApi | undefined;
   readonly page: PageLimits;
-  /** False once the records are another consumer's to apply. */
+  /** False once another consumer has the partition and applies its records. */
   readonly isOurs: () => boolean;
 }
 
@@ -31,10 +31,9 @@ interface PlacedRecord {
 
 /**
  * Applies records and the events that are missing before them, page by page. Each page moves the places of its sessions
- * in the transaction of its effect, so after an error the next call goes on behind the last page that succeeded. What
- * is
- * in memory besides the records is one page and one answer of the service, however large a gap is.
- * @returns false when the records ceased to be this consumer's before all were applied
+ * in the transaction of its effect, so after an error the next call goes on behind the last page that succeeded.
+ * However large a gap is, only one page and one answer of the service are in memory besides the records.
+ * @returns false when another consumer got the partition before all records were applied
  */
 export async function applyRecords<Tx>(
   options: ApplyOptions<Tx>,
@@ -42,7 +41,8 @@ export async function applyRecords<Tx>(
 ): Promise<boolean> {
   let page: Candidate[] = [];
   let bytes = 0;
-  // Gaps are fetched outside of the transactions, which would otherwise hold their locks for as long as that takes.
+  // Gaps are fetched outside of the transactions, which would otherwise hold their locks until the service has
+  // answered.
   for await (const candidate of unapplied(options, messages)) {
     const isFull = page.length >= options.page.events || bytes + candidate.bytes > options.page.bytes;
     if (page.length > 0 && isFull) {
@@ -59,7 +59,10 @@ export async function applyRecords<Tx>(
   return true;
 }
 
-/** What is not applied yet of the records and before them: session by session, each in order and without gaps. */
+/**
+ * The records that are not applied yet, and the missing events before them: session by session, each session in order
+ * and without gaps.
+ */
 async function* unapplied<Tx>(
   { places, api, page }: ApplyOptions<Tx>,
   messages: readonly IncomingMessage[],
@@ -105,9 +108,10 @@ async function applyPage<Tx>(
     for (const { event } of candidates) {
       const key = sessionKey(event);
       const version = moved.get(key) ?? last.get(key) ?? 0;
-      // Another consumer has applied it since the places were read.
+      // Another consumer has applied the event since the places were read.
       if (event.version <= version) continue;
-      // Places only grow, and candidates begin right behind the place that was read, so this is an error of the places.
+      // Places only grow, and candidates begin right behind the place that was read. A gap here means that the store of
+      // places has lost a place, and applying the event would skip the ones before it.
       if (event.version > version + 1) throw new Error(`the place of ${key} went back to ${version}`);
       fresh.push(event);
       moved.set(key, event.version);

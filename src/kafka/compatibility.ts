@@ -7,7 +7,15 @@ import { type JsonSchema } from './documents.js';
  */
 
 /** Keywords that say nothing about which values are valid. */
-const SILENT = new Set(['$schema', '$id', 'title', 'description', 'example', 'examples', 'x-personal']);
+const NOT_VALIDATING = new Set([
+  '$schema',
+  '$id',
+  'title',
+  'description',
+  'example',
+  'examples',
+  'x-personal',
+]);
 const COMPARED_IN_DEPTH = new Set([
   'properties',
   'required',
@@ -17,13 +25,13 @@ const COMPARED_IN_DEPTH = new Set([
   'additionalProperties',
 ]);
 
-/** @returns one line per change that breaks a reader; empty when there is none. */
+/** @returns one line per change that breaks a consumer; empty when there is none. */
 export function breakingChanges(published: JsonSchema, current: JsonSchema, at = ''): string[] {
   const where = at === '' ? '/' : at;
   const problems: string[] = [];
   const keywords = new Set([...Object.keys(published), ...Object.keys(current)]);
   for (const keyword of keywords) {
-    if (SILENT.has(keyword) || COMPARED_IN_DEPTH.has(keyword)) continue;
+    if (NOT_VALIDATING.has(keyword) || COMPARED_IN_DEPTH.has(keyword)) continue;
     if (JSON.stringify(published[keyword]) !== JSON.stringify(current[keyword])) {
       problems.push(`${where} ${keyword}: was ${text(published[keyword])}, is ${text(current[keyword])}`);
     }
@@ -41,7 +49,7 @@ export function breakingChanges(published: JsonSchema, current: JsonSchema, at =
     }
     if (wasRequired.has(name) && !isRequired.has(name))
       problems.push(`${at}/${name} is no longer always there`);
-    // Events that were recorded before may lack it.
+    // Events that were recorded before may lack the field.
     if (!wasRequired.has(name) && isRequired.has(name)) problems.push(`${at}/${name} has become required`);
     problems.push(...breakingChanges(old, now, `${at}/${name}`));
   }

@@ -4,8 +4,8 @@ import { type IncomingMessage } from './group-member.js';
 import { type OutgoingMessage } from './publisher.js';
 
 /*
- * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Unknown programs depend on it;
- * docs/events.md says what may change and how.
+ * What an event looks like on the topic: CloudEvents 1.0, Kafka binding, binary mode. Programs that we do not know
+ * depend on this form; docs/events.md says what may change and how.
  */
 
 /** An event as consumers get it. `data` is of the schema version that this package knows, whatever was published. */
@@ -14,7 +14,7 @@ export type ConsumedEvent = {
     readonly id: string;
     readonly schemaVersion: number;
     readonly tenant: string;
-    /** `~tenant` for what concerns the whole tenant. */
+    /** `~tenant` for events that concern the whole tenant. */
     readonly sessionId: string;
     readonly incarnation: number;
     /** 1, 2, 3 … without gaps within a session, through all its incarnations. */
@@ -47,16 +47,16 @@ export const REFERENCE = { type: 'EventReference', version: 1 } as const;
 const RECORD_OVERHEAD = 256;
 /** More characters than the key and the headers of a record ever have. */
 const ENVELOPE_LENGTH = 4_096;
-/** The most bytes in UTF-8 for each unit of a JavaScript string's length. */
-const MOST_BYTES = 3;
+/** The most bytes in UTF-8 for each unit of the length of a JavaScript string. */
+const MAX_BYTES_PER_UNIT = 3;
 
 const knownVersion = (type: string): number =>
   Object.hasOwn(sessionEvents, type) ? sessionEvents[type as EventType].version : 0;
 
 /**
  * The schema version in which an event is published. During a rolling upgrade newer nodes append events of types and
- * versions that this code does not know. They are published as they are stored: that is what the newer nodes would
- * publish, while waiting for those would hold up every session of the lane.
+ * versions that this code does not know. Such events are published as they are stored, which is what the newer nodes
+ * would publish. Waiting for the newer nodes instead would delay every session of the lane.
  */
 const publishedVersion = (type: string, schemaVersion: number): number =>
   Math.max(knownVersion(type), schemaVersion);
@@ -68,7 +68,7 @@ export function currentJson({ type, schemaVersion, json }: StoredEvent): string 
 }
 
 /**
- * @param json its data, as `currentJson` gives it
+ * @param json the data of the event, as `currentJson` returns it
  * @param maxBytes an event whose record might be larger is published with a reference in place of its data
  */
 export function toMessage(
@@ -98,8 +98,8 @@ export function toMessage(
   };
   let value = json;
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
-  // Counting bytes takes time, so it is left out where the length alone shows that the record fits.
-  if (MOST_BYTES * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {
+  // Counting bytes takes time, so they are not counted where the length alone shows that the record fits.
+  if (MAX_BYTES_PER_UNIT * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {
     const bytes = Buffer.byteLength(value);
     const after = event.version - 1;
     const reference = `/v1/sessions/${encodeURIComponent(event.streamId)}/events?after=${after}&limit=1`;
@@ -136,13 +136,13 @@ export function placeOf({ headers, offset }: IncomingMessage): Placed {
 
 /**
  * @returns undefined when the record holds a reference in place of its data.
- * @throws Error on a schema version newer than this package: it may mean something that this code would miss.
+ * @throws Error for a schema version newer than this package, because this code would misread its data
  */
 export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent | undefined {
   const { headers } = message;
   if (headers['ce_dataref'] !== undefined) return undefined;
   const [, name = '', number = '0'] = TYPE.exec(headers['ce_type'] ?? '') ?? [];
-  return typed(
+  return toKnownOrUnknown(
     {
       ...placeOf(message),
       id: headers['ce_id'] ?? '',
@@ -157,7 +157,10 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
   );
 }
 
-/** An event as `GET /v1/sessions/:id/events` answers it; the service has lifted `data` as far as it knows how to. */
+/**
+ * An event as `GET /v1/sessions/:id/events` returns it. The service has lifted `data` to the newest schema version that
+ * it knows.
+ */
 export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: string;
   readonly data: Record<string, unknown>;
@@ -167,10 +170,10 @@ export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
 export function fromAnswer(event: AnsweredEvent): ConsumedEvent | UnknownEvent {
   const { id, tenant, sessionId, incarnation, version, time, correlationId, type, data } = event;
   const envelope = { id, tenant, sessionId, incarnation, version, time, correlationId };
-  return typed(envelope, type, publishedVersion(type, event.schemaVersion), data);
+  return toKnownOrUnknown(envelope, type, publishedVersion(type, event.schemaVersion), data);
 }
 
-function typed(
+function toKnownOrUnknown(
   envelope: Omit<ConsumedEvent, 'type' | 'data' | 'schemaVersion'>,
   type: string,
   schemaVersion: number,

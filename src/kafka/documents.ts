@@ -9,7 +9,7 @@ import { REFERENCE, schemaUrn } from './contract.js';
 
 export type JsonSchema = Record<string, unknown>;
 
-/** The settings of the topic that operators choose. */
+/** The settings of the topic, which operators choose. */
 export interface TopicDescription {
   readonly topic: string;
   readonly partitions: number;
@@ -48,19 +48,19 @@ const eventTypes = Object.keys(sessionEvents) as EventType[];
 export const schemaFile = (type: string, version: number): string => `${type}.v${version}.json`;
 
 function jsonSchema(type: string, version: number, description: string, schema: z.ZodType): JsonSchema {
-  const { $schema: _, ...converted } = z.toJSONSchema(schema, {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, {
     io: 'input',
     target: 'draft-7',
     unrepresentable: 'any',
-    override: ({ jsonSchema: made }) => {
+    override: ({ jsonSchema: converted }) => {
       // Consumers ignore unknown fields; a schema that forbade them would not let an optional field be added.
-      delete made.additionalProperties;
-      // The format says the same. The pattern depends on the release of zod, and would look like a change of the
-      // contract.
-      if (made.format === 'date-time') delete made.pattern;
+      delete converted.additionalProperties;
+      // The format says the same as the pattern. The pattern depends on the release of zod, so an upgrade of zod would
+      // look like a change of the contract.
+      if (converted.format === 'date-time') delete converted.pattern;
     },
   });
-  return { $schema: DIALECT, $id: schemaUrn(type, version), title: type, description, ...converted };
+  return { $schema: DIALECT, $id: schemaUrn(type, version), title: type, description, ...rest };
 }
 
 /** By file name: the schemas of the current version of every event's data, and of the reference. */
@@ -98,8 +98,8 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
 ];
 
-function digits(least: 0 | 1): JsonSchema {
-  return { type: 'string', pattern: least === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
+function digits(min: 0 | 1): JsonSchema {
+  return { type: 'string', pattern: min === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
 }
 
 /** An AsyncAPI 3.0 description of the topic. */

@@ -14,13 +14,14 @@ export interface EventApi {
   readonly apiKey?: string | undefined;
 }
 
-/** Events of one request, at most; the service allows 200. */
-const MOST_EVENTS = 200;
-const REQUEST_LIMIT_MS = 30_000;
+/** Most events of one request; the service allows no more. */
+const MAX_EVENTS = 200;
+const REQUEST_TIMEOUT_MS = 30_000;
 
 /**
- * The events of a session behind `after`, up to and with those of `last`. One answer at a time is in memory: no larger
- * than `maxBytes`, unless a single event is.
+ * The events of a session after version `after`, up to and including `last.version`, in order. One answer at a time is
+ * in memory, and it is no larger than `maxBytes` bytes unless a single event is.
+ * @throws Error when the service does not return each of them
  */
 export async function* fetchEvents(
   api: EventApi | undefined,
@@ -33,23 +34,23 @@ export async function* fetchEvents(
   const what = `versions ${after + 1} to ${version} of ${key}`;
   if (!api)
     throw new Error(`${what} are not on the topic; name the service in \`api\` to have them fetched there`);
-  let most = MOST_EVENTS;
-  for (let have = after; have < version;) {
-    const limit = Math.min(most, version - have);
-    const answer = await request(api, { ...last, after: have, limit }, limit > 1 ? maxBytes : Infinity);
+  let maxEvents = MAX_EVENTS;
+  for (let reached = after; reached < version;) {
+    const limit = Math.min(maxEvents, version - reached);
+    const answer = await request(api, { ...last, after: reached, limit }, limit > 1 ? maxBytes : Infinity);
     if (answer === undefined) {
-      most = Math.floor(limit / 2);
+      maxEvents = Math.floor(limit / 2);
       continue;
     }
     if (answer.length === 0) throw new Error(`${what} could not be fetched: ${api.url} has none`);
     for (const event of answer) {
-      if (event.version !== have + 1)
-        throw new Error(`the service answered version ${event.version} of ${key} after ${have}`);
-      have = event.version;
+      if (event.version !== reached + 1)
+        throw new Error(`the service answered version ${event.version} of ${key} after ${reached}`);
+      reached = event.version;
       yield fromAnswer(event);
     }
-    // Events further on may be smaller again.
-    most = Math.min(MOST_EVENTS, 2 * most);
+    // Later events may be smaller again, so the number grows back.
+    maxEvents = Math.min(MAX_EVENTS, 2 * maxEvents);
   }
 }
 
@@ -65,7 +66,7 @@ async function request(
       'colloquy-tenant': tenant,
       ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }),
     },
-    signal: AbortSignal.timeout(REQUEST_LIMIT_MS),
+    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
   });
   if (!response.ok) {
     await response.body?.cancel();
@@ -77,7 +78,7 @@ async function request(
   return body === undefined ? undefined : (JSON.parse(body) as { data: AnsweredEvent[] }).data;
 }
 
-/** The body as text; undefined, and the rest is not received, when it is larger than `maxBytes`. */
+/** The body as text; undefined when it is larger than `maxBytes`, in which case the rest is not received. */
 async function readUpTo(response: Response, maxBytes: number): Promise<string | undefined> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;

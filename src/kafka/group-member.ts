@@ -14,12 +14,15 @@ export interface Batch {
   readonly partition: number;
   readonly messages: readonly IncomingMessage[];
   /**
-   * False once another member of the group may have the partition; the rest of the batch is then that member's work.
+   * False once another member of the group may have the partition; that member then processes the rest of the batch.
    */
   isOurs(): boolean;
-  /** To be called during long work: without heartbeats the group gives the partition away. Throws when it has. */
-  beat(): Promise<void>;
-  /** The effect of everything up to this message is stored. */
+  /**
+   * Must be called during long work: without heartbeats the group gives the partition to another member. Rejects when
+   * the group has done so.
+   */
+  heartbeat(): Promise<void>;
+  /** Must be called when the effect of everything up to this message is stored. Its offset is committed later. */
   done(message: IncomingMessage): void;
 }
 
@@ -28,11 +31,11 @@ export interface FollowOptions {
   readonly groupId: string;
   /** Partitions that are processed at the same time. */
   readonly concurrency: number;
-  /** How long the brokers may wait for more records before they answer. */
+  /** Milliseconds that the brokers may wait for more records before they answer. */
   readonly maxWaitMs: number;
-  /** When it throws, the batch is delivered again. */
+  /** When `process` rejects, the batch is delivered again. */
   readonly process: (batch: Batch) => Promise<void>;
-  /** Told of every error that is not thrown to somebody else. */
+  /** Called with every error that no caller gets. */
   readonly onError: (error: unknown) => void;
 }
 
@@ -43,7 +46,8 @@ export interface Following {
 
 const SESSION_TIMEOUT_MS = 30_000;
 /**
- * A consumer that neither fetches nor sends heartbeats for this long, while it has no batch to process, has stalled.
+ * A consumer that neither fetches nor sends heartbeats for so many milliseconds, while it has no batch to process, has
+ * stalled.
  */
 const STALL_MS = 60_000;
 const COMMIT_MS = 1_000;
@@ -61,7 +65,7 @@ export function follow(settings: KafkaSettings, options: FollowOptions): Followi
       } catch (error) {
         if (isStopped()) return;
         options.onError(error);
-        // It fails only when `stop` cuts the pause short.
+        // `sleep` rejects only when `stop` cuts the pause short.
         await sleep(RESTART_MS * (0.5 + Math.random()), undefined, { signal }).catch(() => undefined);
       }
     }
@@ -84,16 +88,17 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     // kafkajs would restart after some errors and stay down after others; `follow` makes a new consumer after any.
     retry: { retries: 3, restartOnFailure: () => Promise.resolve(false) },
   });
-  let seen = performance.now();
+  let lastSeenAt = performance.now();
   let leaving = false;
-  const works = new Set<Promise<void>>();
-  // By partition: the next offset, as long as it is not committed. Left to itself, kafkajs would commit after the batch
-  // of each partition and wait for that: sixteen times for sixteen partitions before it fetches more.
+  const processing = new Set<Promise<void>>();
+  // By partition: the next offset, as long as it is not committed. By default kafkajs commits after the batch of each
+  // partition and waits for that: sixteen times for sixteen partitions before it fetches more.
   const offsets = new Map<number, string>();
   const commit = async (): Promise<void> => {
     const due = [...offsets].map(([partition, offset]) => ({ topic: options.topic, partition, offset }));
     offsets.clear();
-    // Records whose offset was not committed are delivered again, and dropped by their version.
+    // A failure is harmless: records whose offset was not committed are delivered again, and consumers drop them by
+    // their version.
     if (due.length > 0) await consumer.commitOffsets(due).catch(options.onError);
   };
   const committing = setInterval(() => {
@@ -110,7 +115,7 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     });
     const { HEARTBEAT, FETCH, GROUP_JOIN } = consumer.events;
     const alive = () => {
-      seen = performance.now();
+      lastSeenAt = performance.now();
     };
     consumer.on(HEARTBEAT, alive);
     consumer.on(FETCH, alive);
@@ -121,17 +126,18 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     });
     // After a rebalance a consumer of kafkajs can stall without any error (tulios/kafkajs#659, #1441).
     watch = setInterval(() => {
-      if (works.size === 0 && performance.now() - seen > STALL_MS)
+      if (processing.size === 0 && performance.now() - lastSeenAt > STALL_MS)
         reject(new Error(`the consumer has not fetched for ${STALL_MS / 1_000} s`));
     }, 5_000);
     watch.unref();
   });
-  // It may be rejected before it is awaited below, which would end the process.
+  // `ended` may be rejected before it is awaited below. Without this handler, Node would then end the process.
   ended.catch(() => undefined);
   try {
     await Promise.race([consumer.connect(), ended]);
-    // The beginning also counts when an offset is out of range or was forgotten, which kafkajs resets silently
-    // (tulios/kafkajs#1119): records that come again are dropped by their version, skipped ones would be lost.
+    // kafkajs silently goes to this place also when an offset is out of range or was forgotten (tulios/kafkajs#1119).
+    // From the beginning, records come again and are dropped by their version; from the end, the skipped ones would be
+    // lost.
     await consumer.subscribe({ topics: [options.topic], fromBeginning: true });
     await consumer.run({
       eachBatchAutoResolve: false,
@@ -141,20 +147,20 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
         const { batch } = payload;
         const work = options.process({
           partition: batch.partition,
-          messages: batch.messages.map(incoming),
+          messages: batch.messages.map(toIncomingMessage),
           isOurs: () => !leaving && payload.isRunning() && !payload.isStale(),
-          beat: () => payload.heartbeat(),
+          heartbeat: () => payload.heartbeat(),
           done: ({ offset }) => {
             payload.resolveOffset(offset);
             offsets.set(batch.partition, String(BigInt(offset) + 1n));
           },
         });
-        works.add(work);
+        processing.add(work);
         try {
           await work;
         } finally {
-          works.delete(work);
-          seen = performance.now();
+          processing.delete(work);
+          lastSeenAt = performance.now();
         }
       },
     });
@@ -164,15 +170,15 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
     clearInterval(committing);
     signal.removeEventListener('abort', onAbort);
     leaving = true;
-    // However long it takes: callers may close what a batch works with as soon as this returns. The error of a batch
-    // has reached kafkajs, which reports it as a crash.
-    await Promise.allSettled(works);
+    // The wait has no limit, because callers may close what a batch works with as soon as this function returns. An
+    // error of a batch has reached kafkajs, which reports it as a crash.
+    await Promise.allSettled(processing);
     await disconnected(commit());
     await disconnected(consumer.disconnect());
   }
 }
 
-function incoming({ offset, key, value, headers = {} }: RawMessage): IncomingMessage {
+function toIncomingMessage({ offset, key, value, headers = {} }: RawMessage): IncomingMessage {
   const texts: Record<string, string> = {};
   for (const [name, header] of Object.entries(headers)) {
     const first = Array.isArray(header) ? header[0] : header;

@@ -38,7 +38,7 @@ const DISCONNECT_LIMIT_MS = 2_000;
 /** Opens sockets as kafkajs does, but without Nagle's algorithm, which would delay a single small message. */
 const socketFactory: ISocketFactory = ({ host, port, ssl, onConnect }) => {
   const servername = isIP(host) === 0 ? { servername: host } : {};
-  // The type says that it is always set; in fact it is null or absent without TLS.
+  // The type says that `ssl` is always set; in fact it is null or absent without TLS.
   const tls = ssl as typeof ssl | null | undefined;
   const socket = tls
     ? connectTls({ host, port, ...servername, ...tls }, onConnect)
@@ -69,15 +69,16 @@ export function kafkaClient({ brokers, clientId, ssl, sasl }: KafkaSettings): Ka
 }
 
 /**
- * Waits for a disconnect, but not longer than a dead broker deserves, and never fails: the connection is given up in
- * any case, and the operating system closes its socket at the latest when the process ends.
+ * Waits for a disconnect, for a limited time because a dead broker never answers. It never rejects: the connection is
+ * given up in any case, and the operating system closes its socket at the latest when the process ends.
  */
 export async function disconnected(disconnect: Promise<void>): Promise<void> {
   let timer: NodeJS.Timeout | undefined;
   const limit = new Promise<void>((resolve) => {
     timer = setTimeout(resolve, DISCONNECT_LIMIT_MS);
   });
-  // An error here says only that the connection was already broken, which whoever used it was told.
+  // An error here says only that the connection was already broken, and whoever used the connection got that error
+  // before.
   await Promise.race([disconnect.catch(() => undefined), limit]);
   clearTimeout(timer);
 }

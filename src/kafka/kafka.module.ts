@@ -33,7 +33,7 @@ class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationSh
     this.hasBrokers = kafka.brokers.length > 0;
   }
 
-  /** Without brokers events wait in the log, and nothing of the Kafka client is loaded. */
+  /** Without brokers, events wait in the log and the Kafka client is not loaded. */
   onApplicationBootstrap(): void {
     if (this.hasBrokers) this.start();
   }

@@ -2,8 +2,7 @@ import { createRequire } from 'node:module';
 import type * as KafkaJs from 'kafkajs';
 
 /*
- * The package kafkajs is no longer maintained. What it does wrong on its own, and how its errors look, is known to this
- * file alone.
+ * The package kafkajs is no longer maintained. Only this file changes its internals and knows the shape of its errors.
  */
 
 let loaded: typeof KafkaJs | undefined;

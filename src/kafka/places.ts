@@ -14,8 +14,8 @@ export interface Places<Tx> {
   /** By `tenant/session id`; 0 or absent for a session that is new. */
   read(sessions: readonly Session[]): Promise<Map<string, number>>;
   /**
-   * Locks the places of these sessions, runs `work`, and stores the places that it returns together with what it did
-   * through `tx`: both or none.
+   * Locks the places of these sessions, runs `work`, and stores the places that `work` returns together with what
+   * `work` did through `tx`: both or none.
    */
   transaction(
     sessions: readonly Session[],
@@ -23,7 +23,7 @@ export interface Places<Tx> {
   ): Promise<void>;
 }
 
-/** Places in memory, for effects that are lost with the process as well. */
+/** Places in memory, for effects that are in memory as well and are lost with the process. */
 export function memoryPlaces(): Places<undefined> {
   const places = new Map<string, number>();
   let turn: Promise<unknown> = Promise.resolve();
@@ -32,7 +32,7 @@ export function memoryPlaces(): Places<undefined> {
   return {
     read: (sessions) => Promise.resolve(read(sessions)),
     transaction: (sessions, work) => {
-      // One after the other, because several partitions may be processed at the same time.
+      // Transactions run one after the other, because several partitions may be processed at the same time.
       const result = turn.then(async () => {
         for (const [key, version] of await work(undefined, read(sessions))) places.set(key, version);
       });
@@ -44,31 +44,31 @@ export function memoryPlaces(): Places<undefined> {
 }
 
 export interface PostgresPlacesOptions {
-  /** Name of the consumer: several may share a table. */
+  /** Name of the consumer. Several consumers may share a table. */
   readonly consumer: string;
-  /** Created when it is missing. Default `colloquy_place`. */
+  /** Name of the table, which is created when it is missing. Default `colloquy_place`. */
   readonly table?: string;
 }
 
 /**
- * Places in a table of the database that the effects go to. `apply` gets the client of the transaction: whatever it
- * writes through it is committed together with the places.
+ * Places in a table of the database that the effects go to. `apply` gets the client of the transaction, and what it
+ * writes through this client is committed together with the places.
  */
 export function postgresPlaces(
   pool: Pool,
   { consumer, table = 'colloquy_place' }: PostgresPlacesOptions,
 ): Places<PoolClient> {
   if (!/^[a-z_][a-z0-9_]{0,62}$/.test(table)) throw new Error(`${table} is not a plain name of a table`);
-  let made: Promise<unknown> | undefined;
+  let tableMade: Promise<unknown> | undefined;
   const ready = async () => {
-    made ??= makeTable(pool, table).catch((error: unknown) => {
-      made = undefined;
+    tableMade ??= makeTable(pool, table).catch((error: unknown) => {
+      tableMade = undefined;
       throw error;
     });
-    await made;
+    await tableMade;
   };
-  // Rows are locked in one order everywhere: after a rebalance two consumers may hold the same partition for a moment,
-  // and would otherwise deadlock.
+  // Rows are always locked in the same order. Otherwise two consumers, which may hold the same partition for a moment
+  // after a rebalance, would deadlock.
   const columns = (sessions: readonly Session[]) => {
     const sorted = [...sessions].sort((a, b) => (sessionKey(a) < sessionKey(b) ? -1 : 1));
     return [sorted.map(({ tenant }) => tenant), sorted.map(({ sessionId }) => sessionId)];
@@ -124,7 +124,7 @@ const byKey = (rows: readonly Row[]): Map<string, number> =>
 
 async function makeTable(pool: Pool, table: string): Promise<void> {
   await transaction(pool, async (client) => {
-    // Of two sessions that create a table at the same moment one fails, even with `if not exists`.
+    // When two connections create a table at the same moment, one of them fails, even with `if not exists`.
     await client.query('select pg_advisory_xact_lock(7304)');
     await client.query(
       `create table if not exists ${table} (

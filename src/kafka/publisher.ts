@@ -9,8 +9,11 @@ export interface OutgoingMessage {
   readonly headers: Readonly<Record<string, string>>;
 }
 
-/** Compressing smaller batches costs more time than the bytes that it saves. */
-const WORTH_COMPRESSING = 16_384;
+/**
+ * Characters from which a batch is compressed. Compressing smaller batches takes more time than sending the saved
+ * bytes.
+ */
+const COMPRESS_FROM_LENGTH = 16_384;
 
 /** Whether a send failed because the topic accepts only smaller batches. */
 export const isTooLarge = (error: unknown): boolean =>
@@ -38,8 +41,9 @@ export class Publisher {
       allowAutoTopicCreation: false,
       // Every message names its partition; without a partitioner kafkajs would print a warning.
       createPartitioner: Partitioners.DefaultPartitioner,
-      // By default an idempotent producer retries for ever, and would publish long after its lease is over. These few
-      // retries repeat one batch under its own sequence numbers; the relay checks its leases before it tries again.
+      // By default an idempotent producer retries for ever, so it would publish long after the lease of its node has
+      // expired. These few retries repeat one batch under its own sequence numbers; the relay checks its leases before
+      // it tries again.
       retry: { retries: 2, initialRetryTime: 100, maxRetryTime: 500 },
     });
     try {
@@ -58,7 +62,7 @@ export class Publisher {
       throw new Error('a publisher sends one batch at a time, and none after a failure');
     this.inFlight = true;
     const { CompressionTypes } = kafkajs();
-    const compressed = this.compression === 'gzip' && lengthOf(messages) > WORTH_COMPRESSING;
+    const compressed = this.compression === 'gzip' && lengthOf(messages) > COMPRESS_FROM_LENGTH;
     try {
       await this.producer.send({
         topic,
@@ -80,7 +84,7 @@ export class Publisher {
   }
 }
 
-/** Characters of all values: about their bytes, without the time that counting bytes takes. */
+/** Characters of all values. They approximate the bytes, which would take time to count. */
 export function lengthOf(messages: readonly OutgoingMessage[]): number {
   let length = 0;
   for (const { value } of messages) length += value.length;

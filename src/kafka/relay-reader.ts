@@ -6,14 +6,14 @@ import { suspendClock } from './suspend-clock.js';
 import { type FoundTopic } from './topic-admin.js';
 
 /** Events of one batch while the relay is catching up. */
-const BATCH = 2_000;
-/** Events of one batch otherwise: so few that their sizes need not be asked for first. */
-const SMALL_BATCH = 64;
-const BATCH_BYTES = 2 * 1024 * 1024;
-/** How long a check of the leases is trusted: far less than the time for which they then still run. */
+const MAX_BATCH = 2_000;
+/** Events of one batch otherwise: so few that their sizes need not be queried first. */
+const MAX_SMALL_BATCH = 64;
+const MAX_BATCH_BYTES = 2 * 1024 * 1024;
+/** Milliseconds for which a check of the leases is trusted: far less than the time after which they could expire. */
 const CHECK_VALID_MS = 1_000;
 
-/** Another node has claimed a lane that this one took for its own. */
+/** Another node has claimed a lane that this node still believed to be its own. */
 export class Fenced extends Error {}
 
 interface Cursor {
@@ -25,7 +25,7 @@ interface Cursor {
   position: number;
 }
 
-/** Messages to be sent at once, and how far they take the checkpoints of their lanes. */
+/** Messages to be sent in one request, and the positions to which they move the checkpoints of their lanes. */
 export interface RelayBatch {
   readonly messages: readonly OutgoingMessage[];
   readonly moves: ReadonlyMap<number, Move>;
@@ -40,34 +40,34 @@ export interface RelayReaderParts {
 
 /**
  * Reads the lanes of this node in order, batch by batch, each lane under a claim. Reading runs ahead of what the
- * brokers have acknowledged, and the positions here are lost with an error: then lanes are claimed again, and reading
- * begins again behind their checkpoints.
+ * brokers have acknowledged. After an error the reader forgets its positions, claims the lanes again, and reads on from
+ * their checkpoints.
  */
 export class RelayReader {
   private readonly cursors = new Map<number, Cursor>();
-  private readonly grown = new Set<number>();
+  private readonly grownLanes = new Set<number>();
   private isCatchingUp = false;
   private topic: FoundTopic = { partitions: 0, maxMessageBytes: 0 };
-  /** When all claims were last seen to stand. */
+  /** When all claims were last seen to be valid, by `suspendClock()`. */
   private checkedAt = -Infinity;
 
   constructor(private readonly parts: RelayReaderParts) {}
 
   /** Whether some lane may hold events that were not read yet. */
   get hasMore(): boolean {
-    return this.grown.size > 0;
+    return this.grownLanes.size > 0;
   }
 
   markGrown(lanes: Iterable<number>): void {
-    for (const lane of lanes) this.grown.add(lane);
+    for (const lane of lanes) this.grownLanes.add(lane);
   }
 
-  /** What messages are made for from now on. */
+  /** Sets the partition count and the size limit for the messages that are built from now on. */
   useTopic(topic: FoundTopic): void {
     this.topic = topic;
   }
 
-  /** Forgets all claims. */
+  /** Forgets all claims, so that the next read claims the lanes again. */
   restart(): void {
     this.cursors.clear();
   }
@@ -77,8 +77,8 @@ export class RelayReader {
     const after = await this.startingPoints();
     if (after.size === 0) return undefined;
     const limit = this.isCatchingUp
-      ? await this.fittingInBatch(after, Math.ceil(BATCH / after.size))
-      : Math.ceil(SMALL_BATCH / after.size);
+      ? await this.fittingInBatch(after, Math.ceil(MAX_BATCH / after.size))
+      : Math.ceil(MAX_SMALL_BATCH / after.size);
     const events = await this.parts.lanes.readStored(after, limit);
     const { partitions, maxMessageBytes } = this.topic;
     const messages: OutgoingMessage[] = [];
@@ -92,7 +92,8 @@ export class RelayReader {
       cursor.position = event.position;
       moves.set(event.lane, { epoch: cursor.epoch, from, to: event.position });
     }
-    // A lane that gave as much as was asked for may hold more. Its numbers have no gaps, so they tell the count.
+    // A lane that returned as many events as were requested may hold more. Positions have no gaps, so their difference
+    // is the number of events.
     const unfinished = [...moves].filter(([, { from, to }]) => to - from >= limit).map(([lane]) => lane);
     this.markGrown(unfinished);
     this.isCatchingUp = unfinished.length > 0;
@@ -100,19 +101,18 @@ export class RelayReader {
   }
 
   /**
-   * Makes sure, before a batch is sent, that its lanes are still this node's: a process that was stopped for a while
-   * finds out here. The age of a check counts from before it was asked for, so that an answer which lay unread while
-   * the
-   * process was stopped is not trusted.
+   * Makes sure, before a batch is sent, that its lanes still belong to this node, which they may not after the process
+   * was suspended for a while. The age of a check counts from the moment before its query, so that an answer which
+   * waited unread while the process was suspended is not trusted.
    * @throws Fenced
    */
   async ensureClaims({ moves }: RelayBatch): Promise<void> {
     while (suspendClock() - this.checkedAt > CHECK_VALID_MS) {
-      const asked = suspendClock();
+      const askedAt = suspendClock();
       // A copy, because reading ahead may claim further lanes while the database answers.
       const claims = new Map([...this.cursors].map(([lane, { epoch }]) => [lane, epoch]));
       if (!(await this.parts.checkpoints.stand(claims))) throw new Fenced();
-      this.checkedAt = asked;
+      this.checkedAt = askedAt;
     }
     for (const [lane, { epoch }] of moves) if (this.cursors.get(lane)?.epoch !== epoch) throw new Fenced();
   }
@@ -122,8 +122,8 @@ export class RelayReader {
     const owned = this.parts.owned();
     for (const [lane, { leaseEpoch }] of this.cursors)
       if (owned.get(lane) !== leaseEpoch) this.cursors.delete(lane);
-    const lanes = [...this.grown].filter((lane) => owned.has(lane));
-    this.grown.clear();
+    const lanes = [...this.grownLanes].filter((lane) => owned.has(lane));
+    this.grownLanes.clear();
     const unclaimed = lanes.filter((lane) => !this.cursors.has(lane));
     if (unclaimed.length > 0) {
       for (const { lane, position, epoch } of await this.parts.checkpoints.claim(unclaimed))
@@ -144,8 +144,8 @@ export class RelayReader {
   private async fittingInBatch(after: ReadonlyMap<number, number>, limit: number): Promise<number> {
     const sizes = await this.parts.lanes.sizes(after, limit);
     let bytes = 0;
-    const fitting = sizes.findIndex((size) => (bytes += size) > BATCH_BYTES);
-    // Where all events fit, there may be more of them by now: the limit by count stands.
+    const fitting = sizes.findIndex((size) => (bytes += size) > MAX_BATCH_BYTES);
+    // Where all events fit, more of them may have been appended by now, so the limit by count applies.
     return fitting === -1 ? limit : Math.max(1, fitting);
   }
 }

@@ -9,31 +9,32 @@ import { Fenced, type RelayBatch, RelayReader } from './relay-reader.js';
 import { type NewTopic } from './topic-admin.js';
 import { settleTopic, TopicMismatch } from './topic-settlement.js';
 
+/** The name under which the nodes share the lanes among themselves. */
 const WORK = 'relay';
 const FIRST_PAUSE_MS = 200;
-const LONGEST_PAUSE_MS = 5_000;
+const MAX_PAUSE_MS = 5_000;
 /** Pause after another node has taken a lane, so that a node whose lease renewals fail does not retry without end. */
 const FENCED_PAUSE_MS = 200;
 const STOP_LIMIT_MS = 5_000;
-/** The limit of a message is never lowered below this: references in place of data must fit. */
-const SMALLEST_MAX_BYTES = 16_384;
+/** Bytes below which the limit of a message is never lowered, because references in place of data must fit. */
+const MIN_MAX_BYTES = 16_384;
 
 export interface RelayOptions extends NewTopic {
   readonly kafka: KafkaSettings;
   readonly compression: 'gzip' | 'none';
   /**
    * Called once per outage, not for each retry. With `forGood` the relay has stopped, and the error says what an
-   * operator has to do. Every single failure is told to the log's telemetry.
+   * operator has to do. Every single failure is reported to the telemetry of the log.
    */
   readonly onTrouble: (error: Error, forGood: boolean) => void;
-  /** Called when publishing works again after trouble. */
+  /** Called when publishing works again after an outage. */
   readonly onRecovered: () => void;
 }
 
 export interface RelayLag {
   /** Events of the log that the brokers have not acknowledged yet. */
   readonly behind: number;
-  /** The same by lane number. */
+  /** The same for each lane, by lane number. */
   readonly lanes: readonly number[];
 }
 
@@ -41,14 +42,15 @@ export interface RelayLag {
  * Publishes the log to Kafka. The log itself is the outbox: appends write nothing else for it.
  *
  * Each lane belongs to one node at a time and is read in order from its checkpoint, which moves only after the brokers
- * have acknowledged everything up to it. Whatever fails, every event therefore reaches the topic at least once, and a
- * repetition begins with events that are there already and ends further on: first deliveries keep their order.
+ * have acknowledged everything up to it. Whatever fails, every event therefore reaches the topic at least once. A
+ * repetition begins with events that are on the topic already and ends with new ones, so first deliveries keep their
+ * order.
  */
 export class Relay {
   private readonly share: LaneShare;
   private readonly checkpoints: RelayCheckpoints;
   private readonly reader: RelayReader;
-  /** Ends the wait for new events or for the next retry. */
+  /** Ends the wait for new events. During a pause before a retry, it ends the pause only when the relay stops. */
   private wakeUp = (): void => undefined;
   private unsubscribe: (() => void) | undefined;
   private running: Promise<void> | undefined;
@@ -96,7 +98,7 @@ export class Relay {
     cancel();
   }
 
-  /** Whether the relay was started, which it is when brokers are configured. */
+  /** Whether the relay was started. It is started when brokers are configured. */
   get isOn(): boolean {
     return this.running !== undefined;
   }
@@ -108,7 +110,8 @@ export class Relay {
   }
 
   async lag(): Promise<RelayLag> {
-    // Checkpoints before ends: events that are appended in between make the lag larger, never negative.
+    // Checkpoints are read before ends, so that events that are appended in between make the lag larger and never
+    // negative.
     const positions = await this.checkpoints.positions();
     const ends = await this.store.lanes.ends();
     const lanes = ends.map((end, lane) => end - (positions.get(lane) ?? 0));
@@ -120,7 +123,7 @@ export class Relay {
     return this.store.lanes.lagSeconds(await this.checkpoints.positions());
   }
 
-  /** A method, because TypeScript takes a field that was checked before an `await` for unchanged after it. */
+  /** A method and not a field, because TypeScript assumes that a field is unchanged across an `await`. */
   private isStopping(): boolean {
     return this.stopped;
   }
@@ -137,7 +140,7 @@ export class Relay {
   /** Connects, publishes until something fails, and begins again after a pause. */
   private async run(): Promise<void> {
     const { kafka, compression } = this.options;
-    // The next heartbeat of the leases balances the lanes again.
+    // A failure is harmless: the next heartbeat of the leases balances the lanes again.
     await this.share.balance().catch(this.store.telemetry.failed('the first share of lanes of the relay'));
     while (!this.stopped) {
       let publisher: Publisher | undefined;
@@ -148,7 +151,7 @@ export class Relay {
         publisher = await Publisher.connect(kafka, compression);
         await this.publish(publisher);
       } catch (error) {
-        if (this.isStopping() || this.fail(error as Error)) return;
+        if (this.isStopping() || this.recordFailure(error as Error)) return;
         await this.pauseBeforeRetry();
       } finally {
         // A publisher cannot be used again after a failure.
@@ -167,19 +170,20 @@ export class Relay {
       const batch = await next;
       if (this.stopped) return;
       if (!batch) {
-        // The brokers were reached and there is nothing to send: that ends an outage, too.
-        this.succeed();
-        await this.grown();
+        // The brokers were reached and there is nothing to send, which ends an outage as well.
+        this.recordSuccess();
+        await this.untilGrown();
         next = this.reader.next();
         continue;
       }
       // The next batch is read while this one is sent, so that the brokers need not wait for the database.
       next = this.reader.next();
-      // It is awaited in the next turn or below; without this an error before that would end the process.
+      // `next` is awaited in the next iteration or below. Without this handler, Node would end the process because of
+      // an error before that.
       next.catch(() => undefined);
       try {
         await this.send(publisher, batch);
-        this.succeed();
+        this.recordSuccess();
       } catch (error) {
         await next.catch(this.store.telemetry.failed('reading the next batch of the relay'));
         if (!(error instanceof Fenced)) throw error;
@@ -204,7 +208,7 @@ export class Relay {
     if (!(await this.checkpoints.move(batch.moves))) throw new Fenced();
   }
 
-  private succeed(): void {
+  private recordSuccess(): void {
     this.pauseMs = FIRST_PAUSE_MS;
     if (!this.trouble) return;
     this.trouble = undefined;
@@ -212,11 +216,11 @@ export class Relay {
   }
 
   /** @returns true when the relay must not try again */
-  private fail(error: Error): boolean {
+  private recordFailure(error: Error): boolean {
     this.reader.restart();
     this.connected = false;
     const forGood = error instanceof TopicMismatch;
-    if (isTooLarge(error)) this.acceptedBytes = Math.max(SMALLEST_MAX_BYTES, Math.floor(this.maxBytes / 2));
+    if (isTooLarge(error)) this.acceptedBytes = Math.max(MIN_MAX_BYTES, Math.floor(this.maxBytes / 2));
     this.store.telemetry.emit('failed', { what: 'publishing to Kafka', error });
     if (!this.trouble || forGood) this.options.onTrouble(error, forGood);
     this.trouble = error;
@@ -224,9 +228,9 @@ export class Relay {
   }
 
   private async pauseBeforeRetry(): Promise<void> {
-    // Random, so that nodes which lost the same broker at the same moment do not all come back at the same moment.
+    // Random, so that nodes which lost the same broker at the same moment do not all reconnect at the same moment.
     const { promise, cancel } = pause(this.pauseMs * (0.5 + Math.random()));
-    this.pauseMs = Math.min(LONGEST_PAUSE_MS, this.pauseMs * 2);
+    this.pauseMs = Math.min(MAX_PAUSE_MS, this.pauseMs * 2);
     const interrupted = new Promise<void>((resolve) => {
       this.wakeUp = () => {
         if (this.stopped) resolve();
@@ -237,7 +241,7 @@ export class Relay {
   }
 
   /** Resolves once a lane may hold more events, or the relay stops. */
-  private async grown(): Promise<void> {
+  private async untilGrown(): Promise<void> {
     if (this.reader.hasMore || this.stopped) return;
     await new Promise<void>((resolve) => {
       this.wakeUp = resolve;

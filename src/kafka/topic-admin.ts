@@ -5,7 +5,7 @@ import { errorTypes, kafkajs } from './kafkajs.js';
 export interface NewTopic {
   readonly topic: string;
   readonly partitions: number;
-  /** Default: what the brokers are configured with. */
+  /** Number of replicas. Default: the setting of the brokers. */
   readonly replication?: number | undefined;
   readonly retentionMs: number;
   readonly maxMessageBytes: number;
@@ -13,14 +13,17 @@ export interface NewTopic {
 
 export interface FoundTopic {
   readonly partitions: number;
-  /** The largest batch that the topic accepts. */
+  /** Bytes of the largest batch that the topic accepts. */
   readonly maxMessageBytes: number;
 }
 
-/** The largest batch that brokers accept by default. */
+/** Bytes of the largest batch that brokers accept by default. */
 const DEFAULT_MAX_MESSAGE_BYTES = 1_048_588;
 
-/** Finds and creates topics. Nothing else creates one: a topic made by a send would have the wrong settings. */
+/**
+ * Finds and creates topics. Nothing else creates topics: one that the brokers create at the first send would have the
+ * wrong settings.
+ */
 export class TopicAdmin {
   private constructor(private readonly admin: Admin) {}
 
@@ -59,7 +62,8 @@ export class TopicAdmin {
           numPartitions: partitions,
           replicationFactor: replication ?? -1,
           configEntries: [
-            // Never compacted: a late write of a node that lost its lease could replace a newer record for good.
+            // The topic is never compacted: a late write of a node that lost its lease could otherwise replace a newer
+            // record for good.
             { name: 'cleanup.policy', value: 'delete' },
             { name: 'retention.ms', value: String(retentionMs) },
             { name: 'max.message.bytes', value: String(maxMessageBytes) },

@@ -2,11 +2,14 @@ import { type KafkaSettings } from './kafka-connection.js';
 import { type RelayCheckpoints } from './relay-checkpoints.js';
 import { type FoundTopic, type NewTopic, TopicAdmin } from './topic-admin.js';
 
-/** The topic is not the one that was published to so far: going on could break the order of a session's events. */
+/**
+ * The topic is not the one to which events were published so far. Publishing to it could break the order of a session's
+ * events.
+ */
 export class TopicMismatch extends Error {}
 
 /**
- * Finds the topic or creates it, and compares it with the one that was published to so far.
+ * Finds the topic or creates it, and compares it with the one to which events were published so far.
  * @throws TopicMismatch when an operator has to decide what to do
  */
 export async function settleTopic(

@@ -17,8 +17,7 @@ const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /**
  * The metrics that Prometheus scrapes: sums over all tenants of this node. Telemetry is counted when it is emitted;
- * values that
- * can be looked up are read at the scrape. Names begin with `colloquy_`, and times are in seconds.
+ * values that can be looked up are read at the scrape. Names begin with `colloquy_`, and times are in seconds.
  */
 @Injectable()
 export class Metrics implements OnModuleInit, OnApplicationBootstrap {

@@ -17,9 +17,8 @@ interface Lane {
 
 /**
  * Folds lanes of the log into a table, batch by batch. A batch takes effect exactly once, even if this node is wrong
- * about
- * its leases or about the rows: rows and checkpoint are written in one transaction, and moving the checkpoint is a
- * compare-and-set.
+ * about its leases or about the rows: rows and checkpoint are written in one transaction, and moving the checkpoint is
+ * a compare-and-set.
  */
 export class LaneFold {
   private readonly known = new Map<number, Lane>();

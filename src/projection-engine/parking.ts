@@ -52,8 +52,7 @@ export class Parking {
    * Applies the events of a parked session from the event at which it was parked, or from the one after it.
    *
    * The checkpoint of the session's lane is locked meanwhile, so the session is applied exactly up to the checkpoint:
-   * no
-   * event is applied twice, and none is left out.
+   * no event is applied twice, and none is left out.
    *
    * @returns false when the session was not parked
    */

@@ -21,8 +21,7 @@ const DATA_ERRORS = /^(21|22|23|54|P0)/;
 
 /**
  * Whether an error was caused by the events or by the projection's code. An error of a database that is unreachable,
- * full
- * or too slow was not, and parking sessions for it would empty the read models.
+ * full or too slow was not, and parking sessions for it would empty the read models.
  */
 export function isPoison(error: unknown): boolean {
   if (error instanceof Fenced || error instanceof DatabaseUnavailable || isConnectionError(error))

@@ -196,8 +196,7 @@ export class Projector {
 
   /**
    * Drops tables that neither this code nor any node uses, and returns their names. The tables of a node that fell
-   * silent
-   * are kept for a minute: it may only be suspended.
+   * silent are kept for a minute: it may only be suspended.
    */
   prune(): Promise<string[]> {
     return pruneTables(this.parts.pool, this.parts.leases, this.parts.projections);

@@ -53,8 +53,7 @@ export interface RebuildsParts {
  * Builds new tables beside the live ones, which go on serving, and swaps them in.
  *
  * Rebuilds and their checkpoints are recorded in the database. Every node whose code has the projection works on a
- * share of
- * the lanes; when a node is killed, the other nodes or the next one to start continue its part.
+ * share of the lanes; when a node is killed, the other nodes or the next one to start continue its part.
  */
 export class Rebuilds {
   private working: Promise<void> | undefined;
@@ -252,10 +251,8 @@ class Rebuild {
    * Swaps the new table in.
    *
    * First the writer of the live table is stopped by locks on its checkpoints. Then the few events that the new table
-   * lacks
-   * are applied. Only then readers are kept out, for as long as renaming takes. A read that waited for that finds the
-   * new
-   * table together with its checkpoints, because it looks both up after the wait.
+   * lacks are applied. Only then readers are kept out, for as long as renaming takes. A read that waited for that finds
+   * the new table together with its checkpoints, because it looks both up after the wait.
    *
    * @returns false when a lock was not granted in time, or another node is swapping
    */

@@ -11,15 +11,13 @@ const BATCH = 500;
 const RETRY_MS = 500;
 /**
  * Pause after a turn, in which events gather for the next one, unless a reader waits. Under load, one turn per commit
- * cost
- * more processor time than the appends themselves (measured).
+ * cost more processor time than the appends themselves (measured).
  */
 const GATHER_MS = 50;
 
 /**
  * One timer for the pauses of all runners, so that they read at the same time: as long as they are at the same
- * positions,
- * they share one query.
+ * positions, they share one query.
  */
 export class Beat {
   private next: Promise<void> | undefined;

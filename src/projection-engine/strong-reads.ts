@@ -4,10 +4,8 @@ import { type EventLog } from '../event-store/log.js';
 
 /**
  * How new the rows of a read must be: the read model must have applied all events up to these positions (lane →
- * position),
- * or `eventual`: its rows as they are.
- * A strong read takes the ends of the lanes once, before it begins. If every attempt took them anew, it would never be
- * satisfied under steady writes.
+ * position), or `eventual`: its rows as they are. A strong read takes the ends of the lanes once, before it begins. If
+ * every attempt took them anew, it would never be satisfied under steady writes.
  */
 export type Freshness = ReadonlyMap<number, number> | 'eventual';
 
@@ -42,8 +40,7 @@ const PATIENCE_MS = 2_000;
 
 /**
  * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough:
- * between
- * two statements a rebuilt table with another checkpoint could take the place of the first.
+ * between two statements a rebuilt table with another checkpoint could take the place of the first.
  */
 export class ReadModels {
   private readonly waiting = new Set<() => void>();

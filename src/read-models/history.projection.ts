@@ -15,8 +15,7 @@ interface HistoryRow {
 
 /**
  * All messages of all incarnations. Those before a reset or a deletion are kept, because the history at an earlier
- * version
- * shows them. A row without a message marks where a history begins.
+ * version shows them. A row without a message marks where a history begins.
  */
 export const historyProjection: Projection<SessionRecord> = {
   name: 'history',

@@ -4,8 +4,7 @@ import { SESSIONS } from './sessions.projection.js';
 
 /*
  * Queries for sessions that may have to expire or be deleted. The read model only names candidates; whether one really
- * is
- * due is decided on the log.
+ * is due is decided on the log.
  *
  * The queries call the clock in a sub-select, because a volatile function in a condition keeps PostgreSQL from using an
  * index.
@@ -124,8 +123,8 @@ export async function tenantsWithOverdue(
 
 /**
  * Tenants with a session that was not used for `ttl` ms, without the tenants `but`. Reads one index entry per tenant.
- * It
- * takes the place of `overdueSessions` where that would read over many sessions of tenants with a longer time to live.
+ * It takes the place of `overdueSessions` where that would read over many sessions of tenants with a longer time to
+ * live.
  */
 export async function otherTenantsWithOverdue(
   models: ReadModels,
@@ -150,10 +149,8 @@ export async function otherTenantsWithOverdue(
 
 /**
  * The least recently used active sessions of a tenant, which are the first to be evicted. Sessions with a running
- * generation
- * are left out. `since` is a lower bound for the time of the last use: the first sessions by `since` tell up to where
- * in
- * the index the first sessions by last use can stand.
+ * generation are left out. `since` is a lower bound for the time of the last use: the first sessions by `since` tell up
+ * to where in the index the first sessions by last use can stand.
  */
 export async function leastRecentlyUsed(
   models: ReadModels,

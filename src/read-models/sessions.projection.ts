@@ -53,9 +53,9 @@ const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
 
 /**
  * Appends must not write the index by which overdue sessions are found. The index therefore holds, instead of the time
- * of
- * the last use, a lower bound for it, which is moved only when a session is used this much later. An active session can
- * become a candidate for expiry at most this much too early, and the check on the log then finds that it is not due.
+ * of the last use, a lower bound for it, which is moved only when a session is used this much later. An active session
+ * can become a candidate for expiry at most this much too early, and the check on the log then finds that it is not
+ * due.
  */
 const SINCE_STEP_MS = 300_000;
 
@@ -90,8 +90,7 @@ export const sessionsProjection: Projection<SessionRecord> = {
     const ids = new Map(others.map((event) => [keyOf(event), event]));
     const known = await read<SessionRow>(
       // The lateral join looks up each session through the index; with a plain join the planner would read the whole
-      // table
-      // for a big batch.
+      // table for a big batch.
       `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
        cross join lateral (
          select * from ${table} where tenant = k.tenant and session_id = k.session_id limit 1

@@ -31,10 +31,8 @@ const REMEMBERED = 20_000;
  * Makes room at a tenant's cap: overdue sessions expire first, and under `evict` then the least recently used ones.
  *
  * Requests that wait for room at the same tenant are served together and in order, and as many sessions expire as
- * requests
- * wait. Served one by one, all requests would pick the same session, and all but one in vain. Between nodes this can
- * still
- * happen: the node that comes too late remembers the session at that version and takes the next one.
+ * requests wait. Served one by one, all requests would pick the same session, and all but one in vain. Between nodes
+ * this can still happen: the node that comes too late remembers the session at that version and takes the next one.
  */
 export class RoomMaker {
   private readonly queues = new Map<string, Waiting[]>();
@@ -118,8 +116,7 @@ export class RoomMaker {
     let isFinal = false;
     if (needed > idlest.length) {
       // Sessions that were created or used a moment ago may be missing. Only rows as new as the log's end can show that
-      // no
-      // session is left.
+      // no session is left.
       const ends = await this.models.ends();
       idlest = await this.idlest(ends, tenant, limit);
       // That no candidate was found proves nothing: another node may have expired them all, and new sessions may have

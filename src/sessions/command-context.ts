@@ -9,8 +9,7 @@ export interface SessionRef {
 
 /**
  * The circumstances of a command: who gives it, and under which conditions. The rules of a session do not see them, so
- * a
- * command means the same for every caller.
+ * a command means the same for every caller.
  */
 export interface CommandContext {
   /** Name of the API key, or of the part of the service that acts on its own (`system:…`). Recorded with each event. */

@@ -23,8 +23,7 @@ export interface OwnReply {
 
 /**
  * The text of replies that are still being generated, shared by all nodes: any node can show, end or clean up a
- * generation
- * that another node runs. The text is not part of the history, and is deleted when the generation has ended.
+ * generation that another node runs. The text is not part of the history, and is deleted when the generation has ended.
  */
 @Injectable()
 export class PartialReplies implements OnModuleInit, OnApplicationShutdown {

@@ -138,8 +138,7 @@ export class SessionCommands {
 
   /**
    * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of
-   * a
-   * newer version can read the session.
+   * a newer version can read the session.
    */
   async housekeep(session: SessionRef, command: SessionCommand, context: CommandContext): Promise<boolean> {
     try {

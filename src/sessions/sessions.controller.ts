@@ -56,8 +56,7 @@ const READ = [
 
 /**
  * The context of a request's command. `route` and `body` tell whether a retry is the same request: an idempotency key
- * is valid
- * for one route, and its fingerprint stands for one body.
+ * is valid for one route, and its fingerprint stands for one body.
  */
 export function contextOf(write: WriteContext, route: string, body: unknown): CommandContext {
   return {

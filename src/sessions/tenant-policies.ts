@@ -39,8 +39,7 @@ const PAGE = 1_000;
  *
  * All tenants' own settings are held in memory, so that a command needs no query for them. The node that makes a change
  * knows it at once, the other nodes within `REFRESH_MS` of the wake-up. A look reads only what was changed since the
- * look
- * before, so its cost does not grow with the number of tenants.
+ * look before, so its cost does not grow with the number of tenants.
  */
 export class TenantPolicies {
   private readonly streams: StreamHandler<TenantState, ChangeTenantSettings, TenantEvent>;

@@ -32,7 +32,8 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
       ...{ store, models, policies, commands, leases },
       deleteAfter: sessions.deleteAfter,
       onError: (error) => {
-        // The next sweep tries again. That the database cannot be reached is reported elsewhere.
+        // The next sweep tries again. An unreachable database is not logged here, because every part of the service
+        // meets it.
         if (!(error instanceof DatabaseUnavailable)) logger.error('a sweep failed', error);
       },
     });
@@ -47,7 +48,7 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
   }
 }
 
-/** Expires and deletes sessions in time. */
+/** Expires and deletes sessions that are due. */
 @Module({
   imports: [SessionsModule],
   providers: [{ provide: Sweeper, useClass: NodeSweeper }],

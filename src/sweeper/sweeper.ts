@@ -13,7 +13,7 @@ export interface SweepReport {
   readonly found: SweepCounts;
   /** Number of candidates that were due on the log as well. */
   readonly swept: SweepCounts;
-  /** For how many milliseconds the session that had waited longest had been due. */
+  /** How many milliseconds ago the session that had waited longest became due. */
   readonly lagMs: number;
   readonly durationMs: number;
 }
@@ -35,16 +35,14 @@ export interface SweeperParts extends DueSessionsParts {
 
 const LONGEST_INTERVAL_MS = 60_000;
 const SHORTEST_INTERVAL_MS = 50;
+
 /**
- * Expires sessions that were not used for their time to live or that are above a lowered cap, deletes sessions that
- * have
- * been expired for the time of retention, and ends generations whose node is gone.
+ * Expires sessions that were not used for their time to live or that exceed a lowered cap, deletes sessions that have
+ * been expired for the retention time, and fails generations whose node is gone.
  *
- * Every node sweeps its share of the lanes, which only spreads the work: a sweep gives the same commands as clients do,
- * and
- * they are decided on the log, at the version that was seen and by the database's clock. Two nodes that sweep the same
- * lane
- * do no harm.
+ * Every node sweeps its share of the lanes, which only spreads the work. Two nodes that sweep the same lane do no harm,
+ * because a sweep sends the same commands as clients do, and each command is decided on the log, at the version that
+ * was seen and by the clock of the database.
  */
 export class Sweeper {
   private readonly share: LaneShare;
@@ -53,7 +51,8 @@ export class Sweeper {
   private readonly totals: SweepCounts = { ttl: 0, cap: 0, lease: 0, retention: 0 };
   private last: SweepReport | null = null;
   private timer: NodeJS.Timeout | undefined;
-  private began = -Infinity;
+  /** When the last sweep began by the schedule, by `performance.now()`. */
+  private lastBegan = -Infinity;
   private running: Promise<unknown> = Promise.resolve();
   private stopped = false;
 
@@ -67,13 +66,13 @@ export class Sweeper {
   async start(): Promise<void> {
     await this.share.balance();
     this.parts.policies.onChange(() => {
-      this.dueSessions.forgetCaps();
+      this.dueSessions.recheckCaps();
       this.schedule();
     });
     this.schedule();
   }
 
-  /** Stops sweeping; resolves when the commands that were given have ended. */
+  /** Stops sweeping; resolves when the commands that were sent have ended. */
   async stop(): Promise<void> {
     this.stopped = true;
     clearTimeout(this.timer);
@@ -111,11 +110,11 @@ export class Sweeper {
    */
   sweep(lanes: 'own' | 'all' = 'own'): Promise<SweepReport> {
     const sweep = this.running.then(() => {
-      if (lanes === 'all') this.dueSessions.forgetCaps();
+      if (lanes === 'all') this.dueSessions.recheckCaps();
       return this.sweepLanes(lanes === 'all' ? this.allLanes() : [...this.share.owned.keys()]);
     });
     this.running = sweep.catch(() => {
-      this.dueSessions.forgetCaps();
+      this.dueSessions.recheckCaps();
     });
     return sweep;
   }
@@ -139,7 +138,7 @@ export class Sweeper {
               if (!(await one.carryOut())) return;
             } catch (error) {
               if (!(error instanceof Overloaded)) throw error;
-              // Commands that somebody waits for come first; the session is still due at the next sweep.
+              // Commands of clients, who wait for an answer, come first. The session is still due at the next sweep.
               this.pacer.slowDown();
               return;
             }
@@ -170,14 +169,14 @@ export class Sweeper {
     if (this.stopped) return;
     this.timer = setTimeout(
       () => {
-        this.began = performance.now();
+        this.lastBegan = performance.now();
         this.sweep()
           .catch(this.parts.onError)
           .finally(() => {
             this.schedule();
           });
       },
-      Math.max(0, Math.min(this.began, performance.now()) + this.interval() - performance.now()),
+      Math.max(0, Math.min(this.lastBegan, performance.now()) + this.interval() - performance.now()),
     ).unref();
   }
 }

@@ -8,21 +8,20 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
  *
  *   {"id": …, "type": …, …}                                         one line per event: its envelope as it was recorded
  *   {"session": {"tenant": …, "sessionId": …, "version": …}}        after the events of a session: its last version
- *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line; the hash is of all before
- * it
+ *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line, with the hash of all before
  *
  * The manifest stands in the same file, a piece of it behind each session, so that neither side has to hold a list of
  * all sessions, and so that a file and a pipe are the same thing. Nothing in it depends on the moment of the export:
  * the same sessions give the same bytes.
  */
 
-/** Counted up when a reader of before could not read what is written now. */
+/** Raise this number when an older version could no longer read what is written. */
 export const EXPORT_FORMAT = 1;
 
 const count = z.int().nonnegative();
 const version = z.int().positive();
 
-/** Every field of an event but where it stood in its log. `data` is as it was recorded under `schemaVersion`. */
+/** All fields of an event but its position in the log. `data` is as it was recorded under `schemaVersion`. */
 export const ExportedEvent = z.strictObject({
   id: z.uuid(),
   type: z.enum(Object.keys(sessionEvents) as (keyof typeof sessionEvents)[]),
@@ -48,7 +47,7 @@ export const ExportManifest = z.strictObject({
     format: z.literal(EXPORT_FORMAT),
     sessions: count,
     events: count,
-    /** Of all bytes of the lines before this one, 64 hex digits. */
+    /** SHA-256 of all bytes of the lines before this one, 64 hex digits. */
     sha256: z.string(),
   }),
 });

@@ -70,7 +70,7 @@ async function* pagesOf(store: EventLog, { tenant, sessions }: ExportSelection) 
   let after = { tenant: tenant ?? '', streamId: '' };
   for (;;) {
     const page = await store.cuts.streamsAfter(after, STREAMS, tenant);
-    // The stream of a tenant's own settings is no session: its id begins as no session's does.
+    // The stream of a tenant's settings is not a session; no session id begins with `~`.
     yield page.filter(({ streamId }) => !streamId.startsWith('~'));
     const end = page.at(-1);
     if (!end || page.length < STREAMS) return;

@@ -12,24 +12,24 @@ import { derivedId } from '../sessions/ids.js';
 import { NewMessage } from '../sessions/session.schemas.js';
 import { ExportedEvent, ExportedSession, ExportManifest, type ExportManifestData } from './export-format.js';
 
-/** What was given cannot be imported; the message is for the operator and names the line. */
+/** The input cannot be imported. The message is for operators and names the line. */
 export class ImportRefused extends Error {
   override readonly name = 'ImportRefused';
 }
 
-/** Who records what an import adds. */
+/** Actor and correlation id of the events that an import adds. */
 export const BY = { actor: 'system:import', correlationId: 'import' } as const;
 
 /** Events of one session in order. A long session comes in several pieces, so that it need not fit in memory. */
 export interface SessionPiece {
   readonly tenant: string;
   readonly sessionId: string;
-  /** These are the session's first events. */
+  /** Whether these are the first events of the session. */
   readonly begins: boolean;
   readonly events: readonly ExportedEvent[];
-  /** What they took as lines. */
+  /** Bytes of the lines that these events were read from. */
   readonly bytes: number;
-  /** These are its last ones; what all of them lead to. */
+  /** Present if these are the last events of the session: the fold of all its events. */
   readonly end?: SessionFold;
 }
 
@@ -40,10 +40,10 @@ type Bytes = () => AsyncIterable<Uint8Array>;
 
 const PIECE_EVENTS = 1_000;
 const PIECE_BYTES = 4 * 1024 * 1024;
-/** Far above what a request can bring; without a limit a file without line ends would fill the memory. */
+/** Longest line, far above any event. Without a limit, a file without line ends would fill the memory. */
 const LINE_BYTES = 64 * 1024 * 1024;
 
-/** What the events of a session lead to, and whether they can have happened in this order. */
+/** Folds the events of a session and checks that they can have happened in this order. */
 export class SessionFold {
   state: SessionState = sessionDecider.initialState;
   time = '';
@@ -76,7 +76,9 @@ export class SessionFold {
   }
 }
 
-/** The event under today's schema, which its data must hold to; what is recorded stays as it was. */
+/**
+ * The event in the present schema version, by which its data is validated. The event is imported as it was recorded.
+ */
 function current({ type, schemaVersion, data }: ExportedEvent): SessionEvent {
   let lifted: Record<string, unknown>;
   try {
@@ -87,7 +89,7 @@ function current({ type, schemaVersion, data }: ExportedEvent): SessionEvent {
   return { type, data: parsed<unknown>(sessionEvents[type].data, lifted, 'data') } as SessionEvent;
 }
 
-/** Takes one line after the other; gives a piece when one is complete. Both throw ImportRefused. */
+/** Takes lines one by one and returns a piece when one is complete. Its methods throw ImportRefused. */
 interface LineReader {
   take(value: object, bytes: Buffer): SessionPiece | undefined;
   end(): SessionPiece | undefined;
@@ -106,7 +108,7 @@ const reading = (bytes: Bytes, reader: () => LineReader): ImportFormat =>
     if (rest) yield rest;
   };
 
-/** The lines that `exportSessions` writes, held to their manifest. */
+/** Reads the lines that `exportSessions` writes, and checks them against their manifest. */
 export const readExport = (bytes: Bytes): ImportFormat => reading(bytes, () => new ExportLines());
 
 /**
@@ -117,7 +119,7 @@ export const readExport = (bytes: Bytes): ImportFormat => reading(bytes, () => n
 export const readMessages = (bytes: Bytes, tenant: string): ImportFormat =>
   reading(bytes, () => new MessageLines(tenant));
 
-/** Events of the session that is being read, up to what a piece holds. */
+/** Collects the events of the session that is being read, up to the size of a piece. */
 class Gathering {
   readonly fold = new SessionFold();
   private events: ExportedEvent[] = [];
@@ -288,7 +290,7 @@ class MessageLines implements LineReader {
   }
 }
 
-/** RFC 9562, version 8: the bits are ours. */
+/** A UUID of version 8 (RFC 9562), whose bits follow from the text. */
 function derivedUuid(text: string): string {
   const hex = createHash('sha256').update(text).digest('hex');
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-a${hex.slice(17, 20)}-${hex.slice(20, 32)}`;
@@ -302,7 +304,7 @@ function atLine<T>(number: number, work: () => T): T {
   }
 }
 
-/** @throws ImportRefused with the place of the first fault; never with what was given: it is personal. */
+/** @throws ImportRefused with the place of the first fault, but without the value, which may be personal */
 function parsed<T>(schema: z.ZodType<T>, value: unknown, at = ''): T {
   const result = schema.safeParse(value);
   if (result.success) return result.data;
@@ -335,7 +337,7 @@ function storable(key: string, value: unknown): unknown {
   return value;
 }
 
-/** Without their line ends; the last line may lack it. */
+/** The lines without their line ends, which the last line may lack. */
 async function* linesOf(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<Buffer> {
   let parts: Uint8Array[] = [];
   let length = 0;

@@ -19,31 +19,34 @@ import {
   type SessionPiece,
 } from './import-format.js';
 
-/** Events per commit, and per look at what is there already. A session that is longer is still one commit. */
+/** Events per commit, and per comparison with existing sessions. A longer session is still a single commit. */
 const BATCH_EVENTS = 1_000;
 const BATCH_BYTES = 8 * 1024 * 1024;
-/** The clocks of two databases differ a little; an event of the future would keep its session from ever expiring. */
+/**
+ * Tolerated difference between the clocks of two databases. An event of the future would keep its session from
+ * expiring.
+ */
 const CLOCK_SKEW_MS = 300_000;
 
-/** What an import found and did; `imported + unchanged = sessions`. */
+/** The result of an import; `imported + unchanged = sessions`. */
 export interface ImportReport {
   readonly sessions: number;
-  /** Lines' worth of events, without those that close sessions. */
+  /** Number of events in the input, without those that the import adds to close sessions. */
   readonly events: number;
   readonly imported: number;
-  /** Sessions that the database had already, with these very events. */
+  /** Sessions that the database had already, with the same events. */
   readonly unchanged: number;
-  /** Sessions that were active and are expired now. */
+  /** Sessions that were active in the input and were closed as expired. */
   readonly closed: number;
 }
 
 /**
- * Brings sessions into a database with their ids, versions and times.
+ * Imports sessions into a database with their ids, versions and times.
  *
- * All of it is read and checked before anything is written: against its own manifest, against the schemas and the
- * order of events, and against the sessions that the database has. Then it is read again and written, session by
- * session and each in one piece, so that one that is killed is completed by starting it again. A session that would
- * be active is closed: imports are outside the cap, and what was generating is generating no more.
+ * The whole input is read and checked before anything is written: against its manifest, against the schemas and the
+ * order of events, and against the sessions of the database. Then it is read again and written, each session
+ * atomically, so that an import that was killed is completed by starting it again. Active sessions are closed, because
+ * imports do not count towards the cap, and running generations do not go on.
  *
  * @param read gives the pieces of all sessions from the beginning; called twice
  * @throws ImportRefused before anything was written; DatabaseUnavailable
@@ -74,12 +77,12 @@ export async function importSessions(
 const isFull = ({ events, bytes }: { events: number; bytes: number }): boolean =>
   events >= BATCH_EVENTS || bytes >= BATCH_BYTES;
 
-/** Once through all sessions: compares them with the database, and writes those that it lacks if there is a `log`. */
+/** One pass through all sessions: compares them with the database and, given a `log`, writes those that it lacks. */
 class Pass {
   private batch: SessionPiece[] = [];
-  /** Not yet looked at, and looked at but not yet committed. */
+  /** Sizes of what was read but not compared yet, and of what was compared but not committed yet. */
   private readonly waiting = { batch: { events: 0, bytes: 0 }, staged: { events: 0, bytes: 0 } };
-  /** The session that the batch before ended in the midst of, and whether the database had it. */
+  /** The session in the middle of which the last batch ended, and whether the database had it. */
   private open: { readonly key: string; readonly isThere: boolean } | undefined;
   private staged: ImportedStream[] = [];
   private readonly counts = { sessions: 0, events: 0, imported: 0, unchanged: 0, closed: 0 };
@@ -96,7 +99,7 @@ class Pass {
     const { batch, staged } = this.waiting;
     batch.events += piece.events.length;
     batch.bytes += piece.bytes;
-    // Only where a session ends: all that is staged is then whole.
+    // Commits only where a session ends, so that all staged sessions are complete.
     const isCommit =
       piece.end && isFull({ events: staged.events + batch.events, bytes: staged.bytes + batch.bytes });
     if (isCommit || isFull(batch)) await this.flush();
@@ -119,7 +122,8 @@ class Pass {
       const late = events.find((event) => event.time > this.notAfter);
       if (late) throw new ImportRefused(`${key} has an event of ${late.time}, which is in the future`);
       const known = there.get(key);
-      // What it was at its first piece holds for all of it: what comes to be meanwhile, the commit finds.
+      // The result for the first piece of a session holds for all its pieces. The commit notices a session that was
+      // created meanwhile.
       const isThere = this.open?.key === key ? this.open.isThere : known !== undefined;
       if (isThere) await this.compare(piece, known ?? 0);
       this.open = end ? undefined : { key, isThere };
@@ -152,7 +156,7 @@ class Pass {
     );
   }
 
-  /** @throws ImportRefused unless the database has these very events of the session */
+  /** @throws ImportRefused unless the database has the same events of the session */
   private async compare(piece: SessionPiece, version: number): Promise<void> {
     const stream = { tenant: piece.tenant, streamId: piece.sessionId };
     const [first, last] = [piece.events[0], piece.events.at(-1)];
@@ -186,7 +190,7 @@ class Pass {
 const keyOf = ({ tenant, sessionId }: { tenant: string; sessionId: string }): string =>
   `${tenant}/${sessionId}`;
 
-/** The events that end a session which is active, and what its stream then is. They are stamped at the commit. */
+/** The events that close an active session, which get their times at the commit, and the stream that they lead to. */
 function closing({ state, time, createdAt, lastActivityAt }: SessionFold): {
   events: ImportedEvent[];
   stream: Omit<ImportedStream, 'tenant' | 'streamId'>;

@@ -3,7 +3,7 @@ import { type StreamId } from '../../src/event-store/lane.js';
 
 export type AppendOf = Parameters<EventLog['append']>[0];
 
-/** An append with nothing special about it; `more` says what is. */
+/** An append with defaults for all fields that the test does not care about. `more` overrides them. */
 export function appendOf(
   stream: StreamId,
   expected: number,

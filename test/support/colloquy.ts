@@ -11,12 +11,15 @@ export interface Ended {
 
 export interface RunningCommand {
   readonly child: ChildProcess;
-  /** What it has written to standard output so far. */
+  /** What the command has written to standard output so far. */
   out(): string;
   readonly ended: Promise<Ended>;
 }
 
-/** The command line in a process of its own; its environment is `env` and nothing of ours. */
+/**
+ * Starts the command line in a process of its own. Its environment is `env` alone, so that no setting of this process
+ * leaks in.
+ */
 export function startColloquy(
   args: readonly string[],
   { env = {}, cwd = ROOT, input }: { env?: Record<string, string>; cwd?: string; input?: string } = {},

@@ -5,21 +5,24 @@ import { migrations } from '../../src/migrations.js';
 import { expectCountersMatchLog } from './recount.js';
 
 const TEMPLATE_PREFIX = 'colloquy_template_';
-/** Any number that nothing else locks in the admin database. */
+/** Number of an advisory lock that nothing else in the admin database uses. */
 const TEMPLATE_LOCK = 7399;
 
-/** A database of a test file's own; times and errors are those of the service's own connections. */
+/** A database that belongs to one test or test file. */
 export interface TestDatabase {
   readonly url: string;
   /** Runs one statement on a connection that belongs to the test, and gives its rows. */
   query<Row = Record<string, unknown>>(sql: string, params?: readonly unknown[]): Promise<Row[]>;
-  /** From now on this database's clock, the only one the service asks, is off by so many milliseconds. */
+  /**
+   * Sets the clock of this database, which is the only clock that the service uses, ahead by `offsetMs` milliseconds
+   * from now on.
+   */
   setClock(clock: { readonly offsetMs: number }): Promise<void>;
-  /** Ends every connection to it and removes it. */
+  /** Ends every connection to the database and removes it. */
   drop(): Promise<void>;
 }
 
-/** The server of this run. */
+/** The URL of this run's PostgreSQL server. */
 export function adminUrl(): string {
   const url = process.env['COLLOQUY_TEST_ADMIN_URL'];
   if (url === undefined) throw new Error('there is no test server: global-setup.ts did not run');
@@ -32,11 +35,11 @@ export const urlOf = (database: string): string => {
   return url.href;
 };
 
-/** A migrated database, cloned from a template that is made once per schema; workers wait for each other. */
+/** Creates a migrated database, cloned from a template that is made once per schema. Workers wait for each other. */
 export async function createTestDatabase(): Promise<TestDatabase> {
   const name = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
   await asAdmin(async (admin) => {
-    // The server refuses to clone a database while somebody else clones it or is connected to it.
+    // The server refuses to clone a database while another connection clones it or is connected to it.
     await admin.query('select pg_advisory_lock($1)', [TEMPLATE_LOCK]);
     // Copying the files takes a quarter of the time that writing them to the server's log takes.
     await admin.query(`create database ${name} template ${await ensureTemplate(admin)} strategy file_copy`);
@@ -44,7 +47,7 @@ export async function createTestDatabase(): Promise<TestDatabase> {
   return open(name);
 }
 
-/** A database without any schema. */
+/** Creates a database without any schema. */
 export async function createEmptyDatabase(): Promise<TestDatabase> {
   const name = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
   await asAdmin((admin) => admin.query(`create database ${name}`));
@@ -60,7 +63,8 @@ async function ensureTemplate(admin: Client): Promise<string> {
   if (rows.some(({ datname }) => datname === name)) return name;
   // A server that outlives the run keeps one template, not one per change of the schema.
   for (const { datname } of rows) await admin.query(`drop database ${datname} with (force)`);
-  // Under another name until it is whole: a run that is killed in between leaves no half template.
+  // The template has another name until it is complete, so that a run which is killed in between leaves no incomplete
+  // template.
   const unfinished = `${TEMPLATE_PREFIX}unfinished`;
   await admin.query(`create database ${unfinished}`);
   await migrate(urlOf(unfinished), migrations);
@@ -76,11 +80,12 @@ function schemaHash(): string {
 
 async function open(name: string): Promise<TestDatabase> {
   const url = urlOf(name);
-  // Nothing is parsed into Dates, and names say whose connection it is: tests end others by name.
+  // The name marks the connection as that of the test, because some tests end the connections of the service by their
+  // names.
   const client = new Client({ connectionString: url, application_name: 'test', options: '-c TimeZone=UTC' });
   client.on('error', () => undefined);
   await client.connect();
-  // One connection, so that its settings and locks last; one statement at a time on it.
+  // There is one connection, so that its settings and locks last, and it runs one statement at a time.
   let turn: Promise<unknown> = Promise.resolve();
   const query = async <Row>(sql: string, params: readonly unknown[] = []): Promise<Row[]> => {
     const result = turn.then(() => client.query(sql, [...params]));
@@ -98,7 +103,7 @@ async function open(name: string): Promise<TestDatabase> {
     },
     drop: async () => {
       try {
-        // Every suite ends with this, whatever it was about.
+        // Whatever a suite tests, its counters must be right in the end.
         await expectCountersMatchLog({ query });
       } finally {
         await client.end();

@@ -7,23 +7,23 @@ export interface StreamedEvent {
   readonly data: Fields;
 }
 
-/** An answer of server-sent events, read at the test's own pace. */
+/** A response of server-sent events, which the test reads at its own pace. */
 export interface EventStream {
   readonly status: number;
   readonly headers: Headers;
   /** The next event; rejects when the stream ends instead. */
   next(): Promise<StreamedEvent>;
-  /** All up to the end of the stream. */
+  /** All further events up to the end of the stream. */
   rest(): Promise<StreamedEvent[]>;
-  /** The texts of `message.delta` until there are so many characters of them. */
+  /** The texts of the next `message.delta` events, until they have at least `length` characters together. */
   text(length: number): Promise<string>;
-  /** Comments that have come so far. */
+  /** Comments that have arrived so far. */
   readonly comments: readonly string[];
-  /** The client goes away. */
+  /** Closes the connection, as a client does that goes away. */
   leave(): void;
 }
 
-/** @param body of a POST; a GET without it */
+/** @param body the body of a POST; without it the request is a GET */
 export async function openEvents(
   url: string,
   { body, headers = {} }: { body?: unknown; headers?: Readonly<Record<string, string>> } = {},
@@ -93,6 +93,6 @@ export async function openEvents(
   };
 }
 
-/** What a client has of a reply's text. */
+/** The text of a reply that a client has from these events. */
 export const textIn = (events: readonly StreamedEvent[]): string =>
   events.map(({ event, data }) => (event === 'message.delta' ? String(data['text']) : '')).join('');

@@ -2,12 +2,12 @@ import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
 import { type AddressInfo } from 'node:net';
 
-/** What a request for a chat completion held. */
+/** The content of a request for a chat completion. */
 export interface ChatRequest {
   readonly model: string;
   readonly messages: readonly ChatMessage[];
   readonly tools?: readonly unknown[];
-  /** Of the `Authorization` header. */
+  /** The `Authorization` header. */
   readonly authorization: string | undefined;
 }
 
@@ -26,18 +26,21 @@ export interface ChatMessage {
 /** How one request is answered. */
 export type Reply = (request: ChatRequest, response: ServerResponse) => void | Promise<void>;
 
-/** A server of chat completions that does as it is told. */
+/** A server of the chat completions API whose answers the test decides. */
 export interface FakeOpenAi {
   /** For OPENAI_BASE_URL. */
   readonly url: string;
   readonly requests: readonly ChatRequest[];
   /** The last request. */
   readonly last: ChatRequest;
-  /** The next request that is not spoken for gets this; those without get `says('reply <n>')`. */
+  /**
+   * Queues replies: each of the next requests gets one of them. Requests beyond that get the reply of `always`, or else
+   * `says('reply <n>')`.
+   */
   next(...replies: readonly Reply[]): void;
-  /** All requests without a reply of their own get this. */
+  /** All requests for which no reply is queued get this one. */
   always(reply: Reply): void;
-  /** From now on a prompt that a provider might refuse is answered 400, and noted in `faults`. */
+  /** From now on a prompt that some provider might refuse is answered 400 and recorded in `faults`. */
   beStrict(): void;
   readonly faults: readonly string[];
   close(): Promise<void>;
@@ -53,7 +56,7 @@ export interface Usage {
 export async function startFakeOpenAi(): Promise<FakeOpenAi> {
   const requests: ChatRequest[] = [];
   const replies: Reply[] = [];
-  let standing: Reply | undefined;
+  let defaultReply: Reply | undefined;
   let isStrict = false;
   const faults: string[] = [];
   const server = createServer((request, response) => {
@@ -73,7 +76,7 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
         void fails(400, fault)(chat, response);
         return;
       }
-      const reply = replies.shift() ?? standing ?? says(`reply ${requests.length}`);
+      const reply = replies.shift() ?? defaultReply ?? says(`reply ${requests.length}`);
       void reply(chat, response);
     });
   });
@@ -91,7 +94,7 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
       replies.push(...given);
     },
     always: (reply) => {
-      standing = reply;
+      defaultReply = reply;
     },
     beStrict: () => {
       isStrict = true;
@@ -105,7 +108,7 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
   };
 }
 
-/** What the strictest of providers would find wrong with a prompt. */
+/** What the strictest provider would refuse about a prompt; undefined when there is nothing. */
 export function promptFault(messages: readonly ChatMessage[]): string | undefined {
   const open = new Set<string>();
   let before: string | undefined;
@@ -132,7 +135,7 @@ export function promptFault(messages: readonly ChatMessage[]): string | undefine
 
 const json = (response: ServerResponse, status: number, body: unknown): void => {
   response
-    // The SDK would try again what a test wants to fail once.
+    // Without this header the SDK would retry a request that a test wants to fail once.
     .writeHead(status, { 'content-type': 'application/json', 'x-should-retry': 'false' })
     .end(JSON.stringify(body));
 };
@@ -155,7 +158,7 @@ function begin(response: ServerResponse): void {
   response.write(piece({ delta: { role: 'assistant', content: '' } }));
 }
 
-/** What the service asks for: the answer as a stream of pieces, usage last. */
+/** Sends the answer as the service requests it: a stream of pieces, with the usage last. */
 function stream(response: ServerResponse, deltas: readonly object[], finish: string, usage: Usage): void {
   begin(response);
   for (const delta of deltas) response.write(piece({ delta }));
@@ -192,12 +195,12 @@ export const fails =
     json(response, status, { error: { message, type: 'fake', param: null, code: null } });
   };
 
-/** The connection ends in the middle of the answer. */
+/** Ends the connection in the middle of the answer. */
 export const drops: Reply = (_, response) => {
   response.socket?.destroy();
 };
 
-/** Says 200 and this, whatever it is. */
+/** Answers 200 with this text, even if it is no valid answer. */
 export const sends =
   (text: string): Reply =>
   (_, response) => {
@@ -206,23 +209,23 @@ export const sends =
 
 export const neverAnswers: Reply = () => undefined;
 
-/** A reply that waits until it is released, so that a test can act while the model "thinks". */
+/** A reply that waits until it is released, so that a test can act while the model is working. */
 export interface HeldReply {
   readonly reply: Reply;
-  /** The request is here. */
+  /** Resolves when the request has arrived. */
   readonly asked: Promise<void>;
-  /** Whoever asked went away before the release. */
+  /** Resolves when the client closes the connection before the release. */
   readonly abandoned: Promise<void>;
   release(): void;
 }
 
 export function held(reply: Reply): HeldReply {
   let release = (): void => undefined;
-  let arrive = (): void => undefined;
-  let leave = (): void => undefined;
+  let onArrival = (): void => undefined;
+  let onLeave = (): void => undefined;
   const released = new Promise<void>((resolve) => (release = resolve));
-  const asked = new Promise<void>((resolve) => (arrive = resolve));
-  const abandoned = new Promise<void>((resolve) => (leave = resolve));
+  const asked = new Promise<void>((resolve) => (onArrival = resolve));
+  const abandoned = new Promise<void>((resolve) => (onLeave = resolve));
   return {
     asked,
     abandoned,
@@ -231,23 +234,23 @@ export function held(reply: Reply): HeldReply {
     },
     reply: async (request, response) => {
       response.once('close', () => {
-        if (!response.writableEnded) leave();
+        if (!response.writableEnded) onLeave();
       });
-      arrive();
+      onArrival();
       await released;
       if (!response.destroyed) await reply(request, response);
     },
   };
 }
 
-/** A reply that stops after these words until it is released; then it says the rest, or does what it is told. */
+/** A reply that stops after the words `said` until it is released. Then it sends `rest`, or runs `then`. */
 export function heldAfter(said: string, rest: string, then?: (response: ServerResponse) => void): HeldReply {
   let release = (): void => undefined;
-  let arrive = (): void => undefined;
-  let leave = (): void => undefined;
+  let onArrival = (): void => undefined;
+  let onLeave = (): void => undefined;
   const released = new Promise<void>((resolve) => (release = resolve));
-  const asked = new Promise<void>((resolve) => (arrive = resolve));
-  const abandoned = new Promise<void>((resolve) => (leave = resolve));
+  const asked = new Promise<void>((resolve) => (onArrival = resolve));
+  const abandoned = new Promise<void>((resolve) => (onLeave = resolve));
   return {
     asked,
     abandoned,
@@ -256,11 +259,11 @@ export function heldAfter(said: string, rest: string, then?: (response: ServerRe
     },
     reply: async (_, response) => {
       response.once('close', () => {
-        if (!response.writableEnded) leave();
+        if (!response.writableEnded) onLeave();
       });
       begin(response);
       for (const delta of words(said)) response.write(piece({ delta }));
-      arrive();
+      onArrival();
       await released;
       if (response.destroyed) return;
       if (then) {
@@ -274,15 +277,15 @@ export function heldAfter(said: string, rest: string, then?: (response: ServerRe
   };
 }
 
-/** A reply that a test gives piece by piece. */
+/** A reply that a test sends piece by piece. */
 export interface ConductedReply {
   readonly reply: Reply;
-  /** The request is here, and the answer has begun. */
+  /** Resolves when the request has arrived and the answer has begun. */
   readonly asked: Promise<void>;
-  /** Whoever asked went away before the end. */
+  /** Resolves when the client closes the connection before the end of the reply. */
   readonly abandoned: Promise<void>;
   say(...texts: readonly string[]): void;
-  /** Sends this as it is. */
+  /** Sends these bytes unchanged. */
   send(bytes: string): void;
   end(usage?: Usage | null): void;
   /** Breaks the connection. */
@@ -290,10 +293,10 @@ export interface ConductedReply {
 }
 
 export function conducted(): ConductedReply {
-  let arrive = (): void => undefined;
-  let leave = (): void => undefined;
-  const asked = new Promise<void>((resolve) => (arrive = resolve));
-  const abandoned = new Promise<void>((resolve) => (leave = resolve));
+  let onArrival = (): void => undefined;
+  let onLeave = (): void => undefined;
+  const asked = new Promise<void>((resolve) => (onArrival = resolve));
+  const abandoned = new Promise<void>((resolve) => (onLeave = resolve));
   let to: ServerResponse | undefined;
   const response = (): ServerResponse => {
     if (!to) throw new Error('nobody has asked yet');
@@ -305,10 +308,10 @@ export function conducted(): ConductedReply {
     reply: (_, given) => {
       to = given;
       given.once('close', () => {
-        if (!given.writableEnded) leave();
+        if (!given.writableEnded) onLeave();
       });
       begin(given);
-      arrive();
+      onArrival();
     },
     say: (...texts) => {
       for (const content of texts) response().write(piece({ delta: { content } }));
@@ -326,7 +329,7 @@ export function conducted(): ConductedReply {
   };
 }
 
-/** Refuses for the moment; `headers` say for how long. */
+/** Refuses temporarily. `headers` may say for how long. */
 export const refuses =
   (status: number, headers: Readonly<Record<string, string>> = {}): Reply =>
   (_, response) => {
@@ -335,7 +338,7 @@ export const refuses =
       .end(JSON.stringify({ error: { message: 'not now' } }));
   };
 
-/** Sends `bytes` again and again, for as long as anybody takes them. */
+/** Sends `bytes` again and again until the client closes the connection. */
 export const floods =
   (status: number, bytes: string): Reply =>
   async (_, response) => {

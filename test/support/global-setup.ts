@@ -9,8 +9,8 @@ import type * as embedded from '../../src/embedded-postgres/embedded-postgres.js
 import { setTeardown } from './global-teardown';
 
 /**
- * One PostgreSQL for the whole run: the one of TEST_DATABASE_URL or DATABASE_URL, else an embedded one. Tests make
- * their databases with the admin URL in COLLOQUY_TEST_ADMIN_URL.
+ * Provides one PostgreSQL for the whole run: the one of TEST_DATABASE_URL or DATABASE_URL, else an embedded one. Tests
+ * create their databases through the admin URL in COLLOQUY_TEST_ADMIN_URL.
  */
 export default async function globalSetup(): Promise<void> {
   const given = process.env['TEST_DATABASE_URL'] ?? process.env['DATABASE_URL'];
@@ -19,7 +19,7 @@ export default async function globalSetup(): Promise<void> {
     return;
   }
   const folder = await mkdtemp(join(tmpdir(), 'colloquy-test-'));
-  // As root the server runs as another user, who has to get in.
+  // When this process is root, the server runs as another user, who must be able to enter the folder.
   await chmod(folder, 0o755);
   // Jest's own loader for this file does not find a `.ts` by the name of a `.js`; Node's, with the hook, does.
   const load = createRequire(__filename);
@@ -27,13 +27,13 @@ export default async function globalSetup(): Promise<void> {
   const { startEmbeddedPostgres } = load(
     '../../src/embedded-postgres/embedded-postgres.ts',
   ) as typeof embedded;
-  // No test pulls the plug of this server: what is flushed to the disk, and when, makes no difference to any of them.
+  // No test cuts the power of this server, so data need not be flushed to the disk.
   const settings = { fsync: 'off', full_page_writes: 'off' };
   const postgres = await startEmbeddedPostgres({ dataDir: folder, settings });
   process.env['COLLOQUY_TEST_ADMIN_URL'] = postgres.url;
 
-  // The server ends with this process, however that dies, even by kill -9. The pipe then closes as well, and the janitor
-  // removes the folder once the server is gone.
+  // The server ends when this process ends, even by kill -9. The pipe then closes as well, and the janitor removes the
+  // folder once the server is gone.
   const script = `cat >/dev/null
     n=100; while test -e "$1" && test $n -gt 0; do sleep 0.1; n=$((n - 1)); done
     rm -rf "$2"`;
@@ -49,7 +49,7 @@ export default async function globalSetup(): Promise<void> {
     janitor.ref();
     janitor.stdin.end();
     await once(janitor, 'exit');
-    // Locks are taken in one order everywhere: whatever a test was about, the server has never had to break a tie.
+    // The service always takes locks in the same order, so no test may have caused a deadlock.
     const deadlocks = log.split('\n').filter((line) => line.includes('deadlock detected'));
     if (deadlocks.length > 0)
       throw new Error(`the server's log tells of deadlocks:\n${deadlocks.join('\n')}`);

@@ -2,9 +2,9 @@ const isFull = process.env['FULL'] === '1';
 const isHeavy = isFull || process.env['HEAVY'] === '1';
 
 /**
- * In the place of `it` for a proof that is slow by nature: it kills and starts processes, waits for leases or outages, or
- * needs very many events. `npm run test:full` and CI run it (`HEAVY=1`), `npm test` does not. Whole files of that kind are
- * called `*.heavy.*.spec.ts`.
+ * Replaces `it` for a test that is slow by nature, because it kills and starts processes, waits for leases or outages,
+ * or needs very many events. `npm run test:full` and CI run such tests (`HEAVY=1`), `npm test` does not. Files that
+ * hold only such tests are called `*.heavy.*.spec.ts`.
  */
 export const heavy: jest.It = isHeavy ? it : it.skip;
 

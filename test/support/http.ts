@@ -21,38 +21,38 @@ export interface Problem extends Fields {
   readonly errors?: readonly { readonly pointer: string; readonly in: string; readonly detail: string }[];
 }
 
-type Headers_ = Readonly<Record<string, string>>;
+type HeaderFields = Readonly<Record<string, string>>;
 
-/** A client of one node that says nothing by itself. */
+/** A client of one node that adds no headers by itself. */
 export interface Api {
   readonly url: string;
-  get<Body = Fields>(path: string, headers?: Headers_): Promise<Answer<Body>>;
-  post<Body = Fields>(path: string, body?: unknown, headers?: Headers_): Promise<Answer<Body>>;
-  put<Body = Fields>(path: string, body?: unknown, headers?: Headers_): Promise<Answer<Body>>;
-  patch<Body = Fields>(path: string, body?: unknown, headers?: Headers_): Promise<Answer<Body>>;
-  delete<Body = Fields>(path: string, headers?: Headers_, body?: unknown): Promise<Answer<Body>>;
-  /** The bytes as they are, with no content type but the one that is given. */
+  get<Body = Fields>(path: string, headers?: HeaderFields): Promise<Answer<Body>>;
+  post<Body = Fields>(path: string, body?: unknown, headers?: HeaderFields): Promise<Answer<Body>>;
+  put<Body = Fields>(path: string, body?: unknown, headers?: HeaderFields): Promise<Answer<Body>>;
+  patch<Body = Fields>(path: string, body?: unknown, headers?: HeaderFields): Promise<Answer<Body>>;
+  delete<Body = Fields>(path: string, headers?: HeaderFields, body?: unknown): Promise<Answer<Body>>;
+  /** Sends the bytes unchanged, without a content type unless `headers` has one. */
   send(
     method: string,
     path: string,
     body: string | Uint8Array<ArrayBuffer> | undefined,
-    headers?: Headers_,
+    headers?: HeaderFields,
   ): Promise<Answer>;
 }
 
 /** @param always headers of every request, such as an API key */
-export function apiOf(url: string, always: Headers_ = {}): Api {
+export function apiOf(url: string, always: HeaderFields = {}): Api {
   const send = async <Body>(
     method: string,
     path: string,
     body: string | Uint8Array<ArrayBuffer> | undefined,
-    headers: Headers_ = {},
+    headers: HeaderFields = {},
   ): Promise<Answer<Body>> => {
     const response = await fetch(url + path, {
       method,
       headers: { ...always, ...headers },
       ...(body !== undefined && {
-        // A text would be sent with a content type of its own.
+        // `fetch` would add a content type to a text.
         body: typeof body === 'string' ? Buffer.from(body) : body,
       }),
     });
@@ -65,7 +65,7 @@ export function apiOf(url: string, always: Headers_ = {}): Api {
       text,
     };
   };
-  const sendJson = <Body>(method: string, path: string, body: unknown, headers: Headers_ = {}) =>
+  const sendJson = <Body>(method: string, path: string, body: unknown, headers: HeaderFields = {}) =>
     body === undefined
       ? send<Body>(method, path, undefined, headers)
       : send<Body>(method, path, JSON.stringify(body), { 'content-type': 'application/json', ...headers });
@@ -80,11 +80,11 @@ export function apiOf(url: string, always: Headers_ = {}): Api {
   };
 }
 
-/** What `fetch` refuses to send: any path, any `Host`. */
+/** Sends what `fetch` refuses to send: any path and any `Host` header. */
 export function getRaw(
   url: string,
   path: string,
-  headers: Headers_,
+  headers: HeaderFields,
 ): Promise<{ status: number; text: string }> {
   const { hostname, port } = new URL(url);
   return new Promise((resolve, reject) => {
@@ -101,8 +101,9 @@ export function getRaw(
 }
 
 /**
- * Holds an answer to what every error promises: the status of its code, a problem body, no look inside of the server.
- * @param pointer that one of its `errors` must have
+ * Checks what holds for every error: the status that belongs to its code, a problem as the body, and no internals of
+ * the server in it.
+ * @param pointer pointer that one of its `errors` must have
  */
 export function expectProblem(
   answer: Answer<unknown>,
@@ -124,7 +125,9 @@ export function expectProblem(
   return problem;
 }
 
-/** Asks again until it holds, at most `limitMs`: for what another process does in its own time. */
+/**
+ * Calls `look` again until it resolves to a value other than undefined and false, for at most `limitMs` milliseconds.
+ */
 export async function eventually<T>(
   look: () => Promise<T | undefined | false>,
   limitMs = 10_000,

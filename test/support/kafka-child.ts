@@ -13,7 +13,9 @@ import { upcast } from '../../src/domain/session.events.js';
  *   kafka-child.ts relay <url> <brokers> <topic>  a node that publishes and does nothing else
  */
 
-/** Says on its standard output what became of it: `brokers <host:port>` or `none <reason>`; then ends. */
+/**
+ * Starts the broker unless another worker has, prints the result (`brokers <host:port>` or `none <reason>`), and ends.
+ */
 async function broker(folder: string, owner: string): Promise<void> {
   const result = join(folder, 'result');
   const read = () => {
@@ -23,13 +25,14 @@ async function broker(folder: string, owner: string): Promise<void> {
       return '';
     }
   };
-  let mine = true;
+  let isStarter = true;
   try {
     mkdirSync(folder);
   } catch {
-    mine = false; // Another worker starts it, or has.
+    // Another worker starts the broker, or has started it.
+    isStarter = false;
   }
-  if (mine) {
+  if (isStarter) {
     const log = join(folder, 'log');
     const output = openSync(log, 'w');
     const script = join(__dirname, '../../scripts/kafka.mjs');
@@ -46,7 +49,7 @@ async function broker(folder: string, owner: string): Promise<void> {
       const said = readFileSync(log, 'utf8');
       const brokers = /^KAFKA_BROKERS=(.*)$/m.exec(said)?.[1];
       if (brokers !== undefined || ended()) {
-        // Renamed into place: other workers read it as soon as it is there.
+        // The file is renamed at the end, because other workers read it as soon as it exists.
         const what =
           brokers === undefined ? `none ${said.trim().replaceAll('\n', ' ')}` : `brokers ${brokers}`;
         writeFileSync(`${result}.new`, what);
@@ -80,7 +83,7 @@ async function relay(url: string, brokers: string, topic: string): Promise<void>
     },
   });
   node.start();
-  // As the HTTP server does in a service: while the database is away nothing else keeps the process alive.
+  // In a service the HTTP server keeps the process alive. Here nothing else would while the database is unavailable.
   setInterval(() => undefined, 60_000);
   process.stdout.write(`ready ${leases.owner}\n`);
   process.once('SIGTERM', () => {

@@ -14,9 +14,9 @@ const CHILD = join(__dirname, 'kafka-child.ts');
 type Found = { readonly brokers: string } | { readonly reason: string };
 
 /**
- * Tests with a real broker: that of KAFKA_BROKERS, else one that scripts/kafka.mjs starts once for a run of Jest, from the
- * released jars or, where there is no Java, from the image. Without any of them the tests are skipped and say so; with
- * REQUIRE_KAFKA=1 that is a failure.
+ * Declares tests that need a real broker: that of KAFKA_BROKERS, else one that scripts/kafka.mjs starts once for a run
+ * of Jest, from the released jars or, where there is no Java, from the image. Without a broker the tests are skipped
+ * with a message; with REQUIRE_KAFKA=1 they fail.
  */
 export function describeWithKafka(name: string, tests: (brokers: string) => void): void {
   const found = findKafka();
@@ -38,11 +38,11 @@ export function describeWithKafka(name: string, tests: (brokers: string) => void
   });
 }
 
-/** Synchronous: which tests there are has to be known when their file is read. */
+/** This is synchronous, because Jest has to know the tests of a file when it has read the file. */
 function findKafka(): Found {
   const given = process.env['KAFKA_BROKERS'];
   if (given !== undefined && given !== '') return { brokers: given };
-  // A worker of Jest is forked by the run's main process; a single file runs in that one itself.
+  // A worker of Jest is a child of the run's main process. A single file runs in the main process itself.
   const owner = process.send === undefined ? process.pid : process.ppid;
   const folder = join(tmpdir(), `colloquy-kafka-run-${owner}`);
   const known = join(folder, 'result');
@@ -57,11 +57,11 @@ function findKafka(): Found {
   return { reason: `${rest}${stderr}`.trim() || 'it did not start' };
 }
 
-/** A broker of a test's own, which it may stop and start again: same port, same data. */
+/** A broker that belongs to one test, which may stop it and start it again with the same port and data. */
 export interface OwnBroker {
   readonly brokers: string;
   start(): Promise<void>;
-  /** In order; data and port stay for the next start. */
+  /** Shuts the broker down in order. Data and port are kept for the next start. */
   stop(): Promise<void>;
   remove(): Promise<void>;
 }
@@ -74,7 +74,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-/** @param properties settings of the broker beside the usual ones, given its port and another free one */
+/** @param properties returns further settings of the broker, given its port and another free port */
 export async function ownBroker(
   properties: (port: number, other: number) => string = () => '',
 ): Promise<OwnBroker> {
@@ -124,15 +124,15 @@ export interface RelayProcess {
   kill9(): Promise<void>;
   stop(): Promise<void>;
   output(): string;
-  /** Owner of its leases. */
+  /** The owner under which the node holds its leases. */
   readonly owner: string;
 }
 
-const nodes = new Set<RelayProcess>();
+const relays = new Set<RelayProcess>();
 
-/** Ends those that a failed test left behind. */
+/** Ends the relays that a failed test left running. */
 export async function killRelays(): Promise<void> {
-  await Promise.all([...nodes].map((node) => node.kill9()));
+  await Promise.all([...relays].map((node) => node.kill9()));
 }
 
 /** The last line that a node writes before it begins. */
@@ -157,7 +157,7 @@ export async function startRelay(url: string, brokers: string, topic: string): P
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal);
     await exit;
-    nodes.delete(node);
+    relays.delete(node);
   };
   await ready;
   const node: RelayProcess = {
@@ -169,14 +169,14 @@ export async function startRelay(url: string, brokers: string, topic: string): P
     stop: () => end('SIGTERM'),
     output: () => output,
   };
-  nodes.add(node);
+  relays.add(node);
   return node;
 }
 
 /**
- * Ends the leases of a node that cannot renew them any more, as time would: what others do then need not be waited for.
- * A node that only stands still goes on trusting its last look at its leases for a second, which is less than a lease has
- * left at that moment; it must stand still for longer.
+ * Ends the leases of a node that cannot renew them any more, so that a test need not wait until they expire. A node
+ * that is only suspended goes on trusting its last check of its leases for a second, which is less than a lease has
+ * left at that moment, so the test must suspend it for longer.
  */
 export async function endLeases(
   query: (sql: string, params: string[]) => Promise<unknown>,
@@ -185,16 +185,16 @@ export async function endLeases(
   await query(`update lease set until = colloquy_now() - interval '1 second' where owner = $1`, [owner]);
 }
 
-/** Left to itself, kafkajs would wait up to 30 s for its next look at a broker that has been away for a few seconds. */
+/** By default kafkajs would wait up to 30 s before it tries a broker again that was away for a few seconds. */
 const RETRY = { retries: 100, initialRetryTime: 100, maxRetryTime: 500 };
 
 export const kafka = (brokers: string): Kafka =>
   new Kafka({ brokers: brokers.split(','), logLevel: logLevel.NOTHING, retry: RETRY });
 
-/** A consumer that is not ours: everything that is on the topic, in the order of its partitions. */
+/** An independent consumer, which collects everything that is on the topic, in the order of each partition. */
 export interface Tap {
   readonly records: readonly TapRecord[];
-  /** Resolves once there are so many different events on the topic. */
+  /** Resolves once the topic holds `count` different events. */
   distinct(count: number, limitMs?: number): Promise<void>;
   stop(): Promise<void>;
 }
@@ -220,7 +220,7 @@ export async function tap(brokers: string, topic: string): Promise<Tap> {
   });
   const admin = client.admin();
   await admin.connect();
-  // Whoever publishes first makes it.
+  // The relay that publishes first creates the topic.
   while (!(await admin.listTopics()).includes(topic))
     await new Promise((resolve) => setTimeout(resolve, 100));
   await admin.disconnect();
@@ -259,7 +259,7 @@ export async function tap(brokers: string, topic: string): Promise<Tap> {
   };
 }
 
-/** What must be true of the topic at any time: a description of each offence. */
+/** Checks what must be true of the topic at any time, and returns a description of each violation. */
 export function offences(
   records: readonly TapRecord[],
   log: ReadonlyMap<string, readonly string[]>,

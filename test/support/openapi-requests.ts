@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 
-/** A JSON Schema as OpenAPI 3.1 holds it; only what is looked at here. */
+/** A JSON Schema of OpenAPI 3.1, with the keywords that are used here. */
 interface Schema {
   readonly $ref?: string;
   readonly type?: string | readonly string[];
@@ -41,10 +41,10 @@ export interface OpenApi {
 }
 
 export interface GeneratedRequest {
-  /** As in the document, e.g. `/v1/sessions/{id}`. */
+  /** The path as in the document, e.g. `/v1/sessions/{id}`. */
   readonly route: string;
   readonly method: string;
-  /** With parameters in their places, percent-encoded. */
+  /** The path with the values of its parameters, percent-encoded. */
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
   readonly body: string | undefined;
@@ -54,7 +54,9 @@ export interface GeneratedRequest {
 export const documentedStatuses = (document: OpenApi, { route, method }: GeneratedRequest): string[] =>
   Object.keys(document.paths[route]?.[method.toLowerCase()]?.responses ?? {});
 
-/** Few ids, so that requests meet: what one has made another changes, resets and deletes. */
+/**
+ * Few ids, so that requests concern the same sessions: one request creates what another changes, resets and deletes.
+ */
 const ids = fc.constantFrom('a', 'b', 'c', 'default');
 const TIMES = [
   '2026-11-22T10:00:00Z',
@@ -70,8 +72,8 @@ const TIMES = [
   '2026-11-22T10:00:00.1234567890Z',
   `2026-11-22T10:00:00.${'1'.repeat(150)}Z`,
 ];
-/** Texts that a schema may let through and a database, a header or a path may not. */
-const odd = fc.constantFrom(
+/** Texts that a schema may accept, but a database, a header or a path may not. */
+const oddTexts = fc.constantFrom(
   '',
   ' ',
   '\u0000',
@@ -110,30 +112,33 @@ const numbers = fc.constantFrom(
   -1e308,
   1e-320,
 );
-/** Any JSON, also such as no schema asks for. */
-const junk: fc.Arbitrary<unknown> = fc.oneof(
-  odd,
+/** Any JSON, including values that no schema allows. */
+const anyJson: fc.Arbitrary<unknown> = fc.oneof(
+  oddTexts,
   numbers,
   fc.constantFrom(null, true, false, [], {}, [[[[]]]], { __proto__x: 1 }),
   fc.jsonValue({ maxDepth: 3 }),
 );
 
-/** Values for the schemas of a document: either such as fit, or such as lie at and past the bounds, with junk among them. */
+/**
+ * Generates values for the schemas of a document: either valid ones, or ones at and past the bounds, with random JSON
+ * among them.
+ */
 class Values {
   constructor(
     private readonly document: OpenApi,
-    private readonly areFitting: boolean,
+    private readonly areValid: boolean,
   ) {}
 
   of(schema: Schema | undefined, depth = 0): fc.Arbitrary<unknown> {
-    if (!schema || depth > 6) return this.areFitting ? ids : junk;
-    const fitting = this.fitting(schema, depth);
-    return this.areFitting
-      ? fitting
-      : fc.oneof({ weight: 24, arbitrary: fitting }, { weight: 1, arbitrary: junk });
+    if (!schema || depth > 6) return this.areValid ? ids : anyJson;
+    const valid = this.valid(schema, depth);
+    return this.areValid
+      ? valid
+      : fc.oneof({ weight: 24, arbitrary: valid }, { weight: 1, arbitrary: anyJson });
   }
 
-  private fitting(schema: Schema, depth: number): fc.Arbitrary<unknown> {
+  private valid(schema: Schema, depth: number): fc.Arbitrary<unknown> {
     if (schema.$ref !== undefined) {
       return this.of(this.document.components?.schemas?.[schema.$ref.split('/').at(-1) ?? ''], depth + 1);
     }
@@ -142,21 +147,17 @@ class Values {
     const branches = schema.anyOf ?? schema.oneOf ?? schema.allOf;
     if (branches) return fc.oneof(...branches.map((branch) => this.of(branch, depth + 1)));
     const types = typeof schema.type === 'string' ? [schema.type] : (schema.type ?? []);
-    return types.length === 0 ? junk : fc.oneof(...types.map((type) => this.ofType(type, schema, depth)));
+    return types.length === 0 ? anyJson : fc.oneof(...types.map((type) => this.ofType(type, schema, depth)));
   }
 
   private ofType(type: string, schema: Schema, depth: number): fc.Arbitrary<unknown> {
     switch (type) {
       case 'string': {
         const { minLength = 0, maxLength = 40, example, format } = schema;
-        const most = Math.min(maxLength, 2_000);
-        if (this.areFitting) {
+        const max = Math.min(maxLength, 2_000);
+        if (this.areValid) {
           if (format === 'date-time') return fc.constant('2099-11-22T10:00:00.123456789+15:59');
-          return fc.oneof(
-            ids,
-            fc.constant('y'.repeat(Math.max(minLength, 1))),
-            fc.constant('y'.repeat(most)),
-          );
+          return fc.oneof(ids, fc.constant('y'.repeat(Math.max(minLength, 1))), fc.constant('y'.repeat(max)));
         }
         return fc.oneof(
           ids,
@@ -164,17 +165,17 @@ class Values {
           ...(format === 'date-time' ? [fc.constantFrom(...TIMES)] : []),
           fc.string({
             unit: 'grapheme',
-            minLength: Math.min(minLength, most),
-            maxLength: Math.min(most, 40),
+            minLength: Math.min(minLength, max),
+            maxLength: Math.min(max, 40),
           }),
-          fc.constantFrom(...[minLength, most, most + 1].map((length) => 'y'.repeat(length))),
-          odd,
+          fc.constantFrom(...[minLength, max, max + 1].map((length) => 'y'.repeat(length))),
+          oddTexts,
         );
       }
       case 'integer':
       case 'number': {
         const { minimum = 0, maximum = 1_000 } = schema;
-        if (this.areFitting)
+        if (this.areValid)
           return fc.constantFrom(Math.max(minimum, 1), Math.min(Math.max(minimum, 1) + 1, maximum));
         return fc.oneof(fc.constantFrom(minimum - 1, minimum, minimum + 1, maximum, maximum + 1), numbers);
       }
@@ -196,13 +197,13 @@ class Values {
         );
       }
       default:
-        return junk;
+        return anyJson;
     }
   }
 }
 
 const asText = (value: unknown): string => (typeof value === 'string' ? value : JSON.stringify(value));
-/** Header values are visible ASCII here: `fetch` itself refuses others. */
+/** Header values are limited to visible ASCII, because `fetch` refuses others. */
 const asHeader = (value: unknown): string =>
   asText(value)
     .replace(/[^\x20-\x7e]/g, '')
@@ -210,25 +211,25 @@ const asHeader = (value: unknown): string =>
     .slice(0, 2_000);
 const asSegment = (value: unknown): string => {
   const text = asText(value).toWellFormed();
-  // A segment of dots would be taken out of the path by every client.
+  // Every client removes segments of dots from a path.
   return text === '' || /^\.+$/.test(text) ? 'a' : encodeURIComponent(text);
 };
 
 const HEADERS: Readonly<Record<string, fc.Arbitrary<string>>> = {
   'if-match': fc.constantFrom('*', '"1"', '"0"', '"2147483648"', 'W/"1"', '1', '"a", "b"', ''),
-  'idempotency-key': fc.oneof(ids, odd.map(asHeader)),
-  'x-correlation-id': fc.oneof(ids, odd.map(asHeader)),
-  'last-event-id': odd.map(asHeader),
+  'idempotency-key': fc.oneof(ids, oddTexts.map(asHeader)),
+  'x-correlation-id': fc.oneof(ids, oddTexts.map(asHeader)),
+  'last-event-id': oddTexts.map(asHeader),
   'colloquy-tenant': fc.constantFrom('default', 'acme', '', '*', 'UPPER', 'x'.repeat(64)),
   accept: fc.constantFrom('application/json', 'text/event-stream', '*/*', 'text/html', ''),
 };
 
-/** Requests to every operation of an OpenAPI document; what it gains later is asked as well. */
+/** Generates requests to every operation of an OpenAPI document, including those that are added later. */
 export function requestsOf(document: OpenApi): fc.Arbitrary<GeneratedRequest> {
   const operations = Object.entries(document.paths).flatMap(([route, methods]) =>
     Object.entries(methods).flatMap(([method, operation]) =>
-      [true, false].map((areFitting) =>
-        requestOf(new Values(document, areFitting), areFitting, route, method, operation),
+      [true, false].map((areValid) =>
+        requestOf(new Values(document, areValid), areValid, route, method, operation),
       ),
     ),
   );
@@ -237,7 +238,7 @@ export function requestsOf(document: OpenApi): fc.Arbitrary<GeneratedRequest> {
 
 function requestOf(
   values: Values,
-  areFitting: boolean,
+  areValid: boolean,
   route: string,
   method: string,
   { parameters = [], requestBody }: Operation,
@@ -247,7 +248,7 @@ function requestOf(
       Object.fromEntries(
         parameters
           .filter((one) => one.in === place)
-          .map((one) => [one.name, one.in === 'path' && areFitting ? ids : values.of(one.schema)]),
+          .map((one) => [one.name, one.in === 'path' && areValid ? ids : values.of(one.schema)]),
       ),
       isRequired ? {} : { requiredKeys: [] },
     );
@@ -263,7 +264,7 @@ function requestOf(
     .record({
       path: of('path', { isRequired: true }),
       query: of('query'),
-      headers: areFitting ? fc.constant({}) : fc.record(HEADERS, { requiredKeys: [] }),
+      headers: areValid ? fc.constant({}) : fc.record(HEADERS, { requiredKeys: [] }),
       type: fc.oneof(
         { weight: 20, arbitrary: fc.constant('application/json') },
         {

@@ -8,24 +8,30 @@ import { createInterface } from 'node:readline';
 
 const ROOT = join(__dirname, '../..');
 
-/** A source file in processes of their own: what `kill -9` does, and who wins a race, shows only there. */
+/**
+ * Runs a source file in processes of its own, because the effects of `kill -9` and of races between processes show only
+ * there.
+ */
 export interface OwnProcesses {
-  /** Runs `script`, the body of an async function of `module` (the file's exports), `args` and `say(line)`. */
+  /**
+   * Runs `script`, the body of an async function whose parameters are `module` (the exports of the file), `args` and
+   * `say(line)`.
+   */
   start(script: string, ...args: readonly string[]): OwnProcess;
-  /** Ends what still runs and removes what was compiled. */
+  /** Ends the processes that still run and removes the compiled files. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 export interface OwnProcess {
   readonly child: ChildProcess;
-  /** The next line of its standard output; rejects with its standard error if it ends instead. */
+  /** The next line of the process's standard output; rejects with its standard error if the process ends instead. */
   line(): Promise<string>;
-  /** SIGKILL, unless it has ended already; resolves when it is gone. */
+  /** Sends SIGKILL unless the process has ended already; resolves when the process is gone. */
   kill9(): Promise<void>;
 }
 
 /**
- * @param source path from the repository's root of a file that imports packages and files of its own folder only
+ * @param source path, from the root of the repository, of a file that imports only packages and files of its own folder
  * @param packages a `node_modules` folder that is looked into before the repository's own
  */
 export function ownProcesses(source: string, packages?: string): OwnProcesses {

@@ -13,23 +13,24 @@ export interface RunningService {
   /** e.g. `http://127.0.0.1:40123` */
   readonly url: string;
   readonly pid: number;
-  /** What it has written so far, standard output and error together. */
+  /** What the service has written so far, standard output and standard error together. */
   output(): string;
-  /** SIGTERM, waits for the end, gives the exit code; null if it took a signal to end it. */
+  /** Sends SIGTERM and resolves to the exit code when the process has ended; null if a signal ended it. */
   stop(): Promise<number | null>;
-  /** SIGKILL, waits for the end. */
+  /** Sends SIGKILL; resolves when the process has ended. */
   kill9(): Promise<void>;
   signal(signal: NodeJS.Signals): void;
 }
 
 /**
- * Runs `dist/main.js` on a free port and resolves once it listens. Its environment is `env` and nothing of ours, so
- * that neither a key nor a database URL leaks in.
+ * Runs `dist/main.js` on a free port and resolves once it listens. Its environment is `env` and nothing of this
+ * process, so that neither a key nor a database URL leaks in.
  *
  * @param options.dataDir becomes COLLOQUY_DATA_DIR
- * @param options.main of another build
- * @param options.cwd where `colloquy.yml` would be looked for; the repository's root unless given
- * @throws Error with the output if it ends before it listens, or does not within 60 s (it is then killed)
+ * @param options.main `main.js` of another build
+ * @param options.cwd the folder in which the service looks for `colloquy.yml`; default: the root of the repository
+ * @throws Error with the output if the service ends before it listens, or does not listen within 60 s (it is then
+ * killed)
  */
 export async function startService(options: {
   env?: Readonly<Record<string, string>>;

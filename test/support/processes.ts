@@ -1,7 +1,10 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 
-/** All processes that name a folder in their command line, as an embedded PostgreSQL and its supervisor do, and their children. */
+/**
+ * All processes that name a folder in their command line, as an embedded PostgreSQL and its supervisor do, and their
+ * children.
+ */
 export async function processesOn(folder: string): Promise<number[]> {
   const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,ppid=,args=']);
   const all = stdout
@@ -17,7 +20,10 @@ export async function processesOn(folder: string): Promise<number[]> {
   return [...found];
 }
 
-/** Those of the processes that still run; one that its parent has not collected yet does not. */
+/**
+ * Returns the processes that still run. A process that has ended does not count, even if its parent has not reaped it
+ * yet.
+ */
 export async function alive(pids: readonly number[]): Promise<number[]> {
   const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,stat=']);
   const running = new Set(
@@ -31,7 +37,7 @@ export async function alive(pids: readonly number[]): Promise<number[]> {
   return pids.filter((pid) => running.has(pid));
 }
 
-/** Empty for a process that is no more. */
+/** The command line of a process; empty when the process does not exist. */
 export async function commandOf(pid: number): Promise<string> {
   return promisify(execFile)('ps', ['-o', 'args=', '-p', String(pid)]).then(
     ({ stdout }) => stdout,

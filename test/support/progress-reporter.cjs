@@ -1,12 +1,15 @@
 const { relative } = require('node:path');
 
-/** The least time between two lines of progress: a log of CI stays readable, and nobody wonders for long. */
+/**
+ * Milliseconds between two lines of progress, at least. A log of CI stays readable, and people see that the run goes
+ * on.
+ */
 const BETWEEN_LINES_MS = 10_000;
 const SLOWEST = 10;
 
 /**
- * Tells how far the run has come, and at its end which files took longest. Results and failures are the business of
- * Jest's own reporters, which print a failure at once and again at the end.
+ * Prints how far the run has come, and at its end which files took longest. Jest's own reporters print results and
+ * failures.
  */
 module.exports = class ProgressReporter {
   files = [];
@@ -28,7 +31,7 @@ module.exports = class ProgressReporter {
   }
 
   onRunComplete() {
-    // A run of a few files that were named has nothing to find out.
+    // In a run of a few files the slowest ones are of no interest.
     if (this.files.length <= SLOWEST) return;
     const slowest = this.files.sort((one, other) => other.seconds - one.seconds).slice(0, SLOWEST);
     const lines = slowest.map(({ name, seconds }) => `${seconds.toFixed(1).padStart(8)} s  ${name}`);
@@ -36,7 +39,7 @@ module.exports = class ProgressReporter {
   }
 };
 
-/** Jest keeps standard output for the results that a program asks for. */
+/** Standard output is for the results that a program reads, as in `jest --json`. */
 function say(text) {
   process.stderr.write(`${text}\n`);
 }

@@ -1,14 +1,14 @@
 import { type TestDatabase } from './database.js';
 
 /**
- * The counters of active sessions are what a recount of the log gives, for every tenant; the recount knows nothing of
- * the service's code.
+ * Checks for every tenant that the counter of active sessions equals a recount of the log. The recount uses no code of
+ * the service.
  */
 export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): Promise<void> {
   const [log] = await db.query<{ exists: boolean }>(
     `select to_regclass('event') is not null and to_regclass('counter') is not null as exists`,
   );
-  // A database without a schema, or one whose streams are no sessions: its counters count something else.
+  // A database without a schema has no counters, and where streams are not sessions, counters count something else.
   if (
     !log?.exists ||
     (await db.query(`select from event where type = 'SessionCreated' limit 1`)).length === 0

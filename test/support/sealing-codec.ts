@@ -5,13 +5,13 @@ import {
   type PayloadIdentity,
 } from '../../src/event-store/payload-codec.js';
 
-/** Any UUID: there is one key. */
+/** Any UUID will do, because there is only one key. */
 const KEY_ID = '00000000-0000-4000-8000-000000000001';
 
 /**
- * Seals payloads with AES-256-GCM and authenticates their identity along.
+ * A codec that seals payloads with AES-256-GCM and authenticates their identity with them.
  * @param options.isSealing which payloads are sealed; the others are stored as plain JSON
- * @param options.wait before each batch, as a codec waits that asks for keys; a turn of the event loop unless given
+ * @param options.wait awaited before each batch, as a codec does that fetches keys; default: a turn of the event loop
  */
 export function sealingCodec({
   isSealing = () => true,
@@ -27,7 +27,7 @@ export function sealingCodec({
       return payloads.map((payload) => {
         const json = JSON.stringify(payload.data);
         if (!isSealing(payload)) return { json, sealed: null, keyId: null };
-        // Made of what is sealed, so that two logs with the same appends hold the same bytes.
+        // The nonce is derived from the content, so that two logs with the same appends hold the same bytes.
         const identity = identityOf(payload);
         const nonce = createHash('sha256').update(identity).update(json).digest().subarray(0, 12);
         const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(identity);

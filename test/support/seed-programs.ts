@@ -6,10 +6,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const ROOT = join(__dirname, '../..');
-/** The documentation whose programs must run, as it was handed to us. */
+/** The documentation whose programs must run unchanged. */
 const SEEDS = readFileSync(join(__dirname, 'seeds.txt'), 'utf8');
 
-/** The code under a heading, as it stands there; further blocks under the same heading by number. */
+/** The unchanged code of a block under a heading, by the number of the block. */
 export function snippet(heading: string, block = 0): string {
   const [, section] = SEEDS.split(new RegExp(`^#+ ${heading}$`, 'm'));
   const blocks = section?.split(/^#+ /m)[0]?.matchAll(/^```\w+\n(.*?)^```$/gms);
@@ -24,23 +24,25 @@ export const SEED_IMPORT = `import { DextoAgent } from '@dexto/core';\n`;
 export interface Application {
   readonly folder: string;
   write(file: string, text: string): void;
-  /** TypeScript as Node runs it: an ES module with top-level await, or CommonJS. */
+  /**
+   * Writes a TypeScript program in a form that Node can run: an ES module with top-level await, or CommonJS for `.cjs`.
+   */
   writeProgram(file: string, source: string): void;
   run(file: string, env: Readonly<Record<string, string>>): Program;
   remove(): void;
 }
 
 export interface Program {
-  /** Exit code and all that it has written. */
+  /** Resolves to the exit code and everything that the program has written. */
   readonly ended: Promise<{ code: number | null; output: string; lines: string[] }>;
-  /** The first match in its output; rejects when it ends without. */
+  /** Resolves to the first match in the output; rejects when the program ends without a match. */
   says(pattern: RegExp): Promise<RegExpExecArray>;
   end(): void;
 }
 
 export function createApplication(packages: readonly string[] = []): Application {
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-application-'));
-  // Root's PostgreSQL runs as another user, who must be able to reach its data.
+  // When this process is root, PostgreSQL runs as another user, who must be able to reach its data.
   chmodSync(folder, 0o755);
   mkdirSync(join(folder, 'node_modules'));
   symlinkSync(ROOT, join(folder, 'node_modules', 'colloquy'));
@@ -75,17 +77,17 @@ function run(folder: string, file: string, env: Readonly<Record<string, string>>
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let output = '';
-  let heard = (): void => undefined;
+  let onOutput = (): void => undefined;
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding('utf8').on('data', (text: string) => {
       output += text;
-      heard();
+      onOutput();
     });
   }
   let isOver = false;
   const ended = once(child, 'close').then(([code]: (number | null)[]) => {
     isOver = true;
-    heard();
+    onOutput();
     return { code: code ?? null, output, lines: output.trimEnd().split('\n') };
   });
   return {
@@ -95,7 +97,7 @@ function run(folder: string, file: string, env: Readonly<Record<string, string>>
         const found = pattern.exec(output);
         if (found) return found;
         if (isOver) throw new Error(`the program ended before it said ${String(pattern)}:\n${output}`);
-        await new Promise<void>((resolve) => (heard = resolve));
+        await new Promise<void>((resolve) => (onOutput = resolve));
       }
     },
     end: () => {

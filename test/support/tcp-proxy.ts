@@ -2,14 +2,14 @@ import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 
 /**
- * What becomes of a request. `lose answer`: it arrives and is done, and the connection breaks before the answer comes
- * back. `lose request`: the connection breaks before it arrives.
+ * What happens to a request. `lose answer`: the request arrives and is carried out, and the connection breaks before
+ * the answer comes back. `lose request`: the connection breaks before the request arrives.
  */
 export type Fate = 'pass' | 'lose request' | 'lose answer';
 
-/** Between a client and the server: what a network does at the worst moment. */
+/** A proxy between a client and the database server that imitates failures of the network. */
 export interface TcpProxy {
-  /** The database's URL, by way of the proxy. */
+  /** The URL of the database through the proxy. */
   readonly url: string;
   /** How many connections were cut so far. */
   readonly cuts: number;
@@ -17,15 +17,15 @@ export interface TcpProxy {
   decide(fate: (request: Buffer) => Fate): void;
   /** Cuts every connection now and refuses new ones until `up`. */
   down(): void;
-  /** Refuses new connections until `up`; those that are there stay. */
+  /** Refuses new connections until `up`; existing ones stay. */
   refuse(): void;
-  /** Passes nothing on until `up`, in no direction: the server is there, but never answers. */
+  /** Passes nothing on in either direction until `up`, as if the server were running but never answered. */
   hang(): void;
   up(): void;
   close(): Promise<void>;
 }
 
-/** @param rewrite changes what the server says, before the client gets it. */
+/** @param rewrite changes the bytes of the server before the client gets them */
 export async function startProxy(
   databaseUrl: string,
   rewrite: (answer: Buffer) => Buffer = (answer) => answer,
@@ -59,7 +59,7 @@ export async function startProxy(
       });
     }
     client.on('data', (chunk) => {
-      // The first piece of a request names its prepared statement; further pieces share its fate.
+      // The first chunk of a request names its prepared statement. Further chunks of the request have the same fate.
       if (fate === 'pass') fate = decide(chunk);
       if (fate !== 'lose request') upstream.write(chunk);
       else {

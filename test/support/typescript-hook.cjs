@@ -1,4 +1,5 @@
-// Lets `node -r` run the sources as they stand, with their `.js` imports, so that a child process never runs an old build.
+// Lets `node -r` run the TypeScript sources, whose imports end with `.js`, so that a child process never runs an
+// outdated build.
 const { transformFileSync } = require('@swc/core');
 const Module = require('node:module');
 

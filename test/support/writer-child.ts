@@ -3,9 +3,9 @@ import { EventLog } from '../../src/event-store/log.js';
 import { appendOf } from './append.js';
 
 /**
- * A node that writes and nothing else, in a process of its own: `writer-child.ts <url> <name> <streams>`.
- * It appends one event after the other to each of its streams, all streams at once, and says `ok <stream> <version>`
- * for each that was acknowledged. `stop` on its standard input ends it in order.
+ * A node that only writes, in a process of its own: `writer-child.ts <url> <name> <streams>`. It appends one event
+ * after the other to each of its streams, to all streams at the same time, and prints `ok <stream> <version>` for each
+ * acknowledged append. A line on its standard input, such as `stop`, ends it in order.
  */
 async function main(url: string, name: string, streams: number): Promise<void> {
   const store = await EventLog.open(url);

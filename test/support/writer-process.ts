@@ -3,22 +3,22 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 
-/** See writer-child.ts: a node in a process of its own that appends as fast as it can. */
+/** A node in a process of its own that appends as fast as it can; see writer-child.ts. */
 export interface WriterProcess {
-  /** Appends it was told are durable: stream → its last acknowledged version. */
+  /** The acknowledged appends: stream → its last acknowledged version. */
   readonly acknowledged: ReadonlyMap<string, number>;
   signal(signal: NodeJS.Signals): void;
-  /** Resolves once it said more than `count` acknowledgements. */
+  /** Resolves once the writer has printed more than `count` acknowledgements. */
   past(count: number): Promise<void>;
-  /** Lets it answer what it began, then end. */
+  /** Ends the writer after its running appends were acknowledged. */
   stop(): Promise<void>;
-  /** SIGKILL, and waits until it is gone. */
+  /** Sends SIGKILL and waits until the process is gone. */
   kill9(): Promise<void>;
 }
 
 const running = new Set<WriterProcess>();
 
-/** Ends those that a failed test left behind. */
+/** Ends the writers that a failed test left running. */
 export async function killWriters(): Promise<void> {
   await Promise.all([...running].map((writer) => writer.kill9()));
 }
@@ -30,7 +30,7 @@ export async function startWriter(url: string, name: string, streams: number): P
     env: { PATH: process.env['PATH'] },
     stdio: ['pipe', 'pipe', 'pipe'],
   });
-  // It is ended by its standard input; when it is gone already, that is what was wanted.
+  // `stop` writes to the standard input of the writer. An error because the writer is already gone does not matter.
   child.stdin.on('error', () => undefined);
   let errors = '';
   child.stderr.setEncoding('utf8').on('data', (chunk: string) => (errors += chunk));

@@ -15,14 +15,15 @@ import { dirname, join } from 'node:path';
 
 const SCRIPTS = join(__dirname, '../../scripts');
 
-it('given what the benchmarks load of the built service, when it is looked for in the source, then it is there', () => {
-  const bench = join(SCRIPTS, '../bench');
-  const files = readdirSync(bench, { recursive: true, encoding: 'utf8' }).filter(
-    (name) => name.endsWith('.mjs') && !name.includes('node_modules'),
-  );
-  const loaded = files.flatMap((file) => [
-    ...readFileSync(join(bench, file), 'utf8').matchAll(/product\('dist\/(.+?)\.js'\)/g),
-  ]);
+it('given the modules of the build that benchmarks, examples and scripts load, when they are looked for in the source, then each exists', () => {
+  const loaded = ['bench', 'examples', 'scripts'].flatMap((name) => {
+    const folder = join(SCRIPTS, '..', name);
+    return readdirSync(folder, { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.mjs') && !file.includes('node_modules'))
+      .flatMap((file) => [
+        ...readFileSync(join(folder, file), 'utf8').matchAll(/'(?:\.\.\/)?dist\/(.+?)\.js'/g),
+      ]);
+  });
   expect(loaded.length).toBeGreaterThan(5);
   const missing = loaded
     .map(([, path = '']) => path)

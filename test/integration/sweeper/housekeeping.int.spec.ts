@@ -167,7 +167,10 @@ describe('a dry run', () => {
     await node.create('idle');
     for (const id of ['s1', 's2', 's3']) await node.create(id, 'small');
     await world.db.setClock({ offsetMs: 11 * DAY + 2 * HOUR });
-    for (const id of ['s3', 's2']) await node.say(id, 'used', 'small');
+    await node.say('s3', 'used', 'small');
+    // Uses within the same millisecond would be ordered by id.
+    await world.db.setClock({ offsetMs: 11 * DAY + 2 * HOUR + 1_000 });
+    await node.say('s2', 'used', 'small');
     await node.create('dead');
     await node.generate('dead', 'gen-dead', 'missing');
     await node.inject('PUT', '/v1/admin/tenants/small', { maxSessions: 1 });

@@ -13,7 +13,7 @@ import {
   Res,
   type Type,
 } from '@nestjs/common';
-import { NestFactory } from '@nestjs/core';
+import { HttpAdapterHost, NestFactory } from '@nestjs/core';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyReply } from 'fastify';
 import { z } from 'zod';
@@ -180,7 +180,7 @@ export async function startApp(
     createHttpAdapter(all),
     { abortOnError: false },
   );
-  for (const surface of settings.surfaces ?? []) addSurface(app, surface);
+  for (const surface of settings.surfaces ?? []) addSurface(app.get(HttpAdapterHost), surface);
   configureApp(app, all);
   await app.init();
   await app.getHttpAdapter().getInstance().ready();
