@@ -11,7 +11,7 @@ const SESSIONS = 24;
 const ROUNDS = 8;
 
 heavy.each([10, 30])(
-  'given at most %d connections, when sessions are written, read, listed and followed at once, then the node never holds more, and every request is answered',
+  'given at most %d connections, when sessions are written, read, listed and streamed at once, then the node never holds more, and every request is answered',
   async (maxConnections) => {
     const db = await createTestDatabase();
     const folder = await mkdtemp(join(tmpdir(), 'colloquy-connections-'));
@@ -45,6 +45,10 @@ heavy.each([10, 30])(
             seen(api.get(`/v1/sessions/${id}/state`)),
             seen(api.get(`/v1/sessions/${id}/events`)),
           ]);
+          const stream = await openEvents(`${api.url}/v1/sessions/${id}/generate`, {
+            body: { message: 'hi' },
+          });
+          expect((await stream.rest()).at(-1)?.event).toBe('message.completed');
         }
       };
       const feed = await openEvents(`${api.url}/v1/events?after=end`);
