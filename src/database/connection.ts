@@ -105,6 +105,15 @@ export function keepsProcessAlive(client: Client, isKept: boolean): void {
   else connection.unref();
 }
 
+/**
+ * Ends a connection. Whoever waits for the end gets it, even if the connection did not keep the process alive: a process
+ * that has nothing else to do would end before, in the middle of its own shutdown.
+ */
+export async function endConnection(client: Client): Promise<void> {
+  keepsProcessAlive(client, true);
+  await client.end();
+}
+
 /** @param options.max connections at the same time; 10 unless given */
 export function createPool(
   url: string,

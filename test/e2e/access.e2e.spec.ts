@@ -20,7 +20,7 @@ describe('access', () => {
       ({ api } = await world.node());
     });
 
-    it('given this machine, when it asks, then it needs no key, and may name any tenant', async () => {
+    it('given a client on this machine, when it sends a request, then it needs no key and may name any tenant', async () => {
       const { status } = await api.post('/v1/sessions', { id: 'open' }, { 'colloquy-tenant': 'anyone' });
       expect(status).toBe(201);
       expectProblem(await api.get('/v1/sessions/open'), 404, 'session-not-found');
@@ -28,7 +28,7 @@ describe('access', () => {
       expect((await logged(world.database, 'open'))[0]?.actor).toBe('anonymous');
     });
 
-    it('given a page of another site, when it asks by its origin or by a name of its own, then 403', async () => {
+    it('given a page of another site, when it sends a request with its origin or to a host name of its own, then 403', async () => {
       const before = await stored(world.database);
       for (const origin of [
         'https://evil.example',
@@ -114,7 +114,7 @@ describe('access', () => {
           expect(answer.headers.get('www-authenticate')).toBe('Bearer');
         }
       }
-      // Nor is a megabyte read for somebody who has no key.
+      // The body of a caller without a key is not read, even if it is a megabyte.
       expectProblem(
         await open.send('POST', '/v1/sessions', '{', { 'content-type': 'application/json' }),
         401,
@@ -123,7 +123,7 @@ describe('access', () => {
       expect(await stored(world.database)).toEqual(before);
     });
 
-    it('given no key, when health or the documents are asked for, then they are there', async () => {
+    it('given no key, when health or the documents are requested, then they are returned', async () => {
       for (const path of ['/health/live', '/health/ready', '/openapi.json', '/docs']) {
         expect((await open.get(path)).status).toBe(200);
       }
@@ -138,7 +138,7 @@ describe('access', () => {
       }
     });
 
-    it('given two keys of a tenant, when both write, then each event names who did it', async () => {
+    it('given two keys of a tenant, when both write, then each event names the key that wrote it', async () => {
       await alice.post('/v1/sessions', { id: 'shared' });
       await bob.post('/v1/sessions/shared/messages', user('hello'));
       expect((await logged(world.database, 'shared')).map((event) => event.actor)).toEqual(['alice', 'bob']);
@@ -151,7 +151,7 @@ describe('access', () => {
       ]);
     });
 
-    it('given the same id in two tenants, when both are used, then neither shows anything of the other', async () => {
+    it('given the same session id in two tenants, when both sessions are used, then neither shows anything of the other', async () => {
       await alice.post('/v1/sessions', { id: 'twin', title: 'of acme', metadata: { secret: 'acme' } });
       await alice.post('/v1/sessions/twin/messages', user('said in acme'));
       for (const answer of [
@@ -185,7 +185,7 @@ describe('access', () => {
       expect((await found(bob, '?q=acme')).map((session) => session.id)).toEqual(['twin']);
     });
 
-    it('given a key of a tenant, when it names another tenant, then 403; its own may be named', async () => {
+    it('given a key of a tenant, when a request names another tenant, then 403; its own tenant may be named', async () => {
       const before = await stored(world.database);
       const elsewhere = { 'colloquy-tenant': 'other' };
       expectProblem(await alice.get('/v1/sessions', elsewhere), 403, 'forbidden');
@@ -199,7 +199,7 @@ describe('access', () => {
       expect((await alice.get('/v1/sessions', { 'colloquy-tenant': 'acme' })).status).toBe(200);
     });
 
-    it('given the key of an operator, when it names a tenant, then it acts there, else in the default one', async () => {
+    it('given the key of an operator, when a request names a tenant, then it is for that tenant, else for the default tenant', async () => {
       const acme = { 'colloquy-tenant': 'acme' };
       await root.post('/v1/sessions', { id: 'by-root' }, acme);
       expect((await bob.get('/v1/sessions/by-root')).status).toBe(200);
@@ -213,11 +213,11 @@ describe('access', () => {
       const theirs = await carol.post<SessionAnswer>('/v1/sessions', {}, key);
       expect([mine.status, theirs.status]).toEqual([201, 201]);
       expect(mine.body.id).not.toBe(theirs.body.id);
-      // Another key of the same tenant repeats the request, it does not make another one.
+      // The same idempotency key under another API key of the tenant is a retry, and creates no other session.
       expect((await bob.post<SessionAnswer>('/v1/sessions', {}, key)).body.id).toBe(mine.body.id);
     });
 
-    it('given all of that, when the log is read, then no key is in it', () => {
+    it('given all requests of this file, when the log of the service is read, then it contains no key', () => {
       expect(output()).not.toMatch(/key-of-|key:of/);
     });
   });

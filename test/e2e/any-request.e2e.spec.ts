@@ -13,7 +13,7 @@ import { createWorld, say, type World } from './fixture.js';
 
 const REQUESTS = sized(20_000, 2_000, 500);
 const AT_ONCE = 16;
-/** SEED=n tries other requests, and the same ones again. */
+/** SEED=n generates other requests; the same seed generates the same requests. */
 const SEED = Number(process.env['SEED'] ?? 20_261_127);
 
 let world: World;
@@ -24,7 +24,7 @@ beforeAll(async () => {
 });
 afterAll(() => world.end());
 
-/** What a request was answered with; a stream of events is left as soon as it has begun. */
+/** The answer to a request. A stream of events is closed as soon as it has begun. */
 async function answerTo(url: string, { method, path, headers, body }: GeneratedRequest) {
   const leave = new AbortController();
   const response = await fetch(url + path, {
@@ -41,7 +41,7 @@ async function answerTo(url: string, { method, path, headers, body }: GeneratedR
   return { status: response.status, type, text: await response.text() };
 }
 
-it(`given ${REQUESTS} requests made from the document of the API, at and past every bound, when they are sent, then each answer is one that the document knows, and no fault of the server`, async () => {
+it(`given ${REQUESTS} requests generated from the OpenAPI document, at and past every bound, when they are sent, then each answer is one of the documented ones and none is an internal error`, async () => {
   const { body: document } = (await api.get('/openapi.json')) as unknown as { body: OpenApi };
   const requests = fc.sample(requestsOf(document), { numRuns: REQUESTS, seed: SEED });
   const faults: unknown[] = [];
@@ -53,7 +53,7 @@ it(`given ${REQUESTS} requests made from the document of the API, at and past ev
     const { code } = (type.includes('problem+json') ? JSON.parse(text) : {}) as { code?: string };
     const isKnown =
       documentedStatuses(document, request).includes(String(status)) ||
-      // A path that leads nowhere is no operation of the document.
+      // A path that matches no route is no operation of the document.
       ['not-found', 'method-not-allowed'].includes(code ?? '');
     const isError = status >= 400 && !request.path.startsWith('/health');
     if (status === 500 || !isKnown || (isError && code === undefined)) {
@@ -74,7 +74,7 @@ it(`given ${REQUESTS} requests made from the document of the API, at and past ev
   );
 
   expect(faults.slice(0, 5)).toEqual([]);
-  // The requests are no mere noise: a good part of them does something.
+  // Many of the generated requests must succeed; otherwise this test would only test refusals.
   expect(statuses.get(200) ?? 0).toBeGreaterThan(REQUESTS / 20);
   expect(statuses.get(201) ?? 0).toBeGreaterThan(REQUESTS / 500);
   expect((await api.get('/health/ready')).status).toBe(200);
@@ -86,7 +86,7 @@ it.each([
   '0000-01-01T00:00:00Z',
   '2026-01-01T00:00:00.1234567890Z',
 ])(
-  'given the time %s, which PostgreSQL refuses, when it is named anywhere, then the request is refused before',
+  'given the time %s, which PostgreSQL refuses, when any parameter holds it, then the request is refused before it reaches the database',
   async (time) => {
     await api.post('/v1/sessions', { id: 'timed' });
     const at = encodeURIComponent(time);
@@ -108,7 +108,7 @@ it.each([
   },
 );
 
-it('given an event that a newer version wrote, when its session is written to, then the answer says that this node has to be upgraded, and the trail goes on', async () => {
+it('given an event that a newer version wrote, when a client writes to its session, then the answer says that this node has to be upgraded, and the audit trail still works', async () => {
   await api.post('/v1/sessions', { id: 'newer' });
   await say(api, 'newer', 'Hello');
   const newer = await EventLog.open(world.database.url);

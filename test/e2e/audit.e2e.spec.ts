@@ -43,7 +43,7 @@ describe('audit', () => {
   afterAll(() => world.end());
 
   describe('the feed of a tenant', () => {
-    it('given sessions of two tenants, when one reads its feed, then all of its events come, each once, and none of the other', async () => {
+    it('given sessions of two tenants, when one tenant reads its feed, then it gets each of its events once and none of the other tenant', async () => {
       for (const name of ['acme', 'zeta']) {
         for (const id of ['a', 'b', 'c', 'd']) {
           await api.post('/v1/sessions', { id }, tenant(name));
@@ -56,13 +56,13 @@ describe('audit', () => {
       expect(new Set(events.map(({ id }) => id)).size).toBe(9);
       expect(events.every((event) => event.tenant === 'acme')).toBe(true);
       expect(JSON.stringify(events)).not.toContain('zeta');
-      // Across sessions by time, as they were written here one after the other.
+      // Across sessions, events are ordered by time. Here they were written one after the other.
       expect(events.map(({ time }) => time)).toEqual(events.map(({ time }) => time).sort());
       const trail = await api.get<Page>('/v1/sessions/d/events', tenant('acme'));
       expect(events.filter(({ sessionId }) => sessionId === 'd')).toEqual(trail.body.data);
     });
 
-    it('given filters, when the feed is read, then what passes them comes, and nothing else', async () => {
+    it('given filters, when the feed is read, then it holds the matching events and no others', async () => {
       const headers = tenant('acme');
       const all = await walk(api, 'limit=200', headers);
       const [middle] = all.slice(4);
@@ -88,7 +88,7 @@ describe('audit', () => {
       expect([none.status, none.body.data]).toEqual([200, []]);
     });
 
-    it('given a cursor of another tenant, when it is used, then 400; so for ids of streams', async () => {
+    it('given a cursor of another tenant, when it is used for a page or a stream, then 400', async () => {
       const { body } = await feedOf(api, '?limit=2', tenant('acme'));
       expectProblem(await feedOf(api, `?after=${body.cursor}`, tenant('zeta')), 400, 'invalid-cursor');
       const sse = { accept: 'text/event-stream' };
@@ -101,7 +101,7 @@ describe('audit', () => {
       expectProblem(await api.get('/v1/sessions/never/events', sse), 404, 'session-not-found');
     });
 
-    it('given API keys, when a tenant asks, then it reads its own events, by who did it', async () => {
+    it('given API keys, when a tenant reads its feed, then it gets its own events, and can filter them by actor', async () => {
       const keyed = await world.node({
         COLLOQUY_API_KEYS: 'desk:ka:secret-a,bot:ka:secret-c,else:kb:secret-b',
       });
@@ -122,7 +122,7 @@ describe('audit', () => {
     const open = (through: Api, path: string, headers: Record<string, string> = {}) =>
       openEvents(`${through.url}${path}`, { headers });
 
-    it('given events before, when a stream is opened, then they come first, then what is written on any node; and it goes on elsewhere where it was', async () => {
+    it('given earlier events, when a stream is opened, then they come first, then those that any node writes; and it can be resumed on another node', async () => {
       const headers = tenant('live');
       await api.post('/v1/sessions', { id: 's' }, headers);
       await api.post('/v1/sessions/s/messages', user('one'), headers);
@@ -145,12 +145,12 @@ describe('audit', () => {
         'MessageAppended',
       ]);
       expect(seen.map(({ data }) => data)).toEqual(await walk(api, 'limit=9', headers));
-      // An id is a cursor as pages have them.
+      // The id of a streamed event is a cursor, which pages accept as well.
       const rest = await walk(api, `limit=9&after=${seen[1]?.id}`, headers);
       expect(rest.map(({ version }) => version)).toEqual([3, 4]);
     });
 
-    it('given what was before does not matter, when a stream begins at the end, then only what comes is sent', async () => {
+    it('given earlier events, when a stream begins at the end, then only later events are sent', async () => {
       const headers = tenant('live');
       const stream = await open(other, '/v1/events?after=end', headers);
       await api.post('/v1/sessions/s/messages', user('four'), headers);
@@ -158,7 +158,7 @@ describe('audit', () => {
       stream.leave();
     });
 
-    it('given a session, when its trail is streamed, then ids are versions, and it goes on through delete and re-creation', async () => {
+    it('given a session, when its audit trail is streamed, then event ids are versions, and the stream goes on after the session is deleted and created again', async () => {
       const headers = tenant('trail');
       await api.post('/v1/sessions', { id: 's' }, headers);
       await api.post('/v1/sessions', { id: 'else' }, headers);
@@ -178,7 +178,7 @@ describe('audit', () => {
       resumed.leave();
     });
 
-    it('given a HEAD that accepts a stream, then it is answered and ends', async () => {
+    it('given a HEAD request that accepts a stream, when it is sent, then it is answered at once', async () => {
       for (const path of ['/v1/events', '/v1/sessions/a/events']) {
         const answer = await api.send('HEAD', path, undefined, {
           accept: 'text/event-stream',
@@ -189,7 +189,7 @@ describe('audit', () => {
     });
 
     heavy(
-      'given a client that stops reading, when much is written, then others go on, and it gets all when it reads again',
+      'given a client that stops reading, when many events are written, then other clients are served, and it gets every event when it reads again',
       async () => {
         const headers = tenant('slow');
         await api.post('/v1/sessions', { id: 's' }, headers);
@@ -208,7 +208,7 @@ describe('audit', () => {
             });
             const big = { messages: Array.from({ length: 8 }, () => user('x'.repeat(100_000))) };
             void (async () => {
-              // 16 MB: more than sockets and buffers hold.
+              // 16 MB are more than sockets and buffers hold.
               for (let count = 0; count < 20; count += 1) {
                 const { status } = await api.post('/v1/sessions/s/messages', big, headers);
                 expect(status).toBe(201);
@@ -226,7 +226,7 @@ describe('audit', () => {
       },
     );
 
-    it('given streams that are open, when the service is stopped, then it ends them and itself', async () => {
+    it('given open streams, when the service is stopped, then it ends them and exits', async () => {
       const node = await world.node();
       const [feed, trail] = await Promise.all([
         open(node.api, '/v1/events', tenant('live')),
@@ -240,7 +240,7 @@ describe('audit', () => {
       expect(performance.now() - began).toBeLessThan(8_000);
     });
 
-    it('given events all the time and readers that reconnect every second, on any node, then each reads every event, in order, none missing and none double', async () => {
+    it('given constant events and readers that reconnect every second to any node, when they read, then each gets every event once and in order', async () => {
       const headers = tenant('load');
       const SESSIONS = 8;
       for (let n = 0; n < SESSIONS; n += 1) await api.post('/v1/sessions', { id: `s${n}` }, headers);
@@ -270,7 +270,7 @@ describe('audit', () => {
             ...headers,
             ...(last !== undefined && { 'last-event-id': last }),
           });
-          // As a lost connection: wherever it is, also in the middle of an event.
+          // The stream is closed at any point, like a lost connection, also in the middle of an event.
           const timer = setTimeout(() => {
             stream.leave();
           }, RECONNECT_MS);
@@ -316,7 +316,7 @@ describe('audit', () => {
     const headers = tenant('past');
     const at = (path: string) => api.get(path, headers);
 
-    it('given a session with a past, when its state and differences are asked for, then they are those of then', async () => {
+    it('given a session with a history, when past states and their differences are requested, then they are those of that time', async () => {
       await api.post('/v1/sessions', { id: 's', title: 'First' }, headers);
       await api.post('/v1/sessions/s/messages', user('one'), headers);
       await api.put('/v1/sessions/s/approvals/search', { scope: 'session' }, headers);
@@ -360,7 +360,7 @@ describe('audit', () => {
       expectProblem(await api.get('/v1/sessions/s/diff?from=1', tenant('acme')), 404, 'session-not-found');
     });
 
-    it('given a session, when it is forked, then the fork goes on by itself, and each knows of the other', async () => {
+    it('given a session, when it is forked, then the fork is independent, and each of the two names the other', async () => {
       await api.post('/v1/sessions', { id: 'source' }, headers);
       await api.post('/v1/sessions/source/messages', user('one'), headers);
       await api.post('/v1/sessions/source/messages', user('two'), headers);
@@ -447,7 +447,7 @@ describe('audit', () => {
       expectProblem(await api.post('/v1/sessions/s/fork', body), 400, 'invalid-request', pointer);
     });
 
-    it('given a session that is not there or an incarnation that never was, then 404; a wrong method, then 405', async () => {
+    it('given a session or an incarnation that does not exist, when it is read, then 404; given a wrong method, then 405', async () => {
       for (const path of [
         'state',
         'diff?from=1',

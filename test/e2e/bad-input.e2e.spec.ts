@@ -7,7 +7,7 @@ import { createWorld, say, stored, user, type World } from './fixture.js';
 const MIB = 1_048_576;
 const JSON_TYPE = { 'content-type': 'application/json' };
 
-/** Each is refused with a 4xx problem, and leaves the database as it was. */
+/** Each bad request is refused with a 4xx problem and changes nothing in the database. */
 describe('bad input', () => {
   let world: World;
   let model: FakeOpenAi;
@@ -162,11 +162,11 @@ describe('bad input', () => {
       ['a tool without a name', { message: 'x', tools: [{ description: 'x' }] }, '/tools/0/name'],
       ['a tool twice', { message: 'x', tools: [{ name: 'f' }, { name: 'f' }] }, '/tools'],
     ];
-    it.each(generate)('given %s, when a reply is asked for, then 400', async (_, body, pointer) => {
+    it.each(generate)('given %s, when a reply is requested, then 400', async (_, body, pointer) => {
       expectProblem(await api.post('/v1/sessions/s/generate', body), 400, 'invalid-request', pointer);
     });
 
-    it('given an empty history, when a reply is asked for without a message, then 400', async () => {
+    it('given an empty history, when a reply is requested without a message, then 400', async () => {
       await api.post('/v1/sessions', { id: 'empty' });
       before = await stored(world.database);
       expectProblem(await api.post('/v1/sessions/empty/generate', {}), 400, 'invalid-request', '/message');
@@ -195,7 +195,7 @@ describe('bad input', () => {
       },
     );
 
-    it('given a reason that is wrong, when a session is deleted, then 400 and it stays', async () => {
+    it('given a wrong reason, when a session is deleted, then 400 and the session stays', async () => {
       expectProblem(
         await api.delete('/v1/sessions/s', {}, { reason: '' }),
         400,
@@ -204,7 +204,7 @@ describe('bad input', () => {
       );
     });
 
-    it('given a body with very many faults, then the answer is bounded', async () => {
+    it('given a body with very many faults, when it is sent, then the length of the answer is bounded', async () => {
       const answer = await api.post('/v1/sessions/s/messages', {
         messages: Array(1000).fill({ role: 'user' }),
       });
@@ -224,12 +224,12 @@ describe('bad input', () => {
       ['NaN', '{"role":"user","content":NaN}'],
       ['a raw U+0000', '{"role":"user","content":"a\0b"}'],
       ['a prototype', '{"role":"user","content":"x","__proto__":{"a":1}}'],
-    ])('given JSON that is not: %s, then 400 invalid-json', async (_, body) => {
+    ])('given a body that is no JSON (%s), when it is sent, then 400 invalid-json', async (_, body) => {
       const problem = expectProblem(await post(body), 400, 'invalid-json');
       expect(problem.detail).not.toContain('role');
     });
 
-    it('given bytes that are no UTF-8, then 400 invalid-json', async () => {
+    it('given bytes that are not UTF-8, when they are sent, then 400 invalid-json', async () => {
       const bytes = Buffer.concat([
         Buffer.from('{"role":"user","content":"'),
         Buffer.from([0xff, 0xfe]),
@@ -238,21 +238,21 @@ describe('bad input', () => {
       expectProblem(await post(new Uint8Array(bytes)), 400, 'invalid-json');
     });
 
-    it('given escapes of what cannot be stored, then 400 names the field', async () => {
+    it('given escapes of characters that cannot be stored, when they are sent, then 400 names the field', async () => {
       for (const escape of ['\\u0000', '\\ud83d', '\\uDC00x', '\\ud83d\\ud83d']) {
         const answer = await post(`{"role":"user","content":"a${escape}b"}`);
         expectProblem(answer, 400, 'invalid-request', '/content');
       }
     });
 
-    it('given a deep document, then 400, and not the end of the process', async () => {
+    it('given a deeply nested document, when it is sent, then 400, and the process does not crash', async () => {
       const levels = 100_000;
       const body = `{"metadata":{"a":${'['.repeat(levels)}${']'.repeat(levels)}}}`;
       expectProblem(await api.send('PATCH', '/v1/sessions/s', body, JSON_TYPE), 400, 'invalid-request');
       expect((await api.get('/health/live')).status).toBe(200);
     });
 
-    it('given more than 1 MiB, then 413, whether the length is announced or not', async () => {
+    it('given a body of more than 1 MiB, when it is sent with or without a content-length, then 413', async () => {
       const body = JSON.stringify(user(long(MIB)));
       expectProblem(await post(body), 413, 'body-too-large');
       const chunked = await fetch(`${api.url}/v1/sessions/s/messages`, {
@@ -299,7 +299,7 @@ describe('bad input', () => {
       if (pointer !== '') expect(problem.errors?.map((one) => one.pointer)).toEqual([pointer]);
     });
 
-    it('given an id of a path that is too long for any route, then a 4xx problem', async () => {
+    it('given an id in a path that is too long for any route, when it is requested, then a 4xx problem', async () => {
       const answer = await api.get(`/v1/sessions/${long(5_000)}`);
       expect(answer.status).toBeGreaterThanOrEqual(400);
       expect(answer.status).toBeLessThan(500);
@@ -344,8 +344,8 @@ describe('bad input', () => {
       expect(problem.errors?.[0]?.in).toBe('query');
     });
 
-    it('given cursors that are made up, then 400, even with a checksum that is right', async () => {
-      /** As the service makes them; the checksum is no secret. */
+    it('given forged cursors, when they are used, then 400, even with a correct checksum', async () => {
+      /** Makes cursors as the service does. The checksum is no secret. */
       const forged = (scope: string, payload: object): string => {
         const json = JSON.stringify(payload);
         const checksum = createHash('sha256').update(`${scope}\0${json}`).digest('base64url').slice(0, 16);
@@ -387,7 +387,7 @@ describe('bad input', () => {
       ]) {
         expectProblem(await api.get(`/v1/sessions/s/messages?cursor=${cursor}`), 400, 'invalid-cursor');
       }
-      // What cannot have been given out shows no other session's history.
+      // A cursor that the service cannot have issued must not show the history of another session.
       expectProblem(
         await api.get(`/v1/sessions/s/messages?cursor=${forged(messages, { start: 7, at: null, after: 7 })}`),
         410,
@@ -395,7 +395,7 @@ describe('bad input', () => {
       );
     });
 
-    it('given a cursor of another tenant, then 400', async () => {
+    it('given a cursor of another tenant, when it is used, then 400', async () => {
       const tenant = { 'colloquy-tenant': 'other' };
       await api.post('/v1/sessions', { id: 't' }, tenant);
       await say(apiOf(api.url, tenant), 's', 'more');
@@ -473,7 +473,7 @@ describe('bad input', () => {
       );
     });
 
-    it('given bytes that are no HTTP, then the answer is a problem, and the service lives', async () => {
+    it('given bytes that are not HTTP, when they are sent, then the answer is a problem, and the service goes on', async () => {
       const { hostname, port } = new URL(api.url);
       const answers: string[] = [];
       for (const bytes of [
@@ -489,7 +489,7 @@ describe('bad input', () => {
             socket.once('close', () => {
               resolve(text);
             });
-            // Whoever sends on after the answer is cut off.
+            // A client that goes on sending after the answer is disconnected.
             socket.once('error', () => undefined);
           }),
         );
@@ -501,7 +501,7 @@ describe('bad input', () => {
       expect((await api.get('/health/live')).status).toBe(200);
     });
 
-    it('given a client that goes away in the middle of its body, then nothing is stored, and others are served', async () => {
+    it('given a client that disconnects in the middle of its body, when the service notices, then nothing is stored, and others are served', async () => {
       const { hostname, port } = new URL(api.url);
       const socket = connect(Number(port), hostname);
       await new Promise((resolve) => socket.once('connect', resolve));
@@ -513,7 +513,7 @@ describe('bad input', () => {
     });
   });
 
-  it('given all of that, when the log of the service is read, then it holds no error', async () => {
+  it('given all requests of this file, when the log of the service is read, then it holds no error', async () => {
     const answer: Answer = await api.get('/health/ready');
     expect(answer.body).toMatchObject({ status: 'ok' });
     expect(world.output()).not.toMatch(/"level":"(error|fatal)"|at .*\.js:\d/);

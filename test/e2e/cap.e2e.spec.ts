@@ -26,7 +26,7 @@ describe('the cap on active sessions', () => {
     }
   });
 
-  /** Active sessions as the log has them, whatever counter or read model say. */
+  /** The number of active sessions by the log, independent of the counter and the read models. */
   async function active(): Promise<string[]> {
     const rows = await world.database.query<{ stream_id: string }>(
       `select stream_id from (
@@ -67,7 +67,7 @@ describe('the cap on active sessions', () => {
     expect((await active()).sort()).toEqual(made.sort());
     expect(await world.database.query('select from event')).toHaveLength(CAP);
 
-    // A session that is there may be used at the cap; an expired or a new one may not.
+    // An active session may be used at the cap. An expired one may not be resumed, and a new one may not be created.
     const [first = ''] = made;
     expect((await nodes[0].post('/v1/sessions', { id: first })).status).toBe(200);
     expect((await say(nodes[1], first, 'hello')).status).toBe(201);
@@ -79,7 +79,7 @@ describe('the cap on active sessions', () => {
     // Another tenant has a cap of its own.
     expect((await nodes[0].post('/v1/sessions', {}, { 'colloquy-tenant': 'other' })).status).toBe(201);
 
-    // Each that is deleted makes room for exactly one.
+    // Each deleted session makes room for exactly one.
     const leaving = made.slice(0, 10);
     await Promise.all(
       leaving.map((id, index) => (nodes[index % 2] ?? nodes[0]).delete(`/v1/sessions/${id}`)),
@@ -89,11 +89,11 @@ describe('the cap on active sessions', () => {
     expect(withStatus(again, 429)).toHaveLength(20);
   });
 
-  it('given overdue sessions at the cap, when many are created at once, then they leave and make room for all', async () => {
+  it('given overdue sessions at the cap, when many sessions are created at once, then the overdue ones expire and make room for all new ones', async () => {
     await start();
     expect(withStatus(await createMany(CAP), 201)).toHaveLength(CAP);
     await world.database.setClock({ offsetMs: 2 * HOUR });
-    // One of them is used again in time.
+    // One of the overdue sessions is used before it expires.
     expect((await say(nodes[0], 's-0', 'still here')).status).toBe(201);
     const answers = await createMany(CAP - 1, 1000);
     expect(withStatus(answers, 201)).toHaveLength(CAP - 1);
@@ -103,7 +103,7 @@ describe('the cap on active sessions', () => {
       type: 'SessionExpired',
       data: { reason: 'ttl' },
     });
-    // An expired one comes back only if there is room.
+    // An expired session is resumed only if there is room.
     expectProblem(await say(nodes[1], 's-1', 'me too'), 429, 'session-limit-reached');
     await nodes[0].delete('/v1/sessions/s-0');
     expect((await say(nodes[1], 's-1', 'me too')).status).toBe(201);
@@ -114,7 +114,7 @@ describe('the cap on active sessions', () => {
   });
 
   describe('when the policy is to evict', () => {
-    it(`given a full house, when ${CREATES} more are created at once on two nodes, then all are made, and never too many are active`, async () => {
+    it(`given a tenant at its cap, when ${CREATES} more sessions are created at once on two nodes, then all are created, and never more than the cap are active`, async () => {
       await start({ SESSION_CAP_POLICY: 'evict' });
       await createMany(CAP);
       const watching = watch();
@@ -128,7 +128,7 @@ describe('the cap on active sessions', () => {
       expect(reasons).toEqual([{ reason: 'cap', n: CREATES }]);
     });
 
-    it('given a full house, when one more is created, then the least recently used one leaves, which comes back when it is used', async () => {
+    it('given a tenant at its cap, when one more session is created, then the least recently used one expires, and is resumed when it is used', async () => {
       await start({ SESSION_CAP_POLICY: 'evict', MAX_SESSIONS: '3' });
       for (const id of ['a', 'b', 'c']) {
         expect((await nodes[0].post('/v1/sessions', { id })).status).toBe(201);
@@ -141,13 +141,13 @@ describe('the cap on active sessions', () => {
       const [expired] = (await logged(world.database, 'b')).slice(-1);
       expect(expired).toMatchObject({ type: 'SessionExpired', data: { reason: 'cap' } });
       expect((await nodes[1].get('/v1/sessions/b')).body).toMatchObject({ status: 'expired' });
-      // Reading is no use.
+      // Reading does not count as use.
       await nodes[1].get('/v1/sessions/c');
       expect((await say(nodes[1], 'b', 'back')).status).toBe(201);
       expect((await active()).sort()).toEqual(['a', 'b', 'd']);
     });
 
-    it('given sessions that are all generating, when one more is created, then it is refused; when one is done, it is not', async () => {
+    it('given a tenant at its cap whose sessions are all generating, when one more is created, then it is refused; when one generation has ended, it is created', async () => {
       const model: FakeOpenAi = await world.model();
       await start({ SESSION_CAP_POLICY: 'evict', MAX_SESSIONS: '2' });
       const replies = [held(says('one')), held(says('two'))];
@@ -171,7 +171,7 @@ describe('the cap on active sessions', () => {
       expect((await nodes[1].post('/v1/sessions', { id: 'new' })).status).toBe(201);
     });
 
-    /** Counts the active ones, by the log, again and again, until it is told to stop; the answer is the most it saw. */
+    /** Counts the active sessions by the log, again and again until it is stopped. Resolves to the highest count. */
     function watch(): () => Promise<number> {
       let stopped = false;
       let most = 0;

@@ -20,7 +20,7 @@ const rows = (out: string): Record<string, unknown>[] =>
     .map((line) => JSON.parse(line) as Record<string, unknown>);
 
 describe('the command line and a service', () => {
-  it('given events, when they are listed, then filters and limit are kept to', async () => {
+  it('given events, when they are listed, then filters and limit apply', async () => {
     const all = await colloquy(['events', '--session', 'a'], { env });
     expect(rows(all.out).map(({ version }) => version)).toEqual([1, 2, 3, 4]);
     const some = await colloquy(['events', '--type', 'MessageAppended', '--limit', '2'], { env });
@@ -28,9 +28,9 @@ describe('the command line and a service', () => {
     expect((await colloquy(['events', '--type', 'Nonsense'], { env })).code).toBe(1);
   });
 
-  it('given a tail, when events happen, then they come', async () => {
+  it('given a running tail, when events are appended, then it prints them', async () => {
     const tail = startColloquy(['tail', '--session', 'a', '--limit', '2'], { env });
-    // It begins somewhere after it was started: said again until it has what it waits for.
+    // The tail begins at some time after its process was started, so messages are appended until it prints one.
     while (tail.child.exitCode === null) await say(node.api, 'a', 'more');
     const { code, out } = await tail.ended;
     expect(code).toBe(0);
@@ -46,7 +46,7 @@ describe('the command line and a service', () => {
     expect(await colloquy(['fork', 'none'], { env })).toMatchObject({ code: 1, out: '' });
   });
 
-  it('given read models, when they are listed, rebuilt, verified and pruned, then all is well until a row is spoilt', async () => {
+  it('given read models, when they are listed, rebuilt, verified and pruned, then verification succeeds until a row is damaged', async () => {
     const listed = rows((await colloquy(['projections'], { env })).out);
     expect(listed).toContainEqual(
       expect.objectContaining({ name: 'history', status: 'live', rebuild: null }),

@@ -4,8 +4,8 @@ import { type AddressInfo } from 'node:net';
 import { colloquy } from '../support/colloquy.js';
 
 /*
- * What a service does only in bad moments: it goes away in the midst of a stream, is in the middle of a rebuild, finds
- * a difference. So here the other end is played.
+ * These tests need a service in rare states: one that disconnects in the middle of a stream, is rebuilding, or finds a
+ * difference. They therefore use a scripted server in place of the service.
  */
 
 interface Asked {
@@ -18,7 +18,7 @@ interface Asked {
 let server: Server;
 let env: Record<string, string>;
 let asked: Asked[];
-/** Answers, one per request, in their order. */
+/** A server that gives these answers, one per request, in this order. */
 let answers: ((response: ServerResponse) => void)[];
 
 beforeEach(async () => {
@@ -50,7 +50,7 @@ const json =
     response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(value));
   };
 const event = (version: number) => ({ sessionId: 'a', version, type: 'MessageAppended', data: { version } });
-/** A stream of these events, which is then torn, or stays. */
+/** A stream of these events, which then breaks or stays open. */
 const stream =
   (versions: readonly number[], isTorn = false) =>
   (response: ServerResponse): void => {
@@ -69,7 +69,7 @@ const lines = (out: string): unknown[] =>
     .map((line) => JSON.parse(line) as unknown);
 
 describe('tail', () => {
-  it('given connections that are lost, when it goes on, then it asks for what comes after the last event it has', async () => {
+  it('given lost connections, when the tail reconnects, then it requests the events after the last one that it has', async () => {
     answers = [
       json({ data: [], nextCursor: null, cursor: 'c0' }),
       stream([1, 2], true),
@@ -91,7 +91,7 @@ describe('tail', () => {
     ]);
   });
 
-  it('given it may not follow, or is not told how, then it ends with 1', async () => {
+  it('given a tail that is forbidden, or has wrong options, when it is started, then it ends with 1', async () => {
     answers = [json({ code: 'unauthenticated', detail: 'no key' }, 401)];
     const denied = await colloquy(['tail', '--after', 'c9'], { env });
     expect(denied).toEqual({ code: 1, out: '', err: 'unauthenticated: no key\n' });
@@ -99,7 +99,7 @@ describe('tail', () => {
   });
 });
 
-it('given more events than a page holds, when they are listed, then all pages are asked for, up to the limit', async () => {
+it('given more events than a page holds, when they are listed, then all pages up to the limit are requested', async () => {
   const page = (from: number, to: number) =>
     Array.from({ length: to - from + 1 }, (_, index) => event(from + index));
   answers = [
@@ -119,7 +119,7 @@ it('given more events than a page holds, when they are listed, then all pages ar
   ]);
 });
 
-it('given pages that a filter leaves empty, when events are listed, then it goes on to where they are', async () => {
+it('given pages that a filter leaves empty, when events are listed, then the command goes on to the pages with matching events', async () => {
   answers = [
     json({ data: [], nextCursor: 'c1' }),
     json({ data: [event(7)], nextCursor: 'c2' }),
@@ -136,7 +136,7 @@ it('given pages that a filter leaves empty, when events are listed, then it goes
   ]);
 });
 
-it('given a rebuild that takes a while, when it is asked for, then the command ends when it is done', async () => {
+it('given a rebuild that takes a while, when the command starts it, then the command ends when the rebuild has ended', async () => {
   const row = { name: 'history', version: 1, status: 'live', behind: 0, parked: 0, rebuild: null };
   const building = { ...row, rebuild: { processed: 5, total: 9 } };
   answers = [
@@ -155,7 +155,7 @@ it('given a rebuild that takes a while, when it is asked for, then the command e
   ]);
 });
 
-it('given one read model that differs, when all are verified, then each is told, and the exit code is 1', async () => {
+it('given one read model that differs, when all are verified, then the result of each is printed, and the exit code is 1', async () => {
   const same = { name: 'usage', ok: true, rows: 3, hash: 'ab', firstDifference: null };
   const other = { ...same, name: 'history', ok: false, firstDifference: { tenant: 't', sessionId: 's' } };
   answers = [json({ data: [{ name: 'history' }, { name: 'usage' }] }), json(other), json(same)];
@@ -167,7 +167,7 @@ it('given one read model that differs, when all are verified, then each is told,
   expect(await colloquy(['verify', 'usage'], { env })).toMatchObject({ code: 0 });
 });
 
-it('given parked sessions, when they are listed, retried and skipped, then the service is asked for that one', async () => {
+it('given parked sessions, when they are listed, retried and skipped, then the requests name the given session', async () => {
   const which = { projection: 'history', tenant: 'acme', sessionId: 'a:1' };
   const row = { ...which, version: 7, error: 'no', parkedAt: '2026-01-01T00:00:00.000Z' };
   answers = [json({ data: [row] }), json({ parked: null }), json({ parked: row })];
@@ -176,7 +176,7 @@ it('given parked sessions, when they are listed, retried and skipped, then the s
   expect(lines((await colloquy(['parked', 'retry', 'history', 'acme', 'a:1'], { env })).out)).toEqual([
     which,
   ]);
-  // Its next event cannot be taken in either.
+  // The read model cannot apply the next event of the session either.
   const again = await colloquy(['parked', 'skip', 'history', 'acme', 'a:1'], { env });
   expect({ code: again.code, rows: lines(again.out) }).toEqual({ code: 1, rows: [row] });
   expect(asked.map(({ method, url, body }) => [method, url, body && (JSON.parse(body) as unknown)])).toEqual([
@@ -186,7 +186,7 @@ it('given parked sessions, when they are listed, retried and skipped, then the s
   ]);
 });
 
-it('given a fork, when a version or a time is named, then it is sent as that', async () => {
+it('given a fork at a version or a time, when the command is run, then the request holds that version or time', async () => {
   answers = [json({ id: 'f' }, 201), json({ id: 'g' }, 201)];
   await colloquy(['fork', 'a', '--at', '7', '--id', 'f'], { env });
   await colloquy(['fork', 'a', '--at', '2026-01-01T00:00:00Z', '--tenant', 'acme'], { env });

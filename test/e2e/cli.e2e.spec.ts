@@ -26,7 +26,7 @@ async function colloquy(...args: string[]): Promise<{ code: number; out: string;
 }
 
 describe('the command line', () => {
-  it('given a session that is due, when a sweep is tried dry and then done, then it tells both', async () => {
+  it('given a session that is due, when a dry run and then a sweep are run, then each prints what it found', async () => {
     const { api } = await world.node({ SESSION_TTL_MS: String(HOUR) });
     await api.post('/v1/sessions', { id: 'due' });
     expect((await api.get('/v1/sessions')).status).toBe(200);
@@ -46,7 +46,7 @@ describe('the command line', () => {
     });
   });
 
-  it('given no service or a wrong word, when it is called, then the exit code tells', async () => {
+  it('given no service or a wrong argument, when the command is run, then the exit code shows it', async () => {
     expect(await colloquy('sweep', '--url', 'http://127.0.0.1:9')).toMatchObject({ code: 1, out: '' });
     expect(await colloquy('swep')).toMatchObject({ code: 2, out: '' });
     expect(await colloquy('sweep', '--no-such-option')).toMatchObject({ code: 2, out: '' });
@@ -57,7 +57,7 @@ describe('the command line', () => {
     expect(await run(['--help'])).toMatchObject({ code: 0, err: '' });
   });
 
-  it('given a history, when it is asked for at a version, of a tenant or of nobody, then it comes as JSON lines or is refused', async () => {
+  it('given a history, when it is requested at a version, for a tenant or without a key, then it is printed as JSON lines or refused', async () => {
     const { api } = await world.node({ COLLOQUY_API_KEYS: 'ops:*:secret' });
     const key = { authorization: 'Bearer secret', 'colloquy-tenant': 'acme' };
     await api.post('/v1/sessions', { id: 'talk' }, key);
@@ -79,11 +79,11 @@ describe('the command line', () => {
     expect(denied).toMatchObject({ code: 1, out: '' });
     expect(denied.err).toMatch(/^unauthenticated: /);
     expect((await run(['history', 'none', '--tenant', 'acme'], { env })).err).toMatch(/^session-not-found: /);
-    // The key is nowhere in the help, where it would be if commander read it from the environment.
+    // The help does not show the key, which it would if commander read the key from the environment.
     expect((await run(['--help'], { env })).out).not.toContain('secret');
   });
 
-  it('given the reader of a long output leaves, then the command ends, and nothing is wrong', async () => {
+  it('given a reader that closes a long output, when the command goes on writing, then it ends without an error', async () => {
     const { api } = await world.node();
     await api.post('/v1/sessions', { id: 'long' });
     for (let part = 0; part < 4; part += 1) {

@@ -26,7 +26,7 @@ describe('conditional and repeated writes', () => {
   };
   const events = async (id: string) => (await logged(world.database, id)).map((event) => event.type);
 
-  /** Every write on an existing session, by what it is called. */
+  /** Every write on an existing session, by its name. */
   const writes: Record<string, (id: string) => Write> = {
     create: (id) => (headers) => api.post('/v1/sessions', { id }, headers),
     change: (id) => (headers) => api.patch(`/v1/sessions/${id}`, { title: 'changed' }, headers),
@@ -46,11 +46,11 @@ describe('conditional and repeated writes', () => {
       return id;
     };
 
-    it('given another version, when it is written, then 412, and nothing is stored nor asked of a model', async () => {
+    it('given another version, when the session is written, then 412, nothing is stored, and the model is not called', async () => {
       const id = await fresh('no');
       const asked = model.requests.length;
       await unchanged(async () => {
-        // Weak tags and tags that are no version match nothing; versions are not what a prefix of them says.
+        // Weak tags and tags that are no version match nothing, and a prefix of a version is another version.
         for (const tag of ['"1"', '"3"', 'W/"2"', '"abc"', '"1", "3"', '"02"', '"22"', '""']) {
           const problem = expectProblem(await of(id)({ 'if-match': tag }), 412, 'version-mismatch');
           expect(problem.detail).toContain('2');
@@ -59,7 +59,7 @@ describe('conditional and repeated writes', () => {
       expect(model.requests).toHaveLength(asked);
     });
 
-    it('given the version, a list with it, or *, when it is written, then it is done', async () => {
+    it('given the current version, a list with it, or *, when the session is written, then the write succeeds', async () => {
       for (const [index, tag] of ['"2"', '"1", "2"', ' "2" , "9"', '*'].entries()) {
         const id = await fresh(`yes-${index}`);
         const { status } = await of(id)({ 'if-match': tag });
@@ -67,7 +67,7 @@ describe('conditional and repeated writes', () => {
       }
     });
 
-    it('given a malformed header, when it is written, then 400', async () => {
+    it('given a malformed header, when the session is written, then 400', async () => {
       const id = await fresh('bad');
       await unchanged(async () => {
         for (const tag of ['2', '"2', "'2'", '*, "2"', '"1" "2"', ',', 'w/"2"']) {
@@ -76,14 +76,14 @@ describe('conditional and repeated writes', () => {
       });
     });
 
-    it('given no such session, when it is written under *, then it is refused', async () => {
+    it('given no such session, when it is written with If-Match *, then the write is refused', async () => {
       await unchanged(async () => {
         expectProblem(await of(`if-${name}-none`)({ 'if-match': '*' }), 412, 'version-mismatch');
       });
     });
   });
 
-  it('given the ETag of each answer, when it is used for the next write, then a chain of writes goes through', async () => {
+  it('given the ETag of each answer, when it is used for the next write, then a chain of writes succeeds', async () => {
     let tag = (await api.post('/v1/sessions', { id: 'chain' })).headers.get('etag') ?? '';
     const steps: ((headers: Record<string, string>) => ReturnType<Api['post']>)[] = [
       (headers) => api.post('/v1/sessions/chain/messages', user('a'), headers),
@@ -100,7 +100,7 @@ describe('conditional and repeated writes', () => {
     }
   });
 
-  it('given many writers with the same version, when they write at once from two nodes, then exactly one does', async () => {
+  it('given many writers with the same version, when they write at once on two nodes, then exactly one succeeds', async () => {
     await api.post('/v1/sessions', { id: 'cas' });
     const answers = await Promise.all(
       Array.from({ length: 20 }, (_, index) =>
@@ -133,7 +133,7 @@ describe('conditional and repeated writes', () => {
         const done = await events(id);
         const after = await stored(world.database);
         for (const through of [api, other]) {
-          // The first one's answer, though the version that it was allowed for is gone.
+          // The retry gets the answer of the first request, although the version in its If-Match is no longer current.
           const again = await send(through, { ...key, 'if-match': '"2"' });
           expect([again.status, again.body]).toEqual([first.status, first.body]);
           expect(again.headers.get('etag')).toBe(first.headers.get('etag'));
@@ -144,7 +144,7 @@ describe('conditional and repeated writes', () => {
       },
     );
 
-    it('given an append, when others follow and it is sent again, then it still says what it did', async () => {
+    it('given an append, when it is sent again after others, then it gets its first answer', async () => {
       await api.post('/v1/sessions', { id: 'key-later' });
       const key = { 'idempotency-key': 'later' };
       const send = () =>
@@ -157,7 +157,7 @@ describe('conditional and repeated writes', () => {
       expect((await send()).body).toEqual(first.body);
     });
 
-    it('given a key, when it comes with another body, then 409, before If-Match is looked at', async () => {
+    it('given a used key, when a request with another body uses it, then 409, before If-Match is checked', async () => {
       await api.post('/v1/sessions', { id: 'key-other' });
       const key = { 'idempotency-key': 'other' };
       await api.post('/v1/sessions/key-other/messages', user('a'), key);
@@ -169,7 +169,7 @@ describe('conditional and repeated writes', () => {
       });
     });
 
-    it('given a key, when another route, session or tenant uses it, then it is another key', async () => {
+    it('given a used key, when another route, session or tenant uses it, then it counts as a new key', async () => {
       const key = { 'idempotency-key': 'shared' };
       const tenant = { ...key, 'colloquy-tenant': 'apart' };
       for (const id of ['key-a', 'key-b']) await api.post('/v1/sessions', { id });
@@ -184,7 +184,7 @@ describe('conditional and repeated writes', () => {
       expect(await texts(api, 'key-b')).toEqual(['b']);
     });
 
-    it('given a create without an id, when it is sent again, then it finds the same session', async () => {
+    it('given a create without an id, when it is sent again, then the answer is the same session', async () => {
       const key = { 'idempotency-key': 'make' };
       const first = await api.post<SessionAnswer>('/v1/sessions', { title: 'Made' }, key);
       expect(first.status).toBe(201);
@@ -228,7 +228,7 @@ describe('conditional and repeated writes', () => {
       expect(await texts(api, 'key-race')).toEqual(['a']);
     });
 
-    it('given a write that was refused, when it is sent again with the same key and could be done by now, then it is', async () => {
+    it('given a write that was refused, when it is sent again with the same key and is now allowed, then it succeeds', async () => {
       const key = { 'idempotency-key': 'refused' };
       const append = (headers: Record<string, string> = {}) =>
         api.post('/v1/sessions/key-refused/messages', user('a'), { ...key, ...headers });
@@ -239,7 +239,7 @@ describe('conditional and repeated writes', () => {
       expect(await texts(api, 'key-refused')).toEqual(['a']);
     });
 
-    it('given a key of a day ago, when it comes again, then it is a new one', async () => {
+    it('given a key that was used a day ago, when it is used again, then it counts as a new key', async () => {
       await api.post('/v1/sessions', { id: 'key-old' });
       const append = () => api.post('/v1/sessions/key-old/messages', user('a'), { 'idempotency-key': 'old' });
       try {
@@ -255,7 +255,7 @@ describe('conditional and repeated writes', () => {
       }
     });
 
-    it('given a malformed key, when it comes with any write, then 400', async () => {
+    it('given a malformed key, when any write uses it, then 400', async () => {
       await unchanged(async () => {
         for (const key of ['', 'é', 'x'.repeat(256)]) {
           const answer = await api.post('/v1/sessions', {}, { 'idempotency-key': key });

@@ -68,9 +68,9 @@ heavy.each([10, 30])(
       await db.drop();
     }
     expect(Math.max(...held)).toBeLessThanOrEqual(maxConnections);
-    // The pools were at work: the bound is not kept by doing nothing.
+    // The pools were used; otherwise the bound would prove nothing.
     expect(Math.max(...held)).toBeGreaterThanOrEqual(8);
-    // Nobody waited so long for a connection that the request was refused.
+    // No request waited so long for a connection that it was refused.
     expect([...statuses.keys()].sort()).toEqual([200, 201, 202]);
   },
   60_000,

@@ -22,7 +22,7 @@ describe('health and documents', () => {
   });
   afterAll(() => world.end());
 
-  it('given a service that runs, when its health is asked for, then it is alive and ready', async () => {
+  it('given a running service, when its health is requested, then it is alive and ready', async () => {
     const live = await api.get('/health/live');
     expect([live.status, live.body]).toEqual([200, { status: 'ok' }]);
     const ready = await api.get<{ status: string; checks: Record<string, { status: string }> }>(
@@ -39,7 +39,7 @@ describe('health and documents', () => {
     expect((await api.send('HEAD', '/health/live', undefined)).status).toBe(200);
   });
 
-  it('given the API, when its document is read, then every route is in it, each with the answers that it gives', async () => {
+  it('given the API, when its OpenAPI document is read, then it holds every route with the answers that the route gives', async () => {
     const { status, body, headers } = await api.get<Document>('/openapi.json');
     expect(status).toBe(200);
     expect(headers.get('content-type')).toContain('application/json');
@@ -76,13 +76,13 @@ describe('health and documents', () => {
     for (const schema of ['Session', 'Message', 'Event', 'NewMessage', 'Generated', 'Problem']) {
       expect(body.components.schemas).toHaveProperty(schema);
     }
-    // Every reference leads somewhere.
+    // Every reference points to something in the document.
     const names = [...JSON.stringify(body).matchAll(/"#\/components\/(\w+)\/(\w+)"/g)];
     expect(names.length).toBeGreaterThan(20);
     for (const [, kind = '', name = ''] of names) expect(body).toHaveProperty(['components', kind, name]);
   });
 
-  it('given streamed replies, when the document is read, then it tells their events, and what a busy session answers', async () => {
+  it('given streamed replies, when the document is read, then it describes their events, and the answer of a busy session', async () => {
     const { paths } = (await api.get<Document>('/openapi.json')).body;
     const json = 'application/json';
     for (const [method, path, types] of [
@@ -111,14 +111,14 @@ describe('health and documents', () => {
     });
   });
 
-  it('given keys, when the document is read, then /v1 is said to need one', async () => {
+  it('given API keys, when the document is read, then it says that /v1 needs one', async () => {
     const node = await world.node({ COLLOQUY_API_KEYS: 'a:acme:k' });
     const { body } = await apiOf(node.api.url).get<Document>('/openapi.json');
     expect(body.paths['/v1/sessions']?.['get']?.security).toEqual([{ apiKey: [] }]);
     expect(body.paths['/health/live']?.['get']?.security).toBeUndefined();
   });
 
-  it('given a browser, when it opens the page of the API, then all that it loads is there and from here', async () => {
+  it('given a browser, when it opens the page of the API, then everything that the page loads exists and comes from this service', async () => {
     const page = await api.get('/docs');
     expect(page.status).toBe(200);
     expect(page.headers.get('content-type')).toContain('text/html');

@@ -6,7 +6,7 @@ import { alive, processesOn } from '../support/processes.js';
 import { type Application, createApplication, SEED_IMPORT, snippet } from '../support/seed-programs.js';
 import { heavy } from '../support/heavy.js';
 
-// Programs of their own, each with a PostgreSQL.
+// Each test runs programs, each with a PostgreSQL of its own, which takes longer than Jest's default limit.
 jest.setTimeout(60_000);
 
 const PROGRAM = `
@@ -30,12 +30,15 @@ describe('a program that runs the service inside itself and never stops it', () 
   });
   afterEach(async () => {
     for (const child of started.splice(0)) child.kill('SIGKILL');
-    // The server goes with its owner, and works on the folder until then.
+    // The PostgreSQL server ends with its owner, and works on the folder until then.
     await eventually(async () => (await alive(await processesOn(application.folder))).length === 0);
     application.remove();
   });
 
-  /** In a process group of its own, as a shell starts a program. Resolves when it has said something, or has ended. */
+  /**
+   * Starts a program in a process group of its own, as a shell does. Resolves when the program has printed something or
+   * has ended.
+   */
   async function start(file: string, env: Record<string, string> = {}): Promise<ChildProcess> {
     const child = spawn(process.execPath, [file], {
       cwd: application.folder,
@@ -66,7 +69,7 @@ describe('a program that runs the service inside itself and never stops it', () 
     ['gets Ctrl-C, as its whole process group does', WAIT, ({ pid = 0 }) => process.kill(-pid, 'SIGINT')],
     ['gets SIGKILL', WAIT, (child) => child.kill('SIGKILL')],
   ])(
-    'given one that %s, when it has ended, then no process of it is left, and the next start has the data',
+    'given a program that %s, when it has ended, then none of its processes is left, and the next start finds the data',
     async (_, ending, end) => {
       application.write('program.mjs', PROGRAM + ending);
       const child = await start('program.mjs');
@@ -81,7 +84,7 @@ describe('a program that runs the service inside itself and never stops it', () 
     },
   );
 
-  it('given the program of the guide as it stands, when it has done all, then it ends by itself and leaves no process', async () => {
+  it('given the unchanged program of the guide, when it has finished, then it ends by itself and leaves no process', async () => {
     const model: FakeOpenAi = await startFakeOpenAi();
     try {
       application.writeProgram('guide.mjs', BASICS.replace(SEED_IMPORT, LOCAL));

@@ -11,13 +11,13 @@ export { type SessionAnswer } from '../../src/sessions/session.schemas.js';
 export { type GeneratedAnswer } from '../../src/generation/generation.schemas.js';
 export { type MessageView } from '../../src/read-models/history.projection.js';
 
-/** Big sizes on request only. */
+/** Large sizes are used on request only. */
 export const FULL = process.env['FULL'] === '1';
 
-// Nodes are processes: on a busy machine two of them need more than Jest's five seconds to come up.
+// Nodes are processes. On a busy machine two of them need more than Jest's five seconds to start.
 jest.setTimeout(FULL ? 300_000 : 60_000);
 
-/** Unlike any word that a message could hold. */
+/** A key that no message contains, so that a search for it finds leaks only. */
 export const MODEL_KEY = 'sk-fake-3f9c1d7b5a';
 
 export interface Node {
@@ -25,16 +25,16 @@ export interface Node {
   readonly api: Api;
 }
 
-/** What was started for a file, and how it ends again, all of it. */
+/** Everything that was started for a test file, and how to end it. */
 export interface World {
   readonly database: TestDatabase;
-  /** One more node on the database. */
+  /** Starts one more node on the database. */
   node(env?: Readonly<Record<string, string>>, cwd?: string): Promise<Node>;
-  /** A model that all nodes started later use. */
+  /** Starts a model, which all nodes that are started later use. */
   model(): Promise<FakeOpenAi>;
-  /** A folder that is removed at the end. */
+  /** Creates a folder that is removed at the end. */
   folder(): Promise<string>;
-  /** All that its nodes have written. */
+  /** The output of all nodes. */
   output(): string;
   end(): Promise<void>;
 }
@@ -60,7 +60,7 @@ export async function createWorld(): Promise<World> {
           ...(model && { OPENAI_BASE_URL: model.url, OPENAI_API_KEY: MODEL_KEY }),
           ...env,
         },
-        // No settings file of whoever runs the tests.
+        // The nodes must not read a settings file of the person who runs the tests.
         cwd: cwd ?? (await folder()),
       });
       services.push(service);
@@ -76,7 +76,7 @@ export async function createWorld(): Promise<World> {
   };
 }
 
-/** All that a request may leave behind; a refused one leaves it as it was. */
+/** Everything that a request may change in the database. A refused request must leave it unchanged. */
 export async function stored(database: TestDatabase): Promise<Record<string, unknown>> {
   const [counts] = await database.query(
     `select (select count(*)::int from event) as events, (select count(*)::int from stream_state) as streams,
@@ -100,7 +100,7 @@ export function logged(
   );
 }
 
-/** Holds a session's events to what every history must be, whatever happened to it. */
+/** Checks what must hold for the events of every session, whatever happened to it. */
 export function expectWellFormed(events: readonly { version: number; type: string; data: object }[]): void {
   expect(events.map((event) => event.version)).toEqual(events.map((_, index) => index + 1));
   const started = new Set<unknown>();

@@ -74,15 +74,15 @@ describe('what a model provider does', () => {
     expectWellFormed(await logged(world.database, id));
   }
 
-  describe('refusals for the moment', () => {
+  describe('temporary refusals', () => {
     it.each([
-      // Longer than the pause of its own would be.
+      // These pauses are longer than the default pause would be.
       ['429 with Retry-After', [refuses(429, { 'retry-after': '0.9' })], 900],
       ['429 with a date', [refuses(429, { 'retry-after': new Date(0).toUTCString() })], 0],
       ['500 twice', [refuses(500), refuses(503, { 'retry-after-ms': '50' })], 50],
       ['a broken connection', [drops], 0],
     ])(
-      'given %s, when the model is asked, then it is asked again after the pause',
+      'given %s, when the model is called, then it is called again after the pause',
       async (name, replies, atLeastMs) => {
         const id = `t-${name.replaceAll(/\W/g, '')}`;
         await create(id);
@@ -97,7 +97,7 @@ describe('what a model provider does', () => {
       },
     );
 
-    it('given a pause that is longer than the patience, when the model is asked, then it fails at once', async () => {
+    it('given a pause that is longer than the timeout, when the model is called, then the call fails at once', async () => {
       await create('t-long');
       model.next(refuses(429, { 'retry-after': '3600' }));
       const began = performance.now();
@@ -106,7 +106,7 @@ describe('what a model provider does', () => {
       await usable('t-long');
     });
 
-    it('given a pause, when the generation is cancelled meanwhile, then nobody waits for it', async () => {
+    it('given a pause, when the generation is cancelled meanwhile, then the pause ends at once', async () => {
       await create('t-cancel');
       const refused = held(refuses(429, { 'retry-after': '1.4' }));
       model.next(refused.reply);
@@ -120,7 +120,7 @@ describe('what a model provider does', () => {
       await usable('t-cancel');
     });
 
-    it('given a refusal that will not pass, when the model is asked, then it is asked once', async () => {
+    it('given a permanent refusal, when the model is called, then it is called once', async () => {
       await create('t-once');
       const before = model.requests.length;
       model.next(refuses(404));
@@ -149,7 +149,7 @@ describe('what a model provider does', () => {
       ['an error without an end', floods(400, 'no no no no no no no '), 502, /answered/],
     ]; // prettier-ignore
     it.each(bad)(
-      'given a model that sends %s, when it is asked, then there is a problem and the session goes on',
+      'given a model that sends %s, when it is called, then the answer is a problem, and the session stays usable',
       async (name, reply, status, detail) => {
         const id = `b-${name.replaceAll(/\W/g, '-')}`;
         await create(id);
@@ -163,7 +163,7 @@ describe('what a model provider does', () => {
       },
     );
 
-    it('given text, ids and reasons that cannot be stored, when they come, then the rest is stored', async () => {
+    it('given text, ids and reasons with characters that cannot be stored, when they arrive, then the rest is stored', async () => {
       await create('b-nul');
       model.next(
         stream(
@@ -189,7 +189,7 @@ describe('what a model provider does', () => {
       await usable('b-nul');
     });
 
-    it('given a stream that stops in the middle, when the patience is over, then 504, and what had come is kept', async () => {
+    it('given a stream that stops in the middle, when the timeout is over, then 504, and the text that had arrived is kept', async () => {
       await create('b-stall');
       const reply = conducted();
       model.next(reply.reply);
@@ -204,7 +204,7 @@ describe('what a model provider does', () => {
   });
 
   describe('keys', () => {
-    it('given errors that quote the key, when they are answered, streamed, recorded and logged, then it is in none of them', async () => {
+    it('given errors that quote the key, when they are answered, streamed, recorded and logged, then none of these holds the key', async () => {
       const other = 'sk-proj-AbCdEf0123456789';
       for (const [index, text] of [
         `Incorrect API key provided: ${MODEL_KEY}.`,
@@ -236,8 +236,8 @@ describe('what a model provider does', () => {
     });
   });
 
-  describe('how many calls at once', () => {
-    it('given a limit, when more are asked for, then they wait their turn, and one that is cancelled leaves the line', async () => {
+  describe('the limit of parallel calls', () => {
+    it('given a limit, when more calls are requested, then they wait, and a cancelled one leaves the queue', async () => {
       const folder = await world.folder();
       await writeFile(join(folder, 'colloquy.yml'), 'llm: { maxConcurrency: 2 }');
       const { api: narrow } = await world.node({ MAX_SESSIONS: '1000' }, folder);
@@ -268,7 +268,7 @@ describe('what a model provider does', () => {
   });
 
   describe('usage', () => {
-    it('given a stream, when it ends, then its usage is recorded; a provider that tells none is no trouble', async () => {
+    it('given a stream, when it ends, then its usage is recorded; a provider that reports none causes no error', async () => {
       await create('u-1');
       const reply = conducted();
       model.next(reply.reply);
@@ -292,7 +292,7 @@ describe('what a model provider does', () => {
     const title = (id: string, body?: object, headers = {}) =>
       api.post<SessionAnswer>(`/v1/sessions/${id}/title`, body, headers);
 
-    it('given a conversation, when a title is asked for, then the model makes one, and a given one stays unless asked', async () => {
+    it('given a conversation, when a title is requested, then the model makes one, and an existing title stays unless overwrite is set', async () => {
       await create('ti-1');
       expect((await title('ti-1')).body.title).toBeNull();
       await generate('ti-1');
@@ -312,7 +312,7 @@ describe('what a model provider does', () => {
       ]);
     });
 
-    it('given a title that somebody gives while the model thinks, when the model has one, then it comes too late', async () => {
+    it('given a title that a client sets while the model is working, when the model has made one, then the title of the client stays', async () => {
       await create('ti-2');
       await generate('ti-2');
       const reply = held(says('Late'));
@@ -325,7 +325,7 @@ describe('what a model provider does', () => {
       expect((await api.get('/v1/sessions/ti-2')).body['title']).toBe('Mine');
     });
 
-    it('given a model that fails, when a title is asked for, then 502, and nothing has changed', async () => {
+    it('given a model that fails, when a title is requested, then 502, and nothing has changed', async () => {
       await create('ti-3');
       await generate('ti-3');
       const before = await logged(world.database, 'ti-3');
@@ -337,7 +337,7 @@ describe('what a model provider does', () => {
   });
 
   describe('bad input', () => {
-    it('given a session, when it is asked for what cannot be, then 400 that says where, and nothing has happened', async () => {
+    it('given a session, when a generation is requested with bad input, then 400 names the place, and nothing has changed', async () => {
       await create('i-1');
       const before = await logged(world.database, 'i-1');
       const asked = model.requests.length;
@@ -397,7 +397,7 @@ describe('what a model provider does', () => {
       return made?.approval;
     };
 
-    it('given approvals of every kind, when the tool is called, then they hold as long as they should', async () => {
+    it('given approvals of every scope, when the tool is called, then each holds for its scope', async () => {
       await create('a-1');
       expect(await call('a-1')).toBe('required');
       expect((await api.put('/v1/sessions/a-1/approvals/pay')).body).toEqual({ tool: 'pay', scope: 'once' });
@@ -423,7 +423,7 @@ describe('what a model provider does', () => {
       ]);
     });
 
-    it('given an approval, when the session is reset, or deleted and made anew, then it is gone', async () => {
+    it('given an approval, when the session is reset, or deleted and created again, then the approval is gone', async () => {
       await create('a-2');
       await api.put('/v1/sessions/a-2/approvals/pay', { scope: 'session' });
       expect(await approvals('a-2')).toHaveLength(1);
@@ -439,7 +439,7 @@ describe('what a model provider does', () => {
   });
 
   describe('the context budget', () => {
-    it('given a long conversation with tools, when the next turn is taken, then whole old turns are missing, and the record shows the very prompt', async () => {
+    it('given a long conversation with tools, when the next turn is taken, then whole old turns are left out, and the record shows exactly that prompt', async () => {
       const folder = await world.folder();
       await writeFile(
         join(folder, 'colloquy.yml'),
@@ -453,7 +453,7 @@ describe('what a model provider does', () => {
         const id = `call-${turn}`;
         model.next(callsTools([{ id, name: 'look', arguments: '{}' }]));
         await generate('w-1', { message: `question ${turn} ${filler}`, tools: [{ name: 'look' }] }, tight);
-        // What is said while a tool runs stands between a call and its result.
+        // A message that is appended while a tool runs stands between the call and its result.
         await api.post('/v1/sessions/w-1/messages', user(`hurry ${turn}`));
         model.next(says(`answer ${turn}`));
         const { body } = await generate(
@@ -480,12 +480,12 @@ describe('what a model provider does', () => {
       expect(first).toBeDefined();
       expect(JSON.stringify(model.last.messages)).not.toContain('question 0 ');
       expect(model.last.messages.length).toBeGreaterThan(6);
-      // Nothing is lost: a node without a budget shows it all.
+      // Nothing is lost: a node without a budget gives the whole history to the model.
       await generate('w-1', { message: 'all?' });
       expect(JSON.stringify(model.last.messages)).toContain('question 0 ');
     });
 
-    /** A recorded message as the provider's API has it. */
+    /** A recorded message in the form of the provider's API. */
     function asSent(message: object): object {
       const { toolCalls, toolCallId, name, ...rest } = message as {
         role: string;
@@ -515,7 +515,7 @@ describe('what a model provider does', () => {
       model.always(echoesPrompt);
       await Promise.all(
         Array.from({ length: SESSIONS }, async (_, n) => {
-          // Two tenants have the same ids.
+          // Both tenants use the same session ids.
           const headers = { 'colloquy-tenant': n % 2 ? 'red' : 'blue' };
           const id = `same-${Math.floor(n / 2)}`;
           await api.post('/v1/sessions', { id }, headers);
@@ -545,7 +545,7 @@ describe('what a model provider does', () => {
     });
   });
 
-  it('given all of that, when the log of the service is read, then it holds no error', async () => {
+  it('given all requests of this file, when the log of the service is read, then it holds no error', async () => {
     await eventually(async () => (await api.get('/health/ready')).status === 200);
     expect(world.output()).not.toContain('"level":"error"');
   });

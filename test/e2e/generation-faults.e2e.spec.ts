@@ -27,7 +27,10 @@ const LEASE_OVER_MS = 10_000;
 type Stage = 'before the first token' | 'in the middle of the text';
 const STAGES: readonly Stage[] = ['before the first token', 'in the middle of the text'];
 
-/** What ends a generation early, at every stage and from every node; the model checks each prompt as strictly as any. */
+/**
+ * Everything that ends a generation early, at every stage and from every node. The fake model checks each prompt as
+ * strictly as the strictest provider.
+ */
 describe('generations that are ended early', () => {
   let world: World;
   let model: FakeOpenAi;
@@ -43,7 +46,7 @@ describe('generations that are ended early', () => {
     model = await world.model();
     model.beStrict();
     folder = await world.folder();
-    // The clock is moved on: nothing is to expire by that.
+    // These tests move the clock forward, which must not expire any session.
     await writeFile(
       join(folder, 'colloquy.yml'),
       'sessions: { maxSessions: 10000, sessionTTL: 86400000000 }',
@@ -62,7 +65,7 @@ describe('generations that are ended early', () => {
     through.post<GeneratedAnswer>(`/v1/sessions/${id}/generate`, body, headers);
   const cancel = (id: string, through = api, headers = {}) =>
     through.post<{ cancelled: boolean }>(`/v1/sessions/${id}/cancel`, undefined, headers);
-  /** Strong reads wait for the lanes of a node that was killed until another one has taken them. */
+  /** Waits until strong reads succeed: they wait for the lanes of a killed node until another node has taken them. */
   const history = (id: string) =>
     eventually(async () => {
       const answer = await api.get<{ data: MessageView[] }>(`/v1/sessions/${id}/messages?limit=200`);
@@ -73,19 +76,19 @@ describe('generations that are ended early', () => {
       'select text from generation_chunk where generation = $1 order by number',
       [generation],
     );
-  /** Until every node may know so much of a reply. */
+  /** Waits until every node can show so much of a reply. */
   const shared = (generation: string, text: string) =>
     eventually(async () => (await chunks(generation)).map((one) => one.text).join('') === text);
   const types = async (id: string) => (await logged(world.database, id)).map(({ type }) => type);
 
-  /** The next turn is taken on either node, and the model accepts its prompt. */
+  /** Takes the next turn on each node, and checks that the model accepts its prompt. */
   async function usable(id: string): Promise<void> {
     for (const through of [api, other]) {
       const next = await generate(id, { message: 'and now?' }, through);
       expect(next.status).toBe(200);
       expect(next.body.finishReason).toBe('stop');
     }
-    // Nothing is answered twice.
+    // No question is answered twice.
     const roles = (await history(id)).map(({ role, status }) => (status === 'complete' ? role : `${role}?`));
     expect(roles.join()).not.toMatch(/assistant,assistant/);
   }
@@ -94,7 +97,7 @@ describe('generations that are ended early', () => {
     readonly reply: ConductedReply;
     readonly stream: EventStream;
     readonly generationId: string;
-    /** What has arrived. */
+    /** The text that has arrived. */
     readonly text: string;
   }
   async function streaming(id: string, stage: Stage, through: Api, headers = {}): Promise<Streaming> {
@@ -122,7 +125,7 @@ describe('generations that are ended early', () => {
       { stage, where: 'the other node', from: () => other },
     ]);
     it.each(cases)(
-      'given a reply $stage, when $where cancels it, then what had arrived is kept and the session is free',
+      'given a reply $stage, when $where cancels it, then the text that had arrived is kept and the session is free',
       async ({ stage, where, from }) => {
         const id = `c-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
         // Both nodes know the session of old, from before the generation began.
@@ -131,7 +134,7 @@ describe('generations that are ended early', () => {
         const { reply, stream, generationId, text } = await streaming(id, stage, api);
         const answer = await cancel(id, from());
         expect(answer.body).toEqual({ cancelled: true });
-        // At once: no lease has to run out.
+        // The session is free at once, without waiting for a lease to expire.
         expect((await generate(id, { message: 'next' }, from())).status).toBe(200);
         await reply.abandoned;
         const [last] = await stream.rest();
@@ -150,7 +153,7 @@ describe('generations that are ended early', () => {
       },
     );
 
-    it('given a reply that has ended, or none, when it is cancelled, then there was nothing to cancel', async () => {
+    it('given a reply that has ended, or none, when it is cancelled, then the answer says that there was nothing to cancel', async () => {
       await create('c-end');
       expect((await cancel('c-end')).body).toEqual({ cancelled: false });
       await generate('c-end', { message: 'question' });
@@ -161,7 +164,7 @@ describe('generations that are ended early', () => {
       await usable('c-end');
     });
 
-    it('given a cancel under a key, when it is sent again, then the next generation goes on', async () => {
+    it('given a cancel with a key, when it is sent again, then it does not cancel the next generation', async () => {
       const { stream } = await streaming('c-key', 'in the middle of the text', api);
       const key = { 'idempotency-key': 'cancel once' };
       expect((await cancel('c-key', other, key)).body).toEqual({ cancelled: true });
@@ -175,7 +178,7 @@ describe('generations that are ended early', () => {
       expect((await next).body.content).toBe('finished');
     });
 
-    it('given tool calls of a reply that was cut off, when the next turn is taken, then no half of a pair is left', async () => {
+    it('given tool calls of a reply that was cut off, when the next turn is taken, then the prompt holds no call without a result and no result without a call', async () => {
       await create('c-tools');
       model.next(callsTools([{ id: 'c1', name: 'look', arguments: '{}' }]));
       await generate('c-tools', { message: 'look', tools: [{ name: 'look' }] });
@@ -197,7 +200,7 @@ describe('generations that are ended early', () => {
       ['the same node', 'the other node'].map((where) => ({ stage, where })),
     );
     it.each(cases)(
-      'given a reply $stage, when $where resets the session, then it begins anew',
+      'given a reply $stage, when $where resets the session, then its history is empty',
       async ({ stage, where }) => {
         const id = `r-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
         const from = where === 'the same node' ? api : other;
@@ -217,7 +220,7 @@ describe('generations that are ended early', () => {
         expect(
           model.requests.slice(-2).flatMap(({ messages }) => messages.map((one) => one.content)),
         ).not.toContain('question');
-        // What had arrived belongs to the history before the reset.
+        // The text that had arrived belongs to the history before the reset.
         const events = await logged(world.database, id);
         const reset = events.findIndex(({ type }) => type === 'ConversationReset');
         expect(events.slice(0, reset).filter(({ data }) => data['status'] === 'incomplete')).toMatchObject(
@@ -227,7 +230,7 @@ describe('generations that are ended early', () => {
     );
 
     it.each(cases)(
-      'given a reply $stage, when $where deletes the session, then nothing of it comes back',
+      'given a reply $stage, when $where deletes the session, then nothing of the reply appears later',
       async ({ stage, where }) => {
         const id = `d-${STAGES.indexOf(stage)}-${where.split(' ')[1] ?? ''}`;
         const { reply, stream } = await streaming(id, stage, api);
@@ -248,7 +251,7 @@ describe('generations that are ended early', () => {
   });
 
   describe('kill -9', () => {
-    /** Long enough ahead for the leases of all who went before. */
+    /** Moves the clock forward so far that the leases of all killed nodes have expired. */
     let offsetMs = 0;
     const leaseOver = () => world.database.setClock({ offsetMs: (offsetMs += LEASE_OVER_MS) });
 
@@ -265,7 +268,7 @@ describe('generations that are ended early', () => {
     }
 
     heavy.each(STAGES)(
-      'given a node that was killed %s, when the next turn is asked for, then it waits for the lease and keeps what had arrived',
+      'given a node that was killed %s, when the next turn is requested, then it waits for the lease, and the text that had arrived is kept',
       async (stage) => {
         const id = `k-${STAGES.indexOf(stage)}`;
         const { generationId, text } = await killed(id, stage);
@@ -293,7 +296,7 @@ describe('generations that are ended early', () => {
       ['cancelled', (id: string) => cancel(id, other)],
       ['reset', (id: string) => other.post(`/v1/sessions/${id}/reset`)],
     ])(
-      'given a node that was killed, when the session is %s before its lease is over, then it is free',
+      'given a node that was killed, when the session is %s before its lease has expired, then the session is free',
       async (what, end) => {
         const id = `k-${what}`;
         const { text } = await killed(id, 'in the middle of the text');
@@ -307,7 +310,7 @@ describe('generations that are ended early', () => {
       },
     );
 
-    it('given a reader on another node, when the node that generates is killed, then the reader hears of it', async () => {
+    it('given a reader on another node, when the node that generates is killed, then the reader gets the failure', async () => {
       const victim = await world.node({}, folder);
       const { generationId, text, stream } = await streaming(
         'k-read',
@@ -327,7 +330,7 @@ describe('generations that are ended early', () => {
       await usable('k-read');
     });
 
-    it('given a request under a key, when its node is killed and it is sent again, then it attaches, and hears of the end', async () => {
+    it('given a request with a key, when its node is killed and the request is sent again, then the retry attaches to the generation and gets its end', async () => {
       const key = { 'idempotency-key': 'killed' };
       const { generationId, text } = await killed('k-key', 'in the middle of the text', key);
       const before = model.requests.length;
@@ -346,7 +349,7 @@ describe('generations that are ended early', () => {
     });
 
     heavy(
-      'given a reply that ended, when its node is killed and another one started, then a retry gets it without the model',
+      'given a reply that has ended, when its node is killed and another one is started, then a retry gets the reply without a model call',
       async () => {
         const victim = await world.node({}, folder);
         await create('k-end');
@@ -364,7 +367,7 @@ describe('generations that are ended early', () => {
   });
 
   describe('a reply of many minutes', () => {
-    it('given a reply that outlasts its lease many times, when others ask, then it is not taken for dead', async () => {
+    it('given a reply that takes many times as long as its lease, when other requests come, then its generation is not taken for abandoned', async () => {
       const { reply, stream, generationId } = await streaming('l-1', 'in the middle of the text', api);
       const [{ until: first } = { until: '' }] = await leaseOf(generationId);
       for (let renewed = 0, until = first; renewed < 2; renewed += 1) {
@@ -385,7 +388,7 @@ describe('generations that are ended early', () => {
   });
 
   describe('a stop', () => {
-    it('given a reply under way and one that waits, when the node is stopped, then both hear of it and the sessions go on', async () => {
+    it('given a running reply and a queued request, when the node is stopped, then both get an error and the sessions stay usable', async () => {
       const impatient = await world.folder();
       await writeFile(
         join(impatient, 'colloquy.yml'),
@@ -403,7 +406,8 @@ describe('generations that are ended early', () => {
         event: 'generation.failed',
         data: { code: 'model-failed' },
       });
-      // Refused, or begun in the last moment and ended at once; or it came too late for a connection.
+      // The queued request was refused, or it was started at the last moment and ended at once, or its connection was
+      // refused.
       expect([502, 503, undefined]).toContain((await waiting)?.status);
       expect(model.requests.length).toBe(asked);
       expect(await history('s-1')).toMatchObject([{ content: 'question' }, ...partialOf(text)]);
@@ -412,7 +416,7 @@ describe('generations that are ended early', () => {
   });
 
   describe('a busy session', () => {
-    it('given requests that queue, when the session is free, then they are answered in their order', async () => {
+    it('given queued requests, when the session becomes free, then they are answered in their order', async () => {
       await create('q-1');
       const first = held(says('first'));
       model.next(first.reply);
@@ -421,7 +425,8 @@ describe('generations that are ended early', () => {
       const waiting: Promise<unknown>[] = [];
       for (let n = 1; n <= 16; n += 1) {
         waiting.push(generate('q-1', { message: String(n), onBusy: 'queue' }));
-        // Sent one after the other, on connections of their own: the next only when this one has arrived.
+        // The requests are sent one after the other, on connections of their own: each only when the one before has
+        // arrived.
         await api.get('/v1/sessions/q-1');
       }
       expectProblem(await generate('q-1', { message: 'no', onBusy: 'queue' }), 409, 'session-busy');
@@ -434,7 +439,7 @@ describe('generations that are ended early', () => {
       expect((await generate('q-1', { message: 'again', onBusy: 'queue' })).status).toBe(200);
     });
 
-    it('given a generation on one node, when a request queues on the other, then it gets its turn', async () => {
+    it('given a generation on one node, when a request is queued on the other, then it gets its turn', async () => {
       const { reply, stream } = await streaming('q-2', 'in the middle of the text', api);
       const waiting = generate('q-2', { message: 'next', onBusy: 'queue' }, other);
       reply.end();
@@ -443,7 +448,7 @@ describe('generations that are ended early', () => {
       expect(await texts(api, 'q-2')).toEqual(['question', 'Once 😀upon', 'next', expect.any(String)]);
     });
 
-    it('given a request that queues, when the running one is cancelled, then it gets its turn', async () => {
+    it('given a queued request, when the running generation is cancelled, then the request gets its turn', async () => {
       const { stream, text } = await streaming('q-4', 'in the middle of the text', api);
       const waiting = generate('q-4', { message: 'next', onBusy: 'queue' });
       await api.get('/v1/sessions/q-4');
@@ -454,7 +459,7 @@ describe('generations that are ended early', () => {
       await usable('q-4');
     });
 
-    it('given a client that leaves while it queues, when its turn comes, then it is answered once, and the session goes on', async () => {
+    it('given a client that disconnects while its request is queued, when its turn comes, then the request is answered once, and the session stays usable', async () => {
       const { reply, stream } = await streaming('q-5', 'in the middle of the text', api);
       const gone = new AbortController();
       const waiting = fetch(`${api.url}/v1/sessions/q-5/generate`, {
@@ -473,7 +478,7 @@ describe('generations that are ended early', () => {
       await usable('q-5');
     });
 
-    // It waits for as long as a request may.
+    // The request waits for as long as a request may.
     (FULL ? it : it.skip)(
       'given a reply that takes longer, when a request has queued for a minute, then the session is busy',
       async () => {
@@ -491,7 +496,7 @@ describe('generations that are ended early', () => {
       },
     );
 
-    it('given a request that queues, when the session is deleted, then it hears that', async () => {
+    it('given a queued request, when the session is deleted, then the request gets 404', async () => {
       const { stream } = await streaming('q-3', 'before the first token', api);
       const waiting = generate('q-3', { message: 'next', onBusy: 'queue' });
       await api.delete('/v1/sessions/q-3');
@@ -500,14 +505,15 @@ describe('generations that are ended early', () => {
     });
   });
 
-  it('given all of that, when it is over, then nothing is left in the table of what is in flight', async () => {
+  it('given all generations of this file, when they have ended, then the table of partial replies is empty', async () => {
     const left = async (): Promise<number> => {
       const [{ n } = { n: -1 }] = await world.database.query<{ n: number }>(
         'select count(distinct generation)::int as n from generation_chunk',
       );
       return n;
     };
-    // A node that is killed between the end of a generation and this leaves its text behind, for a day.
+    // A node that is killed after the end of a generation and before the removal of its text leaves the text behind for
+    // a day.
     await eventually(async () => (await left()) <= deaths);
     await world.database.setClock({ offsetMs: 25 * 3_600_000 });
     await world.node({}, folder);

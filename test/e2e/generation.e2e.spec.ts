@@ -47,7 +47,7 @@ describe('generation', () => {
       join(folder, 'colloquy.yml'),
       'llm: { timeoutMs: 1500 }\nsessions: { maxSessions: 1000 }',
     );
-    // The other one is patient.
+    // The other node has a long timeout.
     [{ api }, { api: other }] = await Promise.all([
       world.node({}, folder),
       world.node({ MAX_SESSIONS: '1000' }),
@@ -74,7 +74,7 @@ describe('generation', () => {
   };
 
   describe('a turn', () => {
-    it('given a message, when a reply is asked for, then it is answered, recorded and counted', async () => {
+    it('given a message, when a reply is requested, then the reply is returned, recorded and counted', async () => {
       await create('t-1');
       model.next(
         says('Hi, Alice.', {
@@ -122,7 +122,7 @@ describe('generation', () => {
       expect((await api.get('/v1/sessions/t-1')).body).toMatchObject({ usage, messageCount: 0 });
     });
 
-    it('given a conversation, when its second turn is taken, then the model gets instructions, all that was said, and the tools', async () => {
+    it('given a conversation, when its second turn is taken, then the model gets the instructions, the whole history, and the tools', async () => {
       await create('t-2');
       await api.post('/v1/sessions/t-2/messages', { role: 'system', content: 'You sell shoes.' });
       model.next(says('We have sandals.'));
@@ -156,14 +156,14 @@ describe('generation', () => {
         (event) => event.type === 'GenerationStarted',
       );
       expect(started?.data).toMatchObject({ model: 'other-model', instructions: 'Be brief.' });
-      // Instructions are of one turn, and no message.
+      // Instructions are for one turn and are not a message.
       model.next(echoesPrompt);
       await generate('t-2', {});
       expect(model.last.messages[0]).toEqual({ role: 'system', content: 'You sell shoes.' });
       expect(model.last.tools).toBeUndefined();
     });
 
-    it('given a reset and a new beginning, when a reply is asked for, then the model sees nothing of before', async () => {
+    it('given a reset and a new message, when a reply is requested, then the model sees nothing from before the reset', async () => {
       await create('t-3');
       await generate('t-3', { message: 'the old secret' });
       await api.post('/v1/sessions/t-3/reset');
@@ -176,7 +176,7 @@ describe('generation', () => {
       expect(model.last.messages).toEqual([user('newer')]);
     });
 
-    it('given typed parts, when the model is asked, then it gets them', async () => {
+    it('given content in typed parts, when the model is called, then it gets these parts', async () => {
       await create('t-4');
       const content = [
         { type: 'text', text: 'What is this?' },
@@ -194,7 +194,7 @@ describe('generation', () => {
       ]);
     });
 
-    it('given a reply with what cannot be stored, when it arrives, then it is stored without that', async () => {
+    it('given a reply with characters that cannot be stored, when it arrives, then it is stored without them', async () => {
       await create('t-5');
       model.next(says('a\0b \ud83d c'));
       const { status, body } = await generate('t-5', { message: 'x' });
@@ -203,7 +203,7 @@ describe('generation', () => {
       expect(await texts(api, 't-5')).toEqual(['x', body.content]);
     });
 
-    it('given nobody, when chat is asked, then there is a session, which the next chat goes on with', async () => {
+    it('given no session, when a chat is sent, then a session is created, which the next chat continues', async () => {
       model.next(says('Hello!'), echoesPrompt);
       const first = await api.post<Chat>('/v1/chat', { message: 'Hi' });
       expect(first.status).toBe(200);
@@ -230,7 +230,7 @@ describe('generation', () => {
       { id: 'call-2', name: 'price', arguments: '{}' },
     ];
 
-    it('given tool calls, when their results are given, then the model gets calls and results in their places', async () => {
+    it('given tool calls, when their results are sent, then the model gets calls and results in the right order', async () => {
       await create('c-1');
       model.next(callsTools(calls));
       const { body } = await generate('c-1', { message: 'Size 42?' });
@@ -253,7 +253,7 @@ describe('generation', () => {
       expect(rest).toHaveLength(4);
     });
 
-    it('given tool calls that nobody answered, when the next turn is taken, then they count as cancelled', async () => {
+    it('given tool calls without results, when the next turn is taken, then they count as cancelled', async () => {
       await create('c-2');
       model.next(callsTools(calls));
       await generate('c-2', { message: 'Size 42?' });
@@ -273,7 +273,7 @@ describe('generation', () => {
         ['user', 'complete'],
         ['assistant', 'complete'],
       ]);
-      // They have their results: none is taken any more.
+      // The calls have their results, so further results are refused.
       const late = await api.post('/v1/sessions/c-2/messages', {
         role: 'tool',
         toolCallId: 'call-1',
@@ -298,7 +298,7 @@ describe('generation', () => {
       ['no choice', () => sends('{"choices":[]}'), ''],
       ['nothing at all', () => sends(''), ''],
     ])(
-      'given a model that sends %s, when it is asked, then 502, and the session works on',
+      'given a model that sends %s, when it is called, then 502, and the session stays usable',
       async (what, reply, hint) => {
         const id = `f-${what.replaceAll(' ', '-')}`;
         await create(id);
@@ -332,7 +332,7 @@ describe('generation', () => {
       },
     );
 
-    it('given a model whose connection breaks, when it is asked, then it is asked again, and at last 502', async () => {
+    it('given a model whose connection breaks, when it is called, then the call is repeated, and finally 502', async () => {
       await create('f-drop');
       model.next(drops, says('at the second try'));
       expect(
@@ -350,7 +350,7 @@ describe('generation', () => {
       expect((await generate('f-drop', {})).body.content).toBe('back');
     });
 
-    it('given a model that never answers, when its time is over, then 504, and the session works on', async () => {
+    it('given a model that never answers, when its timeout is over, then 504, and the session stays usable', async () => {
       await create('f-time');
       model.next(neverAnswers);
       expectProblem(await generate('f-time', { message: 'x' }), 504, 'model-timeout');
@@ -360,14 +360,14 @@ describe('generation', () => {
       ]);
     });
 
-    it('given a chat that fails, when it is asked without a session, then the problem names the session that was made', async () => {
+    it('given a chat without a session, when the model fails, then the problem names the session that was created', async () => {
       model.next(fails(500, 'no'));
       const problem = expectProblem(await api.post('/v1/chat', { message: 'x' }), 502, 'model-failed');
       const id = problem['sessionId'] as string;
       expect((await api.get<SessionAnswer>(`/v1/sessions/${id}`)).body.messageCount).toBe(1);
     });
 
-    it('given all of that, when log and events are searched, then the key is in none of them', async () => {
+    it('given all requests of this file, when log and events are searched, then neither holds the key', async () => {
       expect(world.output()).not.toContain(MODEL_KEY.slice(0, 8));
       const [found] = await world.database.query(
         'select count(*)::int as n from event where data::text like $1',
@@ -378,8 +378,8 @@ describe('generation', () => {
     });
   });
 
-  describe('while the model thinks', () => {
-    /** A session in which the model was asked and does not answer yet. */
+  describe('while the model is working', () => {
+    /** A session whose model was called and has not answered yet. */
     async function thinking(id: string, headers: Record<string, string> = {}, through = other) {
       await create(id);
       const reply = held(says('the reply'));
@@ -389,7 +389,7 @@ describe('generation', () => {
       return { reply, answer };
     }
 
-    it('given a reply under way, when another is asked for on either node, then 409 with Retry-After', async () => {
+    it('given a running generation, when another one is requested on either node, then 409 with Retry-After', async () => {
       const { reply, answer } = await thinking('w-1');
       expect(
         await asked(async () => {
@@ -410,9 +410,10 @@ describe('generation', () => {
       expect((await generate('w-1', { message: 'now' })).status).toBe(200);
     });
 
-    it('given a node that has not heard of a reply under way, when it is asked for another, then the model is not', async () => {
+    it('given a node that does not know yet of a running generation, when another one is requested from it, then the model is not called', async () => {
       await create('w-old');
-      // It remembers the session as it is now, and gets all ready before the log says that it is busy.
+      // The node has a cached state of the session, and prepares the model call before the log shows that the session
+      // is busy.
       await say(other, 'w-old', 'hello');
       const { reply, answer } = await thinking('w-old', {}, api);
       expect(
@@ -425,7 +426,7 @@ describe('generation', () => {
       expect((await answer).status).toBe(200);
     });
 
-    it('given a reply under way, when messages are appended, then they stand before it, and the next turn sees all', async () => {
+    it('given a running generation, when messages are appended, then they stand before its reply, and the next turn sees all of them', async () => {
       const { reply, answer } = await thinking('w-2');
       expect((await say(api, 'w-2', 'one more thing')).status).toBe(201);
       expect((await api.patch('/v1/sessions/w-2', { title: 'T' })).status).toBe(200);
@@ -442,7 +443,7 @@ describe('generation', () => {
       ]);
     });
 
-    it('given messages that are appended as a turn starts, when the model is asked, then it sees just those before', async () => {
+    it('given messages that are appended while a turn starts, when the model is called, then it sees exactly those before the start', async () => {
       await create('w-race');
       for (let round = 0; round < 30; round += 1) {
         const [{ body }] = await Promise.all([
@@ -463,7 +464,8 @@ describe('generation', () => {
         const id = `w-3-${where.replaceAll(' ', '-')}`;
         const { reply, answer } = await thinking(id, {}, where === 'this node' ? api : other);
         expect((await api.post(`/v1/sessions/${id}/reset`)).status).toBe(200);
-        // The next one may be asked for before the old reply comes, which must not be taken for its own.
+        // The next generation may be requested before the old reply arrives, and must not take the old reply for its
+        // own.
         const second = held(says('the second'));
         model.next(second.reply);
         const anew = generate(id, { message: 'anew' });
@@ -487,7 +489,7 @@ describe('generation', () => {
       },
     );
 
-    it('given a reply under way, when the session is deleted and made anew, then the reply is dropped', async () => {
+    it('given a running generation, when the session is deleted and created again, then the reply is dropped', async () => {
       const { reply, answer } = await thinking('w-4');
       expect((await api.delete('/v1/sessions/w-4')).status).toBe(204);
       await create('w-4');
@@ -506,7 +508,7 @@ describe('generation', () => {
       ]);
     });
 
-    it('given a reply under way, when the session is deleted, then whoever asked hears 404', async () => {
+    it('given a running generation, when the session is deleted, then its client gets 404', async () => {
       const { reply, answer } = await thinking('w-5');
       await api.delete('/v1/sessions/w-5');
       reply.release();
@@ -514,7 +516,7 @@ describe('generation', () => {
       expect((await types('w-5')).slice(-2)).toEqual(['GenerationCancelled', 'SessionDeleted']);
     });
 
-    it('given a reply under way, when whoever asked goes away, then it is recorded all the same', async () => {
+    it('given a running generation, when its client disconnects, then the reply is recorded all the same', async () => {
       await create('w-6');
       const reply = held(says('for nobody'));
       model.next(reply.reply);
@@ -533,7 +535,7 @@ describe('generation', () => {
       expect(await texts(api, 'w-6')).toEqual(['question', 'for nobody']);
     });
 
-    it('given a node that is killed in the middle, when its lease is over, then the next one takes the turn', async () => {
+    it('given a node that is killed during a generation, when its lease has expired, then another node can take the next turn', async () => {
       const victim = await world.node();
       const key = { 'idempotency-key': 'killed' };
       await create('k-1');
@@ -554,12 +556,12 @@ describe('generation', () => {
       expect(events.find((event) => event.type === 'GenerationFailed')?.data).toMatchObject({
         code: 'lease-expired',
       });
-      // The request that died has its outcome too.
+      // The request to the killed node has an outcome as well.
       expectProblem(await generate('k-1', { message: 'question' }, key), 502, 'model-failed');
       expect(JSON.stringify(await logged(world.database, 'k-1'))).not.toContain('never recorded');
     });
 
-    it('given a node that is killed in the middle, when the request is sent again to another, then it hears of the failure', async () => {
+    it('given a node that is killed during a generation, when the request is sent again to another node, then it gets the failure', async () => {
       const victim = await world.node();
       const key = { 'idempotency-key': 'killed and asked again' };
       await create('k-2');
@@ -569,7 +571,7 @@ describe('generation', () => {
       await reply.asked;
       await victim.service.kill9();
       await answer;
-      // It attaches, and waits: the lease still stands.
+      // The retry attaches to the generation and waits, because the lease is still valid.
       const again = generate('k-2', { message: 'question' }, key);
       await world.database.setClock({ offsetMs: 2 * LEASE_OVER_MS });
       expectProblem(await again, 502, 'model-failed');
@@ -580,7 +582,7 @@ describe('generation', () => {
   });
 
   describe('Idempotency-Key', () => {
-    it('given a reply, when the request is sent again, on either node, then the model was asked once', async () => {
+    it('given a reply, when the request is sent again to either node, then the model is called only once', async () => {
       await create('i-1');
       const key = { 'idempotency-key': 'i-1' };
       model.next(says('only once'));
@@ -605,7 +607,7 @@ describe('generation', () => {
       expect(await texts(api, 'i-1')).toEqual(['x', 'only once', 'later']);
     });
 
-    it('given tool calls, when the request is sent again, then the same calls are answered', async () => {
+    it('given tool calls, when the request is sent again, then the same calls are returned', async () => {
       await create('i-2');
       const key = { 'idempotency-key': 'i-2' };
       model.next(callsTools([{ id: 'c', name: 'f', arguments: '{}' }]));
@@ -615,7 +617,7 @@ describe('generation', () => {
       expect(again.body.finishReason).toBe('tool_calls');
     });
 
-    it('given a reply under way, when the request is sent again to either node, then all get the one answer', async () => {
+    it('given a running generation, when the request is sent again to either node, then all requests get the same answer', async () => {
       await create('i-3');
       const key = { 'idempotency-key': 'i-3' };
       const reply = held(says('for all'));
@@ -634,7 +636,7 @@ describe('generation', () => {
       ).toBe(1);
     });
 
-    it('given requests with one key at once on two nodes, when all are answered, then the model was asked once', async () => {
+    it('given requests with one key at once on two nodes, when all are answered, then the model was called once', async () => {
       await create('i-4');
       const key = { 'idempotency-key': 'i-4' };
       expect(
@@ -651,7 +653,7 @@ describe('generation', () => {
       expect(await texts(api, 'i-4')).toHaveLength(2);
     });
 
-    it('given a failure, when the request is sent again, then it is repeated; a new key without a message tries again', async () => {
+    it('given a failure, when the request is sent again, then it gets the same failure; a new key without a message tries again', async () => {
       await create('i-5');
       const key = { 'idempotency-key': 'i-5' };
       model.next(fails(500, 'the GPU is cold'));
@@ -670,7 +672,7 @@ describe('generation', () => {
       expectProblem(await generate('i-5', { message: 'x' }, key), 502, 'model-failed');
     });
 
-    it('given a reply that a reset dropped, when the request is sent again, then it hears that it was cancelled', async () => {
+    it('given a reply that a reset dropped, when the request is sent again, then the answer says that it was cancelled', async () => {
       await create('i-6');
       const key = { 'idempotency-key': 'i-6' };
       const reply = held(says('dropped'));
@@ -684,7 +686,7 @@ describe('generation', () => {
       expect((await generate('i-6', { message: 'x' }, key, other)).body).toEqual(body);
     });
 
-    it('given a busy session, when a request with a key is refused, then the key is free to try again', async () => {
+    it('given a busy session, when a request with a key is refused, then the key can be used again', async () => {
       await create('i-7');
       const reply = held(says('first'));
       model.next(reply.reply);
@@ -709,7 +711,7 @@ describe('generation', () => {
           }
           expectProblem(await api.post('/v1/chat', { message: 'y' }, key), 409, 'idempotency-key-reused');
           expect(await texts(api, first.body.sessionId)).toEqual(['x', 'one answer']);
-          // What was deleted since stays deleted.
+          // A session that was deleted since stays deleted.
           await api.delete(`/v1/sessions/${first.body.sessionId}`);
           expect((await other.post<Chat>('/v1/chat', { message: 'x' }, key)).body).toEqual(first.body);
           expectProblem(await api.get(`/v1/sessions/${first.body.sessionId}`), 404, 'session-not-found');

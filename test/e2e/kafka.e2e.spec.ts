@@ -45,7 +45,7 @@ const health = async (url: string) => {
 };
 
 heavy(
-  'given brokers that cannot be reached, when the service starts, then it serves, and says so in health and log without a flood',
+  'given brokers that cannot be reached, when the service starts, then it serves requests, and reports the outage in health and once in the log',
   async () => {
     const probe = createServer().listen(0, '127.0.0.1');
     await once(probe, 'listening');
@@ -72,7 +72,7 @@ heavy(
     expect(metrics).toMatch(/^colloquy_relay_up 0$/m);
     expect(metrics).toMatch(/^colloquy_relay_lag_events\{lane="\d+"\} [1-9]/m);
     expect(running.output().match(/nothing is published to Kafka for now/g)).toHaveLength(1);
-    // Its greeting, and the one line of the outage.
+    // The log holds the greeting and one line about the outage.
     const warnings = running
       .output()
       .split('\n')
@@ -82,7 +82,7 @@ heavy(
   60_000,
 );
 
-it('given no brokers, then health has no word of Kafka, and the contract is served without a key', async () => {
+it('given no brokers, when health and contract are requested, then health does not mention Kafka, and the contract is served without a key', async () => {
   const { url } = await start({ COLLOQUY_API_KEYS: 'one:acme:secret' });
   expect((await health(url)).kafka).toBeUndefined();
   const asyncapi = (await (await fetch(`${url}/asyncapi.json`)).json()) as { asyncapi: string };
@@ -95,7 +95,7 @@ it('given no brokers, then health has no word of Kafka, and the contract is serv
 
 describeWithKafka('a service with Kafka', (brokers) => {
   heavy(
-    'given events from before brokers were named, when they are named, then all arrive since the first',
+    'given events from before brokers were configured, when brokers are configured, then all events arrive from the first on',
     async () => {
       const before = await start();
       await chat(before.url, 'before');
@@ -124,7 +124,7 @@ describeWithKafka('a service with Kafka', (brokers) => {
   );
 });
 
-it('given no brokers, when the relay is loaded, then nothing of kafkajs is', () => {
+it('given no brokers, when the relay is loaded, then kafkajs is not loaded', () => {
   jest.isolateModules(() => {
     const name = randomUUID();
     jest.doMock('kafkajs', () => {

@@ -8,12 +8,12 @@ import { heavy } from '../support/heavy.js';
 const BODIES = process.env['FULL'] === '1' ? 4_000 : 2_000;
 const MIB = 1024 * 1024;
 
-/** The most memory that a process has held so far, in bytes. */
+/** The peak memory of a process so far, in bytes. */
 const peakMemory = (pid: number): number =>
   Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
 
 heavy(
-  'given a flood of large bodies for one session, when they arrive at once, then the surplus is overloaded, memory stays bounded, and another tenant is served',
+  'given a flood of large bodies for one session, when they arrive at once, then those beyond the limit are refused as overloaded, memory stays bounded, and another tenant is served',
   async () => {
     const db = await createTestDatabase();
     const service = await startService({ env: { DATABASE_URL: db.url, LOG_LEVEL: 'error' } });
@@ -29,7 +29,7 @@ heavy(
         'content-length': String(body.length),
         'colloquy-tenant': 'flood',
       };
-      /** Sends all but the end of a body, and the end when `rest` says so, unless it was refused before. */
+      /** Sends all but the end of a body, and the end when `rest` resolves, unless the request was refused before. */
       const send = async (chunked: boolean, rest: Promise<void>, sent: () => void): Promise<number> => {
         const { 'content-length': _length, ...others } = headers;
         const sending = request(`${service.url}/v1/sessions/flood/messages`, {
@@ -73,9 +73,9 @@ heavy(
       for (const status of statuses) counts.set(status, (counts.get(status) ?? 0) + 1);
       expect([...counts.keys()].sort()).toEqual([201, 503]);
       expect(others).toEqual(Array.from({ length: 10 }, () => 201));
-      // All bodies together are larger than this, and each takes several times its size.
+      // All bodies together are larger than this limit, and the service needs several times the size of each.
       expect(peakMemory(service.pid) - before).toBeLessThan(600 * MIB);
-      // The service goes on as before.
+      // The service then works as before.
       const more = { role: 'user', content: 'more' };
       expect(
         (await api.post('/v1/sessions/flood/messages', more, { 'colloquy-tenant': 'flood' })).status,

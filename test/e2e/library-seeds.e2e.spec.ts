@@ -25,7 +25,7 @@ const CLIENT = snippet('Web Application Pattern', 1);
 const WITH_TTL = snippet('Automatic Cleanup');
 const STORAGE = snippet('Persistent Storage');
 const RESUME = snippet('Resuming Conversations');
-/** The beginning that the shorter examples take for granted. */
+/** The beginning that the shorter examples omit. */
 const AGENT = BASICS.slice(0, BASICS.indexOf('// Create a session with auto'));
 const STOP = '\nawait agent.stop();\n';
 
@@ -72,7 +72,8 @@ const PROGRAMS = {
 };
 type Name = keyof typeof PROGRAMS;
 
-// Programs of their own, each with a service, some with a PostgreSQL.
+// Each test runs programs, each with a service and some with a PostgreSQL, which takes longer than Jest's default
+// limit.
 jest.setTimeout(60_000);
 
 describe('the programs of the seeds', () => {
@@ -145,7 +146,7 @@ describe('the programs of the seeds', () => {
     });
     afterAll(() => mode.over());
 
-    /** Its output, without what is said of options that have no meaning here. */
+    /** The output of a program, without the notes about options that have no effect. */
     async function outputOf(name: Name, ...replies: string[]): Promise<string[]> {
       model.next(...replies.map((content) => says(content)));
       const source = PROGRAMS[name].replace(SEED_IMPORT, line);
@@ -156,7 +157,7 @@ describe('the programs of the seeds', () => {
       return lines.filter((one) => !one.includes('has no meaning'));
     }
 
-    // Each of these starts the whole service within a program of its own; one of them stands for the others.
+    // Each of these programs starts the whole service, so one of them is tested in place of the others.
     const each = mode.line === LOCAL ? heavy : it;
 
     it('creates sessions, and remembers', async () => {
@@ -217,7 +218,7 @@ describe('the programs of the seeds', () => {
     });
 
     each('serves a web application with Express', async () => {
-      // The port, and the client's base URL: nothing else is changed.
+      // Only the port and the base URL of the client are changed.
       const source = `${SERVER.replace(SEED_IMPORT, line).replace('app.listen(3000)', 'const server = app.listen(0)')}
         server.on('listening', () => console.log('port', (server.address() as { port: number }).port));
         process.on('SIGTERM', async () => { server.close(); await agent.stop(); process.exit(0); });`;
@@ -277,7 +278,7 @@ describe('the programs of the seeds', () => {
     },
   );
 
-  heavy('says once what has no meaning here, and of a wrong option which it is', async () => {
+  heavy('names once each option that has no effect, and names a wrong option', async () => {
     const env = { OPENAI_API_KEY: 'sk-x', OPENAI_BASE_URL: model.url, DATABASE_URL: database.url };
     application.writeProgram('storage.mjs', PROGRAMS.storage.replace(SEED_IMPORT, LOCAL));
     const { output } = await application.run('storage.mjs', env).ended;
@@ -320,7 +321,7 @@ describe('the programs of the seeds', () => {
       `import { Agent, ColloquyError, type SessionInfo } from 'colloquy';
        export async function run(agent: Agent) {${typed}}`,
     );
-    // What the page on the library shows; all but its first program go on with that one's agent.
+    // The programs of the page on the library. All but the first one continue with the agent of the first.
     const page = readFileSync(join(ROOT, 'docs/library.md'), 'utf8');
     const shown = [...page.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, program = '']) => program);
     expect(shown.length).toBeGreaterThan(2);

@@ -77,7 +77,7 @@ describe('the library', () => {
     });
     afterAll(() => agent.stop());
 
-    it('creates with an id and details, and gives what is there to who creates again', async () => {
+    it('creates a session with an id and details, and returns the existing one when it is created again', async () => {
       const made = await agent.createSession(own('c'), { title: 'T', metadata: { a: 1 } });
       expect(made).toMatchObject({ id: own('c'), title: 'T', metadata: { a: 1 }, status: 'active' });
       expect(await agent.createSession(own('c'))).toEqual(made);
@@ -99,7 +99,7 @@ describe('the library', () => {
       await world.database.setClock({ offsetMs: 0 });
     });
 
-    it('answers, with all options, and makes a session where none is named', async () => {
+    it('generates with all options, and creates a session where none is named', async () => {
       model.next(says('Hi.'));
       const answer = await agent.generate('Hello', {
         instructions: 'Be brief.',
@@ -133,7 +133,7 @@ describe('the library', () => {
       });
     });
 
-    it('stops reading when the program does, and the reply is recorded all the same', async () => {
+    it('stops reading when the program stops, and the reply is recorded all the same', async () => {
       await agent.createSession(own('b'));
       const reply = heldAfter('One ', 'two.');
       model.next(reply.reply);
@@ -141,7 +141,7 @@ describe('the library', () => {
         if (event.type === 'message.delta') break;
       }
       reply.release();
-      // Its turn comes when the reply has ended.
+      // The queued turn begins when the reply has ended.
       await agent.generate('And?', { sessionId: own('b'), onBusy: 'queue' });
       expect((await agent.getSessionHistory(own('b')))[1]).toMatchObject({
         content: 'One two.',
@@ -167,7 +167,7 @@ describe('the library', () => {
       await reply.abandoned;
     });
 
-    it('stops waiting on a signal, and the generation goes on', async () => {
+    it('stops waiting when its signal aborts, and the generation goes on', async () => {
       await agent.createSession(own('a'));
       const reply = held(says('Late.'));
       model.next(reply.reply);
@@ -181,7 +181,7 @@ describe('the library', () => {
       expect((await agent.getSessionHistory(own('a')))[1]).toMatchObject({ content: 'Late.' });
     });
 
-    it('throws what the service refuses, by its code', async () => {
+    it('throws an error with the code of the service when a request is refused', async () => {
       await expect(agent.generate('x', { sessionId: 'nobody' })).rejects.toEqual(
         refused('session-not-found'),
       );
@@ -201,7 +201,7 @@ describe('the library', () => {
     });
   });
 
-  it('says which options have no meaning with a url, once each', async () => {
+  it('names each option that has no effect together with a url, once', async () => {
     const options = { url: node.service.url, llm: { model: 'm' }, sessions: {}, storage: {} };
     for (let n = 0; n < 2; n += 1) {
       const agent = new Agent(options);
@@ -244,7 +244,7 @@ describe('the library', () => {
       await agent.start();
     });
 
-    it('goes on with a stream where it was, and misses nothing', async () => {
+    it('resumes a stream where it broke off, and misses nothing', async () => {
       await agent.createSession('p-1');
       const reply = conducted();
       model.next(reply.reply);
@@ -255,7 +255,7 @@ describe('the library', () => {
         events.push(event);
         if (event.type === 'generation.started') await reply.asked;
         if (event.type === 'message.completed') break;
-        // After each piece the connection breaks, and the next one comes while nobody listens.
+        // After each piece the connection breaks, and the next piece arrives while no client is connected.
         if (n > 0) {
           proxy.down();
           proxy.up();

@@ -33,13 +33,13 @@ describe('the life of the service', () => {
 
     beforeEach(async () => {
       folder = await mkdtemp(join(tmpdir(), 'colloquy-e2e-'));
-      // As root the server runs as another user, who has to get in.
+      // When this process is root, the server runs as another user, who must be able to enter the folder.
       await chmod(folder, 0o755);
       dataDir = join(folder, 'data');
     });
     afterEach(async () => {
       await Promise.all(services.splice(0).map((service) => service.kill9()));
-      // What a killed service left behind, also after a test that failed in between.
+      // Ends what a killed service left running, also after a failed test.
       const pid = await postmaster();
       if (pid !== undefined) {
         kill(pid, 'SIGINT');
@@ -53,12 +53,12 @@ describe('the life of the service', () => {
       services.push(service);
       return { service, api: apiOf(service.url) };
     }
-    /** Process id of the PostgreSQL on the folder, as its own file tells it. */
+    /** The pid of the PostgreSQL on the folder, from its pid file. */
     async function postmaster(): Promise<number | undefined> {
       const files = await readdir(dataDir, { recursive: true }).catch(() => []);
       const file = files.find((path) => path.endsWith('postmaster.pid'));
       if (file === undefined) return undefined;
-      // A server whose owner was killed ends by itself, and its file with it.
+      // A server whose owner was killed ends by itself and removes its pid file.
       const content = await readFile(join(dataDir, file), 'utf8').catch(() => '');
       const pid = Number(content.split('\n')[0]);
       return pid > 0 ? pid : undefined;
@@ -80,7 +80,7 @@ describe('the life of the service', () => {
         ),
       );
 
-    it('given a service that was used, when it is stopped and started again, then it is all there; a second one on the folder is refused', async () => {
+    it('given a service with data, when it is stopped and started again, then all data is there; a second service on the folder is refused', async () => {
       const first = await start();
       expect(first.service.output()).toContain('embedded PostgreSQL');
       await first.api.post('/v1/sessions', {
@@ -114,7 +114,7 @@ describe('the life of the service', () => {
     });
 
     heavy(
-      'given load, when the service is killed and started again, then all that was acknowledged is there, without gaps',
+      'given load, when the service is killed and started again, then every acknowledged write is there, without gaps',
       async () => {
         const { service, api } = await start();
         const acknowledged = new Map<string, Map<number, string>>();
@@ -133,7 +133,7 @@ describe('the life of the service', () => {
             count += 1;
           }
         });
-        // Each of them ends with its connection.
+        // Each writer ends when its connection breaks.
         const ends = Promise.allSettled(writers);
         await eventually(() => Promise.resolve(count > WRITES), 30_000);
         killed = true;
@@ -162,7 +162,7 @@ describe('the life of the service', () => {
     );
 
     heavy(
-      'given a database that is killed under the service, when it is back, then the service is too, and nothing is lost',
+      'given a database that is killed under the service, when the database is back, then the service works again, and nothing is lost',
       async () => {
         const { service, api } = await start();
         await api.post('/v1/sessions', { id: 's' });
@@ -170,7 +170,7 @@ describe('the life of the service', () => {
         const pid = await postmaster();
         if (pid === undefined) throw new Error('there is no database');
         kill(pid, 'SIGKILL');
-        // Refused or done, but answered; and it comes back without help.
+        // Every request is answered, whether it was refused or done, and the service recovers by itself.
         await eventually(async () => {
           const answer = await say(api, 's', 'after');
           if (answer.status === 201) return true;
@@ -187,7 +187,7 @@ describe('the life of the service', () => {
     );
   });
 
-  describe('with a database of others', () => {
+  describe('with an external database', () => {
     let world: World;
     let model: FakeOpenAi;
     beforeAll(async () => {
@@ -219,14 +219,14 @@ describe('the life of the service', () => {
         reply.release();
         const { status, body, headers } = await answer;
         expect([status, body.content]).toEqual([200, 'worth the wait']);
-        // The connection would be kept open otherwise, and the service with it.
+        // Otherwise the connection would stay open and keep the service from ending.
         expect(headers.get('connection')).toBe('close');
         expect(await node.service.stop()).toBe(0);
         expect((await logged(world.database, id)).at(-1)?.type).toBe('GenerationCompleted');
       },
     );
 
-    it('given a model that never answers, when the service is stopped, then it waits so long and not longer, and the session is free', async () => {
+    it('given a model that never answers, when the service is stopped, then it waits for the grace period and not longer, and the session is free', async () => {
       const folder = await world.folder();
       await writeFile(join(folder, 'colloquy.yml'), 'server: { shutdownGraceMs: 200 }');
       const node = await world.node({}, folder);
@@ -249,7 +249,7 @@ describe('the life of the service', () => {
       expect((await next.api.post('/v1/sessions/stuck/generate', {})).status).toBe(200);
     });
 
-    it('given a reply for a client that went away, when the service is stopped, then it is recorded before the end', async () => {
+    it('given a reply for a client that disconnected, when the service is stopped, then the reply is recorded before the service ends', async () => {
       const node = await world.node();
       await node.api.post('/v1/sessions', { id: 'alone' });
       const reply = held(says('for nobody'));
@@ -271,7 +271,7 @@ describe('the life of the service', () => {
       expect((await logged(world.database, 'alone')).at(-1)?.type).toBe('GenerationCompleted');
     });
 
-    it('given load, when the service is stopped, then what was acknowledged is there, and no request gets half an answer', async () => {
+    it('given load, when the service is stopped, then every acknowledged write is there, and no request gets half an answer', async () => {
       const node = await world.node();
       let count = 0;
       const writers = Array.from({ length: 8 }, async (_, index) => {
@@ -293,7 +293,7 @@ describe('the life of the service', () => {
       }
     });
 
-    it('given a port that is taken, when a service is started on it, then it says so and ends with 1', async () => {
+    it('given a port that is in use, when a service is started on it, then it says so and ends with 1', async () => {
       const node = await world.node();
       const { port } = new URL(node.api.url);
       const start = startService({
@@ -328,7 +328,7 @@ describe('the life of the service', () => {
     );
   });
 
-  describe('while the database is away', () => {
+  describe('while the database is unavailable', () => {
     let world: World;
     let model: FakeOpenAi;
     let proxy: TcpProxy;
@@ -338,7 +338,7 @@ describe('the life of the service', () => {
       world = await createWorld();
       model = await world.model();
       proxy = await startProxy(world.database.url);
-      // It is started before its database is there.
+      // The service is started before its database exists.
       proxy.down();
       const started = world.node({ DATABASE_URL: proxy.url });
       await new Promise((resolve) => setImmediate(resolve));
@@ -350,7 +350,7 @@ describe('the life of the service', () => {
       await proxy.close();
     });
 
-    it('given a service in use, when the database goes away, then it says so; when it is back, the service is too', async () => {
+    it('given a service in use, when the database becomes unavailable, then the service reports it; when the database is back, the service works again', async () => {
       await api.post('/v1/sessions', { id: 's' });
       await say(api, 's', 'before');
       proxy.down();
@@ -388,7 +388,7 @@ describe('the life of the service', () => {
       expect(model.requests).toEqual([]);
     });
 
-    it('given a reply that arrives while the database is away, when it is back, then the reply is recorded and answered', async () => {
+    it('given a reply that arrives while the database is unavailable, when the database is back, then the reply is recorded and returned', async () => {
       await api.post('/v1/sessions', { id: 'paid' });
       const reply = held(says('worth money'));
       model.next(reply.reply);
@@ -396,7 +396,7 @@ describe('the life of the service', () => {
       await reply.asked;
       proxy.down();
       reply.release();
-      // That it could not be written shows in a write that is refused meanwhile.
+      // A write that is refused meanwhile shows that the reply could not be recorded yet.
       expectProblem(await api.get('/v1/sessions/paid/events'), 503, 'database-unavailable');
       proxy.up();
       const { status, body } = await answer;
@@ -406,7 +406,7 @@ describe('the life of the service', () => {
     });
 
     heavy(
-      'given connections that break again and again, when messages are written, then each acknowledged one is there once',
+      'given connections that break again and again, when messages are written, then each acknowledged message is there once',
       async () => {
         await api.post('/v1/sessions', { id: 'flaky' });
         const acknowledged: string[] = [];

@@ -14,14 +14,14 @@ const lines = (): Line[] =>
     .split('\n')
     .filter((line) => line !== '')
     .map((line) => JSON.parse(line) as Line);
-/** Lines wait for each other for a moment. */
+/** Waits until the line is written, because the logger collects lines for a moment. */
 const requests = (count: number): Promise<Line[]> =>
   eventually(() => {
     const found = lines().filter((line) => line['requestId'] !== undefined);
     return Promise.resolve(found.length >= count && found);
   });
 
-it('given requests, when the log is read, then each has a line of JSON with who asked for what and how it ended, and no word of content', async () => {
+it('given requests, when the log is read, then each request has a line of JSON with caller, route and outcome, and without content', async () => {
   const { api } = await world.node({ COLLOQUY_API_KEYS: 'desk:acme:secret-desk' });
   const key = { authorization: 'Bearer secret-desk' };
   await api.post('/v1/sessions', { id: 'alice', title: 'a private title' }, key);
@@ -53,11 +53,11 @@ it('given requests, when the log is read, then each has a line of JSON with who 
   expect(world.output()).not.toMatch(/private|secret/);
 });
 
-it('given a level, when requests are made, then only what is as serious is written', async () => {
+it('given a log level, when requests are made, then only lines of this level or above are written', async () => {
   const { api } = await world.node({ LOG_LEVEL: 'warn' });
   await api.get('/v1/sessions');
   await api.post('/v1/sessions', { id: 'no title', wrong: true });
-  // What is written first is the greeting, whatever the level.
+  // The greeting is written first, whatever the level.
   expect(lines()).toHaveLength(1);
   expect(lines()[0]).toMatchObject({ msg: expect.stringContaining('is listening on') as string });
 });

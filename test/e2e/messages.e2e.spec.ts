@@ -38,7 +38,7 @@ describe('messages', () => {
   const read = (id: string, query = '') => api.get<Page>(`/v1/sessions/${id}/messages?${query}`);
 
   describe('append', () => {
-    it('given a session, when a message is appended, then 201 says where it stands, and it is read so', async () => {
+    it('given a session, when a message is appended, then 201 returns its version, and reads show it there', async () => {
       await api.post('/v1/sessions', { id: 'a-1' });
       const appended = await api.post<Appended>('/v1/sessions/a-1/messages', {
         role: 'user',
@@ -75,7 +75,7 @@ describe('messages', () => {
       expect(body.data[0]?.position).toBe(appended.body.position);
     });
 
-    it('given messages of every role and typed parts, when they are appended in one piece, then they are read as given', async () => {
+    it('given messages of every role and typed parts, when they are appended in one request, then they are read unchanged', async () => {
       await api.post('/v1/sessions', { id: 'a-2' });
       const messages = [
         { role: 'system', content: 'Be brief.' },
@@ -109,7 +109,7 @@ describe('messages', () => {
       expect((await api.get('/v1/sessions/a-2')).body).toMatchObject({ messageCount: 6, version: 7 });
     });
 
-    it('given a session, when 1000 messages come in one piece, then all are there; with 1001 none is', async () => {
+    it('given a session, when 1000 messages are sent in one request, then all are stored; of 1001 none is', async () => {
       await api.post('/v1/sessions', { id: 'a-3' });
       const before = await stored(world.database);
       const refused = await append('a-3', 1, 1001);
@@ -134,7 +134,7 @@ describe('messages', () => {
       expect(times).toHaveLength(1);
     });
 
-    it('given a piece in which one message is wrong, when it is appended, then none of it is', async () => {
+    it('given a request in which one message is invalid, when it is sent, then no message is stored', async () => {
       await conversation('a-4', 1);
       const before = await stored(world.database);
       const messages = [
@@ -153,7 +153,7 @@ describe('messages', () => {
   });
 
   describe('pages', () => {
-    it('given more than a page, when messages arrive between pages, then the oldest first go on without gap or double', async () => {
+    it('given more than a page, when messages arrive between pages, then pages from the oldest on have no gap and no duplicate', async () => {
       await conversation('p-1', 5);
       const first = await read('p-1', 'limit=2');
       expect(contents(first)).toEqual(['m1', 'm2']);
@@ -166,7 +166,7 @@ describe('messages', () => {
       expect(third.body).toMatchObject({ nextCursor: null, version: 8 });
     });
 
-    it('given more than a page, when messages arrive between pages, then the newest first go on into the past', async () => {
+    it('given more than a page, when messages arrive between pages, then pages from the newest on go on into the past', async () => {
       await conversation('p-2', 5);
       const first = await read('p-2', 'order=desc&limit=2');
       expect(contents(first)).toEqual(['m5', 'm4']);
@@ -178,7 +178,7 @@ describe('messages', () => {
       expect(third.body.nextCursor).toBeNull();
     });
 
-    it('given exactly a page, when it is read, then nothing comes after it', async () => {
+    it('given exactly one page of messages, when it is read, then there is no next page', async () => {
       await conversation('p-3', 2);
       expect((await read('p-3', 'limit=2')).body.nextCursor).toBeNull();
       expect((await read('p-3', 'limit=2&order=desc')).body.nextCursor).toBeNull();
@@ -201,7 +201,7 @@ describe('messages', () => {
       }
     });
 
-    it('given a cursor, when the session is reset, deleted or made anew, then 410, also in the other order', async () => {
+    it('given a cursor of either order, when the session is reset, deleted or created again, then 410', async () => {
       for (const order of ['asc', 'desc']) {
         const id = `p-6-${order}`;
         await conversation(id, 3);
@@ -222,7 +222,7 @@ describe('messages', () => {
   });
 
   describe('the past', () => {
-    it('given a conversation, when it is read at a version, then it ends there, page by page, whatever comes later', async () => {
+    it('given a conversation, when it is read at a version, then its pages end there, whatever is appended later', async () => {
       await conversation('v-1', 6);
       const first = await read('v-1', 'at=5&limit=2');
       expect(contents(first)).toEqual(['m1', 'm2']);
@@ -236,7 +236,7 @@ describe('messages', () => {
       expect(contents(await read('v-1', 'at=1'))).toEqual([]);
     });
 
-    it('given a time, when the history is read at it, then what was later is not there', async () => {
+    it('given a time, when the history is read at that time, then later messages are missing', async () => {
       await conversation('v-2', 1);
       await world.database.setClock({ offsetMs: 60_000 });
       await say(api, 'v-2', 'a minute later');
@@ -251,7 +251,7 @@ describe('messages', () => {
       expect(contents(await at('2999-01-01T00:00:00Z'))).toEqual(['m1', 'a minute later']);
     });
 
-    it('given a reset, when a version or time before it is asked for, then the old history is shown', async () => {
+    it('given a reset, when a version or time before it is requested, then the old history is returned', async () => {
       await conversation('v-3', 2);
       const before = (await read('v-3')).body.data[1]?.createdAt ?? '';
       await world.database.setClock({ offsetMs: 60_000 });
@@ -262,7 +262,7 @@ describe('messages', () => {
       expect(contents(await read('v-3', `at=${before}`))).toEqual(['m1', 'm2']);
       expect(contents(await read('v-3', 'at=4'))).toEqual([]);
       expect(contents(await read('v-3', 'at=5'))).toEqual(['after']);
-      // A page of the old history goes on through further resets.
+      // Pages of the old history can be read on after further resets.
       const page = await read('v-3', 'at=3&limit=1');
       await api.post('/v1/sessions/v-3/reset');
       expect(contents(await read('v-3', `at=3&limit=1&cursor=${page.body.nextCursor ?? ''}`))).toEqual([
@@ -270,7 +270,7 @@ describe('messages', () => {
       ]);
     });
 
-    it('given an older incarnation, when it is not named, then nothing of it shows; when it is, then it does', async () => {
+    it('given an older incarnation, when a read does not name it, then nothing of it is returned; when a read names it, then its history is returned', async () => {
       await conversation('v-4', 2);
       const before = (await read('v-4')).body.data[0]?.createdAt ?? '';
       await world.database.setClock({ offsetMs: 60_000 });
@@ -295,7 +295,7 @@ describe('messages', () => {
       ]);
     });
 
-    it('given no such version, when it is asked for, then 400 names the parameter, however large the number', async () => {
+    it('given a version that does not exist, when it is requested, then 400 names the parameter, however large the number is', async () => {
       await conversation('v-5', 1);
       for (const at of [
         '0',
@@ -318,7 +318,7 @@ describe('messages', () => {
     });
   });
 
-  it('given a lost race of many writers, when all are answered, then every message stands once, in one order for all', async () => {
+  it('given many concurrent writers, when all are answered, then every message is stored once, at the version that its answer names', async () => {
     await api.post('/v1/sessions', { id: 'race' });
     const answers = await Promise.all(
       Array.from({ length: 60 }, (_, index) => say(api, 'race', `m${index}`)),

@@ -12,7 +12,7 @@ describe('metrics', () => {
   });
   afterEach(() => world.end());
 
-  /** The samples of a scrape, by name and labels as they are written. */
+  /** The samples of a scrape, by their name and labels in the exposition format. */
   const samples = (text: string): Record<string, number> =>
     Object.fromEntries(
       text
@@ -40,7 +40,7 @@ describe('metrics', () => {
       colloquy_sessions_restored_total: 1,
       'colloquy_sessions_made_room_total{reason="evicted"}': 0,
     });
-    // Both were due for an hour.
+    // Both sessions had been due for an hour.
     expect(found['colloquy_sweep_lag_seconds']).toBeGreaterThan(3_500);
     expect(found['colloquy_sweep_lag_seconds']).toBeLessThan(3_700);
     expect(
@@ -50,16 +50,17 @@ describe('metrics', () => {
       [expect.stringContaining('history'), 0],
       [expect.stringContaining('usage'), 0],
     ]);
-    // Nothing is published here, so there is nothing to be behind with.
+    // Nothing is published here, so there is no lag.
     expect(text).not.toMatch(/^colloquy_relay/m);
   });
 
-  it('given work of every kind, when metrics are scraped, then it shows in histograms and counters of seconds', async () => {
+  it('given work of every kind, when metrics are scraped, then histograms and counters of seconds show it', async () => {
     const { api } = await world.node();
     await api.post('/v1/chat', { message: 'Hello', sessionId: 'a' });
     await api.get('/v1/sessions/a');
     await api.get('/v1/nothing');
-    // A request counts when its connection is done with it, which the client may be a moment before.
+    // The service counts a request when its response is written completely, which may be a moment after the client has
+    // it.
     const unmatched =
       'colloquy_http_request_duration_seconds_count{method="GET",route="unmatched",status="404"}';
     const found = await eventually(async () => {
@@ -70,7 +71,7 @@ describe('metrics', () => {
     expect(
       value('colloquy_http_request_duration_seconds_count{method="POST",route="/v1/chat",status="200"}'),
     ).toBe(1);
-    // The session, the turn, the reply.
+    // The appends are: the session, the turn, the reply.
     expect(value('colloquy_append_outcomes_total{outcome="ok"}')).toBe(3);
     expect(value('colloquy_append_wait_seconds_count')).toBe(3);
     expect(value('colloquy_append_commit_seconds_count')).toBe(value('colloquy_append_batch_size_count'));
@@ -87,7 +88,7 @@ describe('metrics', () => {
     ).toHaveLength(3);
   });
 
-  it('given API keys, when metrics or the relay are asked for, then only operators are told', async () => {
+  it('given API keys, when metrics or the state of the relay are requested, then only operators get them', async () => {
     const { service } = await world.node({ COLLOQUY_API_KEYS: 'ops:*:secret-ops,desk:acme:secret-desk' });
     const as = (key: string) => apiOf(service.url, { authorization: `Bearer ${key}` });
     for (const path of ['/metrics', '/v1/admin/relay']) {
@@ -97,7 +98,7 @@ describe('metrics', () => {
     }
   });
 
-  it('given the metrics of a service, when they are held against the page on operations, then each is described there, and none that is not there', async () => {
+  it('given the metrics of a service, when they are compared with the page on operations, then the page describes exactly these metrics', async () => {
     const { api } = await world.node();
     const { text } = await api.get('/metrics');
     const page = readFileSync(join(__dirname, '../../docs/operations.md'), 'utf8');
@@ -106,7 +107,7 @@ describe('metrics', () => {
     const described = [...page.matchAll(/`(colloquy_\w+)`/g)].map(([, name]) => name);
 
     const isUsual = (name = '') => /^colloquy_(process|nodejs)_/.test(name);
-    // Those of the relay are there only with brokers.
+    // The metrics of the relay exist only with brokers.
     const isOfRelay = (name = '') => name.startsWith('colloquy_relay_');
     expect(own.filter((name) => !isUsual(name)).sort()).toEqual(
       [...new Set(described)].filter((name) => !isOfRelay(name)).sort(),

@@ -4,7 +4,7 @@ import { type Api, apiOf, eventually, type Problem } from '../support/http.js';
 import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
 import { type MessageView, say, texts, user } from './fixture.js';
 
-/** How long the answers may take while the database hangs, and what a busy machine may add. */
+/** Milliseconds that an answer may take while the database hangs, and the allowance for a busy machine. */
 const READY_MS = 2_000;
 const APPEND_MS = 5_000;
 const SLACK_MS = 2_000;
@@ -31,7 +31,7 @@ async function timed<T>(work: Promise<T>): Promise<[T, ms: number]> {
   return [await work, performance.now() - started];
 }
 
-it('given a database that hangs, when messages are sent, then they and the readiness are answered in time; when it answers again, each message is there at most once, and the service goes on', async () => {
+it('given a database that hangs, when messages are sent, then these requests and the readiness check are answered in time; when the database answers again, each message is there at most once, and the service works again', async () => {
   expect((await say(api, 'chat', 'before')).status).toBe(201);
   proxy.hang();
   const sent = Array.from({ length: 20 }, (_, n) => `while it hangs ${n}`);
@@ -54,11 +54,11 @@ it('given a database that hangs, when messages are sent, then they and the readi
   const found = await texts(api, 'chat');
   expect(found.at(0)).toBe('before');
   expect(found.at(-1)).toBe('after');
-  // A message that was not acknowledged may have been written; none is there twice.
+  // A message that was not acknowledged may have been written, but none is there twice.
   expect(new Set(found).size).toBe(found.length);
 }, 60_000);
 
-it('given a full disk, when messages are sent, then the answer says so, reads go on, and with room on the disk the service does', async () => {
+it('given a full disk, when messages are sent, then the answer says so and reads work; when the disk has room again, writes work', async () => {
   await db.query(
     `create function no_space() returns trigger language plpgsql as
      $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$`,

@@ -35,7 +35,7 @@ const isRebuilt = async (api: Api): Promise<boolean> =>
 const verify = async (api: Api, name: string) =>
   (await api.post(`/v1/admin/projections/${name}/verify`)).body;
 
-/** Events by SQL, as many as it takes for a rebuild to last: sessions of one message each. */
+/** Writes events by SQL, so many that a rebuild takes a while: sessions of one message each. */
 async function fillLog(events: number): Promise<void> {
   await world.database.query(
     `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
@@ -50,7 +50,7 @@ async function fillLog(events: number): Promise<void> {
 }
 
 heavy(
-  'given a service under traffic, when every read model is dropped to be built anew, then no request fails, no read is stale, and the rows are those of a fresh fold',
+  'given a service under traffic, when every read model is rebuilt, then no request fails, no read is stale, and the rows equal a fresh fold of the log',
   async () => {
     const { api } = await world.node({ MAX_SESSIONS: '100000' });
     const second = (await world.node({ MAX_SESSIONS: '100000' })).api;
@@ -94,7 +94,7 @@ heavy(
 );
 
 heavy(
-  'given a rebuild whose node is killed, when another one starts, then it goes on from there to the end',
+  'given a rebuild whose node is killed, when another node starts, then it continues the rebuild to its end',
   async () => {
     await fillLog(FULL ? 300_000 : 20_000);
     const doomed = await world.node();
@@ -113,7 +113,7 @@ heavy(
 
     const { api } = await world.node();
     const [first] = await projections(api);
-    // It is still under way, and nothing of what was done is done again.
+    // The rebuild is still running, and no finished part is repeated.
     expect(first?.rebuild?.processed).toBeGreaterThanOrEqual(before);
     await world.database.setClock({ offsetMs: 10_000 });
     await eventually(() => isRebuilt(api));
@@ -122,7 +122,7 @@ heavy(
   180_000,
 );
 
-/** The build that is tested, but as if a read model had been changed since. */
+/** A copy of the tested build in which a read model has a new version. */
 async function nextBuild(): Promise<string> {
   const folder = await world.folder();
   await cp(join(ROOT, 'dist'), join(folder, 'dist'), { recursive: true });
@@ -137,7 +137,7 @@ async function nextBuild(): Promise<string> {
 }
 
 heavy(
-  'given nodes of two builds with different versions of a read model, when they run side by side, then each answers from its own table; prune drops what nobody uses',
+  'given nodes of two builds with different versions of a read model, when they run side by side, then each answers from its own table; prune drops the tables that no node uses',
   async () => {
     const old = await world.node();
     await old.api.post('/v1/sessions', { id: 'chat' });
@@ -155,7 +155,7 @@ heavy(
     expect((await old.api.get('/health/ready')).text).toContain('history_v1');
     expect(await texts(api, 'chat')).toEqual(['before the upgrade']);
 
-    // Both go on, whoever writes.
+    // Both nodes follow the log, whichever of them writes.
     await say(api, 'chat', 'by the new one');
     await say(old.api, 'chat', 'by the old one');
     const all = ['before the upgrade', 'by the new one', 'by the old one'];
@@ -164,7 +164,7 @@ heavy(
 
     expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
     expect((await old.api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
-    // A node that is killed may only hang: its tables are kept for a while.
+    // A node that stopped answering may only hang, so its tables are kept for a while.
     await old.service.kill9();
     await world.database.setClock({ offsetMs: 30_000 });
     expect((await api.post('/v1/admin/projections/prune')).body).toEqual({ dropped: [] });
@@ -178,7 +178,7 @@ heavy(
     ]);
     expect(await texts(api, 'chat')).toEqual(all);
 
-    // Back to the old build: its table is made again.
+    // When the old build is started again, its table is created again.
     const back = await world.node();
     await eventually(async () => (await back.api.get('/health/ready')).status === 200);
     expect(await texts(back.api, 'chat')).toEqual(all);
@@ -186,7 +186,7 @@ heavy(
   120_000,
 );
 
-it('given the routes of operators, when they are asked for what is not there, not allowed or not valid, then they say so and do nothing', async () => {
+it('given the routes for operators, when a request names something that does not exist, is not allowed or is invalid, then it is refused and changes nothing', async () => {
   const { api, service } = await world.node({
     COLLOQUY_API_KEYS: 'ops:*:secret-of-ops,app:acme:secret-of-app',
   });
@@ -212,7 +212,7 @@ it('given the routes of operators, when they are asked for what is not there, no
   expect((await ops.get('/v1/admin/parked')).body).toEqual({ data: [] });
 }, 60_000);
 
-it('given a read model with a row that is in its way, when the log goes on, then the session is parked and says so over HTTP, and a retry takes it in', async () => {
+it('given a read model with a conflicting row, when the next event is applied, then the session is parked, reads say so, and a retry applies the event', async () => {
   const { api } = await world.node();
   await api.post('/v1/sessions', { id: 'chat' });
   await say(api, 'chat', 'one');

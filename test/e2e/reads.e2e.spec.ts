@@ -13,7 +13,10 @@ import { heavy } from '../support/heavy.js';
 
 const LOOPS = FULL ? 32 : 16;
 const ROUNDS = FULL ? 40 : 6;
-/** What a stopped node can hold up: its leases run out, and somebody else looks. */
+/**
+ * Milliseconds for which a stopped node can delay strong reads: until its leases have expired and another node has
+ * noticed it.
+ */
 const TAKE_OVER_MS = 15_000;
 
 interface Page {
@@ -76,7 +79,7 @@ describe('strong reads', () => {
     expect(missed).toEqual([]);
   });
 
-  it('given a session, when it is read with eventual consistency, then it answers, and comes to show all', async () => {
+  it('given a session, when it is read with eventual consistency, then the read is answered at once, and later reads show every write', async () => {
     const [{ api }, { api: other }] = nodes;
     await api.post('/v1/sessions', { id: 'eventual' });
     await say(api, 'eventual', 'hello');
@@ -96,7 +99,7 @@ describe('strong reads', () => {
   });
 
   heavy(
-    'given a node that is stopped under load, then the writes of the other go on, and its reads as soon as the leases are over',
+    'given load, when a node is stopped, then writes on the other node go on, and strong reads go on as soon as the leases have expired',
     async () => {
       const [one, two] = nodes;
       const tenant = { 'colloquy-tenant': 'stopped' };
@@ -121,7 +124,7 @@ describe('strong reads', () => {
       const written = () =>
         [...acknowledged].reduce((sum, [id, version]) => sum + (id.startsWith('mine') ? version : 0), 0);
       await eventually(() => Promise.resolve(acknowledged.size === 16 && written() > 100));
-      // Somewhere in the middle of whatever it does.
+      // The node is stopped at a random point of its work.
       two.service.signal('SIGSTOP');
       try {
         const stopped = performance.now();
@@ -147,7 +150,7 @@ describe('strong reads', () => {
         two.service.signal('SIGCONT');
       }
       await Promise.all([...mine, ...theirs]);
-      // Nothing that was acknowledged is missing, on the one that slept neither.
+      // No acknowledged write is missing, on the stopped node neither.
       for (const api of [one.api, two.api]) {
         await eventually(async () => (await api.get('/v1/sessions', tenant)).status === 200);
         for (const [id, version] of acknowledged) {

@@ -7,7 +7,7 @@ import {
   type World,
 } from './fixture.js';
 
-/** The way through the sessions documents, with the built-in model. */
+/** The steps of the documentation of sessions, with the built-in model. */
 describe('a support desk', () => {
   let world: World;
   let api: Api;
@@ -17,14 +17,14 @@ describe('a support desk', () => {
   });
   afterAll(() => world.end());
 
-  it('given a service with nothing set, when a user is served from beginning to end, then each step does what the guide says', async () => {
-    // Create, with an id of one's own and with a generated one.
+  it('given a service without settings, when all steps of the guide are taken, then each step does what the guide says', async () => {
+    // Create a session with a given id and one with a generated id.
     const created = await api.post<SessionAnswer>('/v1/sessions', { id: 'user-alice-support' });
     expect([created.status, created.body.id]).toEqual([201, 'user-alice-support']);
     const generated = await api.post<SessionAnswer>('/v1/sessions');
     expect(generated.body.id).toMatch(/^sess_/);
 
-    // Chat; the session remembers, and the one of somebody else does not know.
+    // Chat. The session remembers, and the session of another user does not.
     const chat = async (message: string, sessionId?: string) =>
       (await api.post<{ response: string; sessionId: string }>('/v1/chat', { message, sessionId })).body;
     await chat('Hi!', 'user-alice-support');
@@ -51,19 +51,19 @@ describe('a support desk', () => {
     ]);
     expect((await history())[0]?.content).toBe('Hi!');
 
-    // Sessions that exist, and those that do not.
+    // Existing sessions, and one that does not exist.
     const list = async () =>
       (await api.get<{ data: SessionAnswer[] }>('/v1/sessions')).body.data.map((session) => session.id);
     expect((await list()).sort()).toEqual([bob.sessionId, generated.body.id, 'user-alice-support'].sort());
     expect((await api.get('/v1/sessions/user-123')).status).toBe(404);
 
-    // Reset: the session is still there, its history is not.
+    // Reset: the session still exists, its history is gone.
     expect((await api.post('/v1/sessions/user-alice-support/reset')).status).toBe(200);
     expect(await history()).toEqual([]);
     expect((await api.get('/v1/sessions/user-alice-support')).status).toBe(200);
     expect((await chat('What did I just say?', 'user-alice-support')).response).not.toContain('Vue');
 
-    // Delete: it is gone, and a new one under its id knows nothing.
+    // Delete: the session is gone, and a new session with its id remembers nothing.
     expect((await api.delete('/v1/sessions/user-alice-support')).status).toBe(204);
     expect((await api.get('/v1/sessions/user-alice-support')).status).toBe(404);
     expect(await list()).not.toContain('user-alice-support');

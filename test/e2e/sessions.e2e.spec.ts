@@ -24,7 +24,7 @@ const ids = ({ body }: { readonly body: List }): string[] => body.data.map((sess
 describe('sessions', () => {
   let world: World;
   let api: Api;
-  /** The same node, for a tenant that may have one active session: the next one makes it leave. */
+  /** The same node for a tenant that may have one active session, so that a new session evicts the old one. */
   let evicting: Api;
 
   beforeAll(async () => {
@@ -65,7 +65,7 @@ describe('sessions', () => {
       expect(read.body).toEqual(created.body);
     });
 
-    it('given nothing, when sessions are created without a body, then each has an id of its own that sorts by age', async () => {
+    it('given nothing, when sessions are created without a body, then each has a generated id, and the ids sort by age', async () => {
       const made: string[] = [];
       for (let index = 0; index < 5; index += 1) {
         const { status, body } = await api.post<SessionAnswer>('/v1/sessions');
@@ -77,7 +77,7 @@ describe('sessions', () => {
       for (const id of made) expect(id).toMatch(/^sess_[0-9a-z]{26}$/);
     });
 
-    it('given an id with every character that is allowed, when it is used in paths, then it is that session', async () => {
+    it('given an id with every allowed character, when it is used in paths, then it finds the session', async () => {
       const id = `a${'Z9._:@~-'.repeat(15)}zzzzzzz`;
       expect(id).toHaveLength(128);
       expect((await api.post('/v1/sessions', { id })).status).toBe(201);
@@ -85,7 +85,7 @@ describe('sessions', () => {
       expect((await api.get<SessionAnswer>(`/v1/sessions/${id}`)).body.id).toBe(id);
     });
 
-    it('given a session, when it is created again, then 200 with what it is, and nothing is appended', async () => {
+    it('given a session, when it is created again, then 200 with the session as it is, and nothing is appended', async () => {
       const first = await api.post<SessionAnswer>('/v1/sessions', { id: 'c-2', title: 'First' });
       const again = await api.post('/v1/sessions', { id: 'c-2', title: 'Second', metadata: { a: 1 } });
       expect(again.status).toBe(200);
@@ -137,7 +137,7 @@ describe('sessions', () => {
       expect((await api.get('/v1/sessions/p-1')).body).toEqual(metadata.body);
     });
 
-    it('given a session, when it is changed to what it is, then nothing is appended', async () => {
+    it('given a session, when a change leaves it as it is, then nothing is appended', async () => {
       await api.post('/v1/sessions', { id: 'p-2', title: 'Same', metadata: { a: 1 } });
       for (const body of [{}, { title: 'Same' }, { metadata: { a: 1 } }]) {
         const same = await api.patch<SessionAnswer>('/v1/sessions/p-2', body);
@@ -183,7 +183,7 @@ describe('sessions', () => {
   });
 
   describe('delete', () => {
-    it('given a session, when it is deleted, then 204, reads and writes find nothing, and the trail has it all', async () => {
+    it('given a session, when it is deleted, then 204, reads and writes get 404, and the audit trail still holds all events', async () => {
       await api.post('/v1/sessions', { id: 'd-1', title: 'Secret' });
       await say(api, 'd-1', 'hello');
       const deleted = await api.delete('/v1/sessions/d-1', {}, { reason: 'asked to' });
@@ -211,7 +211,7 @@ describe('sessions', () => {
       expect(trail.at(-1)?.data).toEqual({ reason: 'asked to' });
     });
 
-    it('given no such session, when it is read, changed or deleted, then 404 for all of it, the trail too', async () => {
+    it('given no such session, when it is read, changed or deleted, then 404, also for its audit trail', async () => {
       for (const answer of [
         await api.get('/v1/sessions/nobody'),
         await api.get('/v1/sessions/nobody/messages'),
@@ -250,7 +250,7 @@ describe('sessions', () => {
   });
 
   describe('the audit trail', () => {
-    it('given a session, when its events are read, then each has the whole envelope, and pages go on by version', async () => {
+    it('given a session, when its events are read, then each has the whole envelope, and pages continue by version', async () => {
       const created = await api.post(
         '/v1/sessions',
         { id: 'e-1', title: 'T' },
@@ -282,7 +282,7 @@ describe('sessions', () => {
       const everything = await events('e-1');
       expect(new Set(everything.map((event) => event.position)).size).toBe(4);
       expect(new Set(everything.map((event) => event.id)).size).toBe(4);
-      // Positions tell nothing of how much others write.
+      // Positions must not reveal how much other tenants write.
       expect(everything.every((event) => !/^\d+$/.test(event.position))).toBe(true);
     });
   });
@@ -297,7 +297,7 @@ describe('sessions', () => {
         const { body } = await api.get<List>(`/v1/sessions?limit=3${cursor}`, tenant);
         seen.push(...body.data.map((session) => session.id));
         if (page < 2) {
-          // One that is made comes last; one that is deleted shifts nobody.
+          // A new session comes last, and a deleted one does not shift the others.
           await api.post('/v1/sessions', { id: `l-more-${page}` }, tenant);
           if (page === 0) await api.delete('/v1/sessions/l-1', tenant);
           if (page === 1) await say(api, 'l-0', 'x');
@@ -312,7 +312,7 @@ describe('sessions', () => {
       ]);
     });
 
-    it('given sessions, when they are listed, then what is shown is what a single read shows', async () => {
+    it('given sessions, when they are listed, then each entry equals a single read of the session', async () => {
       const tenant = { 'colloquy-tenant': 'listing' };
       const { body } = await api.post('/v1/sessions', { id: 'one', title: 'T', metadata: { a: 1 } }, tenant);
       const list = await api.get<List>('/v1/sessions', tenant);
@@ -324,7 +324,7 @@ describe('sessions', () => {
       });
     });
 
-    it('given active and expired ones, when a status is asked for, then only those are listed', async () => {
+    it('given active and expired sessions, when they are listed by status, then only those of that status are listed', async () => {
       await expire('s-1');
       await expire('s-2');
       await evicting.post('/v1/sessions', { id: 's-3' });
@@ -338,7 +338,7 @@ describe('sessions', () => {
       expect((await evicting.get('/v1/sessions')).body).toEqual(all.body);
     });
 
-    it('given titles and metadata, when they are searched or filtered, then only what matches is listed', async () => {
+    it('given titles and metadata, when the list is searched or filtered, then only matching sessions are listed', async () => {
       const tenant = { 'colloquy-tenant': 'search' };
       await api.post(
         '/v1/sessions',
@@ -363,7 +363,7 @@ describe('sessions', () => {
       expect(await find('metadata.team=red&q=printer')).toEqual(['q-1']);
       expect(await find('metadata.team=re')).toEqual([]);
       expect(await find(`q=${encodeURIComponent("' or 1=1 --")}`)).toEqual([]);
-      // A cursor of one search does not go on in another.
+      // A cursor of one search is refused by another.
       const page = await api.get<List>('/v1/sessions?metadata.team=red&limit=1', tenant);
       const cursor = page.body.nextCursor ?? '';
       expect(await find(`metadata.team=red&limit=1&cursor=${cursor}`)).toEqual(['q-3']);
@@ -377,18 +377,18 @@ describe('sessions', () => {
       }
     });
 
-    it('given a session past its time to live that nobody swept, when it is read, then it is what the log says', async () => {
+    it('given a session past its time to live that was not swept yet, when it is read, then its status is that of the log', async () => {
       await api.post('/v1/sessions', { id: 'ttl-1' });
       await world.database.setClock({ offsetMs: 2 * HOUR });
       expect((await api.get('/v1/sessions/ttl-1')).body).toMatchObject({ status: 'active', version: 1 });
-      // A write is use: from then on it has its whole time to live again.
+      // A write counts as use and begins the time to live again.
       const { body } = await api.post<SessionAnswer>('/v1/sessions/ttl-1/reset');
       expect(Date.parse(body.expiresAt ?? '') - Date.parse(body.lastActivityAt)).toBe(HOUR);
       expect(Date.parse(body.lastActivityAt) - Date.parse(body.createdAt)).toBeGreaterThanOrEqual(2 * HOUR);
     });
   });
 
-  it('given a refusal, when its problem is read, then it names the path and not the query', async () => {
+  it('given a refused request, when its problem is read, then it names the path without the query', async () => {
     const { body } = await api.get<Problem>('/v1/sessions/nobody?consistency=strong');
     expect(body).toMatchObject({ instance: '/v1/sessions/nobody' });
   });
@@ -398,7 +398,10 @@ describe('sessions', () => {
     return body.data;
   }
 
-  /** Makes a session with one message in the tenant `evicting`, and has it leave for another one, which is deleted. */
+  /**
+   * Creates a session with one message in the tenant `evicting`, and evicts it by creating another one, which is then
+   * deleted.
+   */
   async function expire(sessionId: string): Promise<void> {
     await evicting.post('/v1/sessions', { id: sessionId });
     await say(evicting, sessionId, 'hello');

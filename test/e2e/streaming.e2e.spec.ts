@@ -14,7 +14,7 @@ import { createWorld, type GeneratedAnswer, logged, type MessageView, type World
 
 const names = (events: readonly StreamedEvent[]) => events.map(({ event }) => event);
 
-/** Each event is one of those in the OpenAPI document, with the data that is written there. */
+/** Checks that each event is one of those in the OpenAPI document, with data of the documented schema. */
 function expectDocumented(events: readonly StreamedEvent[]): void {
   for (const { event, data } of events) {
     const schema = replyStream.events[event];
@@ -56,7 +56,7 @@ describe('streaming', () => {
       return types.find((type) => /^Generation(Completed|Failed|Cancelled)$/.test(type));
     });
 
-  /** A stream whose reply the test gives piece by piece; the started event has been read. */
+  /** Opens a stream whose reply the test sends piece by piece. The started event has been read. */
   async function streaming(
     id: string,
     through = api,
@@ -112,7 +112,7 @@ describe('streaming', () => {
       });
     });
 
-    it('given a text that is on its way, when nothing more comes, then what was said is there already', async () => {
+    it('given a reply whose model pauses, when the client reads, then it has the text that arrived before the pause', async () => {
       const { reply, stream } = await streaming('e-2');
       reply.say('Wait');
       expect(await stream.text(4)).toBe('Wait');
@@ -127,7 +127,7 @@ describe('streaming', () => {
       ['no approval', undefined, 'required'],
       ['an approval', { scope: 'session' }, 'granted'],
     ])(
-      'given %s, when tools are called, then each call is an event that says so',
+      'given %s, when tools are called, then each call is an event that says whether it is approved',
       async (_, grant, approval) => {
         const id = `e-3-${approval}`;
         await create(id);
@@ -150,13 +150,13 @@ describe('streaming', () => {
         expect(events.slice(1, 3).map(({ data }) => data)).toEqual(calls);
         expect(events.map((event) => event.id)).toEqual(['0-0', '0-1', '0-2', '0-2']);
         expect(events[3]?.data['message']).toMatchObject({ toolCalls: calls });
-        // Back after the first call: the second one comes, and the first does not come again.
+        // A client that resumes after the first call gets the second one and not the first one again.
         const again = await (await follow(id, events[0]?.data['generationId'], '0-1', other)).rest();
         expect(again).toEqual(events.slice(2));
       },
     );
 
-    it('given a model that fails in the middle, when it is streamed, then the last event is the problem', async () => {
+    it('given a model that fails in the middle, when its reply is streamed, then the last event is the problem', async () => {
       await create('e-4');
       model.next(heldFailing.reply);
       const stream = await generate('e-4');
@@ -178,7 +178,7 @@ describe('streaming', () => {
     });
     const heldFailing = heldAfter('So far, ', '', (response) => response.destroy());
 
-    it('given a chat, when it is streamed, then the session is made and the same events come', async () => {
+    it('given a chat, when it is streamed, then the session is created and the same events are sent', async () => {
       model.next(says('Hello there.'));
       const events = await (
         await openEvents(`${api.url}/v1/chat`, { body: { message: 'hi', sessionId: 'e-5' } })
@@ -193,7 +193,7 @@ describe('streaming', () => {
   describe('refused before the start', () => {
     const accept = { accept: 'text/event-stream' };
 
-    it('given no session, a busy one, a full tenant or bad input, when a stream is asked for, then it is a plain problem', async () => {
+    it('given no session, a busy one, a full tenant or bad input, when a stream is requested, then the answer is a problem and no stream', async () => {
       expectProblem(
         await api.post('/v1/sessions/nobody/generate', { message: 'hi' }, accept),
         404,
@@ -226,7 +226,7 @@ describe('streaming', () => {
     });
   });
 
-  describe('a client that goes away', () => {
+  describe('a client that disconnects', () => {
     it.each(['before the first token', 'in the middle of the text'])(
       'given a reply under way, when its client leaves %s, then the reply is recorded whole',
       async (stage) => {
@@ -247,7 +247,7 @@ describe('streaming', () => {
       },
     );
 
-    it('given tool calls, when the client leaves before they come, then they are recorded', async () => {
+    it('given tool calls, when the client disconnects before they arrive, then they are recorded', async () => {
       await create('g-tools');
       const reply = conducted();
       model.next(reply.reply);
@@ -264,7 +264,7 @@ describe('streaming', () => {
 
   describe('resuming', () => {
     const PIECES = ['Grüße \u{1f600}', ' a\u0000b', ' \ud83d', '\ude80!', ' 家', '族👨‍👩‍👧 ', 'end'];
-    // What can be stored: the cut emoji is whole again, U+0000 is left out.
+    // The text that can be stored: the split emoji is whole again, and U+0000 is left out.
     const TEXT = 'Grüße \u{1f600} ab \u{1f680}! 家族👨‍👩‍👧 end';
 
     it.each([
@@ -284,7 +284,7 @@ describe('streaming', () => {
         for (const part of PIECES.slice(0, 3)) reply.say(part);
         while (textIn(seen).length < 'Grüße \u{1f600} ab '.length) await read();
         stream.leave();
-        // In the middle: readers at every place they may have been left at, and one who was not there.
+        // During the reply: one reader for every place at which a connection may have broken, and one without a place.
         const readers = await Promise.all([
           ...places.map(async (place) => ({
             place,
@@ -297,7 +297,7 @@ describe('streaming', () => {
         reply.end();
         expect(new Set(await Promise.all(all))).toEqual(new Set([TEXT]));
         expect((await history(id, through()))[1]?.content).toBe(TEXT);
-        // After the end, when nothing but the log is left.
+        // After the end, when only the log holds the reply.
         await eventually(async () => {
           const rows = await world.database.query('select 1 from generation_chunk where generation = $1', [
             generationId,
@@ -315,7 +315,7 @@ describe('streaming', () => {
       },
     );
 
-    it('given a place that is not ours, when it is resumed, then it begins at the beginning', async () => {
+    it('given a Last-Event-ID that the service cannot have sent, when a stream is resumed with it, then the stream starts at the beginning', async () => {
       const { reply, stream, generationId } = await streaming('s-odd');
       reply.say('abc');
       reply.end();
@@ -357,7 +357,7 @@ describe('streaming', () => {
       },
     );
 
-    it('given a stream under a key, when the request is sent again to either node, then it attaches and the model is asked once', async () => {
+    it('given a stream with a key, when the request is sent again to either node, then it attaches to the generation, and the model is called once', async () => {
       const key = { 'idempotency-key': 'streamed' };
       const before = model.requests.length;
       const { reply, stream, generationId } = await streaming('s-key', api, key);
@@ -383,7 +383,7 @@ describe('streaming', () => {
       expect(model.requests.length - before).toBe(1);
     });
 
-    it('given a failure under a key, when the stream is asked for again, then it is repeated', async () => {
+    it('given a failure with a key, when the stream is requested again, then it gets the same failure', async () => {
       await create('s-fail');
       model.next(fails(400, 'no such thing'));
       const key = { 'idempotency-key': 'failing' };
@@ -398,7 +398,7 @@ describe('streaming', () => {
   });
 
   describe('a session that is gone', () => {
-    it('given a deleted session, when its generations are asked for, then they are not found, nor in its next life', async () => {
+    it('given a deleted session, when its generations are requested, then 404, also after the session was created again', async () => {
       const { reply, stream, generationId } = await streaming('d-1');
       reply.say('secret');
       reply.end();
@@ -413,7 +413,7 @@ describe('streaming', () => {
       for (const path of paths) expectProblem(await api.get(path), 404, 'not-found');
     });
 
-    it('given a stream, when the session is deleted, then it ends with that', async () => {
+    it('given a stream, when the session is deleted, then the stream ends with session-not-found', async () => {
       const { reply, stream } = await streaming('d-2');
       reply.say('abc');
       await stream.text(3);
@@ -424,7 +424,7 @@ describe('streaming', () => {
       await reply.abandoned;
     });
 
-    it('given a generation of another tenant or session, when it is asked for, then it is not found', async () => {
+    it('given a generation of another tenant or session, when it is requested, then 404', async () => {
       const { reply, stream, generationId } = await streaming('d-3');
       await create('d-4');
       const tenant = { 'colloquy-tenant': 'another' };

@@ -15,7 +15,8 @@ beforeEach(async () => {
 afterEach(async () => {
   try {
     await expectCountersMatchLog(world.database);
-    // Two in a row, or one that is not as long after the last use as it says, would be wrong whoever did it.
+    // Whatever expires a session, two expiries in a row are wrong, and so is an expiry for idleness that comes too
+    // early after the last use.
     expect(
       await world.database.query(
         `select stream_id from (
@@ -45,9 +46,9 @@ async function createMany(api: Api, count: number): Promise<number[]> {
   return statuses;
 }
 
-/** Sweeps now, all that was written before. */
+/** Sweeps all sessions that were written before. */
 async function sweep(api: Api): Promise<number> {
-  // A strong read waits for the read model that the sweeper looks into.
+  // A strong read waits until the read model that the sweeper queries is up to date.
   expect((await api.get('/v1/sessions?limit=1')).status).toBe(200);
   const { status, body } = await api.post<{ swept: { ttl: number } }>('/v1/admin/sweep');
   expect(status).toBe(200);
@@ -55,7 +56,7 @@ async function sweep(api: Api): Promise<number> {
 }
 
 describe('the configuration examples', () => {
-  // As they stand in the documentation of sessions, comments and all.
+  // The examples are copied from the documentation of sessions, with their comments.
   const EXAMPLES = {
     'the defaults': { yaml: `sessions:\n  maxSessions: 100\n  sessionTTL: 3600000\n`, cap: 100, ttl: HOUR },
     'high traffic': {
@@ -76,7 +77,7 @@ describe('the configuration examples', () => {
   };
 
   it.each(Object.entries(EXAMPLES))(
-    'given %s, when the service runs with it, then it holds so many sessions for so long, and their history for ever',
+    'given %s, when the service runs with these settings, then cap and time to live apply, and histories are kept for ever',
     async (_name, { yaml, cap, ttl }) => {
       const folder = await world.folder();
       await writeFile(join(folder, 'colloquy.yml'), yaml);
@@ -106,7 +107,7 @@ describe('the configuration examples', () => {
 });
 
 heavy(
-  'given a node that is killed in mid-sweep, when another one goes on, then all that is due expires, once each',
+  'given a node that is killed during a sweep, when another node sweeps, then every due session expires once',
   async () => {
     const settings = { MAX_SESSIONS: '100000' };
     const count = FULL ? 20_000 : 4_000;
@@ -129,12 +130,12 @@ heavy(
     const before = await expired();
     expect(before).toBeLessThan(count);
 
-    // Its read models' lanes fall to the other one when the dead one's leases have run out; until then a strong read
-    // may answer 503.
+    // The other node takes the lanes of the read models when the leases of the killed node have expired. Until then a
+    // strong read may answer 503.
     await eventually(async () => (await api.get('/v1/sessions?limit=1')).status === 200);
     await sweep(api);
     expect(await expired()).toBe(count);
-    // Nor did the death hold up anybody: the session goes on.
+    // Sessions can be used in the meantime.
     await say(api, 's1', 'still here');
     expect((await logged(world.database, 's1')).map((event) => event.type)).toEqual([
       'SessionCreated',
@@ -166,7 +167,7 @@ heavy(
     await say(late, 's0', 'used');
     for (const node of nodes) expect(await sweep(node)).toBe(0);
     await world.database.setClock({ offsetMs: HOUR + 2 * MINUTE });
-    // The one whose clock is behind sweeps as well as any.
+    // The node whose clock is behind sweeps as well.
     expect(await sweep(late)).toBe(19);
     expect(await sweep(early)).toBe(0);
   },

@@ -24,13 +24,13 @@ const SESSIONS = EVENTS / PER_SESSION;
 
 let world: World;
 let folder: string;
-/** An export of `world.database`. */
+/** Exports `world.database`. */
 let file: string;
 
 beforeAll(async () => {
   world = await createWorld();
   folder = await world.folder();
-  // With the creation and the expiry 40 events each.
+  // Each session has 40 events, with its creation and its expiry.
   const lines = Array.from({ length: SESSIONS * (PER_SESSION - 2) }, (_, index) => {
     const number = index % (PER_SESSION - 2);
     const sessionId = `s${Math.floor(index / (PER_SESSION - 2))}`;
@@ -60,35 +60,38 @@ describe('import', () => {
   });
   afterEach(() => target.drop());
 
-  heavy('given it is killed in the midst, when it is started again, then all is there, once', async () => {
-    const env = { DATABASE_URL: target.url };
-    const { child, ended } = startColloquy(['import', file], { env });
-    const there = async () =>
-      (await target.query<{ n: number }>('select count(*)::int as n from stream_state'))[0]?.n ?? 0;
-    while ((await there()) === 0);
-    child.kill('SIGKILL');
-    await ended;
-    const before = await there();
-    expect(before).toBeGreaterThan(0);
-    expect(before).toBeLessThan(SESSIONS);
-    // Whole sessions only.
-    expect(
-      await target.query(`select from event group by tenant, stream_id having count(*) <> ${PER_SESSION}`),
-    ).toEqual([]);
+  heavy(
+    'given an import that is killed, when it is started again, then every session is there once',
+    async () => {
+      const env = { DATABASE_URL: target.url };
+      const { child, ended } = startColloquy(['import', file], { env });
+      const there = async () =>
+        (await target.query<{ n: number }>('select count(*)::int as n from stream_state'))[0]?.n ?? 0;
+      while ((await there()) === 0);
+      child.kill('SIGKILL');
+      await ended;
+      const before = await there();
+      expect(before).toBeGreaterThan(0);
+      expect(before).toBeLessThan(SESSIONS);
+      // Only whole sessions were imported.
+      expect(
+        await target.query(`select from event group by tenant, stream_id having count(*) <> ${PER_SESSION}`),
+      ).toEqual([]);
 
-    const again = await colloquy(['import', file], { env });
+      const again = await colloquy(['import', file], { env });
 
-    expect(again).toMatchObject({ code: 0, err: '' });
-    const { imported, unchanged } = report(again.out);
-    expect(imported + unchanged).toBe(SESSIONS);
-    expect(unchanged).toBeGreaterThanOrEqual(before);
-    const copy = join(folder, 'copy.jsonl');
-    await colloquy(['export', copy], { env });
-    // Nothing was active, so nothing had to be closed.
-    expect(await readFile(copy, 'utf8')).toBe(await readFile(file, 'utf8'));
-  });
+      expect(again).toMatchObject({ code: 0, err: '' });
+      const { imported, unchanged } = report(again.out);
+      expect(imported + unchanged).toBe(SESSIONS);
+      expect(unchanged).toBeGreaterThanOrEqual(before);
+      const copy = join(folder, 'copy.jsonl');
+      await colloquy(['export', copy], { env });
+      // No session was active, so the import had to close none.
+      expect(await readFile(copy, 'utf8')).toBe(await readFile(file, 'utf8'));
+    },
+  );
 
-  it('given a service runs on the database, when sessions are imported, then it shows them, as of then, and takes them on', async () => {
+  it('given a service on the database, when sessions are imported, then the service shows them, also their past states, and they can be used', async () => {
     const service = await startService({
       env: { DATABASE_URL: target.url, MAX_SESSIONS: '1' },
       cwd: folder,
@@ -108,7 +111,7 @@ describe('import', () => {
       });
       const then = await api.get<{ data: MessageView[] }>('/v1/sessions/s1/messages?at=2024-02-01T00:00:02Z');
       expect(then.body.data.map(({ content }) => content)).toEqual(['text 0', 'text 1', 'text 2']);
-      // Imported sessions did not pass the cap, and do not count; one that comes back does.
+      // Imported sessions are expired, so they do not count against the cap. One that is resumed does.
       expect(
         (await api.post<Problem>('/v1/sessions/s1/messages', { role: 'user', content: 'x' })).body.code,
       ).toBe('session-limit-reached');
@@ -120,7 +123,7 @@ describe('import', () => {
     }
   });
 
-  it('given a file that was changed, or that is not there, then it is refused with 1, and nothing is there', async () => {
+  it('given a file that was changed or does not exist, when it is imported, then the command ends with 1, and nothing is imported', async () => {
     const env = { DATABASE_URL: target.url };
     const spoilt = join(folder, 'spoilt.jsonl');
     await writeFile(spoilt, (await readFile(file, 'utf8')).replace('text 7', 'text 8'));
@@ -135,7 +138,7 @@ describe('import', () => {
 
 describe('the embedded database', () => {
   heavy(
-    'given no service, or one that runs, when sessions are exported and imported, then the command finds the database, and leaves it as it was',
+    'given a service that runs or not, when sessions are exported and imported, then the command finds the database, and leaves it running or stopped as it was',
     async () => {
       const cwd = await world.folder();
       const dataDir = join(cwd, 'data');

@@ -37,7 +37,7 @@ describe('settings', () => {
     throw new Error('nothing was refused');
   };
 
-  it('given nothing, when they are loaded, then the defaults stand', () => {
+  it('given no settings, when they are loaded, then the defaults apply', () => {
     expect(load()).toEqual({
       llm: {
         provider: 'echo',
@@ -70,7 +70,7 @@ describe('settings', () => {
     });
   });
 
-  it('given a whole file, when it is loaded, then every setting counts', () => {
+  it('given a file with every setting, when it is loaded, then every setting applies', () => {
     const config = load(`
 llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5, maxInputTokens: 7, maxOutputBytes: 9, maxConcurrency: 2 }
 sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000 }
@@ -149,7 +149,7 @@ tenants:
     expect(JSON.stringify(config)).not.toContain('alice:key');
   });
 
-  it('given the whole environment, when it is loaded, then it stands over the file', () => {
+  it('given every environment variable, when settings are loaded, then the variables override the file', () => {
     const config = load(
       `
 llm: { model: from-file }
@@ -184,7 +184,7 @@ server: { host: localhost, port: 1 }
     });
   });
 
-  it('given a variable that is set to nothing, when it is loaded, then it counts as not set', () => {
+  it('given an empty variable, when settings are loaded, then it counts as not set', () => {
     const blank = {
       HOST: '',
       PORT: '',
@@ -196,7 +196,7 @@ server: { host: localhost, port: 1 }
     expect(load(undefined, blank)).toEqual(load());
   });
 
-  it('given overrides, when they are loaded, then they stand over environment and file, but not where undefined', () => {
+  it('given overrides, when settings are loaded, then defined ones override environment and file', () => {
     const config = load(
       'sessions: { maxSessions: 1, sessionTTL: 2 }',
       { MAX_SESSIONS: '3', LLM_MODEL: 'env' },
@@ -217,9 +217,12 @@ server: { host: localhost, port: 1 }
     [{ OPENAI_API_KEY: 'k' }, 'openai', 'gpt-5-mini'],
     [{ OPENAI_BASE_URL: 'http://localhost:1' }, 'openai', 'gpt-5-mini'],
     [{ LLM_MODEL: 'x' }, 'echo', 'x'],
-  ])('given %j, when they are loaded, then provider and model are %s and %s', (env, provider, model) => {
-    expect(load(undefined, env).llm).toMatchObject({ provider, model });
-  });
+  ])(
+    'given the environment %j, when settings are loaded, then provider and model are %s and %s',
+    (env, provider, model) => {
+      expect(load(undefined, env).llm).toMatchObject({ provider, model });
+    },
+  );
 
   it('given provider echo and an API key, when they are loaded, then the provider stays echo', () => {
     expect(load('llm: { provider: echo }', { OPENAI_API_KEY: 'k' }).llm.provider).toBe('echo');
@@ -229,11 +232,11 @@ server: { host: localhost, port: 1 }
     expect(load('auth: { keys: [{ name: a, tenant: b, key: c }] }').auth.mode).toBe('api-key');
   });
 
-  it('given sections without content, when they are loaded, then the defaults stand', () => {
+  it('given empty sections, when settings are loaded, then the defaults apply', () => {
     expect(load('sessions:\nserver:\n')).toEqual(load(''));
   });
 
-  it('given COLLOQUY_CONFIG, when it names a file, then that file is read; when there is none, that is told', () => {
+  it('given COLLOQUY_CONFIG, when it names a file, then that file is read; when the file does not exist, the error says so', () => {
     writeFileSync(join(cwd, 'other.yml'), 'sessions: { maxSessions: 9 }');
     expect(load('sessions: { maxSessions: 1 }', { COLLOQUY_CONFIG: 'other.yml' }).sessions.maxSessions).toBe(
       9,
@@ -243,7 +246,7 @@ server: { host: localhost, port: 1 }
     ]);
   });
 
-  it('given settings, when they are in force, then nothing of them can be changed', () => {
+  it('given loaded settings, when code tries to change them, then it cannot', () => {
     const config = load(
       'auth: { keys: [{ name: a, tenant: b, key: c }] }\ntenants: { a: { maxSessions: 1 } }',
     );
@@ -253,7 +256,7 @@ server: { host: localhost, port: 1 }
     expect(Object.isFrozen(config.tenants.a)).toBe(true);
   });
 
-  it('given a tenant called like a member of every object, when it has no settings, then it has none', () => {
+  it('given a tenant with the name of a member of every object, when it has no settings, then none are found', () => {
     expect(load().tenants.constructor).toBeUndefined();
   });
 
@@ -301,7 +304,7 @@ server: { host: localhost, port: 1 }
     ['just text', /^colloquy\.yml: must be a mapping/],
     ['a: 1\na: 2', /^colloquy\.yml, line 2, column 1: is not valid YAML \(DUPLICATE_KEY\)/],
     ['server: { port: ', /^colloquy\.yml, line 1, column \d+: is not valid YAML/],
-  ])('given the file %j, when it is loaded, then it is refused by name', (yaml, problem) => {
+  ])('given the file %j, when it is loaded, then the error names the key', (yaml, problem) => {
     expect(problemsOf(yaml)).toEqual([expect.stringMatching(problem)]);
   });
 
@@ -318,16 +321,13 @@ server: { host: localhost, port: 1 }
     [{ COLLOQUY_API_KEYS: 'a:b:c,alice' }, /^COLLOQUY_API_KEYS, entry 2, tenant must be a tenant id/],
     [{ COLLOQUY_API_KEYS: 'a:b:' }, /^COLLOQUY_API_KEYS, entry 1, key must be printable/],
     [{ COLLOQUY_API_KEYS: ',' }, /^COLLOQUY_API_KEYS must name at least one key/],
-  ])(
-    'given the environment %j, when it is loaded, then it is refused by the name of the variable',
-    (env, problem) => {
-      expect(problemsOf(undefined, env as Record<string, string>)).toContainEqual(
-        expect.stringMatching(problem),
-      );
-    },
-  );
+  ])('given the environment %j, when it is loaded, then the error names the variable', (env, problem) => {
+    expect(problemsOf(undefined, env as Record<string, string>)).toContainEqual(
+      expect.stringMatching(problem),
+    );
+  });
 
-  it('given several problems, when they are refused, then all are listed', () => {
+  it('given several problems, when settings are loaded, then the error lists all of them', () => {
     const problems = problemsOf('a: 1\nsessions: { b: 2, maxSessions: no }', { PORT: 'x' });
     expect(problems.map((problem) => problem.split(' ')[0])).toEqual(
       expect.arrayContaining(['a', 'sessions.b', 'sessions.maxSessions', 'PORT']),
@@ -335,7 +335,7 @@ server: { host: localhost, port: 1 }
     expect(problems).toHaveLength(4);
   });
 
-  it('given secrets in bad places, when they are refused, then the message does not show them', () => {
+  it('given secrets in wrong places, when settings are loaded, then the error does not show them', () => {
     const yaml = `
 llm: { apiKey: "sk hidden", baseURL: "hidden://x" }
 storage: { database: { type: postgresql, url: "http://user:hidden@db" } }
@@ -359,7 +359,7 @@ auth: { keys: [{ name: a, tenant: b, key: "hidden key" }, "hidden"] }
       '::ffff:127.0.0.1',
       'localhost',
       'LOCALHOST',
-    ])('given the loopback host %s, when it is loaded, then it is taken', (host) => {
+    ])('given the loopback host %s, when settings are loaded, then it is accepted', (host) => {
       expect(load(undefined, { HOST: host }).server.host).toBe(host);
     });
 
@@ -372,7 +372,7 @@ auth: { keys: [{ name: a, tenant: b, key: "hidden key" }, "hidden"] }
       'localhost.example.com',
       '127.0.0.1.nip.io',
     ])(
-      'given the host %s that others reach, when it is loaded, then it is refused with what to do',
+      'given the host %s, which other machines can reach, when settings are loaded, then it is refused with advice',
       (host) => {
         expect(problemsOf(undefined, { HOST: host })).toEqual([
           expect.stringMatching(/^HOST must be a loopback address .*COLLOQUY_API_KEYS=name:tenant:key/),
@@ -380,7 +380,7 @@ auth: { keys: [{ name: a, tenant: b, key: "hidden key" }, "hidden"] }
       },
     );
 
-    it('given keys, when the host is one that others reach, then it is taken', () => {
+    it('given API keys, when the host is one that other machines can reach, then it is accepted', () => {
       expect(load(undefined, { HOST: '0.0.0.0', COLLOQUY_API_KEYS: 'a:b:c' }).server.host).toBe('0.0.0.0');
     });
   });

@@ -23,7 +23,7 @@ describe("the image's entrypoint", () => {
     rmSync(folder, { recursive: true });
   });
 
-  /** What it printed before the service began, and what the service then found. */
+  /** What the entrypoint printed before the service began, and what the service then found. */
   function run(env: Record<string, string> = {}) {
     const lines = execFileSync(process.execPath, [ENTRYPOINT, 'stub.mjs'], {
       cwd: folder,
@@ -36,7 +36,7 @@ describe("the image's entrypoint", () => {
     return { printed: lines.join('\n'), service: service as Record<string, unknown> };
   }
 
-  it('given no keys, when first started, then it makes one, shows it, keeps it for itself and hands it on', () => {
+  it('given no keys, when the image is started for the first time, then it makes a key, prints it, stores it privately and passes it to the service', () => {
     const { printed, service } = run();
 
     const key = readFileSync(join(dataDir, 'admin-api-key'), 'utf8').trim();
@@ -45,14 +45,14 @@ describe("the image's entrypoint", () => {
     expect(service).toMatchObject({
       HOST: '0.0.0.0',
       COLLOQUY_API_KEYS: `admin:*:${key}`,
-      // In the same process, or a container's signals would not reach it.
+      // The service must run in the same process, or the signals of the container would not reach it.
       pid: process.pid,
       args: [],
     });
     expect(statSync(join(dataDir, 'admin-api-key')).mode & 0o777).toBe(0o600);
   });
 
-  it('given a key of an earlier start, when started again, then it is the same one and is not shown', () => {
+  it('given a key of an earlier start, when the image is started again, then it uses the same key and does not print it', () => {
     const first = run();
     const second = run({ COLLOQUY_API_KEYS: '', HOST: '' });
 
@@ -60,7 +60,7 @@ describe("the image's entrypoint", () => {
     expect(second.service).toEqual(first.service);
   });
 
-  it('given keys in the environment, when started, then it makes none', () => {
+  it('given keys in the environment, when the image is started, then it makes none', () => {
     const { printed, service } = run({ COLLOQUY_API_KEYS: 'me:default:secret', HOST: '127.0.0.1' });
 
     expect(printed).toBe('');
@@ -70,12 +70,15 @@ describe("the image's entrypoint", () => {
   it.each([
     ['an auth section', 'auth:\n  mode: none\n'],
     ['a mistake in its syntax', 'auth: {\n'],
-  ])('given a colloquy.yml with %s, when started, then it leaves that to the service', (_, text) => {
-    writeFileSync(join(folder, 'colloquy.yml'), text);
+  ])(
+    'given a colloquy.yml with %s, when the image is started, then it makes no key and leaves access to the service',
+    (_, text) => {
+      writeFileSync(join(folder, 'colloquy.yml'), text);
 
-    const { printed, service } = run();
+      const { printed, service } = run();
 
-    expect(printed).toBe('');
-    expect(service).not.toHaveProperty('COLLOQUY_API_KEYS');
-  });
+      expect(printed).toBe('');
+      expect(service).not.toHaveProperty('COLLOQUY_API_KEYS');
+    },
+  );
 });

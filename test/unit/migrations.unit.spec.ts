@@ -5,7 +5,7 @@ import { migrations } from '../../src/migrations.js';
 
 const SOURCES = join(__dirname, '../../src');
 
-it('given the files of migrations, when they are listed, then each is there once, in the order of its number, as it was released', () => {
+it('given the files of migrations, when they are listed, then each is there once, in the order of its number, with the checksum of its release', () => {
   const files = readdirSync(SOURCES, { recursive: true, encoding: 'utf8' })
     .filter((path) => /(^|\/)migrations\/[^/]+$/.test(path))
     .sort((a, b) => basename(a).localeCompare(basename(b)));

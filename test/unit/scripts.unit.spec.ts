@@ -37,7 +37,7 @@ describe('npm start', () => {
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'colloquy start '));
     cpSync(SCRIPTS, join(folder, 'scripts'), { recursive: true });
-    // Stand-ins for npm and for the build, which leave behind what the real ones do.
+    // Replacements for npm and for the build, which leave the same files behind as the real ones.
     write(
       'npm-cli.js',
       `const { mkdirSync, writeFileSync } = require('node:fs');
@@ -81,7 +81,7 @@ describe('npm start', () => {
 
   const service = `service ${process.pid}`;
 
-  it('given a fresh clone in a path with a space, when started, then it installs, builds, and is the service itself', () => {
+  it('given a fresh clone in a path with a space, when it is started, then it installs, builds, and runs the service in the same process', () => {
     expect(start()).toEqual({
       status: 7,
       stdout: ['Installing dependencies …', 'Building …', service],
@@ -89,13 +89,13 @@ describe('npm start', () => {
     });
   });
 
-  it('given nothing has changed, when started again, then it only runs', () => {
+  it('given no changes, when it is started again, then it only runs', () => {
     start();
 
     expect(start()).toEqual({ status: 7, stdout: [service], stderr: [''] });
   });
 
-  it('given a changed source, when started again, then it builds', () => {
+  it('given a changed source, when it is started again, then it builds', () => {
     start();
     write('src/deep/new.js', '');
 
@@ -103,14 +103,14 @@ describe('npm start', () => {
     expect(start().stdout).toEqual([service]);
   });
 
-  it('given a changed lock file, when started again, then it installs and builds', () => {
+  it('given a changed lock file, when it is started again, then it installs and builds', () => {
     start();
     write('package-lock.json', lockWith('2.0.0'));
 
     expect(start().stdout).toEqual(['Installing dependencies …', 'Building …', service]);
   });
 
-  it('given an install by hand of what the lock file says, when started, then it does not install again', () => {
+  it('given a manual installation that matches the lock file, when it is started, then it does not install again', () => {
     start();
     rmSync(join(folder, 'node_modules/.colloquy-install'));
     write('node_modules/.package-lock.json', `{"packages":{"node_modules/x":{"version":"1.0.0"}}}`);
@@ -118,12 +118,12 @@ describe('npm start', () => {
     expect(start().stdout).toEqual([service]);
   });
 
-  it('given an install that fails, when started, then it ends there and tries again the next time', () => {
+  it('given an installation that fails, when it is started, then it ends there and tries again the next time', () => {
     expect(start({ NPM_FAILS: '1' })).toMatchObject({ status: 1, stderr: ['npm ci failed; see above.'] });
     expect(start().stdout).toEqual(['Installing dependencies …', 'Building …', service]);
   });
 
-  it('given an image with dist and without src, when started, then it only runs', () => {
+  it('given an image with dist and without src, when it is started, then it only runs', () => {
     start();
     rmSync(join(folder, 'src'), { recursive: true });
     rmSync(join(folder, 'package-lock.json'));
@@ -138,7 +138,8 @@ describe('npm run kafka without Java', () => {
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'colloquy docker '));
     mkdirSync(join(folder, 'bin'));
-    // Notes how it is called; as a broker it says what a broker says, and ends when it is told to.
+    // A replacement for Docker that records how it is called. As a broker it prints what a broker prints, and ends at
+    // SIGTERM.
     const docker = `#!/bin/sh
 echo "$KAFKA_VERSION $KAFKA_PORT $*" >> '${folder}/calls'
 case "$*" in
@@ -146,7 +147,7 @@ case "$*" in
 esac
 `;
     writeFileSync(join(folder, 'bin/docker'), docker, { mode: 0o755 });
-    // All that the janitor and the stand-in need, and nothing of Java.
+    // A PATH with everything that the janitor and the replacement need, and without Java.
     for (const program of ['sh', 'cat', 'sleep', 'rm', 'kill', 'env']) {
       const { stdout } = spawnSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' });
       if (stdout.startsWith('/')) symlinkSync(stdout.trim(), join(folder, 'bin', program));
@@ -162,7 +163,7 @@ esac
       .split('\n')
       .map((line) => line.replace(/ -f .*kafka\.yml/, ''));
 
-  it('given Docker, when it is started and stopped, then it is the image of the release, and nothing of it is left', async () => {
+  it('given Docker, when Kafka is started and stopped, then the image of the release runs, and nothing of it is left', async () => {
     const child = spawn(process.execPath, [join(SCRIPTS, 'kafka.mjs')], {
       env: {
         PATH: join(folder, 'bin'),
@@ -191,7 +192,7 @@ esac
     expect(readdirSync(folder).sort()).toEqual(['bin', 'calls']);
   });
 
-  it('given no Docker either, when it is started, then it says what is missing', () => {
+  it('given no Docker either, when Kafka is started, then the error says what is missing', () => {
     rmSync(join(folder, 'bin/docker'));
     const { status, stderr } = spawnSync(process.execPath, [join(SCRIPTS, 'kafka.mjs')], {
       env: { PATH: join(folder, 'bin'), KAFKA_CACHE_DIR: join(folder, 'cache') },

@@ -36,7 +36,7 @@ const pick = <T>(random: (below: number) => number, items: readonly T[]): T => {
   return item;
 };
 
-/** Appends to sessions of several tenants; versions are this writer's own to know. */
+/** Appends to sessions of several tenants. Only this writer appends to them, so it knows their versions. */
 class Writer {
   private readonly versions = new Map<string, number>();
   constructor(
@@ -68,7 +68,7 @@ interface Logged {
   readonly time: Date;
 }
 
-/** A tenant's events as the table has them, filtered by looking at each. */
+/** A tenant's events by the table itself; the filter is applied to each event in the test. */
 async function expected(tenant: string, filter: FeedFilter = {}): Promise<string[]> {
   const rows = await db.query<Logged>(
     `select id, type, stream_id as "streamId", actor, time from event where tenant = $1 order by stream_id, version`,
@@ -86,13 +86,13 @@ async function expected(tenant: string, filter: FeedFilter = {}): Promise<string
     .map(({ id }) => id);
 }
 
-/** Ids by session and version, for comparing what is ordered across sessions in its own way. */
+/** Ids by session and version, to compare two lists whose order across sessions may differ. */
 const bySession = (events: readonly EventAnswer[]): string[] =>
   [...events]
     .sort((a, b) => (a.sessionId < b.sessionId ? -1 : a.sessionId > b.sessionId ? 1 : a.version - b.version))
     .map(({ id }) => id);
 
-/** Each session's versions must go up by themselves, whatever stands between them. */
+/** The versions of each session must rise one by one, whatever events of other sessions stand between them. */
 function expectOrdered(events: readonly EventAnswer[]): void {
   const last = new Map<string, number>();
   for (const { sessionId, version } of events) {
@@ -115,7 +115,7 @@ async function walk(tenant: string, filter: FeedFilter, limit: () => number, fro
   }
 }
 
-/** Runs a reader for as long as `until` says; it always ends by going away. */
+/** Runs a reader until `until` is true. The reader always ends by disconnecting. */
 async function readSteps(steps: (gone: AbortSignal) => AsyncIterable<Step>, until: (step: Step) => boolean) {
   const gone = new AbortController();
   const seen: (Step & { event: EventAnswer })[] = [];
@@ -127,12 +127,12 @@ async function readSteps(steps: (gone: AbortSignal) => AsyncIterable<Step>, unti
   return seen;
 }
 
-it('given tenants that write in all lanes, when the feed of one is read in pages of any size with any filter, then it is that of a look at each event, in order', async () => {
+it('given tenants that write in all lanes, when the feed of one is read in pages of any size with any filter, then it holds the events that a filter over the table gives, in order', async () => {
   const random = seeded();
   const writer = new Writer(store, random);
   const times: number[] = [];
   for (let round = 0; round < sized(40, 8); round += 1) {
-    // Also backwards: a clock that is set back must not lose or reorder anything.
+    // The clock is also set back, which must not lose or reorder any event.
     const offsetMs = random(2) ? round * 60_000 : -round * 30_000;
     times.push(Date.now() + offsetMs);
     await db.setClock({ offsetMs });
@@ -170,7 +170,7 @@ it('given a clock that only goes forward, when the feed is read, then sessions a
   expect(theirs).toEqual([...theirs].sort());
 });
 
-it('given the end of the feed, when its cursor is used later, then it gives what came since, and the same place is the same text', async () => {
+it('given the end of the feed, when its cursor is used later, then it returns the events since, and the same place has the same cursor', async () => {
   const writer = new Writer(store, seeded());
   for (let index = 0; index < 10; index += 1) await writer.append();
   const first = await walk('acme', {}, () => 5);
@@ -183,7 +183,7 @@ it('given the end of the feed, when its cursor is used later, then it gives what
   expect(end).toMatchObject({ data: [], nextCursor: null });
 });
 
-it('given a cursor of another tenant or one that is made up, when it is used, then it is refused', async () => {
+it('given a cursor of another tenant or a forged one, when it is used, then it is refused', async () => {
   await new Writer(store, seeded()).append('acme');
   const { cursor } = await walk('acme', {}, () => 5);
   for (const after of [
@@ -197,7 +197,9 @@ it('given a cursor of another tenant or one that is made up, when it is used, th
   await expectProblemCode(feed.page('acme2', { after: cursor, limit: 5, filter: {} }), 'invalid-cursor');
 });
 
-/** Events of `acme` without the service: event n of `count` in lane and at second of the expressions given. */
+/**
+ * Inserts events of `acme` by SQL. The given SQL expressions of n give the lane and the second of event n of `count`.
+ */
 async function fill(count: number, lane: string, second: string, actor: string): Promise<void> {
   await db.query(
     `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time, actor,
@@ -215,7 +217,7 @@ async function fill(count: number, lane: string, second: string, actor: string):
   );
 }
 
-it('given a filter that nothing of a long log passes, when it is read, then each page looks at a bounded part of it and says where to go on', async () => {
+it('given a filter that no event of a long log matches, when the feed is read, then each page scans a bounded part of the log and says where to go on', async () => {
   const EVENTS = sized(100_000, 45_000, 20_000);
   await fill(EVENTS, 'n % 16', '0', `'tester'`);
   const { events, pages } = await walk('acme', { actor: 'nobody' }, () => 50);
@@ -224,7 +226,7 @@ it('given a filter that nothing of a long log passes, when it is read, then each
   expect(pages).toBeLessThanOrEqual(Math.ceil(EVENTS / 20_000) + 1);
 });
 
-it('given a lane with much and others with little, when little of it passes a filter, then all is merged by time all the same', async () => {
+it('given one lane with many events and others with few, when few events match a filter, then the lanes are merged by time all the same', async () => {
   await fill(
     10_000,
     'case when n % 500 = 0 then 1 + n / 500 % 3 else 0 end',
@@ -238,7 +240,7 @@ it('given a lane with much and others with little, when little of it passes a fi
   expect(times).toEqual([...times].sort());
 });
 
-it('given an event of a type that this code does not know, when feed and trail are read, then it is there as it is stored, among all others', async () => {
+it('given an event of a type that this code does not know, when feed and trail are read, then they hold the event as it is stored, in its place', async () => {
   await store.append(appendOf({ tenant: 'acme', streamId: 's' }, 0, [{ type: 'SessionCreated', data: {} }]));
   await store.append(
     appendOf({ tenant: 'acme', streamId: 's' }, 1, [
@@ -255,7 +257,7 @@ it('given an event of a type that this code does not know, when feed and trail a
   await db.query('update counter set value = 0');
 });
 
-it('given writers on two nodes and readers that come back again and again, when they follow the feed, then each sees every event once and in order', async () => {
+it('given writers on two nodes and readers that reconnect again and again, when they follow the feed, then each sees every event once and in order', async () => {
   const random = seeded();
   const other = await nodes.start(db.url, { upcast });
   const COUNT = sized(400, 60);
@@ -272,7 +274,7 @@ it('given writers on two nodes and readers that come back again and again, when 
     { types: ['SessionExpired'] },
     { streamId: 'w0-3' },
   ];
-  /** How many each is to see, once that is known. */
+  /** How many events each reader is to see, once that is known. */
   const totals = new Map<FeedFilter, number>();
   const reading = filters.map(async (filter) => {
     const seen: EventAnswer[] = [];
@@ -298,7 +300,7 @@ it('given writers on two nodes and readers that come back again and again, when 
   });
   await writing;
   for (const filter of filters) totals.set(filter, (await expected('acme', filter)).length + 1);
-  // One more that all of them see, so that none waits for ever.
+  // One more event that every reader sees, so that none waits for ever.
   const stream = { tenant: 'acme', streamId: 'w0-3' };
   const [version = 0] = await store.streams.versions([stream]);
   const last = [{ type: 'SessionExpired', data: {} }];
@@ -310,7 +312,7 @@ it('given writers on two nodes and readers that come back again and again, when 
   }
 }, 60_000);
 
-it('given a reader that takes nothing, when much is written, then nothing is read for it; and when it goes on, it misses nothing', async () => {
+it('given a reader that stops reading, when many events are written, then nothing is read from the log for it; when it goes on, it misses nothing', async () => {
   const writer = new Writer(store, seeded());
   await writer.append('acme');
   const gone = new AbortController();
@@ -332,7 +334,7 @@ it('given a reader that takes nothing, when much is written, then nothing is rea
   expect(bySession(events)).toEqual(await expected('acme'));
 });
 
-it('given readers that wait, when they go away or the service closes, then they end and leave nothing behind', async () => {
+it('given waiting readers, when they disconnect or the service closes, then they end and leave nothing behind', async () => {
   const listeners = (store.wakeUp as unknown as { listeners: Set<unknown> }).listeners;
   const before = listeners.size;
   const gone = new AbortController();
@@ -351,7 +353,7 @@ it('given readers that wait, when they go away or the service closes, then they 
       () => false,
     ),
   ];
-  // However many readers there are, one listens for all of them.
+  // However many readers there are, one subscription serves all of them.
   expect(listeners.size).toBe(before + 1);
   gone.abort();
   expect(await waiting[0]).toEqual([]);
@@ -359,7 +361,7 @@ it('given readers that wait, when they go away or the service closes, then they 
   feed.onModuleDestroy();
   expect(await Promise.all(waiting)).toEqual([[], [], []]);
   expect(listeners.size).toBe(before);
-  // One that comes after that ends at once.
+  // A reader that comes after the close ends at once.
   expect(
     await readSteps(
       (signal) => feed.follow('acme', place, {}, signal),
@@ -368,7 +370,7 @@ it('given readers that wait, when they go away or the service closes, then they 
   ).toEqual([]);
 });
 
-it('given a reader, when the database goes away and comes back, then the reader goes on where it was', async () => {
+it('given a reader, when the database becomes unavailable and comes back, then the reader goes on where it was', async () => {
   const proxy = await startProxy(db.url);
   await using _network = {
     [Symbol.asyncDispose]: async () => {
@@ -393,7 +395,7 @@ it('given a reader, when the database goes away and comes back, then the reader 
   const next = steps.next();
   for (let index = 0; index < 10; index += 1) await writer.append('acme');
   away.wakeUp.appended(Array.from({ length: away.laneCount }, (_, lane) => lane));
-  // For longer than the reader lets events gather, so that it has been refused as well.
+  // The outage is longer than the reader gathers events, so that its queries fail as well.
   for (const end = performance.now() + 100; performance.now() < end;) {
     await expect(away.lanes.ends()).rejects.toMatchObject({ code: 'database-unavailable' });
   }
@@ -404,7 +406,7 @@ it('given a reader, when the database goes away and comes back, then the reader 
   expect(bySession(seen.flatMap(({ event }) => event ?? []))).toEqual(await expected('acme'));
 }, 20_000);
 
-it('given a session, when its trail is followed from a version on, then the rest comes, and what a filter passes over moves the id all the same', async () => {
+it('given a session, when its trail is followed from a version on, then the later events come, and events that do not match a filter move the event id all the same', async () => {
   const stream = { tenant: 'acme', streamId: 's' };
   const append = (version: number, ...types: string[]) =>
     store.append(

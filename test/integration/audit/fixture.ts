@@ -2,7 +2,7 @@ import { type SessionEvent } from '../../../src/domain/session.events.js';
 import * as session from '../../../src/domain/session.commands.js';
 import { type TestDatabase } from '../../support/database.js';
 
-/** Holds a promise to an error that would be answered with this code. */
+/** Expects a promise to reject with an error that would be answered with this code. */
 export const expectProblemCode = (promise: Promise<unknown>, code: string): Promise<void> =>
   expect(promise).rejects.toMatchObject({ code });
 
@@ -16,7 +16,10 @@ const message = (content: string, more: Partial<session.NewMessage> = {}): sessi
   ...more,
 });
 
-/** Any command that a client or a node may give. Few ids, so that they meet each other again and again. */
+/**
+ * Any command that a client or a node may send. There are few ids, so that commands concern the same things again and
+ * again.
+ */
 export function anyCommand(random: Random, round: number): session.SessionCommand {
   const generationId = `g${random(2)}`;
   const call = `c${random(2)}`;
@@ -52,7 +55,7 @@ export function anyCommand(random: Random, round: number): session.SessionComman
   return make();
 }
 
-/** An event as the table has it. */
+/** An event as the table holds it. */
 export type Logged = SessionEvent & {
   readonly version: number;
   readonly incarnation: number;

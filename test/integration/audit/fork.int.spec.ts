@@ -33,7 +33,7 @@ function expectProblem({ status, body }: Answer, expected: number, code: string,
   if (pointer !== undefined) expect(body['errors']).toMatchObject([{ pointer }]);
 }
 
-it('given a session, when it is forked at a version, then the fork has the history, title and metadata of then, says where all is from, and has no approvals', async () => {
+it('given a session, when it is forked at a version, then the fork has the history, title and metadata of that version, names its source, and has no approvals', async () => {
   const node = await world.start();
   await node.inject('POST', '/v1/sessions', { id: 's', title: 'Then', metadata: { topic: 'sea' } });
   await node.say('s', 'one');
@@ -71,7 +71,7 @@ it('given a session, when it is forked at a version, then the fork has the histo
   expect(await eventsOf(world.db, 's')).toEqual(source);
 });
 
-it('given a fork, when it and its source go on, then neither shows in the other; and a fork of a fork knows its line', async () => {
+it('given a fork, when it and its source are used, then neither shows changes of the other; and a fork of a fork names its whole ancestry', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
@@ -93,14 +93,14 @@ it('given a fork, when it and its source go on, then neither shows in the other;
   expect(first).toMatchObject({ createdAt: original?.createdAt, origin: { sessionId: 'f' } });
   expect(await forksOf(node, 'f')).toEqual(['ff']);
   expect(await forksOf(node, 'ff')).toEqual([]);
-  // The source is deleted: what came of it shows to who names its incarnation, and not in a new one of the same id.
+  // The source is deleted. Its forks are listed for its old incarnation, and not for a new session of the same id.
   expectProblem(await node.inject('GET', '/v1/sessions/s/forks'), 404, 'session-not-found');
   await node.create('s');
   expect(await forksOf(node, 's')).toEqual([]);
   expect(await forksOf(node, 's', '?incarnation=1')).toEqual(['f']);
 });
 
-it('given many forks, when they are listed in pages, then each comes once, and those that were deleted do not', async () => {
+it('given many forks, when they are listed in pages, then each comes once, and deleted ones are missing', async () => {
   const node = await world.start();
   await node.create('s');
   await node.create('s', 'other');
@@ -118,7 +118,7 @@ it('given many forks, when they are listed in pages, then each comes once, and t
   expect(seen).toEqual(['f0', 'f1', 'f2', 'f4', 'f5', 'f6']);
 });
 
-it('given an expired session, when it is forked, then it stays expired and untouched', async () => {
+it('given an expired session, when it is forked, then it stays expired and unchanged', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
@@ -130,7 +130,7 @@ it('given an expired session, when it is forked, then it stays expired and untou
   expect(await eventsOf(world.db, 's')).toEqual(before);
 });
 
-it('given a reset, when a session is forked, then at a version before it the old history is copied, and after it the new one', async () => {
+it('given a reset, when the session is forked, then at a version before the reset the old history is copied, and after it the new one', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'old');
@@ -150,7 +150,7 @@ it('given a reset, when a session is forked, then at a version before it the old
   expect(byTime.body['forkedFrom']).toMatchObject({ sessionId: 's' });
 });
 
-it('given an incarnation that is over, when its version is named, then nothing of it is forked', async () => {
+it('given an earlier incarnation, when a fork names one of its versions, then the fork is refused', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'of before');
@@ -163,7 +163,7 @@ it('given an incarnation that is over, when its version is named, then nothing o
   expect((await eventsOf(world.db, 's')).length).toBe(4);
 });
 
-it('given a key, when the same fork is asked for again, then it is the same session, whatever became of the source; another body is refused', async () => {
+it('given a key, when the same fork is requested again, then it is the same session, whatever happened to the source; another body is refused', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
@@ -177,7 +177,7 @@ it('given a key, when the same fork is asked for again, then it is the same sess
   expect(await contents(node, String(first.body['id']))).toEqual(['one']);
 });
 
-it('given an id that is taken, when it is forked to, then only the very same fork is answered, as it is', async () => {
+it('given an id that is in use, when a session is forked to it, then only the same fork again is answered, with the session as it is', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
@@ -191,7 +191,7 @@ it('given an id that is taken, when it is forked to, then only the very same for
   expectProblem(await fork(node, 's', { id: 'f', at: 1 }), 400, 'invalid-request', '/id');
 });
 
-it('given a condition on the source, when it does not hold, then nothing is forked', async () => {
+it('given an If-Match on the source, when it does not match, then nothing is forked', async () => {
   const node = await world.start();
   await node.create('s');
   await node.say('s', 'one');
@@ -199,7 +199,7 @@ it('given a condition on the source, when it does not hold, then nothing is fork
   expect((await fork(node, 's', { id: 'f' }, { 'if-match': '"2"' })).status).toBe(201);
 });
 
-it('given a tenant at its cap, when a session is forked, then it counts: 429', async () => {
+it('given a tenant at its cap, when a session is forked, then 429, because the fork counts', async () => {
   const node = await world.start({ sessions: { maxSessions: 2 } });
   await node.create('s');
   expect((await fork(node, 's')).status).toBe(201);
@@ -207,7 +207,7 @@ it('given a tenant at its cap, when a session is forked, then it counts: 429', a
 });
 
 heavy(
-  'given a very long history, when it is forked, then 10 000 messages are copied in one piece, and one more is too many',
+  'given a very long history, when it is forked, then 10 000 messages are copied in one append, and 10 001 are refused',
   async () => {
     const MOST = 10_000;
     const node = await world.start();

@@ -22,7 +22,7 @@ function feedOf(store: EventLog): Feed {
   return feed;
 }
 
-/** Appends to streams of its own, whose versions it alone knows. */
+/** Appends to streams of its own. Only this writer appends to them, so it knows their versions. */
 function writerTo(store: EventLog, name: string, random: (below: number) => number = () => 0) {
   const versions = new Map<string, number>();
   return async (tenant: string, content = ''): Promise<void> => {
@@ -44,7 +44,7 @@ const idsOf = async (tenant: string): Promise<string[]> =>
     )
   ).map(({ id }) => id);
 
-/** A live reader that pauses as long as it is told to between one event and the next. */
+/** A live reader that pauses for the given time between two events. */
 function startReader(feed: Feed, tenant: string, from: readonly number[], pauseMs: () => number = () => 0) {
   const gone = new AbortController();
   const seen: { id: string; sessionId: string; version: number }[] = [];
@@ -64,7 +64,10 @@ function startReader(feed: Feed, tenant: string, from: readonly number[], pauseM
     until: async (count: number) => {
       for (const end = Date.now() + 20_000; seen.length < count && Date.now() < end;) await sleep(5);
     },
-    /** What it has seen by session and version, after each session's versions were found to go up one by one. */
+    /**
+     * The events that the reader has seen, by session and version, after a check that the versions of each session rise
+     * one by one.
+     */
     sound: () => {
       const last = new Map<string, number>();
       for (const { sessionId, version } of seen) {
@@ -82,12 +85,12 @@ function startReader(feed: Feed, tenant: string, from: readonly number[], pauseM
 async function idleReaders(feed: Feed, tenant: string, count: number) {
   const end = await feed.placeOf(tenant, 'end');
   const readers = Array.from({ length: count }, () => startReader(feed, tenant, end));
-  // Each has asked once what is behind its place.
+  // By then each reader has asked once for the events after its place.
   await sleep(300);
   return readers;
 }
 
-/** Queries on the connections that all reading uses. */
+/** Number of queries on the connections that are used for reading, while `work` runs. */
 async function queriesOf(store: EventLog, work: () => Promise<void>): Promise<number> {
   let queries = 0;
   const count = () => (queries += 1);
@@ -97,7 +100,7 @@ async function queriesOf(store: EventLog, work: () => Promise<void>): Promise<nu
   return queries;
 }
 
-it('given another tenant that writes on this node and elsewhere, when 50 readers follow instead of one, then the database is asked as often as for one', async () => {
+it('given another tenant that writes on this node and on another one, when 50 readers follow instead of one, then the number of queries is that of one reader', async () => {
   const store = await nodes.start(db.url, { upcast });
   const elsewhere = await nodes.start(db.url, { upcast });
   const feed = feedOf(store);
@@ -118,7 +121,7 @@ it('given another tenant that writes on this node and elsewhere, when 50 readers
   const [forOne = 0, forFifty = 0] = asked;
   expect(forOne).toBeGreaterThan(0);
   expect(forFifty).toBeLessThan(2 * forOne);
-  // Nobody follows any more, so nothing is asked either.
+  // Without readers there are no queries.
   expect(await queriesOf(store, write)).toBe(0);
 });
 
@@ -135,7 +138,7 @@ it('given many readers of one tenant, when another node appends, then each event
   await Promise.all(readers.map((reader) => reader.leave()));
   const expected = await idsOf('acme');
   for (const reader of readers) expect(reader.sound()).toEqual(expected);
-  // At most two for each append, and some for the polls meanwhile: none for each reader.
+  // At most two queries for each append, and some for polls: none for each reader.
   expect(queries).toBeLessThan(30);
 });
 
@@ -152,9 +155,9 @@ it('given two nodes that write and readers of any speed that come at any time, w
       ['a', 'b', 'c'].map(async (name) => {
         const write = writerTo(store, `${name}${index}-`, random);
         for (let round = 0; round < rounds; round += 1) {
-          // Some are too large to be kept in memory, and a few of them fill what may wait for a reader.
+          // Some events are too large to be kept in memory, and a few of them fill the buffer of a reader.
           const size = random(40) === 0 ? 200_000 : random(8) === 0 ? 10_000 : 10;
-          // Not text that compresses well.
+          // The text must not compress well.
           await write(tenants[random(3)] ?? '', Array.from({ length: size / 10 }, () => random(1e9)).join());
           if (random(4) === 0) await sleep(random(10));
         }
@@ -166,7 +169,7 @@ it('given two nodes that write and readers of any speed that come at any time, w
   for (let count = 0; count < 24; count += 1) {
     const tenant = tenants[random(3)] ?? '';
     let isSlow = count % 3 === 0;
-    // Slow ones rest so long now and then that more comes than may wait for them.
+    // Slow readers sometimes pause for so long that more events arrive than their buffer holds.
     const pauseMs = () => (isSlow && random(30) === 0 ? 250 : 0);
     void writing.then(() => (isSlow = false));
     readers.push({ tenant, reader: startReader(count % 2 ? here : there, tenant, zero, pauseMs) });
@@ -178,13 +181,13 @@ it('given two nodes that write and readers of any speed that come at any time, w
     await reader.until(expected.length);
     expect(reader.sound()).toEqual(expected);
   }
-  // Some fell behind and began anew, or else the slow path was not tried.
+  // Some readers fell behind and read from the log again; otherwise the slow path was not tested.
   expect(begins.mock.calls.length).toBeGreaterThan(readers.length);
   begins.mockRestore();
   await Promise.all(readers.map(({ reader }) => reader.leave()));
 }, 120_000);
 
-it('given a node that hears no notifications, when another appends, then its readers get the events all the same', async () => {
+it('given a node that gets no notifications, when another node appends, then readers of the first one get the events all the same', async () => {
   const proxy = await startProxy(db.url);
   await using _network = {
     [Symbol.asyncDispose]: async () => {
@@ -203,7 +206,7 @@ it('given a node that hears no notifications, when another appends, then its rea
   await reader?.leave();
 });
 
-it('given a database that goes away and comes back again and again, when others write meanwhile, then no reader loses or doubles an event, nor is it refused', async () => {
+it('given a database that becomes unavailable again and again, when events are written meanwhile, then every reader gets each event once and none is refused', async () => {
   const proxy = await startProxy(db.url);
   await using _network = {
     [Symbol.asyncDispose]: async () => {

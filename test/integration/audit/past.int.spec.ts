@@ -14,7 +14,7 @@ import { anyCommand, eventsOf, expectProblemCode, type Logged } from './fixture.
 
 const SEQUENCES = sized(10_000, 300, 100);
 const COMMANDS = 9;
-/** The main property is shown on all; what else takes long, on this part of the sessions. */
+/** The main property is tested on all sessions, and the other slow properties on this part of them. */
 const PART = sized(1, 6);
 const WRITERS = 8;
 const AT_ONCE = 8;
@@ -26,7 +26,7 @@ beforeAll(async () => {
 });
 afterAll(() => db.drop());
 
-/** After so much at once the read models may need more than the patience of one read. */
+/** After so many writes the read models may need longer to catch up than one strong read waits. */
 const caughtUp = (node: Node): Promise<boolean> =>
   eventually(
     () =>
@@ -37,7 +37,7 @@ const caughtUp = (node: Node): Promise<boolean> =>
     OVERALL_MS,
   );
 
-/** So many at a time: more would only wait for connections. */
+/** Number of sessions at the same time: more would only wait for connections. */
 async function inTurns<T>(
   items: readonly T[],
   atOnce: number,
@@ -52,12 +52,12 @@ async function inTurns<T>(
 }
 
 function expectSame(what: string, actual: unknown, expected: unknown): void {
-  // Jest's own comparison prints well, but is too slow to be made so often.
+  // Jest's own comparison prints differences well, but is too slow for so many comparisons.
   if (isDeepStrictEqual(actual, expected)) return;
   expect({ [what]: actual }).toEqual({ [what]: expected });
 }
 
-/** What a session was after some of its events, counted out of them anew. */
+/** The state of a session after some of its events, computed from these events by the naive rules. */
 function stateOf(sessionId: string, log: readonly Logged[]): unknown {
   const begun =
     log.findLastIndex(({ type }) => type === 'SessionCreated' || type === 'ConversationReset') + 1;
@@ -70,7 +70,9 @@ function stateOf(sessionId: string, log: readonly Logged[]): unknown {
   };
 }
 
-/** The messages that stood there; a delete leaves the last history to whoever names the incarnation. */
+/**
+ * The messages of the history at that version. After a delete, the last history can be read by naming the incarnation.
+ */
 function historyOf(log: readonly Logged[]): unknown[] {
   const kept = log.at(-1)?.type === 'SessionDeleted' ? log.slice(0, -1) : log;
   return messagesIn(kept).map(({ version, message: { messageId, ...message } }) => ({
@@ -84,7 +86,7 @@ function historyOf(log: readonly Logged[]): unknown[] {
 describe('the past of sessions that lived through random commands', () => {
   const random = seeded();
   const ids = Array.from({ length: SEQUENCES }, (_, index) => `s${index}`);
-  // One each: how they take turns is up to the database.
+  // Each session has a writer of its own, so their order is up to the database.
   const randoms = new Map(ids.map((id) => [id, seeded(random(2 ** 31))]));
   let node: Node;
   let past: Past;
@@ -97,7 +99,7 @@ describe('the past of sessions that lived through random commands', () => {
     queries = node.app.get(SessionQueries);
     let offsetMs = -100 * 86_400_000;
     for (let round = 0; round < COMMANDS; round += 1) {
-      // Now and then time stands still, as it does for commands in a row.
+      // Sometimes the clock stands still, as it may for commands in a row.
       offsetMs += random(3) * 3_600_000;
       await db.setClock({ offsetMs });
       await inTurns(ids, WRITERS, async (id) => {
@@ -115,7 +117,7 @@ describe('the past of sessions that lived through random commands', () => {
   }, OVERALL_MS);
   afterAll(() => node.stop());
 
-  /** Work on every session, or on a part of them. */
+  /** Runs work on every session, or on a part of them. */
   const each = (
     work: (sessionId: string, log: readonly Logged[]) => Promise<void>,
     part = 1,
@@ -126,7 +128,7 @@ describe('the past of sessions that lived through random commands', () => {
       (one) => work(...one),
     );
 
-  it('has met all that can happen', () => {
+  it('given the random commands, when their events are counted, then every kind of event occurred', () => {
     const all = [...logs.values()].flat();
     expect(all.length).toBeGreaterThan(SEQUENCES * 6);
     expect(new Set(all.map(({ type }) => type)).size).toBe(13);
@@ -185,7 +187,7 @@ describe('the past of sessions that lived through random commands', () => {
   );
 
   it(
-    'given an incarnation that is over, when it is not named, then nothing of it shows, by version or by time',
+    'given an earlier incarnation, when a request does not name it, then nothing of it is returned, by version or by time',
     async () => {
       let refused = 0;
       await each(async (sessionId, log) => {
@@ -200,7 +202,7 @@ describe('the past of sessions that lived through random commands', () => {
             continue;
           }
           const code = isGone ? 'session-not-found' : 'invalid-request';
-          // A time at which both were is that of the present one.
+          // For a time that belongs to both incarnations, the present one is returned.
           const isShared = log.some((one) => one.incarnation === now?.incarnation && one.time <= time);
           for (const at of isShared && !isGone ? [version] : [version, time]) {
             await expectProblemCode(past.state(session, { at }), code);
@@ -217,7 +219,7 @@ describe('the past of sessions that lived through random commands', () => {
   );
 
   it(
-    'given any two versions of an incarnation, when they are compared, then the difference is that of two naive folds',
+    'given any two versions of an incarnation, when they are compared, then the difference equals that of two naive folds',
     async () => {
       await each(async (sessionId, log) => {
         const session = { tenant: TENANT, sessionId };
@@ -234,7 +236,7 @@ describe('the past of sessions that lived through random commands', () => {
     OVERALL_MS,
   );
 
-  it('given some of these, when they are asked for over HTTP, then they are the same', async () => {
+  it('given some of these states, when they are requested over HTTP, then they are the same', async () => {
     for (const id of ids.slice(0, 10)) {
       const log = logs.get(id) ?? [];
       for (const { version, incarnation } of log) {
@@ -249,7 +251,7 @@ describe('the past of sessions that lived through random commands', () => {
     }
   });
 
-  it('given states that were kept of every few versions, when they are used, then each state is that of a naive fold', async () => {
+  it('given states that are stored every few versions, when folds begin from them, then each state equals that of a naive fold', async () => {
     const sessions = new StreamHandler(node.store, {
       decider: sessionDecider,
       stateVersion: STATE_VERSION + 1,
@@ -260,7 +262,7 @@ describe('the past of sessions that lived through random commands', () => {
     });
     for (const id of ids.slice(0, 20)) {
       const log = logs.get(id) ?? [];
-      // Twice: the first fold leaves behind what the second begins from.
+      // The fold runs twice: the first one stores the states from which the second one begins.
       for (const version of [...log, ...log].map((one) => one.version).reverse()) {
         const { historyStart: _, ...state } = await sessions.stateAt(
           { tenant: TENANT, streamId: id },
@@ -358,7 +360,7 @@ describe('a very long session', () => {
   }, OVERALL_MS);
   afterAll(() => node.stop());
 
-  /** A quarter was faster: what the work takes, rather than what else the machine does. */
+  /** The lower quartile, which shows the time of the work rather than other load on the machine. */
   const quartile = (times: number[]): number =>
     times.sort((a, b) => a - b)[Math.floor(times.length / 4)] ?? 0;
   async function timed(work: (at: number) => Promise<unknown>): Promise<number> {
@@ -373,7 +375,7 @@ describe('a very long session', () => {
   }
 
   it(
-    'given any version or time, when its state or a page of its history is asked for, then it is there at once',
+    'given any version or time, when its state or a page of its history is requested, then the answer is fast',
     async () => {
       const past = node.app.get(Past);
       const queries = node.app.get(SessionQueries);
@@ -406,7 +408,7 @@ describe('states that are kept', () => {
   const nodes = new Nodes();
   afterAll(() => nodes.stopAll());
 
-  it('given a stream that grows past a stretch of versions, when a state of then is asked for, then few events are read', async () => {
+  it('given a stream that has grown past an interval of stored states, when a past state is requested, then few events are read', async () => {
     const store = await nodes.start(db.url);
     const stream = { tenant: 'acme', streamId: 'tally' };
     const handler = tallies(store, { snapshotEvery: 10 });
@@ -419,7 +421,7 @@ describe('states that are kept', () => {
     };
     expect(await handler.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
     expect(reads).toEqual([{ from: 91, to: 94 }]);
-    // States of another version of the code are not taken for this one's.
+    // States that another version of the code has stored are not used.
     const other = tallies(store, { snapshotEvery: 10, stateVersion: 2 });
     expect(await other.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
     expect(reads.at(-1)).toEqual({ from: 1, to: 94 });

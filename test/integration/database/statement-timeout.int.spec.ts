@@ -8,7 +8,7 @@ beforeEach(async () => {
 });
 afterEach(() => db.drop());
 
-it('given a statement that takes too long, when its caller gives up, then the server has ended it, and the connection serves the next one', async () => {
+it('given a statement that takes too long, when its caller gives up, then the server has ended the statement, and the connection can run the next one', async () => {
   const client = await connect(db.url, 'slow', { statementMs: 1_000 });
   try {
     const { rows: before } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
@@ -32,7 +32,7 @@ it('given a statement that takes too long, when its caller gives up, then the se
   }
 });
 
-it('given the settings of any connection, when nothing else is said, then the server ends statements before their callers give up', () => {
+it('given the default settings of any connection, when they are compared, then the server ends statements before their callers give up', () => {
   const { options = '', query_timeout: callerMs = 0 } = connectionConfig(db.url, 'any') as {
     options?: string;
     query_timeout?: number;

@@ -27,7 +27,7 @@ import { alive, commandOf, processesOn } from '../../support/processes.js';
 import { heavy } from '../../support/heavy.js';
 
 const SOURCE = 'src/embedded-postgres/embedded-postgres.ts';
-/** Starts a server on args[0], says what it is in JSON, and stays until it is killed. */
+/** A program that starts a server on args[0], prints its description as JSON, and runs until it is killed. */
 const START_AND_STAY = `
   say(JSON.stringify(await module.startEmbeddedPostgres({ dataDir: args[0] })));
   setInterval(() => undefined, 1000);`;
@@ -46,7 +46,8 @@ describe('the embedded PostgreSQL', () => {
 
   beforeEach(async () => {
     folder = await mkdtemp(join(tmpdir(), 'colloquy embedded '));
-    // As root the server runs as another user; the one test that is about that closes it again.
+    // When this process is root, the server runs as another user, who must be able to enter the folder. The test of
+    // unreachable folders closes it again.
     await chmod(folder, 0o755);
     dataDir = join(folder, 'data');
   });
@@ -59,12 +60,12 @@ describe('the embedded PostgreSQL', () => {
       }
     }
     await rm(folder, { recursive: true, force: true });
-    // Others may be at work there; what is empty is ours.
+    // Other programs may use this folder, so it is removed only if it is empty.
     await rmdir('/var/lib/colloquy/data').catch(() => undefined);
     await rmdir('/var/lib/colloquy').catch(() => undefined);
   });
 
-  it('given an empty folder in a path with a space, when started, then it serves there, on loopback only', async () => {
+  it('given an empty folder in a path with a space, when the server is started there, then it listens on loopback only', async () => {
     const postgres = await start();
 
     expect(postgres).toMatchObject({ notes: [], dataDir: join(dataDir, 'postgres/data') });
@@ -78,7 +79,7 @@ describe('the embedded PostgreSQL', () => {
     expect((await stat(join(dataDir, 'postgres/password'))).mode & 0o777).toBe(0o600);
   }, 60_000);
 
-  it('given the data of an earlier run, when started with other settings, then both are there', async () => {
+  it('given the data of an earlier run, when the server is started with other settings, then data and settings are there', async () => {
     const first = await start();
     await ask(first.url, `CREATE TABLE kept AS SELECT 'yes' AS answer`);
     await first.stop();
@@ -107,7 +108,7 @@ describe('the embedded PostgreSQL', () => {
       );
       const { url } = JSON.parse(await owner.line()) as EmbeddedPostgres;
       const server = await processesOn(dataDir);
-      // The supervisor, its watcher, and the server with its workers.
+      // These are the supervisor, its watcher, and the server with its workers.
       expect(server.length).toBeGreaterThan(3);
 
       if (way === 'kill -9') await owner.kill9();
@@ -121,7 +122,7 @@ describe('the embedded PostgreSQL', () => {
   );
 
   heavy(
-    'given a server whose supervisor was killed with its owner, when started, then that server is replaced',
+    'given a server whose supervisor was killed with its owner, when a server is started, then it replaces the old one',
     async () => {
       await using processes = ownProcesses(SOURCE);
       const service = processes.start(START_AND_STAY, dataDir);
@@ -187,7 +188,7 @@ describe('the embedded PostgreSQL', () => {
     60_000,
   );
 
-  it('given a service killed in the middle of initdb, when started again, then it begins anew and leaves no litter', async () => {
+  it('given a service that was killed during initdb, when it is started again, then initdb runs again and leaves no temporary folder', async () => {
     await using processes = ownProcesses(SOURCE);
     const service = processes.start(START_AND_STAY, dataDir);
     await until(async () =>
@@ -202,7 +203,7 @@ describe('the embedded PostgreSQL', () => {
     expect((await namesIn(join(dataDir, 'postgres'))).sort()).toEqual(['data', 'password', 'server.log']);
   }, 60_000);
 
-  it('given a server that is killed while in use, when waited, then it is back on the same port with all data', async () => {
+  it('given a server that is killed while it is in use, when some time has passed, then it runs again on the same port with all data', async () => {
     const postgres = await start();
     await ask(postgres.url, `CREATE TABLE kept AS SELECT 'yes' AS answer`);
     const pid = await postmasterPid(dataDir);
@@ -215,7 +216,7 @@ describe('the embedded PostgreSQL', () => {
     await expect(ask(postgres.url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
   }, 60_000);
 
-  it('given a server that is killed and cannot come back, when stopped meanwhile, then stop returns and nothing runs', async () => {
+  it('given a server that is killed and cannot be restarted, when it is stopped meanwhile, then `stop` resolves and no process runs', async () => {
     const postgres = await start();
     const pid = await postmasterPid(dataDir);
     await rename(postgres.dataDir, `${postgres.dataDir}.away`);
@@ -228,7 +229,7 @@ describe('the embedded PostgreSQL', () => {
     await expect(ask(postgres.url, 'SELECT 1')).rejects.toMatchObject({ code: 'ECONNREFUSED' });
   }, 60_000);
 
-  it('given a setting that PostgreSQL refuses, when started, then the error says what its log says', async () => {
+  it('given a setting that PostgreSQL refuses, when the server is started, then the error holds the message of its log', async () => {
     await expect(start({ shared_buffers: 'plenty' })).rejects.toThrow(/parameter "shared_buffers": "plenty"/);
   }, 60_000);
 
@@ -247,14 +248,14 @@ describe('the embedded PostgreSQL', () => {
       );
       expect(await readFile(join(first.dataDir, '../../origin.txt'), 'utf8')).toContain(dataDir);
 
-      // A folder that can be entered now must not turn up with an empty database.
+      // When the folder becomes accessible later, the service must not begin with an empty database there.
       await chmod(folder, 0o755);
       const second = await start();
       expect(second.dataDir).toBe(first.dataDir);
       expect(await ask(second.url, 'SELECT answer FROM kept')).toBe('yes');
       await second.stop();
 
-      // It is found and removed by a command, but not while it is in use.
+      // The command line lists the moved data and removes it, but not while it is in use.
       const place = dirname(dirname(first.dataDir));
       const moved = async () => (await listMovedData()).find((one) => one.place === place);
       const third = await start();
@@ -271,7 +272,7 @@ describe('the embedded PostgreSQL', () => {
       expect(await moved()).toBeUndefined();
       started.splice(0);
 
-      // Nothing of it is left that would keep the folder from beginning anew.
+      // Nothing is left that would keep the folder from being used again with an empty database.
       const anew = await start();
       expect(await ask(anew.url, `SELECT to_regclass('kept') AS answer`)).toBeNull();
     },
@@ -340,7 +341,7 @@ async function namesIn(folder: string): Promise<string[]> {
   return readdir(folder).catch(() => []);
 }
 
-/** Asks again and again; an error counts as no. */
+/** Repeats the question until the answer is true. An error counts as false. */
 async function until(check: () => Promise<boolean>, limitMs = 30_000): Promise<void> {
   const deadline = performance.now() + limitMs;
   for (;;) {

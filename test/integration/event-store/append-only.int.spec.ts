@@ -58,7 +58,7 @@ describe.each(['origin', 'replica', 'local'])('given session_replication_role = 
   );
 });
 
-it('given a role of its own for the service, when it may do everything that the default grants allow, then events stay', async () => {
+it('given a role that has all default grants, when it tries to change events, then the database refuses it', async () => {
   const role = `writer_${Math.trunc(performance.now() * 1_000)}`;
   await db.query(`create role ${role}`);
   try {

@@ -15,7 +15,7 @@ const read = async (type: string, values: Parameters<typeof arrayLiteral>[0]): P
   return row?.values;
 };
 
-it('given texts with all that an array has a meaning for, when PostgreSQL reads them, then they are the same', async () => {
+it('given texts with every character that is special in an array literal, when PostgreSQL reads them, then they are unchanged', async () => {
   const texts = [
     '',
     ' ',
@@ -37,7 +37,7 @@ it('given texts with all that an array has a meaning for, when PostgreSQL reads 
   expect(await read('text', [])).toEqual([]);
 });
 
-it('given any texts, when PostgreSQL reads them, then they are the same', async () => {
+it('given any texts, when PostgreSQL reads them, then they are unchanged', async () => {
   const text = fc.string({ unit: 'grapheme' }).filter((one) => !one.includes('\0'));
   await fc.assert(
     fc.asyncProperty(fc.array(fc.option(text)), async (texts) => {
@@ -47,7 +47,7 @@ it('given any texts, when PostgreSQL reads them, then they are the same', async 
   );
 });
 
-it('given numbers, truth values and bytes, when PostgreSQL reads them, then they are the same', async () => {
+it('given numbers, booleans and bytes, when PostgreSQL reads them, then they are unchanged', async () => {
   expect(await read('bigint', [0, -1, 2 ** 52, undefined])).toEqual([0, -1, 2 ** 52, null]);
   expect(await read('boolean', [true, false, null])).toEqual([true, false, null]);
   expect(await read('bytea', [Buffer.from([0, 92, 34, 255]), null])).toEqual(['\\x005c22ff', null]);

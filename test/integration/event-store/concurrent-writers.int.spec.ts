@@ -12,7 +12,7 @@ const nodes = logPerTest((made) => {
 
 describe('many writers on one stream', () => {
   it.each([1, 2])(
-    'given 64 writers over %i node(s), when each appends again and again, then versions are 1…N, none lost, none double',
+    'given 64 writers over %i node(s), when each appends again and again, then versions are 1…N without gaps or duplicates',
     async (count) => {
       const stores = await Promise.all(Array.from({ length: count }, () => nodes.start(db.url)));
       const handlers = stores.map((store) => tallies(store));
@@ -35,7 +35,7 @@ describe('many writers on one stream', () => {
 
       const total = 64 * rounds;
       expect(versions.sort((a, b) => a - b)).toEqual(Array.from({ length: total }, (_, index) => index + 1));
-      // The stored state leads to what a fold of the log gives, so no writer decided on an old one.
+      // The stored state equals a fold of the log, so no writer decided on an outdated state.
       const folded = await tallies(stores[0] as EventLog, { stateVersion: 2 }).load(stream);
       expect(folded.state).toMatchObject({ version: total, sum });
       expect((await tallies(stores[0] as EventLog).load(stream)).state).toEqual(folded.state);
@@ -59,7 +59,7 @@ describe('a batch', () => {
       Array.from({ length: 20 }, (_, index) => (index === 7 ? 'conflict' : 'ok')),
     );
     expect(results[7]).toEqual({ status: 'conflict', version: 1 });
-    // Even and odd lanes have a writer each: at most two transactions did the 19.
+    // Even and odd lanes have a writer each, so at most two transactions committed the 19 appends.
     const commits = await db.query(`select distinct xmin::text from event where stream_id <> 's7'`);
     expect(commits.length).toBeLessThanOrEqual(2);
   });
@@ -71,7 +71,7 @@ describe('a batch', () => {
       Array.from({ length: 20 }, (_, index) =>
         store.append(
           appendOf({ tenant: 'acme', streamId: `s${index}` }, 0, [
-            // jsonb has no NUL.
+            // jsonb cannot store NUL.
             { type: 'Written', data: { text: index === 7 ? '\u0000' : 'fine' } },
           ]),
         ),
@@ -84,7 +84,7 @@ describe('a batch', () => {
     expect(await db.query('select stream_id from event order by 1')).toHaveLength(19);
   });
 
-  it('given appends to one stream in a row, when none waits for the one before, then they are done in order', async () => {
+  it('given several appends to one stream, when none waits for the one before, then they are committed in order', async () => {
     const store = await nodes.start(db.url);
     const stream = { tenant: 'acme', streamId: 'in-order' };
 
@@ -106,15 +106,16 @@ describe('the two ways into the log', () => {
     async (kind) => {
       const other = await createTestDatabase();
       try {
-        // Without a wait, so that what is asked for together reaches the writer together.
+        // The codec does not wait, so that appends that are requested together reach the writer together.
         const options = kind === 'sealed' ? { codec: sealingCodec({ wait: () => Promise.resolve() }) } : {};
-        // Without the other function there is no doubt which way an append takes.
+        // Each database lacks the other function, so that it is certain which function an append uses.
         for (const statement of ['drop function append_batch', fixedClock(0)]) await db.query(statement);
         for (const statement of ['drop function append_event', fixedClock(0)]) await other.query(statement);
         const lone = await nodes.start(db.url, options);
         const batched = await nodes.start(other.url, options);
         const stream = { tenant: 'acme', streamId: 'twin' };
-        // On another lane of the same writer, so that the batch is one and positions stay comparable.
+        // The companion is in another lane of the same writer, so that there is one batch and positions stay
+        // comparable.
         const companion = companionOf(lone, stream.streamId);
         const results: [AppendResult, AppendResult][] = [];
         const both = async (...[expected, events, more]: ParametersAfterStream) => {
@@ -134,10 +135,10 @@ describe('the two ways into the log', () => {
         await both(2, [written(3)], { ...known, state: null, stateVersion: 7 });
         await setBoth(db, other, -60_000);
         await both(3, [written(4)], { incarnation: 2, actor: 'another' });
-        // Behind so few events the row stays as it is.
+        // After so few events the stored state is not updated.
         const lag = { events: 0, bytes: 0 };
         await both(4, [{ type: 'Nothing', data: null }], { ...known, lag, activity: false, incarnation: 2 });
-        // Of sealed events only one at a time goes the short way.
+        // append_event takes only one sealed event at a time.
         const last =
           kind === 'plain' ? [written(6), { type: 'Nothing', data: null }, written(7)] : [written(6)];
         const owner = '00000000-0000-4000-8000-000000000002';

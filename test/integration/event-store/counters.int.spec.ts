@@ -16,7 +16,7 @@ const numberOf = (results: readonly AppendResult[], status: string) =>
   results.filter((result) => result.status === status).length;
 
 describe('a counter', () => {
-  it('given a limit of 50, when 200 appends on two nodes add one each at once, then exactly 50 are done', async () => {
+  it('given a limit of 50, when 200 appends on two nodes add one each at once, then exactly 50 succeed', async () => {
     const stores = [await nodes.start(db.url), await nodes.start(db.url)];
 
     const results = await Promise.all(
@@ -27,14 +27,14 @@ describe('a counter', () => {
 
     expect([numberOf(results, 'ok'), numberOf(results, 'counter')]).toEqual([50, 150]);
     expect(await stores[0]?.counters.value('active')).toBe(50);
-    // What was refused left nothing.
+    // Refused appends left nothing behind.
     const ok = results.flatMap(({ status }, index) => (status === 'ok' ? [`s${index}`] : []));
     for (const table of ['event', 'stream_state']) {
       const rows = await db.query<{ stream_id: string }>(`select stream_id from ${table}`);
       expect(rows.map((row) => row.stream_id).sort()).toEqual(ok.sort());
     }
 
-    // One that leaves makes room for one.
+    // A decrement makes room for exactly one.
     await stores[0]?.append(appendOf(stream(ok[0] ?? ''), 1, written, change(-1)));
     const more = await Promise.all(
       Array.from({ length: 20 }, (_, index) =>
@@ -76,7 +76,7 @@ describe('a counter', () => {
     expect(await store.counters.value('active')).toBe(2);
   });
 
-  it('given an append with several counters, when one is at its limit, then none of them is changed', async () => {
+  it('given an append with several counters, when one counter is at its limit, then none of them is changed', async () => {
     const store = await nodes.start(db.url);
     const several = (last: number) => ({
       counters: [
@@ -109,7 +109,7 @@ describe('a counter', () => {
   });
 });
 
-it('given three nodes, when random batches share counters, keys, lanes and streams, then none deadlocks and every sum is right', async () => {
+it('given three nodes, when random batches share counters, keys, lanes and streams, then there is no deadlock and every sum is right', async () => {
   const random = seeded();
   const stores = await Promise.all([1, 2, 3].map(() => nodes.start(db.url)));
   const sums = new Map<string, number>();
@@ -123,7 +123,7 @@ it('given three nodes, when random batches share counters, keys, lanes and strea
     );
     await Promise.all(
       ids.map(async (id, index) => {
-        // In every other round the nodes have lanes of their own: they then meet at counters and keys only.
+        // In every other round the nodes have lanes of their own, so that they compete only for counters and keys.
         const lane = stores[0]?.laneOf(id) ?? 0;
         const store = stores[round % 2 ? random(3) : Math.floor(lane / 2) % 3] ?? fail();
         const counters = Array.from({ length: random(4) }, () => ({
@@ -154,7 +154,7 @@ it('given three nodes, when random batches share counters, keys, lanes and strea
   const kept = await db.query<{ key: string }>('select key from command');
   expect(kept.map(({ key }) => key).sort()).toEqual([...keys].sort());
   await nodes.stopAll();
-  // Backends tell what they counted when they end.
+  // PostgreSQL backends report their statistics when they end.
   await sleep(100);
   expect(
     await db.query('select deadlocks::int from pg_stat_database where datname = current_database()'),

@@ -5,7 +5,7 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 
 export { sized } from '../../support/heavy.js';
 
-/** The same numbers in every run (mulberry32); SEED=n tries others. */
+/** A random number generator with the same numbers in every run (mulberry32); SEED=n gives others. */
 export function seeded(seed = Number(process.env['SEED'] ?? 20_261_122)): (below: number) => number {
   let state = seed;
   return (below) => {
@@ -33,7 +33,7 @@ export class Nodes {
   }
 }
 
-/** A database of its own for each test of a file, and nodes for it; after each the log must be sound. */
+/** Provides each test of a file with a database of its own and nodes for it. After each test the log must be sound. */
 export function logPerTest(take: (db: TestDatabase) => void): Nodes {
   const nodes = new Nodes();
   let db: TestDatabase;
@@ -48,7 +48,7 @@ export function logPerTest(take: (db: TestDatabase) => void): Nodes {
   return nodes;
 }
 
-/** A stream that adds numbers up: the smallest thing with rules. `digest` depends on the order of the events. */
+/** A stream that sums up numbers: a minimal decider. `digest` depends on the order of the events. */
 export interface Tally {
   readonly version: number;
   readonly sum: number;
@@ -56,9 +56,9 @@ export interface Tally {
 }
 export interface Add {
   readonly numbers: readonly number[];
-  /** Refused when the sum is not this. */
+  /** The command is refused when the sum is another one. */
   readonly onlyAt?: number;
-  /** Also changes the counter of this name. */
+  /** The command also changes the counter of this name. */
   readonly count?: number;
 }
 export interface Added {
@@ -98,7 +98,7 @@ export function tallies(
 
 export const by = { actor: 'tester', correlationId: 'test' };
 
-/** What must be true of every log at any time; each query finds the offenders. */
+/** What must be true of every log at any time. Each query finds the violations. */
 export async function expectSoundLog(db: TestDatabase): Promise<void> {
   const offenders = {
     'gaps or doubles in a lane': `

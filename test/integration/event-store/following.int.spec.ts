@@ -22,7 +22,7 @@ const sameLane = (store: EventLog, count: number): string[] => {
   return found;
 };
 
-it('given what a process has appended, when it follows the log, then it gets the same as by reading', async () => {
+it('given events that a process has appended, when it follows the log, then it gets the same events as by reading', async () => {
   const store = await nodes.start(db.url);
   for (let n = 0; n < 5; n += 1) {
     await store.append(appendOf({ tenant: 'acme', streamId: `lone${n}` }, 0, written('alone')));
@@ -44,7 +44,7 @@ it('given what a process has appended, when it follows the log, then it gets the
   expect(inOrder(followed)).toEqual(inOrder(await stored(store)));
 });
 
-it('given two processes that append to one lane in turn, when neither has heard of the other yet, then positions have no gap', async () => {
+it('given two processes that append to one lane in turn, when neither knows of the appends of the other yet, then positions have no gap', async () => {
   const stores = [await nodes.start(db.url), await nodes.start(db.url)];
   const [first, second] = sameLane(stores[0] as EventLog, 2);
   const random = seeded();
@@ -91,7 +91,7 @@ it('given two processes that append, when one of them follows the log as it is w
       }
     }),
   );
-  // The other one's last words reach it by themselves.
+  // The last events of the other process must arrive without another append.
   const total = 24 * rounds;
   for (let wait = 0; seen < total && wait < 10_000; wait += 20) await sleep(20);
   isOver = true;

@@ -23,7 +23,7 @@ interface Times {
   readonly createdAt: string | null;
   readonly lastActivityAt: string | null;
 }
-/** What whoever appends knows of the stream. */
+/** What a writer knows about the end of the stream. */
 let known: Times;
 beforeEach(() => {
   known = { createdAt: null, lastActivityAt: null };
@@ -47,16 +47,16 @@ const refusedBy = async (expected: number, more: Parameters<typeof appendOf>[3])
 const msBetween = (from: string, to: string) => Date.parse(to) - Date.parse(from);
 
 describe('guards', () => {
-  it('given a stream, when it was idle for a moment less than asked, then idleFor does not hold; a moment later it does', async () => {
+  it('given a stream, when it was idle for a moment less than required, then idleFor does not hold; a moment later it does', async () => {
     await append(0);
     expect(await refusedBy(1, { guard: { idleFor: HOUR_MS } })).toBe('guard');
     await db.setClock({ offsetMs: HOUR_MS - 10_000 });
     expect(await refusedBy(1, { guard: { idleFor: HOUR_MS } })).toBe('guard');
     await db.setClock({ offsetMs: HOUR_MS });
     await append(1, { guard: { idleFor: HOUR_MS }, activity: false });
-    // What is not activity does not count as use.
+    // Events that are no activity do not count as use.
     await append(2, { guard: { idleFor: HOUR_MS } });
-    // That was use.
+    // The last append counted as use.
     expect(await refusedBy(3, { guard: { idleFor: 1_000 } })).toBe('guard');
   });
 
@@ -67,13 +67,13 @@ describe('guards', () => {
     await append(1, { guard: { before: limit } });
     await db.setClock({ offsetMs: HOUR_MS });
     expect(await refusedBy(2, { guard: { before: limit } })).toBe('guard');
-    // With a clock that went back the stamp does not, and the stamp is what counts.
+    // When the clock goes back, the stamp does not, and the guard is checked against the stamp.
     await append(2);
     await db.setClock({ offsetMs: 0 });
     expect(await refusedBy(3, { guard: { before: limit } })).toBe('guard');
   });
 
-  it('given a stamp that would be exactly the limit, then before does not hold and idleFor does', async () => {
+  it('given a stamp that equals the limit, when the append is made, then before does not hold and idleFor does', async () => {
     const frozen = (time: string) =>
       db.query(`create or replace function colloquy_now() returns timestamptz language sql volatile as
         $$ select timestamptz '${time}' $$`);
@@ -87,7 +87,7 @@ describe('guards', () => {
     await append(2, { guard: { before: '2026-11-22T10:00:05.001Z' } });
   });
 
-  it('given a lease, when it stands, then leaseOver does not hold; when it is missing or has run out, it does', async () => {
+  it('given a lease, when it is valid, then leaseOver does not hold; when it is missing or has expired, it does', async () => {
     const take = `select * from lease_take(array['generation:g'], gen_random_uuid(), 6000)`;
     await append(0, { guard: { leaseOver: 'generation:g' } });
     await db.query(take);
@@ -97,14 +97,14 @@ describe('guards', () => {
     await append(2, { guard: { leaseOver: 'generation:g' } });
   });
 
-  it('given a wrong version and a guard that does not hold, when both are met, then the conflict is told', async () => {
+  it('given a wrong version and a guard that does not hold, when an append has both, then the conflict is reported', async () => {
     await append(0);
     expect(await refusedBy(7, { guard: { idleFor: HOUR_MS } })).toBe('conflict');
   });
 });
 
 describe('stamps', () => {
-  it('given a clock that goes back an hour, when events are appended, then the stream’s time stays, by both ways in', async () => {
+  it('given a clock that goes back an hour, when events are appended, then the time of the stream does not go back, whichever function appends', async () => {
     await db.setClock({ offsetMs: HOUR_MS });
     const first = await append(0);
     await db.setClock({ offsetMs: 0 });
@@ -114,13 +114,13 @@ describe('stamps', () => {
     const other = await store.append(appendOf({ tenant: 'acme', streamId: 'b' }, 0, written));
 
     expect([lone.time, guarded.time]).toEqual([first.time, first.time]);
-    // Another stream has its own time.
+    // Another stream has a time of its own.
     expect(other.status === 'ok' && msBetween(other.time, first.time)).toBeGreaterThan(HOUR_MS - 60_000);
     await db.setClock({ offsetMs: 2 * HOUR_MS });
     expect(msBetween(first.time, (await append(3)).time)).toBeGreaterThan(HOUR_MS - 60_000);
   });
 
-  it('given a stream, when events come, then it is created with its incarnation and active with what counts as activity', async () => {
+  it('given a stream, when events are appended, then its creation is that of its incarnation, and its last activity that of the last event that counts as activity', async () => {
     const at = async (minutes: number) => db.setClock({ offsetMs: minutes * 60_000 });
     const created = await append(0);
     await at(1);
@@ -158,7 +158,7 @@ describe('stamps', () => {
     );
   });
 
-  it('given a stream, when it is asked which version it had at a time, then the last one up to it is told', async () => {
+  it('given a stream, when its version at a time is requested, then it is the last version up to that time', async () => {
     const times = [];
     for (let version = 0; version < 4; version += 1) {
       await db.setClock({ offsetMs: version * 60_000 });

@@ -22,12 +22,12 @@ const kept = () => db.query('select key, fingerprint, stream_id, version from co
 const eventCount = async () => (await db.query('select from event')).length;
 
 describe('a keyed append', () => {
-  it('given one that was done, when it comes again, then it gets the first result and nothing is added', async () => {
+  it('given an append that was made, when it is sent again, then it gets the first result and nothing is appended', async () => {
     const store = await nodes.start(db.url);
     const first = await store.append(appendOf(stream('a'), 0, written, { key: key() }));
     await store.append(appendOf(stream('a'), 1, written));
 
-    // A retry knows nothing of the stream by now, and its reference would be another.
+    // The retry does not know the stream's version, and its reference would be another one.
     const again = await store.append(
       appendOf(stream('a'), 2, written, { key: key({ reference: { n: 2 } }) }),
     );
@@ -43,7 +43,7 @@ describe('a keyed append', () => {
     expect(await eventCount()).toBe(2);
   });
 
-  it('given a key that was used, when another request uses it, then it is reused, and another tenant or scope is not', async () => {
+  it('given a used key, when another request uses it, then it is refused as reused; in another tenant or scope it is a new key', async () => {
     const store = await nodes.start(db.url);
     await store.append(appendOf(stream('a'), 0, written, { key: key() }));
 
@@ -61,7 +61,7 @@ describe('a keyed append', () => {
     expect(await eventCount()).toBe(3);
   });
 
-  it('given two nodes, when the same key comes at once on two streams, then it has one effect', async () => {
+  it('given two nodes, when appends with the same key are made at once on two streams, then only one takes effect', async () => {
     const [one, two] = [await nodes.start(db.url), await nodes.start(db.url)];
     const counts: Record<string, number> = {};
     const rounds = sized(300, 60, 25);
@@ -74,11 +74,11 @@ describe('a keyed append', () => {
       expect(['duplicate,ok', 'ok,retry']).toContain(statuses.join());
     }
     expect(await eventCount()).toBe(rounds);
-    // Both ways to lose happened, or the race was none.
+    // Each side must have lost at least once; otherwise there was no race.
     expect(Object.keys(counts).sort()).toEqual(['duplicate,ok', 'ok,retry']);
   });
 
-  it('given one node, when the same key comes at once on two streams of one batch, then it has one effect', async () => {
+  it('given one node, when appends with the same key are in one batch for two streams, then only one takes effect', async () => {
     const store = await nodes.start(db.url);
     for (let round = 0; round < 20; round += 1) {
       const outcomes = await Promise.all(
@@ -91,7 +91,7 @@ describe('a keyed append', () => {
     }
   });
 
-  it('given handlers on two nodes, when the same command with a key comes to both, then both give the one result', async () => {
+  it('given handlers on two nodes, when both get the same command with a key, then both return the same result', async () => {
     const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))];
     const options = (round: number, fingerprint = 'f') => ({
       ...by,
@@ -113,7 +113,7 @@ describe('a keyed append', () => {
     ).rejects.toBeInstanceOf(KeyReused);
   });
 
-  it('given a key of yesterday, when it is used again, then it is forgotten, but a minute less and it is known', async () => {
+  it('given a key that was used a day ago, when it is used again, then it is a new key; a minute earlier it is still known', async () => {
     const store = await nodes.start(db.url);
     await store.append(appendOf(stream('a'), 0, written, { key: key() }));
 
@@ -137,7 +137,7 @@ describe('a keyed append', () => {
     expect(await kept()).toEqual([]);
   });
 
-  it('given an append that is refused, when it came with a key, then the key is free', async () => {
+  it('given an append with a key, when it is refused, then the key is free', async () => {
     const store = await nodes.start(db.url);
     await store.append(appendOf(stream('a'), 0, written, { counters: [{ key: 'c', delta: 1, max: 1 }] }));
     const refused = [
@@ -156,7 +156,7 @@ describe('a keyed append', () => {
     });
   });
 
-  it('given an append that is refused, when it stands in a batch with others, then only its key is free', async () => {
+  it('given an append that is refused, when it is in a batch with others, then only its key is free', async () => {
     const store = await nodes.start(db.url);
     const limit = [{ key: 'c', delta: 1, max: 3 }];
 
@@ -173,7 +173,7 @@ describe('a keyed append', () => {
     expect((await kept()).map((row) => row['key'])).toEqual(ok);
   });
 
-  it('given a command that changes nothing, when it has a key, then its result is kept without an event', async () => {
+  it('given a command that changes nothing, when it has a key, then its result is stored without an event', async () => {
     const store = await nodes.start(db.url);
     await store.append(appendOf(stream('a'), 0, written));
     const before = await store.streams.load(stream('a'));
@@ -187,7 +187,7 @@ describe('a keyed append', () => {
       status: 'duplicate',
       version: 1,
     });
-    // The same on a stream that does not exist: it still does not.
+    // The same holds for a stream that does not exist, and the command does not create it.
     await store.append(appendOf(stream('none'), 0, [], { key: key({ key: 'other' }) }));
     expect(await store.streams.load(stream('none'))).toBeUndefined();
     expect(await eventCount()).toBe(1);

@@ -26,11 +26,11 @@ function node(): Leases {
   return leases;
 }
 const epoch = async (leases: Leases, name: string) => (await leases.take([name])).get(name) ?? 'not held';
-/** As the death of a node does: its lease runs out, unless somebody renews it. */
+/** Expires the leases as if their node had died. */
 const later = (leases = 1) => db.setClock({ offsetMs: leases * (LEASE_MS + 1_000) });
 
 describe('a lease', () => {
-  it('given a free one, when two nodes take it, then one holds it and keeps it by renewing', async () => {
+  it('given a free lease, when two nodes try to take it, then one holds it and keeps it by renewing', async () => {
     const [one, two] = [node(), node()];
     const epochs = await Promise.all([epoch(one, 'a'), epoch(two, 'a')]);
     expect(epochs.filter((each) => each === 'not held')).toHaveLength(1);
@@ -44,7 +44,7 @@ describe('a lease', () => {
     expect(await holder.standing(['a', 'b'])).toEqual(new Set(['a']));
   });
 
-  it('given a renewal that is under way, when a lease is let go, then it stays let go: its row, and what the node believes', async () => {
+  it('given a renewal in progress, when a lease is released, then it stays released, both in its row and in the memory of the node', async () => {
     const one = node();
     await one.take(['a', 'kept']);
     // The renewal has to wait for this row.
@@ -73,7 +73,7 @@ describe('a lease', () => {
     expect(await db.query('select name from lease')).toEqual([{ name: 'kept' }]);
   });
 
-  it('given rows that nobody has renewed for a day, when they are pruned, then only those go', async () => {
+  it('given rows that were not renewed for a day, when leases are pruned, then only these rows are deleted', async () => {
     const one = node();
     await one.take(['held']);
     await db.query(
@@ -87,7 +87,7 @@ describe('a lease', () => {
     ]);
   });
 
-  it('given a holder that is gone, when its lease is over, then another takes it with a higher epoch, and the first finds out', async () => {
+  it('given a holder that is gone, when its lease has expired, then another node takes it with a higher epoch, and the first one notices', async () => {
     const [one, two] = [node(), node()];
     const first = await epoch(one, 'a');
     expect(await epoch(two, 'a')).toBe('not held');
@@ -97,20 +97,20 @@ describe('a lease', () => {
     const second = await epoch(two, 'a');
 
     expect(second).toBeGreaterThan(first as number);
-    // It believes until it asks.
+    // The first node believes that it holds the lease until it renews.
     expect(one.epochOf('a')).toBe(first);
     expect(await epoch(one, 'a')).toBe('not held');
     expect(one.epochOf('a')).toBeUndefined();
   });
 
-  it('given a holder that was away for longer than its lease, when nobody took it, then it has it again, with a higher epoch', async () => {
+  it('given a holder that was suspended for longer than its lease, when no other node took the lease, then the holder has it again, with a higher epoch', async () => {
     const one = node();
     const first = await epoch(one, 'a');
     await later();
     expect(await epoch(one, 'a')).toBeGreaterThan(first as number);
   });
 
-  it('given a lease that is let go, when another takes it, then at once, and its epoch is higher than all before', async () => {
+  it('given a released lease, when another node takes it, then it gets it at once, with an epoch that is higher than all before', async () => {
     const [one, two, three] = [node(), node(), node()];
     await epoch(one, 'a');
     await later();
@@ -120,11 +120,11 @@ describe('a lease', () => {
 
     await two.release(['a']);
 
-    // A checkpoint keeps the epoch of its last writer: a lower one would be fenced off for ever.
+    // A checkpoint keeps the epoch of its last writer, so a node with a lower epoch would be fenced for ever.
     expect(await epoch(three, 'a')).toBeGreaterThan(second as number);
   });
 
-  it('given many nodes, when they take the same leases at once in any order, then each has one holder and none deadlocks', async () => {
+  it('given many nodes, when they take the same leases at once in any order, then each lease has one holder and there is no deadlock', async () => {
     const names = Array.from({ length: 30 }, (_, index) => `x${index}`);
     const all = Array.from({ length: 8 }, node);
     for (let round = 0; round < 5; round += 1) {
@@ -137,7 +137,7 @@ describe('a lease', () => {
     expect(await db.query('select name from lease')).toEqual([]);
   });
 
-  it('given a node that closes, when others look, then what it held is free', async () => {
+  it('given a node that closes, when another node takes its leases, then they are free', async () => {
     const one = node();
     await one.take(['a', 'b']);
     await one.close();
@@ -164,7 +164,7 @@ describe('sharing lanes', () => {
     );
   };
 
-  it('given three nodes that come one after the other, when each looks now and then, then they share the lanes evenly', async () => {
+  it('given three nodes that start one after the other, when each balances from time to time, then they share the lanes evenly', async () => {
     const members = [member()];
     await balance(members);
     expectEachLaneOnce(members);
@@ -179,16 +179,16 @@ describe('sharing lanes', () => {
     for (const each of members) {
       expect(lanesOf(each).length).toBeGreaterThanOrEqual(4);
       expect(lanesOf(each).length).toBeLessThanOrEqual(6);
-      // Whoever gets a lane is told, so that it begins to work on it.
+      // A node that gets a lane is notified, so that it begins to work on it.
       expect(each.taken).toEqual(expect.arrayContaining(lanesOf(each)));
     }
-    // Other work has its own lanes.
+    // Other work is shared independently.
     const other = member('other');
     await other.share.balance();
     expect(lanesOf(other)).toHaveLength(LANES);
   });
 
-  it('given three nodes, when all look at the same moment, then no lane has two owners', async () => {
+  it('given three nodes, when all balance at the same moment, then no lane has two owners', async () => {
     const members = [member(), member(), member()];
     for (let round = 0; round < 6; round += 1) {
       await Promise.all(members.map(({ share }) => share.balance()));
@@ -198,7 +198,7 @@ describe('sharing lanes', () => {
     expectEachLaneOnce(members);
   });
 
-  it('given three nodes, when one closes, then the others have its lanes at their next look', async () => {
+  it('given three nodes, when one closes, then the others have its lanes after they balance again', async () => {
     const members = [member(), member(), member()];
     await balance(members);
     const [gone, ...rest] = members;
@@ -208,11 +208,11 @@ describe('sharing lanes', () => {
     expect(rest.map((each) => lanesOf(each).length)).toEqual([8, 8]);
   });
 
-  it('given three nodes, when one is stopped without a word, then its lanes are taken over once its leases are over, with higher epochs', async () => {
+  it('given three nodes, when one is suspended, then its lanes are taken over once its leases have expired, with higher epochs', async () => {
     const members = [member(), member(), member()];
     await balance(members);
     const [stopped, ...rest] = members as [Member, ...Member[]];
-    // It beats no more; what it believes stays.
+    // The suspended node sends no heartbeats and still believes that it holds its lanes.
     clearInterval((stopped.leases as unknown as { timer: NodeJS.Timeout }).timer);
     const before = stopped.share.owned;
     expect(before.size).toBeGreaterThan(0);
@@ -230,7 +230,7 @@ describe('sharing lanes', () => {
       const now = rest.map(({ share }) => share.owned.get(lane)).find((each) => each !== undefined);
       expect(now).toBeGreaterThan(epochBefore);
     }
-    // It wakes up and learns that it has nothing.
+    // When it wakes up, it notices that it holds no lane.
     await stopped.leases.take([...before.keys()].map((lane) => `work/lane/${lane}`));
     expect(lanesOf(stopped)).toEqual([]);
   });

@@ -18,7 +18,7 @@ const neighbour = Array.from({ length: 1_000 }, (_, n) => ({ tenant: 'acme', str
 ) ?? { tenant: '', streamId: '' };
 const written = [{ type: 'Written', data: { text: 'one of several' } }];
 
-/** A writer that has what it needs to know of a stream from its own last append, as a command handler does. */
+/** A writer that knows the end of a stream from its own last append, as a command handler does. */
 class Writer {
   version = 0;
   private lag: StateLag | undefined;
@@ -38,8 +38,8 @@ class Writer {
 }
 
 /**
- * A node that has begun to listen to the others. What it knows of the ends of lanes is forgotten when it begins, because
- * others may have appended before; a test that relies on that knowledge must not be overtaken by it.
+ * A node that has begun to listen for notifications. When it begins, it forgets the ends of lanes, because other nodes
+ * may have appended before. A test that relies on known ends must therefore wait until the node listens.
  */
 async function startListening(): Promise<EventLog> {
   const store = await nodes.start(db.url);
@@ -59,14 +59,14 @@ const dropFunctions = async (): Promise<void> => {
 const eventsOf = (query = '') =>
   db.query<{ version: number; position: string }>(`select version, position from event ${query}`);
 
-it('given a writer alone in its lane, when it appends right behind its last event, then no function is needed for it', async () => {
+it('given the only writer of a lane, when it appends right after its last event, then a plain insert is used instead of a function', async () => {
   const writer = new Writer(await startListening());
   await writer.append();
   await dropFunctions();
 
   for (let version = 2; version <= 8; version += 1) expect(await writer.append()).toBe('ok');
 
-  // The state is to be stored now, which is more than an insert.
+  // The next append has to store the state, which an insert alone cannot do.
   await expect(writer.append()).rejects.toThrow('append_event');
   expect(await eventsOf('order by position')).toHaveLength(8);
 });
@@ -81,7 +81,7 @@ it.each<[string, Partial<AppendOf>]>([
   ['another stream', { stream: neighbour, expected: 1 }],
   ['another version', { expected: 7 }],
 ])(
-  'given a writer alone in its lane, when its append has %s, then a function does it',
+  'given the only writer of a lane, when its append has %s, then a function is used',
   async (_what, more) => {
     const writer = new Writer(await nodes.start(db.url));
     await writer.append();
@@ -91,7 +91,7 @@ it.each<[string, Partial<AppendOf>]>([
   },
 );
 
-it('given three processes that append to one stream and to one lane, when none has heard of the others yet, then an append succeeds if it knows the version, and nothing has a gap', async () => {
+it('given three processes that append to one stream and to one lane, when none knows of the appends of the others yet, then an append with the right version succeeds, and there are no gaps', async () => {
   const random = seeded();
   const stores = await Promise.all([1, 2, 3].map(() => nodes.start(db.url)));
   const writers = stores.map((store) => new Writer(store));
@@ -108,7 +108,7 @@ it('given three processes that append to one stream and to one lane, when none h
   expect(version).toBeGreaterThan(100);
 });
 
-it('given a lane that somebody else holds, when a writer appends right behind its last event, then it waits', async () => {
+it('given a lane that another transaction has locked, when a writer appends right after its last event, then it waits', async () => {
   const store = await nodes.start(db.url);
   const writer = new Writer(store);
   await writer.append();
@@ -117,7 +117,7 @@ it('given a lane that somebody else holds, when a writer appends right behind it
   await holder.query('select pg_advisory_xact_lock(7301, $1)', [store.laneOf(stream)]);
 
   const appended = writer.append();
-  // Not before it is seen waiting for the lock.
+  // The lock is released only when the append is seen waiting for it.
   for (;;) {
     const waiting = await db.query(`select from pg_locks where locktype = 'advisory' and not granted`);
     if (waiting.length > 0) break;
@@ -129,11 +129,11 @@ it('given a lane that somebody else holds, when a writer appends right behind it
 
   expect(await appended).toBe('ok');
   const [event] = await store.streams.read(stream, { from: 2 });
-  // Stamped under the lock.
+  // The time is taken while the lock is held.
   expect(Date.parse(event?.time ?? '')).toBeGreaterThanOrEqual(Date.parse(rows[0]?.now ?? ''));
 });
 
-it('given a clock that went back, when a writer appends right behind its last event, then time does not', async () => {
+it('given a clock that went back, when a writer appends right after its last event, then the time of the stream does not go back', async () => {
   const store = await nodes.start(db.url);
   const writer = new Writer(store);
   await writer.append();
@@ -143,7 +143,7 @@ it('given a clock that went back, when a writer appends right behind its last ev
   expect(second?.time).toBe(first?.time);
 });
 
-it('given another server behind the same connection, when it has less of the log, then what was seen of the first one is not relied on', async () => {
+it('given another server behind the same address, when it has less of the log, then the known ends of the first server are not used', async () => {
   const store = await startListening();
   const writer = new Writer(store);
   for (let n = 0; n < 5; n += 1) await writer.append();
@@ -154,7 +154,7 @@ it('given another server behind the same connection, when it has less of the log
   const lane = store.laneOf(stream);
   await db.query(`alter table event_lane_${lane} disable trigger refuse_change`);
   await db.query(`delete from event_lane_${lane} where version > 3`);
-  // As after a failover that a proxy hides: all is as before, but for when the server was started.
+  // This is what a failover behind a proxy looks like: only the start time of the server differs.
   tail.run = '2026-01-01 00:00:00+00';
   for (const { committer } of batches.halves)
     if (committer.connection) committer.connection.run = '2026-01-01 00:00:00+00';

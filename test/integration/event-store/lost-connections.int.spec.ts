@@ -22,10 +22,10 @@ afterEach(async () => {
 
 const written = (number = 0) => ({ type: 'Written', data: { number } });
 const stream = (streamId: string) => ({ tenant: 'acme', streamId });
-/** A request of the writer names its prepared statement. */
+/** Requests of the writer are recognised by the name of their prepared statement. */
 const isAppend = (request: Buffer): boolean => request.includes('append_');
 
-/** The next append meets this fate, and the network stays away from then on until `proxy.up()`. */
+/** The next append has this fate, and the network is down from then on until `proxy.up()`. */
 async function loseNext(
   fate: Fate,
   appends: () => readonly Promise<AppendResult>[],
@@ -60,21 +60,22 @@ it.each<Fate>(['lose answer', 'lose request'])(
     expect(proxy.cuts).toBe(1);
     expect(result).toMatchObject({ status: 'ok', version: 2, position: Number(row?.position) });
     expect(row?.version).toBe(2);
-    // What the second try answers is what the first would have: the stream's own end.
+    // The answer of the second attempt equals that of the first: the end of the stream.
     const { status, ...end } = result as AppendResult & { status: 'ok' };
     expect(status).toBe('ok');
     expect(await store.streams.load(stream('a'))).toMatchObject(end);
   },
 );
 
-it('given appends of every kind, when connections break again and again in mid-commit, then each is done once and nothing else', async () => {
+it('given appends of every kind, when connections break again and again during commits, then each append is made exactly once', async () => {
   const random = seeded();
   const store = await nodes.start(proxy.url);
   let requests = 0;
   let lost = { 'lose answer': 0, 'lose request': 0 };
   proxy.decide((request) => {
     if (!isAppend(request)) return 'pass';
-    // Every third, counted and not drawn: how many requests there are depends on how busy the machine is.
+    // Every third request is hit, by count and not at random, because the number of requests depends on the load of the
+    // machine.
     requests += 1;
     const fate = requests % 3 > 0 ? 'pass' : requests % 2 > 0 ? 'lose answer' : 'lose request';
     if (fate !== 'pass') lost = { ...lost, [fate]: lost[fate] + 1 };
@@ -100,7 +101,7 @@ it('given appends of every kind, when connections break again and again in mid-c
             }),
           }),
         );
-        // After a lost answer the key tells: it is this append's own.
+        // After a lost answer the key shows that the stored event is that of this append.
         expect(kind === 2 ? ['ok', 'duplicate'] : ['ok']).toContain(result.status);
         version += events.length;
         expect(result).toMatchObject({ version });
@@ -115,7 +116,7 @@ it('given appends of every kind, when connections break again and again in mid-c
   expect(await db.query('select count(*)::int from command')).toEqual([{ count: keyed }]);
 }, 60_000);
 
-it('given a lost answer, when another node has appended to the stream since, then the first append is still known as done', async () => {
+it('given a lost answer, when another node has appended to the stream since, then the first append is still recognised as committed', async () => {
   const [cut, other] = [await nodes.start(proxy.url), await nodes.start(db.url)];
   const [append] = await loseNext('lose answer', () => [
     cut.append(appendOf(stream('a'), 0, [written(1), written(2)])),
@@ -142,15 +143,16 @@ it('given a lost request, when another node has taken its version since, then it
   expect(await other.counters.value('c')).toBe(0);
 });
 
-it('given a lost answer, when the server refuses the second try as a whole, then each append is still known as done', async () => {
+it('given a lost answer, when the server refuses the second attempt as a whole, then each append is still recognised as committed', async () => {
   const store = await nodes.start(proxy.url);
-  // Both on one writer, so that they are one batch.
+  // Both streams have the same writer, so that their appends are in one batch.
   const names = ['a', 'b', 'c', 'd', 'e', 'f'].filter((name) => store.laneOf(stream(name)) % 2 === 0);
   expect(names.length).toBeGreaterThan(1);
   const appends = await loseNext('lose answer', () =>
     names.map((name) => store.append(appendOf(stream(name), 0, [written(1)]))),
   );
-  // As it happens when a lane's lock is held for too long; a sequence is not rolled back.
+  // The trigger fails once, as when the lock of a lane is held for too long. A sequence counts its calls, because it is
+  // not rolled back.
   await db.query('create sequence tries');
   await db.query(`create or replace function colloquy_now() returns timestamptz language plpgsql volatile as $$
     begin
@@ -165,9 +167,9 @@ it('given a lost answer, when the server refuses the second try as a whole, then
   expect(await db.query('select is_called from tries')).toEqual([{ is_called: true }]);
 });
 
-it('given load, when the writer’s backends are terminated again and again, then what was acknowledged is in the log once, and nothing twice', async () => {
+it('given load, when the writer’s backends are terminated again and again, then each acknowledged append is in the log exactly once', async () => {
   const handler = tallies(await nodes.start(db.url));
-  // As many as were aimed at, however long that takes: a backend is hit only while it works.
+  // The test goes on until the intended number of backends was terminated: one is terminated only while it works.
   const aim = sized(100, 12, 6);
   let kills = 0;
   const killing = (async () => {
@@ -215,7 +217,7 @@ it('given load, when the writer’s backends are terminated again and again, the
   expect(stored).toBeLessThanOrEqual(told + unavailable);
 }, 60_000);
 
-it('given a database that stays away, when appends come, then the first waits a little for it, and once it is back the node goes on', async () => {
+it('given a database that stays unavailable, when appends are made, then the first one waits a little, and the node works again once the database is back', async () => {
   const store = await nodes.start(proxy.url);
   proxy.down();
 

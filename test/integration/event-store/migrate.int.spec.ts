@@ -41,7 +41,7 @@ it('given a migrated database, when a node starts, then nothing changes', async 
   expect([await db.query('select * from log_settings'), await tables()]).toEqual(before);
 });
 
-/** Everything by which the schemas of two databases can differ. */
+/** Everything in which the schemas of two databases can differ. */
 const schema = () =>
   db.query(`
     select 'column' as kind, table_name || '.' || column_name as name,
@@ -66,7 +66,7 @@ const schema = () =>
 
 async function restorePrerelease(): Promise<void> {
   await db.query(readFileSync(PRERELEASE, 'utf8'));
-  // The dump leaves an empty search path behind.
+  // The dump sets an empty search path.
   await db.query('set search_path to public');
   // Tables of read models come and go with the versions of their code, not with migrations.
   for (const { projection } of await db.query<{ projection: string }>(
@@ -91,7 +91,7 @@ it('given a database that the version before the first release made, when it is 
   expect(await db.query('select * from event order by lane, position')).toEqual(events);
 });
 
-it('given a database of an older version, of which some migrations are missing, when it is migrated, then it is refused, told the way, and unchanged', async () => {
+it('given a database of an older version that lacks some migrations, when it is migrated, then it is refused with advice and left unchanged', async () => {
   await restorePrerelease();
   await db.query(`delete from migration where name like 'StreamState%'`);
   const before = await schema();
@@ -101,7 +101,7 @@ it('given a database of an older version, of which some migrations are missing, 
   expect(await schema()).toEqual(before);
 });
 
-it('given a migration that was edited after its release, when a node starts, then it is refused: the file itself, and a database that has another one', async () => {
+it('given a migration that was edited after its release, when a node starts, then both the changed file and a database with another checksum are refused', async () => {
   await migrate(db.url, migrations);
   const [first, ...others] = migrations;
   if (!first) throw new Error('there are no migrations');
@@ -112,7 +112,7 @@ it('given a migration that was edited after its release, when a node starts, the
   await expect(migrate(db.url, migrations)).rejects.toThrow(/another .*0001-log.sql.*colloquy export/);
 });
 
-it('given a schema of a newer version, when an older one starts, then it is refused and changes nothing', async () => {
+it('given a schema of a newer version, when an older node starts, then it is refused and changes nothing', async () => {
   await migrate(db.url, migrations);
   await db.query(`insert into migration (timestamp, name) values (9000000000000, 'Later9000000000000')`);
   const before = await tables();
@@ -131,7 +131,7 @@ async function migrationOf(folder: string, name: string, sql: string): Promise<M
   };
 }
 
-it('given a migration that fails, when it is tried, then nothing of it and of those before it stays', async () => {
+it('given a migration that fails, when it is run, then it and those before it in the same run are rolled back', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'colloquy-migrations-'));
   const broken = await migrationOf(
     folder,
@@ -139,7 +139,7 @@ it('given a migration that fails, when it is tried, then nothing of it and of th
     'create table half_done (id int); select 1 / 0;',
   );
 
-  // TypeORM tells of it on the console, too.
+  // TypeORM also prints the error on the console.
   const output = jest.spyOn(console, 'log').mockReturnValue();
   await expect(migrate(db.url, [...migrations, broken])).rejects.toThrow(/division by zero/);
   output.mockRestore();
@@ -152,9 +152,9 @@ it('given a migration that fails, when it is tried, then nothing of it and of th
   expect(await db.query('select count(*)::int from migration')).toEqual([{ count: migrations.length }]);
 });
 
-it('given PostgreSQL 14, when a node starts, then it says what it needs and changes nothing', async () => {
+it('given PostgreSQL 14, when a node starts, then it names the required version and changes nothing', async () => {
   const before = await tables();
-  // A server of this age is not at hand; one that says it is, is.
+  // No server of this version is available here, so a proxy changes the version that the server reports.
   const [version] = await db.query<{ server_version_num: string }>('show server_version_num');
   const own = version?.server_version_num ?? '';
   const proxy = await startProxy(db.url, (answer) =>
@@ -175,7 +175,7 @@ it('given no server, or a database that was not migrated, when a node opens the 
   });
 });
 
-it('given the settings of the service, when it connects, then a stopped transaction of it ends before its lease', async () => {
+it('given the settings of the service, when it connects, then the server ends its idle transactions before its leases expire', async () => {
   await migrate(db.url, migrations);
   const store = await EventLog.open(db.url);
   try {

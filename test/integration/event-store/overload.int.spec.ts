@@ -27,14 +27,14 @@ it.each([
     const append = (index: number) =>
       store.append(appendOf(stream(index), 0, [{ type: 'Written', data: { text } }]));
     await holdLanes();
-    // On its way already, and stuck: one for each writer.
+    // These appends are already being committed and are blocked: one for each writer.
     const stuck = [append(1_000), append(1_001), append(1_002), append(1_003)];
     await new Promise((resolve) => setTimeout(resolve, 50));
 
     const outcomes = Array.from({ length: 40 }, (__, index) => append(index));
     const refused = await Promise.all(
       outcomes.map((outcome) =>
-        // Whoever is refused hears at once, while the others wait.
+        // Refused appends are answered at once, while the others wait.
         Promise.race([
           outcome.then(
             () => 'ok',
@@ -63,7 +63,7 @@ it.each([
   },
 );
 
-it('given a tenant that fills the queue, when another comes, then it is taken in and committed among the first', async () => {
+it('given a tenant that fills the queue, when another tenant appends, then its append is accepted and committed among the first', async () => {
   const store = await nodes.start(db.url, { queueLimit: 40 });
   const append = (tenant: string, index: number) =>
     store.append(appendOf({ tenant, streamId: `s${index}` }, 0, [{ type: 'Written', data: {} }]));
@@ -87,11 +87,11 @@ it('given a tenant that fills the queue, when another comes, then it is taken in
 
   expect(outcomes.filter((one) => one === 'refused').length).toBeGreaterThanOrEqual(20);
   expect(order.filter((one) => one === 'quiet')).toHaveLength(10);
-  // Behind a single queue all of the flood that was taken in would have been answered first.
+  // With a single queue, all accepted appends of the first tenant would have been answered before it.
   expect(floodBefore).toBeLessThanOrEqual(40);
 });
 
-it('given commands on one stream that wait, when there are more than may, then the rest is overloaded, and other streams go on', async () => {
+it('given waiting commands on one stream, when there are more than the limit, then the surplus is refused as overloaded, and other streams work', async () => {
   const store = await nodes.start(db.url);
   const handler = tallies(store);
   const add = (streamId: string) => handler.handle({ tenant: 'acme', streamId }, { numbers: [1] }, by);
@@ -113,12 +113,12 @@ it('given commands on one stream that wait, when there are more than may, then t
   await other;
   const done = await Promise.all(commands.slice(0, 1_000));
   expect(done.at(-1)?.state.version).toBe(1_001);
-  // What was refused left nothing, and its places are free again.
+  // Refused commands left nothing behind, and their places are free again.
   expect((await add('hot')).state.version).toBe(1_002);
   // A thousand commits in a row take a while on a busy machine.
 }, 30_000);
 
-it('given commands that hold many bytes, when more wait than may, then the rest is overloaded', async () => {
+it('given waiting commands with many bytes, when they exceed the limit, then the surplus is refused as overloaded', async () => {
   const store = await nodes.start(db.url);
   const handler = tallies(store, { weigh: () => 1024 * 1024 });
   const add = () => handler.handle({ tenant: 'acme', streamId: 'hot' }, { numbers: [1] }, by);
@@ -135,7 +135,7 @@ it('given commands that hold many bytes, when more wait than may, then the rest 
   expect(outcomes.filter((one) => one === 'overloaded')).toHaveLength(4);
 });
 
-it('given appends that wait, when the store closes, then they are answered first', async () => {
+it('given waiting appends, when the store closes, then they are answered first', async () => {
   const store = await nodes.start(db.url);
   const appends = Array.from({ length: 500 }, (_, index) =>
     store.append(appendOf(stream(index), 0, [{ type: 'Written', data: {} }])),

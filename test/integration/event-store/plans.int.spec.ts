@@ -23,7 +23,7 @@ afterAll(async () => {
   await db.drop();
 });
 
-/** Rows and blocks that were read of the events so far, by way of an index or not. */
+/** Rows and blocks of the events that were read so far, through an index or not. */
 async function reads(): Promise<{ sequential: number; byIndex: number; rows: number }> {
   await db.query('select pg_stat_clear_snapshot()');
   const [row] = await db.query<{ sequential: number; byIndex: number; rows: number }>(
@@ -34,16 +34,17 @@ async function reads(): Promise<{ sequential: number; byIndex: number; rows: num
   return row ?? { sequential: -1, byIndex: -1, rows: -1 };
 }
 
-it('given a long log, when a lane, a stream, a tenant and the ends are read and appended to, then only indexes are used, and for few rows', async () => {
+it('given a long log, when a lane, a stream, a tenant and the ends are read and appended to, then only indexes are used, and few rows are read', async () => {
   const before = await reads();
   const store = await nodes.start(db.url);
-  // Often enough for the server to settle on a generic plan.
+  // Each statement runs often enough for the server to choose a generic plan.
   const ROUNDS = 12;
   const lanes = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, EVENTS / 32]));
   for (let round = 0; round < ROUNDS; round += 1) {
     expect(await store.lanes.read(lanes, 10)).toHaveLength(160);
     expect((await store.lanes.ends())[3]).toBe(EVENTS / 16);
-    // A stream of this name lies in another lane than its hash says: its lane is what is looked through.
+    // The events of this stream were inserted into another lane than its hash gives, so reading it searches its own
+    // lane in vain.
     expect(await store.streams.read({ tenant: 'load', streamId: 'nothing' })).toEqual([]);
     await store.streams.lastVersion({ tenant: 'load', streamId: 'nothing' }, 1, { version: 7 });
     // A tenant with few events in this log, read from its beginning.
@@ -62,7 +63,7 @@ it('given a long log, when a lane, a stream, a tenant and the ends are read and 
     );
   }
   await tallies(store, { stateVersion: 9 }).load({ tenant: 'acme', streamId: 'none' });
-  // Backends tell what they read when they end.
+  // PostgreSQL backends report their statistics when they end.
   await nodes.stopAll();
   let after = await reads();
   for (let wait = 0; wait < 100 && after.byIndex < before.byIndex + 100; wait += 1) {

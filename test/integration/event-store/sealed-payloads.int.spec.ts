@@ -10,10 +10,10 @@ const nodes = logPerTest((made) => {
 
 const STREAM = { tenant: 'acme', streamId: 'sealed' };
 const NUMBERS = Array.from({ length: 30 }, (_, index) => index + 1);
-/** What every reader of the log has to give for the stream. */
+/** What every way of reading must return for the stream. */
 const EVENTS = NUMBERS.map((number) => ({ version: number, data: { number } }));
 
-/** A stream of 30 events, with stored states and snapshots; every reader of `read` starts cold. */
+/** A stream of 30 events, with stored states and snapshots. Every reader of `read` starts with empty caches. */
 async function written(options: Parameters<typeof nodes.start>[1]): Promise<EventLog> {
   const writer = tallies(await nodes.start(db.url, options), { snapshotEvery: 10 });
   for (const number of NUMBERS) await writer.handle(STREAM, { numbers: [number] }, by);
@@ -54,7 +54,7 @@ describe.each([
   ['none', () => false],
   ['every second one', ({ version }: { version: number }) => version % 2 === 0],
 ])('given a codec that takes its time and seals payloads: %s', (_, isSealing) => {
-  it('when the log is read in every way there is, then each gives what was written, and states are right', async () => {
+  it('when the log is read in every possible way, then each returns what was written, and states are right', async () => {
     const log = await written({ codec: sealingCodec({ isSealing }) });
 
     for (const [way, events] of Object.entries(await read(log))) {
@@ -72,7 +72,7 @@ describe.each([
   });
 });
 
-it('given sealed payloads, when they are looked for in the database, then no JSON of theirs is there', async () => {
+it('given sealed payloads, when the database is searched, then none of their JSON is there', async () => {
   const log = await written({ codec: sealingCodec() });
   await tallies(log, { snapshotEvery: 10 }).stateAt(STREAM, 30);
 
@@ -81,7 +81,7 @@ it('given sealed payloads, when they are looked for in the database, then no JSO
   expect(await db.query('select from stream_snapshot where state is not null or sealed is null')).toEqual([]);
 });
 
-it('given sealed bytes that were moved to another event, when the lane is read, then that event is marked as unreadable and those beside it are read', async () => {
+it('given sealed bytes that were moved to another event, when the lane is read, then that event is marked as unreadable and its neighbours are read', async () => {
   const log = await written({ codec: sealingCodec() });
   await db.query(`
     insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
@@ -101,7 +101,7 @@ it('given sealed bytes that were moved to another event, when the lane is read, 
   await expect(log.streams.read(STREAM)).rejects.toThrow(/authenticate/);
 });
 
-it('given sealed payloads, when a process without keys reads them, then it says so and does not take them for empty', async () => {
+it('given sealed payloads, when a process without keys reads them, then it reports an error and does not treat them as empty', async () => {
   await written({ codec: sealingCodec() });
   const keyless = await nodes.start(db.url);
 

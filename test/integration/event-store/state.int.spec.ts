@@ -20,7 +20,7 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
     for (let from = 0; from < length; from += 700) {
       await handler.handle(stream, { numbers: numbers.slice(from, from + 700) }, by);
     }
-    // A state that tells where it came from.
+    // The stored state is marked, so that the test can tell from where a state was loaded.
     await db.query(`update stream_state set state = state || '{"stored": true}'`);
 
     const stored = await tallies(store).load(stream);
@@ -33,7 +33,7 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
     );
     expect(folded.state).toEqual(expected);
     expect({ ...folded, state: 0, lag: 0 }).toEqual({ ...stored, state: 0, lag: 0 });
-    // The next append stores it anew, and then nobody folds.
+    // The next append stores the new state, so that no later load has to fold.
     await tallies(store, { stateVersion: 2 }).handle(stream, { numbers: [1] }, by);
     expect(await store.streams.load(stream)).toMatchObject({
       stateVersion: 2,
@@ -42,14 +42,15 @@ it.each([1, 999, 1_000, 1_001, 3_000])(
   },
 );
 
-it('given two nodes that write by turns, when a session is loaded with and without a state at hand, then both are what a fold of all events gives', async () => {
+it('given two nodes that write in turn, when a stream is loaded with and without a cached state, then both equal a fold of all events', async () => {
   const random = seeded();
   const stores = [await nodes.start(db.url), await nodes.start(db.url)] as const;
   const more = { isActivity: (event: Added) => event.data.number % 2 === 0 };
   const warm = stores.map((store) => tallies(store, more));
   let version = 0;
   for (let round = 0; round < sized(200, 60, 25); round += 1) {
-    // Now and then so much that the other node has less to read from the stored state than from its own.
+    // Sometimes one node appends so much that the other has less to read from the stored state than from its cached
+    // one.
     const count = random(10) === 0 ? 50 : 1 + random(3);
     const numbers = Array.from({ length: count }, () => random(1_000));
     await warm[random(2)]?.handle(stream, { numbers }, by);
@@ -79,13 +80,13 @@ it('given events small and large, when they are appended one by one, then the st
       if ((await store.streams.load(stream))?.version === end.version) return count;
     }
   };
-  // A new stream has one at once.
+  // The state of a new stream is stored at once.
   expect(await storedAfter(10)).toBe(1);
   expect([await storedAfter(10), await storedAfter(10)]).toEqual([8, 8]);
   expect([await storedAfter(30_000), await storedAfter(70_000)]).toEqual([3, 1]);
 });
 
-it('given an event that a newer version wrote, when older nodes load, then they have the session again once its state was stored behind that event', async () => {
+it('given an event that a newer version wrote, when older nodes load its stream, then they can do so again once a state was stored after that event', async () => {
   const newer = await nodes.start(db.url);
   const older = await nodes.start(db.url, {
     upcast: (_type, _version, data) => {
@@ -101,7 +102,7 @@ it('given an event that a newer version wrote, when older nodes load, then they 
 
   await expect(reading.load(stream)).rejects.toThrow('newer than this code');
   await expect(tallies(older).load(stream)).rejects.toThrow('newer than this code');
-  // Among others it is left out.
+  // Among several streams, this one is left out.
   expect(await older.streams.loadMany([stream, other])).toMatchObject([{ streamId: 'other' }]);
 
   for (let count = 0; count < 8; count += 1) await writing.handle(stream, { numbers: [1] }, by);
@@ -109,7 +110,7 @@ it('given an event that a newer version wrote, when older nodes load, then they 
     expect((await handler.load(stream)).state).toMatchObject({ version: 10, sum: 1_009 });
 });
 
-it('given a log that was set back to an earlier point, when a node that remembers more writes, then it goes on where the log ends', async () => {
+it('given a log that was restored to an earlier point, when a node with a newer cached state writes, then it continues at the end of the log', async () => {
   const store = await nodes.start(db.url);
   const handler = tallies(store);
   for (const number of [1, 2, 3, 4, 5]) await handler.handle(stream, { numbers: [number] }, by);
@@ -118,7 +119,7 @@ it('given a log that was set back to an earlier point, when a node that remember
   const setBack = async (version: number): Promise<void> => {
     await db.query(`delete from event_lane_${lane} where version > ${version}`);
     await db.query(`delete from stream_state where version > ${version}`);
-    // As when a server is restored: it was away in between.
+    // The server is unavailable in between, as during a restore.
     await db.query(
       'select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
     );
@@ -131,26 +132,26 @@ it('given a log that was set back to an earlier point, when a node that remember
   expect((await handler.load(stream)).state).toMatchObject({ version: 3, sum: 6 });
   for (const number of [1, 2]) await handler.handle(stream, { numbers: [number] }, by);
   await setBack(4);
-  // Without a look before it, too.
+  // This also holds for a write without a read before it.
   expect((await handler.handle(stream, { numbers: [10] }, by)).state).toMatchObject({ version: 5, sum: 17 });
 
-  // And when others have written in the same places since.
+  // And when other nodes have written at the same versions since.
   await setBack(4);
   await tallies(store).handle(stream, { numbers: [20] }, by);
   expect((await handler.load(stream)).state).toMatchObject({ version: 5, sum: 27 });
 });
 
-it('given a node with an old state in its cache, when that would refuse a command, then it looks again first', async () => {
+it('given a node with an outdated cached state, when this state would refuse a command, then the node loads the state again first', async () => {
   const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))] as const;
   await handlers[0].handle(stream, { numbers: [1] }, by);
   await handlers[1].handle(stream, { numbers: [4] }, by);
 
-  // Refused by the sum of 1 that it remembers, right by the log's.
+  // The command would be refused by the cached sum of 1, and is accepted by the sum of the log.
   const handled = await handlers[0].handle(stream, { numbers: [7], onlyAt: 5 }, by);
   expect(handled.state).toMatchObject({ version: 3, sum: 12 });
-  // And the other way round: right by what the other remembers, refused by the log.
+  // The other way round: the command would be accepted by the cached state, and is refused by the log.
   await expect(handlers[1].handle(stream, { numbers: [1], onlyAt: 5 }, by)).rejects.toThrow('the sum is 12');
-  // The same for the version that a caller asks for.
+  // The same holds for a version in If-Match.
   await handlers[1].handle(stream, { numbers: [1] }, by);
   expect((await handlers[0].handle(stream, { numbers: [1] }, { ...by, ifMatch: [4] })).state.version).toBe(5);
   await expect(handlers[1].handle(stream, { numbers: [1] }, { ...by, ifMatch: [4] })).rejects.toMatchObject({
@@ -162,7 +163,7 @@ it('given a node with an old state in its cache, when that would refuse a comman
   ).rejects.toBeInstanceOf(VersionMismatch);
 });
 
-it('given 16 callers who all saw the same version, when each writes under If-Match, then one succeeds', async () => {
+it('given 16 callers that saw the same version, when each writes with If-Match, then exactly one succeeds', async () => {
   const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))] as const;
   await handlers[0].handle(stream, { numbers: [1] }, by);
   for (let round = 1; round <= sized(100, 15, 8); round += 1) {
@@ -178,7 +179,7 @@ it('given 16 callers who all saw the same version, when each writes under If-Mat
   }
 });
 
-it('given a command that changes nothing, when it is handled, then the state of the log is answered and nothing is added', async () => {
+it('given a command that changes nothing, when it is handled, then the state of the log is returned and nothing is appended', async () => {
   const handlers = [tallies(await nodes.start(db.url)), tallies(await nodes.start(db.url))] as const;
   await handlers[0].handle(stream, { numbers: [1] }, by);
   await handlers[1].handle(stream, { numbers: [2] }, by);
@@ -189,7 +190,7 @@ it('given a command that changes nothing, when it is handled, then the state of 
   expect(await db.query('select from event')).toHaveLength(2);
 });
 
-it('given parts of a stream, when they are read, then range, limit and types are kept to, in order', async () => {
+it('given a stream, when parts of it are read, then range, limit and types apply, in order', async () => {
   const store = await nodes.start(db.url);
   const events = Array.from({ length: 10 }, (_, index) => ({
     type: index % 2 ? 'Odd' : 'Even',

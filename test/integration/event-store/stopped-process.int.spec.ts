@@ -14,10 +14,10 @@ afterAll(async () => {
   await expectSoundLog(db).finally(() => db.drop());
 });
 
-/** A lease and its margin: nothing that a stopped process holds may stand longer. */
+/** The time of a lease and a margin. Nothing that a stopped process holds may last longer. */
 const LONGEST_MS = 6_000;
 
-it('given a node that is stopped again and again in the middle of its work, when others append to the same lanes, then they go on', async () => {
+it('given a node that is suspended again and again during its work, when others append to the same lanes, then they succeed', async () => {
   const random = seeded();
   const store = await nodes.start(db.url);
   const stopped = await startWriter(db.url, 'stopped', 32);
@@ -52,7 +52,7 @@ it('given a node that is stopped again and again in the middle of its work, when
     await sleep(random(20));
   }
   expect(slowest).toBeLessThan(LONGEST_MS);
-  // It goes on itself, too, and had nothing taken from it.
+  // The suspended node works again as well, and none of its acknowledged appends is lost.
   await stopped.past([...stopped.acknowledged.values()].reduce((sum, version) => sum + version, 0) + 100);
   await stopped.stop();
   for (const [streamId, version] of stopped.acknowledged) {

@@ -16,7 +16,7 @@ afterAll(async () => {
   await expectSoundLog(db).finally(() => db.drop());
 });
 
-it('given 4 writing processes of which one is killed, and a foreign transaction left open, when a reader keeps only lane and number, then it sees each acknowledged event once and in order, and is not held up', async () => {
+it('given 4 writing processes of which one is killed, and another transaction left open, when a reader keeps only lane and position, then it sees each acknowledged event once and in order, without delay', async () => {
   const store = await nodes.start(db.url);
   const positions = new Map(Array.from({ length: store.laneCount }, (_, lane) => [lane, 0]));
   const versions = new Map<string, number>();
@@ -31,7 +31,7 @@ it('given 4 writing processes of which one is killed, and a foreign transaction 
     seen += 1;
   };
   const read = async (): Promise<number> => {
-    // A small page, so that pages end in the middle of what is being written.
+    // Pages are small, so that they end in the middle of what is being written.
     const events = await store.lanes.read(positions, 7);
     events.forEach(see);
     return events.length;
@@ -62,11 +62,12 @@ it('given 4 writing processes of which one is killed, and a foreign transaction 
   while ((await read()) > 0);
 
   expect(disorder).toEqual([]);
-  // The reader followed while the foreign transaction was open, and did not wait for it.
+  // The reader followed the log while the other transaction was open, and did not wait for it.
   expect(meanwhile).toBeGreaterThan(sized(2_000, 300));
   for (const { acknowledged } of writers) {
     for (const [streamId, version] of acknowledged) {
-      // What was in flight when the process was killed may be in the log without an acknowledgement: one per stream.
+      // The append in progress when the process was killed may be in the log without an acknowledgement: one per
+      // stream.
       expect([version, version + 1]).toContain(versions.get(streamId));
     }
   }

@@ -34,7 +34,7 @@ const listeners = async (): Promise<number> => {
   return row?.count ?? 0;
 };
 
-it('given a server that refuses LISTEN, when the node tries again and again, then each try is told and none leaves a connection behind', async () => {
+it('given a server that refuses LISTEN, when the node tries again and again, then each attempt is reported and none leaves a connection behind', async () => {
   const proxy = await startProxy(db.url, refuseListen);
   try {
     const telemetry = new Telemetry();
@@ -55,7 +55,7 @@ it('given a server that refuses LISTEN, when the node tries again and again, the
   }
 });
 
-it('given a connection for notifications that is lost, when it is replaced, then both are told, and notifications arrive again', async () => {
+it('given a lost connection for notifications, when it is replaced, then both events are reported, and notifications arrive again', async () => {
   const telemetry = new Telemetry();
   const seen: boolean[] = [];
   telemetry.on('wakeUp', ({ connected }) => seen.push(connected));
@@ -72,19 +72,24 @@ it('given a connection for notifications that is lost, when it is replaced, then
   expect(seen).toEqual([true, false, true]);
 });
 
-it('given a process that has nothing else to do, when it closes the log, then it hears of the end before it ends itself', async () => {
+it('given a process that has nothing else to do, when it closes the log, then the close has resolved before the process ends', async () => {
   const program = `
-    const { EventLog } = require(process.argv[1]);
-    EventLog.open(process.argv[2]).then(async (store) => {
+    const [, log, append, url] = process.argv;
+    const { appendOf } = require(append);
+    require(log).EventLog.open(url).then(async (store) => {
       store.wakeUp.subscribe(() => undefined);
       await new Promise((resolve) => store.telemetry.on('wakeUp', resolve));
+      await store.append(appendOf({ tenant: 'acme', streamId: 's' }, 0, [{ type: 'Written', data: {} }]));
       await store.close();
       console.log('closed');
     });`;
   const hook = join(__dirname, '../../support/typescript-hook.cjs');
   const log = join(__dirname, '../../../src/event-store/log.ts');
 
-  const { stdout } = await promisify(execFile)(process.execPath, ['-r', hook, '-e', program, log, db.url]);
+  const append = join(__dirname, '../../support/append.ts');
+  const options = ['-r', hook, '-e', program, log, append, db.url];
+
+  const { stdout } = await promisify(execFile)(process.execPath, options);
 
   expect(stdout).toBe('closed\n');
 });

@@ -13,7 +13,7 @@ import { Nodes } from '../event-store/fixture.js';
 
 const SESSION = { tenant: 'default', sessionId: 'long' };
 const STREAM = { tenant: 'default', streamId: 'long' };
-/** Messages before and after the generation that is looked for. */
+/** Number of messages before and after the generation that is searched. */
 const PAGES = 6;
 const PAGE = 1_000;
 
@@ -21,7 +21,7 @@ let db: TestDatabase;
 let app: INestApplicationContext;
 const logs = new Nodes();
 let log: EventLog;
-/** Payloads that were read; they are sealed, so that each of them has to be opened. */
+/** Counts the payloads that are read. They are sealed, so each of them has to be opened. */
 let opened = 0;
 let version = 0;
 
@@ -89,7 +89,7 @@ async function answerOf(generationId: string): Promise<unknown> {
   return end?.type === 'completed' ? end.answer : end;
 }
 
-it('given a reply in the middle of a long session, when it is looked for, then what is read depends on the reply and not on the session', async () => {
+it('given a reply in the middle of a long session, when it is searched, then the number of events read depends on the reply and not on the session', async () => {
   const generationId = newId('gen');
   await writeSession(generationId);
 
@@ -99,7 +99,7 @@ it('given a reply in the middle of a long session, when it is looked for, then w
 });
 
 it.each([-90, 90])(
-  'given a database whose clock is %i minutes off, when a reply is looked for, then it is found',
+  'given a database whose clock is %i minutes off, when a reply is searched, then it is found',
   async (minutes) => {
     await db.setClock({ offsetMs: minutes * 60_000 });
     const generationId = newId('gen');
@@ -109,14 +109,14 @@ it.each([-90, 90])(
   },
 );
 
-it('given an id that was derived from a key and tells no time, when its reply is looked for, then it is found', async () => {
+it('given an id that was derived from a key and holds no time, when its reply is searched, then it is found', async () => {
   const generationId = derivedId('gen', 'a key');
   await writeSession(generationId);
 
   expect(await answerOf(generationId)).toMatchObject({ generationId });
 });
 
-it('given an id that no generation has, when it is looked for, then it is not found', async () => {
+it('given an id that no generation has, when it is searched, then it is not found', async () => {
   await writeSession(newId('gen'));
 
   await expect(answerOf(newId('gen'))).rejects.toMatchObject({ code: 'not-found' });

@@ -46,7 +46,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     );
     publisher = await Publisher.connect(kafka, 'gzip');
     fetched = [];
-    // Answers like the route of the service, from the same log.
+    // A server that answers like the route of the service, from the same log.
     api = createServer((request, response) => {
       fetched.push(`${String(request.headers['colloquy-tenant'])} ${request.url ?? ''}`);
       const url = new URL(request.url ?? '', 'http://api');
@@ -126,7 +126,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
 
   const upTo = (last: number) => Array.from({ length: last }, (_, index) => index + 1);
 
-  it('given repetitions, a gap and a reference, when consumed, then each version has its effect once and what is missing is fetched', async () => {
+  it('given repetitions, a gap and a reference, when they are consumed, then each version takes effect once and missing events are fetched', async () => {
     await written('a', 10);
     await written('b', 6);
     await publish('a', [1, 2, 3, 1, 2, 3, 4, 9, 10]);
@@ -152,7 +152,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     expect(await effects()).toEqual({});
   }, 40_000);
 
-  it('given an effect that fails in the middle, when tried again, then nothing of the first try is left', async () => {
+  it('given an effect that fails in the middle, when it is tried again, then nothing of the first attempt is left', async () => {
     await written('a', 20);
     await publish('a', upTo(20));
     let tries = 0;

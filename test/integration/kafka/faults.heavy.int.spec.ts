@@ -28,9 +28,9 @@ import { eventually } from '../../support/http.js';
 import { countOf, openStore, sized, sleep, Writers } from './fixture.js';
 
 /**
- * While events are appended, the broker goes away and comes back, nodes are killed or stopped, and the database restarts.
- * After each of these every event is on the topic, first deliveries are in order, and the consumer's effect happened
- * exactly once.
+ * While events are appended, the broker goes away and comes back, nodes are killed or stopped, and the database
+ * restarts. After each of these every event is on the topic, first deliveries are in order, and the consumer's effect
+ * happened exactly once.
  */
 describeWithKafka('relay under faults', () => {
   let folder: string;
@@ -109,7 +109,7 @@ describeWithKafka('relay under faults', () => {
     return { log, table };
   }
 
-  /** How many lanes have a lease of this node, be it over or not. */
+  /** Number of lanes for which this node has a lease, whether it has expired or not. */
   async function lanesOf({ owner }: RelayProcess): Promise<number> {
     const { rowCount } = await pool.query(
       `select from lease where owner = $1 and starts_with(name, 'relay/lane/')`,
@@ -149,7 +149,7 @@ describeWithKafka('relay under faults', () => {
     await broker.start();
     await sleep(1_000);
     await expectAllIsWell();
-    // Each node tells an outage once, not at each retry.
+    // Each node reports an outage once, not at each retry.
     for (const node of nodes) expect(node.output().match(/trouble/g)?.length ?? 0).toBeLessThanOrEqual(3);
   }, 240_000);
 

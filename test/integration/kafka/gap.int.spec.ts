@@ -7,7 +7,7 @@ import { type AnsweredEvent, toMessage } from '../../../src/kafka/contract.js';
 import { type IncomingMessage } from '../../../src/kafka/group-member.js';
 import { said } from './fixture.js';
 
-/** A service that makes events of one session up as they are asked for, so that the test itself holds none. */
+/** A service that generates the events of one session on request, so that the test itself holds none in memory. */
 class MadeUpTrail {
   requests = 0;
   url = '';
@@ -54,7 +54,7 @@ const answer = (version: number, content: string): AnsweredEvent => ({
   ...said(content),
 });
 
-/** The record of the topic for a version of the session. */
+/** Makes the record of the topic for a version of the session. */
 function record(version: number, content = 'last'): IncomingMessage {
   const event = {
     ...envelope(version),
@@ -113,11 +113,11 @@ it('given a gap of many events, when it is applied, then no page has more events
   expect(await finish()).toBe(true);
   expect(pages.flatMap(({ versions }) => versions)).toEqual(upTo(5_000));
   expect(Math.max(...pages.map(({ versions }) => versions.length))).toBe(300);
-  // Answers of 200 events: what was fetched is not fetched again at the end of a page.
+  // The answers hold 200 events. Fetched events are not fetched again at the end of a page.
   expect(trail.requests).toBe(25);
 });
 
-it('given a gap of large events, when it is applied, then no page is larger than allowed, and one event beyond that comes alone', async () => {
+it('given a gap of large events, when it is applied, then no page is larger than allowed, except one with a single event that is larger than a page', async () => {
   const sizeOf = (version: number) => (version === 50 ? 1_000_000 : version % 10 === 0 ? 150_000 : 20_000);
   trail = await new MadeUpTrail((version) => 'x'.repeat(sizeOf(version))).start();
   const { pages, finish } = applied(200, { events: 500, bytes: 400_000 });
@@ -126,7 +126,7 @@ it('given a gap of large events, when it is applied, then no page is larger than
   expect(pages.filter(({ bytes }) => bytes > 400_000).map(({ versions }) => versions)).toEqual([[50]]);
 });
 
-it('given an effect that fails in the middle of a gap, when it is tried again, then it goes on behind the last page that succeeded', async () => {
+it('given an effect that fails in the middle of a gap, when it is tried again, then it continues after the last page that succeeded', async () => {
   trail = await new MadeUpTrail(() => 'small').start();
   let failures = 0;
   const { pages, finish } = applied(

@@ -83,7 +83,7 @@ describeWithKafka('relay', (brokers) => {
     }
   }
 
-  it('given events from before brokers were named and concurrent writers after, when relayed, then independent consumers find every event once, in order per session, as valid CloudEvents', async () => {
+  it('given events from before brokers were configured and concurrent writers after, when they are relayed, then independent consumers find every event once, in order per session, as valid CloudEvents', async () => {
     const sessions = sized(5_000, 500, 150);
     const writers = [0, 1].map((n) => new Writers(store, sessions / 2, `w${n}-`));
     await Promise.all(writers.map((one) => one.round(10)));
@@ -125,7 +125,7 @@ describeWithKafka('relay', (brokers) => {
   }, 300_000);
 
   heavy(
-    'given two nodes, when one is killed, then the other goes on with its lanes within 10 s',
+    'given two nodes, when one is killed, then the other publishes its lanes within 10 s',
     async () => {
       const first = await startRelay(db.url, brokers, topic);
       await startRelay(db.url, brokers, topic);
@@ -182,7 +182,7 @@ describeWithKafka('relay', (brokers) => {
 
       zombie.signal('SIGCONT');
       await sleep(1_500);
-      // The batch that it was sending when it was stopped may arrive now, but nothing that was appended later.
+      // The batch that the node was sending when it was stopped may arrive now, but no event that was appended later.
       const late = listening.records.slice(before);
       expect(late.length).toBeLessThanOrEqual(1_000);
       const times = late.map(({ message }) => message.headers?.['ce_time']?.toString() ?? '');
@@ -196,7 +196,7 @@ describeWithKafka('relay', (brokers) => {
     60_000,
   );
 
-  it('given an event larger than the topic takes, when relayed, then a reference stands in its place and the lane goes on', async () => {
+  it('given an event larger than the topic accepts, when it is relayed, then a reference is published in its place and the lane goes on', async () => {
     const { relay, troubles } = startHere({ maxMessageBytes: 100_000 });
     const stream = { tenant: 'acme', streamId: 'large' };
     await store.append(appendOf(stream, 0, [said('small'), said('x'.repeat(300_000)), said('small again')]));
@@ -221,7 +221,7 @@ describeWithKafka('relay', (brokers) => {
     expect(troubles).toEqual([]);
   }, 30_000);
 
-  it('given a topic whose limit was lowered later, when an event is beyond it, then it does not hold up its lane', async () => {
+  it('given a topic whose limit was lowered later, when an event exceeds it, then the event does not block its lane', async () => {
     const { relay } = startHere();
     const stream = { tenant: 'acme', streamId: 'large' };
     await store.append(appendOf(stream, 0, [said('small')]));
@@ -238,7 +238,7 @@ describeWithKafka('relay', (brokers) => {
       ],
     });
     await admin.disconnect();
-    // Random, so that compression does not bring it below the limit.
+    // The content is random, so that compression does not bring the event below the limit.
     const noise = Buffer.from(Array.from({ length: 200_000 }, () => Math.random() * 256)).toString('base64');
     await store.append(appendOf(stream, 1, [said(noise), said('small again')]));
     await untilCaughtUp(relay, 20_000);
@@ -332,7 +332,7 @@ describeWithKafka('relay', (brokers) => {
     expect((await relay.lag()).behind).toBe(1);
   }, 30_000);
 
-  it('given a topic that was deleted, when the relay finds it gone, then it makes it anew from the first event', async () => {
+  it('given a topic that was deleted, when the relay notices, then it creates the topic again and publishes from the first event on', async () => {
     const first = startHere();
     await new Writers(store, 10).round(2);
     await untilCaughtUp(first.relay);

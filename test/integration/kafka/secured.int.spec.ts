@@ -90,7 +90,7 @@ ssl.truststore.location=${certificate}`,
     }
   }
 
-  it('given a wrong password, or no trust in its certificate, then the relay says so, without the password, and publishes nothing', async () => {
+  it('given a wrong password or an untrusted certificate, when the relay starts, then it reports the problem without the password, and publishes nothing', async () => {
     const brokers = [broker.brokers];
     const sasl = { mechanism: 'plain', username: USERNAME, password: 'a-wrong-one' } as const;
     for (const [kafka, problem] of [
@@ -108,7 +108,7 @@ ssl.truststore.location=${certificate}`,
     }
   }, 60_000);
 
-  it('given its certificate and the password, then events are published, and consumed with the same settings', async () => {
+  it('given the certificate and the password of the broker, when relay and consumer start, then events are published and consumed', async () => {
     const kafka: KafkaSettings = {
       brokers: [broker.brokers],
       ssl: { ca },

@@ -27,7 +27,7 @@ export const READ_MODELS: readonly Projection<SessionRecord>[] = [
 ];
 export const TENANT = 'acme';
 
-/** Applied by its code alone, so that what a test does to the code is what happens. */
+/** The projection is applied by its code alone and not by SQL, so that changes of the code by a test take effect. */
 export function byCode(projection: Projection<SessionRecord>): Projection<SessionRecord> {
   const { applyInside: _inside, ...others } = projection;
   return others;
@@ -110,7 +110,7 @@ export class Node {
     await this.store.close();
   }
 
-  /** Its leases are renewed no more, as when the process is stopped; everything else goes on. */
+  /** Stops renewing the leases of the node, as if the process were suspended; everything else goes on. */
   stopBeating(): void {
     clearInterval((this.leases as unknown as { timer: NodeJS.Timeout }).timer);
   }
@@ -123,18 +123,18 @@ export class Node {
     });
   }
 
-  /** A session as the log has it now. */
+  /** The present state of a session by the log. */
   load(sessionId: string): Promise<Loaded<SessionState>> {
     return this.sessions.load({ tenant: TENANT, streamId: sessionId });
   }
 
-  /** The end of one session, as a strong read of it asks for. */
+  /** The end of one session, for which a strong read of it waits. */
   async endOf(sessionId: string): Promise<Freshness> {
     const { lane, position } = await this.load(sessionId);
     return new Map([[lane, position]]);
   }
 
-  /** Random commands as clients and nodes give them; those that the rules refuse do nothing. */
+  /** Sends random commands as clients and nodes do. Commands that the rules refuse change nothing. */
   async live(
     random: (below: number) => number,
     sessionIds: readonly string[],

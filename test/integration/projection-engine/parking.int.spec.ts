@@ -38,7 +38,7 @@ const caughtUp = async (node: Node): Promise<void> => {
 const textOf = (event: SessionRecord): unknown =>
   event.type === 'MessageAppended' ? event.data.content : undefined;
 
-/** The projection with a bug: it cannot take messages of this text. */
+/** A projection with a bug: its code throws for messages of this text. */
 const cannotTake = (text: string, projection: Projection<SessionRecord>): Projection<SessionRecord> => ({
   ...byCode(projection),
   apply: (events, table, read) => {
@@ -68,29 +68,29 @@ const contents = async (projection: Projection<SessionRecord>) =>
 describe.each([
   ['its code throws', cannotTake],
   ['the database refuses its rows', isRefused],
-])('a session that a read model cannot take in, because %s', (_why, bug) => {
-  it('given many sessions, when one is poison, then it alone is parked: reads of it say so, everything else goes on; after a fix and a retry nothing is missing or double', async () => {
+])('a session that a read model cannot apply, because %s', (_why, bug) => {
+  it('given many sessions, when one has a poison event, then only this session is parked: reads of it say so, and everything else works; after a fix and a retry no row is missing or duplicated', async () => {
     const buggy = bug('bad', sessionsProjection);
     const node = await start([buggy, historyProjection]);
     const ids = Array.from({ length: 20 }, (_, index) => `s${index}`);
     await Promise.all(ids.map((id) => node.handle(id, new CreateSession({ title: id }))));
     await Promise.all(ids.map((id) => say(node, id, 'good', 'fine', id === 's7' ? 'bad' : 'well', 'after')));
 
-    // In the order of the log: what is behind the poison is seen too.
+    // Events are read in the order of the log, so those after the poison event are read as well.
     for (const id of ids.filter((one) => one !== 's7'))
       expect(await find(node, id)).toMatchObject({ id, messageCount: 4 });
     const parked = await find(node, 's7');
     expect(parked).toBeInstanceOf(SessionParked);
     expect(parked).toMatchObject({ code: 'projection-lagging' });
     expect(await findSession(node.models, 'eventual', TENANT, 's7').catch(String)).toMatch(/parked/);
-    // In lists it stands as it was before.
+    // Lists show the session as it was before.
     const listed = await listSessions(node.models, await node.models.ends(), TENANT, {
       status: 'all',
       limit: 50,
     });
     expect(listed).toHaveLength(20);
     expect(listed.find(({ id }) => id === 's7')).toMatchObject({ version: 3, messageCount: 2 });
-    // Other read models have it, and it can be written to.
+    // Other read models show the session, and clients can write to it.
     expect((await say(node, 's7', 'later')).state.messageCount).toBe(5);
     const page = await readHistory(
       node.models,
@@ -103,7 +103,7 @@ describe.each([
     expect(await node.projector.parked()).toMatchObject([
       { projection: 'sessions', tenant: TENANT, sessionId: 's7', version: 4 },
     ]);
-    // The read of one read model says nothing of the other.
+    // That one read model has parked the session does not affect reads of another one.
     await caughtUp(node);
     expect(await node.projector.status()).toMatchObject([
       { name: 'sessions', parked: 1, behind: 0 },
@@ -111,7 +111,7 @@ describe.each([
     ]);
     expect(node.notices.filter((notice) => notice.includes('parked session s7'))).toHaveLength(1);
     expect(node.errors).toEqual([]);
-    // With the bug it is parked again, at the same place.
+    // While the bug remains, a retry parks the session again at the same event.
     const session = { tenant: TENANT, sessionId: 's7' };
     const again = await node.projector.resume(buggy, session, 'parked');
     expect(again?.parked).toMatchObject({ version: 4 });
@@ -130,7 +130,7 @@ describe.each([
   }, 30_000);
 });
 
-it('given a parked session, when its poison is skipped, then the rest of its events are taken in; a later poison parks it again', async () => {
+it('given a parked session, when its poison event is skipped, then its other events are applied; a later poison event parks it again', async () => {
   const buggy = cannotTake('bad', historyProjection);
   const node = await start([buggy]);
   await node.handle('s', new CreateSession());
@@ -147,11 +147,11 @@ it('given a parked session, when its poison is skipped, then the rest of its eve
     { at: 7, order: 'asc', limit: 9 },
   );
   expect(page?.messages.map(({ content }) => content)).toEqual(['one', 'two', 'three', 'four']);
-  // No fold can take all of it in, so there is nothing to compare it with.
+  // No fold can apply all of its events, so there is nothing to compare it with.
   expect(await node.projector.verify(buggy)).toMatchObject({ ok: true, rows: 0, parked: 1 });
 });
 
-it('given a session that is being retried, when more is written to it meanwhile, then its lane waits, and that is taken in too', async () => {
+it('given a session that is being retried, when more is written to it meanwhile, then its lane waits, and the new events are applied too', async () => {
   const gate = { isFixed: false, isHeld: false, open: (): void => undefined };
   const slow: Projection<SessionRecord> = {
     ...byCode(historyProjection),
@@ -172,7 +172,7 @@ it('given a session that is being retried, when more is written to it meanwhile,
   const resumed = node.projector.resume(slow, { tenant: TENANT, sessionId: 's' }, 'parked');
   while (!gate.isHeld) await sleep(5);
   await say(node, 's', 'meanwhile');
-  // Time enough for a lane that does not wait.
+  // A lane that does not wait would have advanced in this time.
   await sleep(300);
   expect(await node.projector.lag()).toMatchObject([{ behind: 1 }]);
   gate.open();
@@ -181,8 +181,8 @@ it('given a session that is being retried, when more is written to it meanwhile,
   expect(await contents(historyProjection)).toHaveLength(3);
 }, 30_000);
 
-it('given a lane in the middle of a batch that leaves a parked session out, when that session is retried, then the batch is computed anew and nothing of the session is lost', async () => {
-  // The whole log in one lane would be rare: two sessions of the same lane do.
+it('given a lane in the middle of a batch that leaves a parked session out, when that session is retried, then the batch is computed again and no event of the session is lost', async () => {
+  // Two sessions of the same lane are enough for this case.
   const finder = await start([]);
   const lane = finder.store.laneOf({ tenant: TENANT, streamId: 'a' });
   let other = 0;
@@ -210,7 +210,7 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
   expect(await node.projector.parked()).toHaveLength(1);
   isFixed = true;
 
-  // Both are in the batch that is held; the retry sees neither, because the checkpoint stands before them.
+  // Both events are in the batch that is held. The retry sees neither of them, because the checkpoint is before them.
   await stop(finder);
   hold = true;
   await Promise.all([say(node, 'a', 'after'), say(node, `b${other}`, 'hello')]);
@@ -223,7 +223,7 @@ it('given a lane in the middle of a batch that leaves a parked session out, when
   expect(await node.projector.verify(historyProjection)).toMatchObject({ ok: true, rows: 5 });
 }, 30_000);
 
-it('given a session with poison, when it is retried again and again under load, then the rows are exact in the end', async () => {
+it('given a session with a poison event, when it is retried again and again under load, then the rows are exact in the end', async () => {
   let isFixed = false;
   const flaky: Projection<SessionRecord> = {
     ...sessionsProjection,
@@ -255,14 +255,14 @@ it('given a session with poison, when it is retried again and again under load, 
 
   expect(await pair[0].projector.parked()).toEqual([]);
   expect(await pair[0].projector.verify(sessionsProjection)).toMatchObject({ ok: true, parked: 0 });
-  // A batch that failed just before the mend, and in which no poison was found after it, is simply tried again.
+  // A batch that failed just before the fix, and in which no poison event was found after it, is tried again.
   const others = nodes
     .flatMap((one) => one.errors)
     .filter((error) => !String(error).includes('cannot take this'));
   expect(others).toEqual([]);
 }, 60_000);
 
-it('given an event newer than the code, when it stands in the log, then only its session is parked', async () => {
+it('given an event that is newer than the code, when it is applied, then only its session is parked', async () => {
   const node = await start();
   for (const id of ['old', 'new']) await node.handle(id, new CreateSession());
   const newer = { type: 'MessageAppended', schemaVersion: 99, data: {} };
@@ -283,7 +283,7 @@ it('given an event newer than the code, when it stands in the log, then only its
       expect.stringContaining('newer than this version') as string,
     ]),
   );
-  // What cannot be folded cannot be compared either.
+  // A session that cannot be folded cannot be compared either.
   expect(await node.projector.verify(sessionsProjection)).toMatchObject({ ok: true, parked: 1 });
   expect(await contents(sessionsProjection)).toHaveLength(2);
   const session = { tenant: TENANT, sessionId: 'new' };
@@ -292,7 +292,7 @@ it('given an event newer than the code, when it stands in the log, then only its
   });
 }, 30_000);
 
-it('given parked sessions, when the read model is rebuilt with the fixed code, then none is parked any more; with the bug they are parked again', async () => {
+it('given parked sessions, when the read model is rebuilt with the fixed code, then no session is parked any more; with the bug they are parked again', async () => {
   const buggy = cannotTake('bad', historyProjection);
   const node = await start([buggy]);
   for (const id of ['a', 'b', 'c']) {

@@ -32,7 +32,9 @@ afterEach(async () => {
   await expectSoundLog(db).finally(() => db.drop());
 });
 
-/** A read model that keeps what it was given: rows have no key, so that a second application shows. */
+/**
+ * A read model that stores each applied event. Its rows have no key, so that a second application of an event shows.
+ */
 function journal(gate: () => Promise<void> = () => Promise.resolve()): Projection<SessionRecord> {
   return {
     name: 'journal',
@@ -66,7 +68,7 @@ async function until(condition: () => Promise<boolean>, limitMs: number): Promis
   }
   return Date.now() - began;
 }
-/** Each event once, and each lane in order. */
+/** Checks that each event was applied once, and each lane in order. */
 async function expectJournalOfLog(): Promise<void> {
   const differences = await db.query(
     `select * from (select lane, position, count(*) from journal_v1 group by 1, 2) j
@@ -85,7 +87,7 @@ const createMany = (node: Node, prefix: string, count = 40) =>
   );
 
 describe('one owner per lane', () => {
-  it('given a node that stops in the middle of a batch, when another took over and wrote, then the batch of the first is refused, and every row is there once', async () => {
+  it('given a node that is suspended in the middle of a batch, when another node has taken over and written, then the batch of the first is refused, and every row is there once', async () => {
     let open = (): void => undefined;
     let paused = 0;
     const gate = new Promise<void>((resolve) => (open = resolve));
@@ -107,12 +109,12 @@ describe('one owner per lane', () => {
     open();
     await createMany(heir, 'c');
     await until(async () => (await inJournal()) >= 120, 5_000);
-    // Time enough for a batch that was not refused.
+    // A batch that was not refused would have been written in this time.
     await sleep(200);
 
     expect(await inJournal()).toBe(120);
     await expectJournalOfLog();
-    // It is no failure, and it knows by now.
+    // The refusal is no failure, and the first node has noticed by now that it lost the lane.
     expect(zombie.errors).toEqual([]);
     const [epochs] = await db.query<{ least: string; most: string }>(
       'select min(epoch) as least, max(epoch) as most from projection_checkpoint where position > 0',
@@ -124,7 +126,7 @@ describe('one owner per lane', () => {
     expect(Number(epochs?.least)).toBeGreaterThan(0);
   });
 
-  it('given a node that took over and has read but not written, when the batch of the first arrives after all, then every row is there once', async () => {
+  it('given a node that has taken over and has read but not written, when the batch of the first node arrives, then every row is there once', async () => {
     const gateOf = () => {
       const gate = { open: (): void => undefined, reached: false };
       const opened = new Promise<void>((resolve) => (gate.open = resolve));
@@ -143,7 +145,7 @@ describe('one owner per lane', () => {
     await start([second.projection]);
     await until(() => Promise.resolve(second.gate.reached), 5_000);
 
-    // Nobody has written under a newer epoch yet, so that it is not refused.
+    // No node has written with a newer epoch yet, so the batch is not refused.
     first.gate.open();
     await until(async () => (await inJournal()) > 0, 5_000);
     second.gate.open();
@@ -155,7 +157,7 @@ describe('one owner per lane', () => {
     expect(nodes.flatMap((node) => node.errors)).toEqual([]);
   });
 
-  it('given a node that took over and was closed in order, when a third comes, then it goes on from there', async () => {
+  it('given a node that has taken over and was closed in order, when a third node starts, then it continues from there', async () => {
     const first = await start([journal()]);
     await createMany(first, 'a');
     await until(async () => (await inJournal()) === 40, 5_000);
@@ -172,7 +174,7 @@ describe('one owner per lane', () => {
     await expectJournalOfLog();
   });
 
-  it('given nodes that come and go under load, when all is said, then every event was applied once, in order', async () => {
+  it('given nodes that start and stop under load, when all events are applied, then each was applied once, in order', async () => {
     const random = seeded();
     const writer = await start([]);
     await start([journal()]);
@@ -195,12 +197,12 @@ describe('one owner per lane', () => {
     expect(nodes.flatMap((node) => node.errors)).toEqual([]);
   }, 60_000);
 
-  it('given a projector’s transaction that is left open, when another node takes over, then it waits no longer than the idle timeout', async () => {
+  it('given a transaction of a projector that is left open, when another node takes over, then it waits no longer than the idle timeout', async () => {
     const first = await start([journal()]);
     await createMany(first, 'a');
     await until(async () => (await inJournal()) === 40, 5_000);
     await stop(first);
-    // As a process leaves it that is stopped between the statements of its batch.
+    // This is the state of a process that is suspended between the statements of its batch.
     const timeout = sized(5_000, 1_000);
     const left = await connect(db.url, 'projector', {
       ...(timeout === 1_000 && { settings: '-c idle_in_transaction_session_timeout=1000' }),
@@ -217,7 +219,7 @@ describe('one owner per lane', () => {
     await left.end().catch(() => undefined);
   }, 30_000);
 
-  it('given several nodes that start at once, when they make the tables, then they are made once', async () => {
+  it('given several nodes that start at once, when they create the tables, then each table is created once', async () => {
     await Promise.all(Array.from({ length: 5 }, () => start()));
     expect(
       await db.query('select projection, count(*)::int from projection_checkpoint group by 1 order by 1'),
@@ -228,7 +230,7 @@ describe('one owner per lane', () => {
     );
   });
 
-  it('given a read model that fails for a while, while it computes or while it writes, when it can again, then nothing is missing or double', async () => {
+  it('given a read model that fails for a while, in its code or in its writes, when it works again, then no row is missing or duplicated', async () => {
     const plain = journal();
     let failures = 4;
     const failing: Projection<SessionRecord> = {
@@ -237,7 +239,7 @@ describe('one owner per lane', () => {
         failures -= 1;
         if (failures >= 2) throw new DatabaseUnavailable(new Error('not now'));
         const statements = await plain.apply(events, table, read);
-        // The rows are written, and then the disk is full.
+        // The rows are written, and then the statement fails as if the disk were full.
         const full = `do $$ begin raise exception using errcode = 'disk_full'; end $$`;
         return failures >= 0 ? [...statements, { text: full, values: [] }] : statements;
       },
@@ -249,7 +251,7 @@ describe('one owner per lane', () => {
     await expectJournalOfLog();
   });
 
-  it('given a log that was there before the read model, when a node starts, then it catches up through many batches', async () => {
+  it('given a log that is older than the read model, when a node starts, then it catches up in many batches', async () => {
     const writer = await start([]);
     const ids = ['long1', 'long2'];
     for (const id of ids) await writer.handle(id, new CreateSession());
@@ -279,12 +281,13 @@ describe('one owner per lane', () => {
 });
 
 describe('the read models after crashes', () => {
-  it('given nodes whose projector connections are cut and which vanish, when all is caught up, then the rows are a plain fold of the log', async () => {
+  it('given nodes whose projector connections break and which disappear, when everything is caught up, then the rows equal a plain fold of the log', async () => {
     const random = seeded();
     const writer = await start([]);
     let projecting = await start();
     const ids = Array.from({ length: 30 }, (_, index) => `s${index}`);
-    // Not while a node starts: one that cannot start ends, and is started again by whoever runs it.
+    // Connections are not cut while a node starts, because a node that cannot start ends, and its supervisor starts it
+    // again.
     const cutting = { isOver: false, isPaused: false };
     let cuts = 0;
     const cutter = (async () => {
@@ -300,7 +303,7 @@ describe('the read models after crashes', () => {
     })();
     for (let round = 1; round <= sized(12, 3); round += 1) {
       await Promise.all([1, 2, 3, 4].map(() => writer.live(random, ids, sized(150, 60))));
-      // It is gone without letting go, and another one starts after its leases are over.
+      // The node disappears without releasing its leases, and another one starts after they have expired.
       projecting.stopBeating();
       await db.setClock({ offsetMs: round * (LEASE_MS + 1_000) });
       cutting.isPaused = true;
@@ -310,7 +313,7 @@ describe('the read models after crashes', () => {
     }
     cutting.isOver = true;
     await cutter;
-    // The look itself may go by a connection that was among the last to be cut.
+    // The query of this check may itself use a connection that was cut at last.
     const lag = () => projecting.projector.lag().catch(() => [{ behind: Infinity }]);
     await until(async () => (await lag()).every(({ behind }) => behind === 0), 20_000);
 
@@ -344,7 +347,7 @@ describe('the read models after crashes', () => {
     return node.store.lanes.read(after, 1_000_000);
   }
 
-  /** The read models once more, by way of the domain's own fold and nothing of the projections' code. */
+  /** The expected rows, computed by the fold of the domain without the code of the projections. */
   function fold(events: readonly SessionRecord[]) {
     const states = new Map<string, SessionState>();
     const kept = new Map<string, Record<string, unknown>>();

@@ -43,7 +43,7 @@ describe('the rows of a life', () => {
   const all = { status: 'all', limit: 50 } as const;
   const begun = { order: 'asc', limit: 50, at: 1e9 } as const;
 
-  it('given the life of a session on one node, when it is read on another, then sessions, history and usage tell it', async () => {
+  it('given the whole life of a session on one node, when it is read on another, then sessions, history and usage show them', async () => {
     await clockAt(0);
     const [one, two] = [await start(), await start()];
     const other = () => two.endOf('chat');
@@ -94,7 +94,7 @@ describe('the rows of a life', () => {
       ],
     });
 
-    // A generation that fails counts, and what it used.
+    // A generation that fails counts, and its tokens as well.
     await one.handle(
       to.sessionId,
       new StartGeneration({ generationId: 'g2', model: 'big' }, message('again')),
@@ -112,7 +112,7 @@ describe('the rows of a life', () => {
     await clockAt(3);
     await one.handle(to.sessionId, new ResetConversation());
     expect(await readHistory(two.models, await other(), chat, begun)).toEqual({ start: 10, messages: [] });
-    // As it was before.
+    // The session is as it was before.
     expect(await readHistory(two.models, await other(), chat, { ...begun, at: 9 })).toMatchObject({
       start: 1,
       messages: [{ version: 2 }, { version: 4 }, { version: 6 }],
@@ -148,7 +148,7 @@ describe('the rows of a life', () => {
 
     await clockAt(4);
     await one.handle(to.sessionId, new ExpireSession('ttl', AT(3)));
-    // Expiry is no activity.
+    // An expiry is no activity.
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toMatchObject({
       status: 'expired',
       lastActivityAt: AT(3),
@@ -169,7 +169,7 @@ describe('the rows of a life', () => {
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toBeUndefined();
     expect(await listSessions(two.models, await two.models.ends(), TENANT, all)).toEqual([]);
 
-    // The same id again: nothing of before, but the usage of the key stays on the bill.
+    // The id is created again: nothing of the earlier session shows, but its usage stays counted.
     await clockAt(5);
     await one.handle(to.sessionId, new CreateSession());
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
@@ -196,7 +196,7 @@ describe('the rows of a life', () => {
     expect(nodes.flatMap((node) => node.errors)).toEqual([]);
   });
 
-  it('given many sessions, when they are listed by pages and filters, then each is found once and no other tenant’s', async () => {
+  it('given many sessions, when they are listed by pages and filters, then each session of the tenant is found once, and none of another tenant', async () => {
     const node = await start();
     const created = await Promise.all(
       Array.from({ length: 25 }, (_, index) =>
@@ -232,7 +232,7 @@ describe('the rows of a life', () => {
     expect(await listSessions(node.models, wanted, 'beta', all)).toEqual([]);
   });
 
-  it('given a history of many messages, when it is read by pages, then forwards and backwards each message comes once', async () => {
+  it('given a history of many messages, when it is read by pages in either direction, then each message comes once', async () => {
     const node = await start();
     await node.handle(to.sessionId, new CreateSession());
     await node.handle(
@@ -256,7 +256,7 @@ describe('the rows of a life', () => {
 });
 
 describe('strong reads', () => {
-  it('given steady load on two nodes, when each write is read at once on the other node, then no acknowledged write is missed', async () => {
+  it('given steady load on two nodes, when each write is read at once on the other node, then every acknowledged write is there', async () => {
     const pair = [await start(), await start()] as const;
     let isOver = false;
     const noise = pair.map(async (node, index) => {
@@ -310,7 +310,7 @@ describe('strong reads', () => {
     expect(nodes.flatMap((node) => node.errors)).toEqual([]);
   }, 120_000);
 
-  it('given no projector at work, when a strong read asks for what was just written, then it lags after 2 s; an eventual one answers at once', async () => {
+  it('given no running projector, when a strong read is made after a write, then it fails with projection-lagging after 2 s; an eventual read answers at once', async () => {
     const projecting = await start();
     await projecting.handle('seen', new CreateSession());
     await findSession(projecting.models, await projecting.endOf('seen'), TENANT, 'seen');
@@ -328,7 +328,7 @@ describe('strong reads', () => {
     expect(lagging).toMatchObject({ code: 'projection-lagging' });
     expect(waited).toBeGreaterThanOrEqual(2_000);
     expect(waited).toBeLessThan(6_000);
-    // Nothing is made up, and what was seen is there, also for a strong read of its own lane.
+    // Rows that were applied before are returned, also by a strong read whose lane is up to date.
     expect(await findSession(node.models, 'eventual', TENANT, 'unseen')).toBeUndefined();
     expect(await findSession(node.models, 'eventual', TENANT, 'seen')).toBeDefined();
     expect(await findSession(node.models, await node.endOf('seen'), TENANT, 'seen')).toBeDefined();

@@ -44,7 +44,7 @@ const rebuilt = async (node: Node, limitMs = 60_000): Promise<void> => {
 const caughtUp = async (node: Node): Promise<void> => {
   while ((await node.projector.lag()).some(({ behind }) => behind > 0)) await sleep(10);
 };
-/** Every row of a read model, as text, and what tells that the table is another one. */
+/** Every row of a read model as text, and the oid of its table, which shows whether the table was replaced. */
 const contents = async (projection: Projection<SessionRecord>) =>
   (await db.query<{ row: string }>(`select r::text as row from ${tableOf(projection)} r order by 1`)).map(
     ({ row }) => row,
@@ -58,7 +58,7 @@ const relations = async (): Promise<unknown[]> =>
   );
 
 describe('a rebuild', () => {
-  it('given read models at rest, when each is rebuilt, then every row is as before, in a new table of the same shape', async () => {
+  it('given idle read models, when each is rebuilt, then every row is as before, in a new table of the same shape', async () => {
     const node = await start();
     const ids = Array.from({ length: 30 }, (_, index) => `s${index}`);
     await node.live(seeded(), ids, 400);
@@ -68,14 +68,14 @@ describe('a rebuild', () => {
       const [before, oid] = [await contents(projection), await oidOf(projection)];
       expect(before.length).toBeGreaterThan(5);
       await node.projector.rebuild(projection);
-      // Twice is once.
+      // A second rebuild has the same result.
       await node.projector.rebuild(projection);
       await rebuilt(node);
       expect(await contents(projection)).toEqual(before);
       expect(await oidOf(projection)).not.toBe(oid);
     }
     expect(await relations()).toEqual(shape);
-    // And it goes on being followed.
+    // The new table follows the log.
     await node.live(seeded(1), ids, 50);
     await caughtUp(node);
     for (const projection of READ_MODELS)
@@ -84,7 +84,7 @@ describe('a rebuild', () => {
   }, 60_000);
 
   heavy(
-    'given two nodes under load, when every read model is rebuilt again and again, then no read fails or misses what was written before it, and the rows are those of a fresh fold',
+    'given two nodes under load, when every read model is rebuilt again and again, then no read fails or misses an earlier write, and the rows equal a fresh fold of the log',
     async () => {
       const pair = [await start(), await start()] as const;
       let isOver = false;
@@ -128,7 +128,7 @@ describe('a rebuild', () => {
         await rebuilt(pair[0]);
         for (const [index, oid] of (await Promise.all(READ_MODELS.map(oidOf))).entries())
           expect(oid).not.toBe(oids[index]);
-        // While all goes on.
+        // This happens while writes and reads go on.
         expect(await pair[0].projector.verify(READ_MODELS[round % 3] ?? sessionsProjection)).toMatchObject({
           ok: true,
           firstDifference: null,
@@ -147,7 +147,7 @@ describe('a rebuild', () => {
     180_000,
   );
 
-  it('given read models that somebody dropped, when they are rebuilt, then a read that waited has its answer and all rows are back', async () => {
+  it('given read models whose tables were dropped by hand, when they are rebuilt, then a waiting read is answered and all rows are back', async () => {
     const node = await start();
     await node.live(
       seeded(),
@@ -167,7 +167,7 @@ describe('a rebuild', () => {
     expect(await Promise.all(READ_MODELS.map(contents))).toEqual(before);
   });
 
-  it('given a table that somebody dropped, when a node starts, then it is made again from the beginning of the log', async () => {
+  it('given a table that was dropped by hand, when a node starts, then it is created again and filled from the beginning of the log', async () => {
     const first = await start();
     await first.live(seeded(), ['a', 'b', 'c'], 60);
     await caughtUp(first);
@@ -200,7 +200,7 @@ describe('a rebuild', () => {
     expect(node.errors).toEqual([]);
   });
 
-  it('given a node that hangs in the middle of a rebuild, when another one takes over its lanes, then the rebuild goes on where it was and is finished, and nothing is there twice', async () => {
+  it('given a node that hangs in the middle of a rebuild, when another node takes over its lanes, then the rebuild continues where it was and finishes, and no row is there twice', async () => {
     let open = (): void => undefined;
     const gate = new Promise<void>((resolve) => (open = resolve));
     let applied = 0;
@@ -234,7 +234,7 @@ describe('a rebuild', () => {
     expect(await heir.projector.verify(historyProjection)).toMatchObject({ ok: true, rows: 60 });
   }, 30_000);
 
-  it('given somebody who reads from the old table for long, when the swap waits for it, then other reads are not held up by that', async () => {
+  it('given a long read of the old table, when the swap waits for it, then other reads do not wait', async () => {
     const node = await start();
     await node.handle('one', new CreateSession());
     await caughtUp(node);
@@ -260,12 +260,12 @@ describe('a rebuild', () => {
 });
 
 describe('verify', () => {
-  it('given a read model with a bug, when it is verified with the right code, then the bug is found; rebuilding mends it', async () => {
+  it('given a read model with a bug, when it is verified with the right code, then the bug is found; a rebuild repairs the rows', async () => {
     const buggy: Projection<SessionRecord> = {
       ...sessionsProjection,
       apply: (events, table, read) =>
         sessionsProjection.apply(
-          // Resets are overlooked.
+          // The bug: the code ignores resets.
           events.filter((event) => event.type !== 'ConversationReset'),
           table,
           read,
@@ -283,7 +283,7 @@ describe('verify', () => {
     await caughtUp(right);
     const verified = await right.projector.verify(sessionsProjection);
     expect(verified).toMatchObject({ name: 'sessions', ok: false });
-    // Those without a reset are right.
+    // Sessions without a reset are right.
     expect(['d', 'e', 'f']).toContain(verified.firstDifference?.sessionId);
     await right.projector.rebuild(sessionsProjection);
     await rebuilt(right);
@@ -327,12 +327,12 @@ describe('verify', () => {
         firstDifference: { tenant: TENANT, sessionId: 'c' },
       });
       expect(await node.projector.verify(usageProjection)).toMatchObject({ ok: true });
-      // It leaves nothing behind.
+      // The verification leaves nothing behind.
       expect(await db.query(`select from pg_class where relname like '%fresh%'`)).toEqual([]);
     },
   );
 
-  it('given a comparison in its snapshot, when the table is about to be swapped, then the swap waits for it, and the comparison is of one and the same table', async () => {
+  it('given a comparison in its snapshot, when the table is about to be swapped, then the swap waits, and the comparison uses the same table throughout', async () => {
     const gate = { calls: 0, open: (): void => undefined };
     const gated: Projection<SessionRecord> = {
       ...byCode(historyProjection),
@@ -351,13 +351,13 @@ describe('verify', () => {
 
     const verified = node.projector.verify(gated);
     while (gate.calls < 1) await sleep(5);
-    // The second part of the fold, in the snapshot, has this to do.
+    // These events are left for the second part of the fold, which runs in the snapshot.
     await node.handle('s', new AppendMessages([message('x')]));
     await caughtUp(node);
     gate.open();
     while (gate.calls < 2) await sleep(5);
     await node.projector.rebuild(gated);
-    // Time enough for a swap that does not wait.
+    // A swap that does not wait would have happened in this time.
     await sleep(500);
     expect(await oidOf(historyProjection)).toBe(before);
     gate.open();

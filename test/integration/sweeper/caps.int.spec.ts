@@ -7,7 +7,7 @@ const world = World.perTest();
 const CREATES = sized(500, 500, 250);
 const CAP = 100;
 
-/** Creates at once on all nodes; looks at the tenant all the while. */
+/** Creates sessions at once on all nodes, and watches the number of active sessions meanwhile. */
 async function createAtOnce(nodes: readonly Node[], count = CREATES, prefix = 's') {
   let most = 0;
   const state = { running: true };
@@ -32,7 +32,7 @@ async function createAtOnce(nodes: readonly Node[], count = CREATES, prefix = 's
 
 async function expectNoDeadlock(): Promise<void> {
   await world.stopAll();
-  // Backends tell what they counted when they end.
+  // PostgreSQL backends report their statistics when they end.
   await new Promise((resolve) => setTimeout(resolve, 100));
   expect(
     await world.db.query('select deadlocks::int from pg_stat_database where datname = current_database()'),
@@ -58,7 +58,7 @@ describe('at the cap under reject', () => {
     await expectNoDeadlock();
   }, 60_000);
 
-  it('given overdue sessions that nobody has swept, when another is created, then they make room first', async () => {
+  it('given overdue sessions that were not swept yet, when another session is created, then the overdue ones expire first', async () => {
     const node = await world.start({ sessions: { maxSessions: 3 } });
     await node.create('a');
     await node.create('b');
@@ -74,7 +74,7 @@ describe('at the cap under reject', () => {
     expect(node.sweeper.status().totals).toMatchObject({ overdue: 2, evicted: 0, rejected: 1 });
   });
 
-  it('given a full tenant, when an expired session is used, then resuming is refused too and leaves nothing', async () => {
+  it('given a tenant at its cap, when an expired session is used, then resuming is refused too and leaves nothing behind', async () => {
     const node = await world.start({ sessions: { maxSessions: 1 } });
     await node.create('old');
     await world.db.setClock({ offsetMs: 2 * HOUR });
@@ -86,7 +86,7 @@ describe('at the cap under reject', () => {
     expect((await node.say('old', 'now?')).state.status).toBe('active');
   });
 
-  it('given a full tenant, when creates of all others are made, then they are not concerned', async () => {
+  it('given a tenant at its cap, when other tenants create sessions, then they succeed', async () => {
     const node = await world.start({ sessions: { maxSessions: 1 } });
     await node.create('a');
     await node.create('a', 'other');
@@ -98,7 +98,7 @@ describe('at the cap under reject', () => {
 describe('at the cap under evict', () => {
   const evict = { sessions: { capPolicy: 'evict' } };
 
-  it('given many creates at once on two nodes, when the cap is 100, then all succeed, never more than 100 are active, and those that left are restorable', async () => {
+  it('given many creates at once on two nodes, when the cap is 100, then all succeed, never more than 100 are active, and evicted sessions can be resumed', async () => {
     const nodes = [await world.start(evict), await world.start(evict)];
     const [one] = nodes;
     if (!one) throw new Error('no node');
@@ -123,7 +123,7 @@ describe('at the cap under evict', () => {
     await expectNoDeadlock();
   }, 120_000);
 
-  it('given a full tenant, when one more comes, then the least recently used one leaves, and never one that generates', async () => {
+  it('given a tenant at its cap, when one more session is created, then the least recently used one expires, and never one that is generating', async () => {
     const node = await world.start({ sessions: { capPolicy: 'evict', maxSessions: 4 } });
     for (const [index, id] of ['a', 'b', 'c', 'd'].entries()) {
       await world.db.setClock({ offsetMs: index * 1_000 });
@@ -140,14 +140,14 @@ describe('at the cap under evict', () => {
     expect(await logOf(world.db, 'c')).toEqual(['SessionCreated', 'SessionExpired:cap']);
     expect(await logOf(world.db, 'd')).toEqual(['SessionCreated', 'SessionExpired:cap']);
     expect(await activeInLog(world.db)).toBe(4);
-    // Overdue ones go first, and as such.
+    // Overdue sessions expire first, with the reason ttl.
     await world.db.setClock({ offsetMs: HOUR + 60_000 });
     await node.leases.take(['generation:gen-b']);
     await node.create('g');
     expect(await logOf(world.db, 'a')).toEqual(['SessionCreated', 'MessageAppended', 'SessionExpired:ttl']);
   });
 
-  it('given nothing but sessions that generate, when one more comes, then it is refused', async () => {
+  it('given a tenant at its cap whose sessions are all generating, when one more is created, then it is refused', async () => {
     const node = await world.start({ sessions: { capPolicy: 'evict', maxSessions: 2 } });
     for (const id of ['a', 'b']) {
       await node.create(id);
@@ -157,7 +157,7 @@ describe('at the cap under evict', () => {
     expect(await activeInLog(world.db)).toBe(2);
   });
 
-  it('given a full tenant, when 60 expired sessions are used at once, then all come back', async () => {
+  it('given a tenant at its cap, when 60 expired sessions are used at once, then all are resumed', async () => {
     const nodes = [await world.start({ sessions: { capPolicy: 'evict', maxSessions: 20 } })];
     nodes.push(await world.start({ sessions: { capPolicy: 'evict', maxSessions: 20 } }));
     await createAtOnce(nodes, 80, 'r');
@@ -172,7 +172,7 @@ describe('at the cap under evict', () => {
 });
 
 describe('a cap that is lowered', () => {
-  it('given more sessions than are allowed now, when it is swept, then the least recently used ones leave', async () => {
+  it('given more sessions than a lowered cap allows, when the sweeper runs, then the least recently used ones expire', async () => {
     const node = await world.start({ sessions: { maxSessions: 1_000 } });
     const ids = Array.from({ length: 600 }, (_, index) => `s${index}`);
     await Promise.all(ids.map((id) => node.create(id)));
@@ -191,7 +191,7 @@ describe('a cap that is lowered', () => {
     expect((await node.sweep()).found.cap).toBe(0);
   }, 30_000);
 
-  it('given two nodes that sweep at once, when it is worked off, then not one more leaves than must', async () => {
+  it('given two nodes that sweep at once, when both have ended, then no more sessions have expired than necessary', async () => {
     const nodes = [
       await world.start({ sessions: { maxSessions: 500 } }),
       await world.start({ sessions: { maxSessions: 500 } }),

@@ -32,7 +32,7 @@ export interface Settings {
   readonly auth?: object;
 }
 
-/** A whole node in this process, as the composition root makes it; requests are injected. */
+/** A whole node in this process, as the application module makes it. Requests are injected without a network. */
 export class Node {
   private constructor(readonly app: NestFastifyApplication) {}
 
@@ -70,7 +70,7 @@ export class Node {
     return this.handle(sessionId, new AppendMessages([message]), { tenant });
   }
 
-  /** Begins a generation, under a lease of this node's or under none. */
+  /** Starts a generation, with or without a lease of this node. */
   async generate(sessionId: string, generationId: string, lease: 'held' | 'missing' = 'held'): Promise<void> {
     if (lease === 'held') await this.leases.take([`generation:${generationId}`]);
     await this.handle(
@@ -91,12 +91,12 @@ export class Node {
     return this.commands.handle({ tenant, sessionId }, command, by);
   }
 
-  /** Until the read models have seen what is in the log by now. */
+  /** Waits until the read models have applied everything that is in the log now. */
   async caughtUp(): Promise<void> {
     await this.models.read(SESSIONS, await this.models.ends(), 'select 1 as one', []);
   }
 
-  /** A sweep of all lanes that knows of all that was written before it. */
+  /** Sweeps all lanes after the read models have applied everything that was written before. */
   async sweep(): Promise<Awaited<ReturnType<Sweeper['sweep']>>> {
     await this.caughtUp();
     return this.sweeper.sweep('all');
@@ -139,8 +139,8 @@ export async function activeInLog(db: TestDatabase, tenant = TENANT): Promise<nu
 }
 
 /**
- * What must hold of every expiry, whoever did it: it says when the session was last used, by the log; it is not the
- * second one in a row; and one for idleness comes no earlier than the time to live after the last use.
+ * Checks what must hold for every expiry, whatever caused it: its `lastActivityAt` is the last use by the log, it is
+ * not the second expiry in a row, and an expiry for idleness comes no earlier than the time to live after the last use.
  */
 async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promise<void> {
   const wrong = await db.query(
@@ -158,13 +158,13 @@ async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promis
   expect(wrong).toEqual([]);
 }
 
-/** The nodes of one test file, on a database of each test's own, which must be sound in the end. */
+/** The nodes of one test file. Each test has a database of its own, which must be sound in the end. */
 export class World {
   db!: TestDatabase;
   private readonly nodes: Node[] = [];
   private ttl = HOUR;
 
-  /** To be called at the top of a file. */
+  /** Must be called at the top level of a test file, because it registers hooks of Jest. */
   static perTest(): World {
     const world = new World();
     beforeEach(async () => {
@@ -196,7 +196,7 @@ export class World {
   }
 }
 
-/** Round robin. */
+/** The item at this index, counted round robin. */
 export function nth<T>(items: readonly T[], index: number): T {
   const item = items[index % items.length];
   if (item === undefined) throw new Error('there is none');

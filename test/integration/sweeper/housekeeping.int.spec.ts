@@ -8,12 +8,12 @@ const DAY = 24 * HOUR;
 const hash = (key: string) => createHash('sha256').update(key).digest('hex');
 
 describe('generations whose node is gone', () => {
-  it('given leases that stand and one that is over, when it is swept, then the dead generation fails and the others go on', async () => {
+  it('given valid leases and an expired one, when the sweeper runs, then the generation without a lease fails and the others go on', async () => {
     const node = await world.start();
     for (const id of ['dead', 'alive', 'forgotten']) await node.create(id);
     await node.generate('dead', 'gen-dead');
     await node.generate('alive', 'gen-alive');
-    // As after a restart on the embedded database, which forgets all leases.
+    // This is the state after a restart on the embedded database, which forgets all leases.
     await node.generate('forgotten', 'gen-forgotten', 'missing');
     await world.db.query(`update lease set until = colloquy_now() where name = 'generation:gen-dead'`);
 
@@ -34,7 +34,7 @@ describe('generations whose node is gone', () => {
       });
     }
     expect((await logOf(world.db, 'alive')).at(-1)).toBe('GenerationStarted');
-    // A reply that comes after all is dropped.
+    // A reply that still arrives is dropped.
     const late = new CompleteGeneration(
       { generationId: 'gen-dead', finishReason: 'stop' },
       { messageId: 'late', content: 'too late' },
@@ -56,7 +56,7 @@ describe('retention', () => {
     expect((await node.sweep()).found).toEqual(none);
   });
 
-  it('given deleteAfter, when sessions stayed expired that long, then they are deleted, but not those that were used or are held', async () => {
+  it('given deleteAfter, when sessions stayed expired for that long, then they are deleted, but not those that were used or are under legal hold', async () => {
     const node = await world.start({ sessions: { deleteAfter: 30 * DAY } });
     for (const id of ['gone', 'held', 'used', 'active']) await node.create(id);
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: true });
@@ -85,7 +85,7 @@ describe('retention', () => {
       'SessionExpired:ttl',
     ]);
 
-    // Held as long as the hold stands; the clock begins anew with nothing but a use.
+    // The session is kept as long as the hold lasts. Only a use restarts the time until deletion.
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: false });
     expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
     expect(await logOf(world.db, 'held')).toContain('SessionDeleted:retention');
@@ -96,7 +96,7 @@ describe('retention', () => {
   });
 });
 
-it('given a session that expires soon after it was made, when retention is counted, then from the expiry', async () => {
+it('given a session that expires soon after its creation, when the sweeper runs, then its retention counts from the expiry', async () => {
   const node = await world.start({ sessions: { sessionTTL: 60_000, deleteAfter: 600_000 } });
   await node.create('a');
   await world.db.setClock({ offsetMs: 120_000 });
@@ -118,7 +118,7 @@ describe('a legal hold', () => {
   const app = { authorization: 'Bearer app-key' };
   const root = { authorization: 'Bearer root-key' };
 
-  it('given an operator, when a session is held, then nobody can delete it until the hold is taken back', async () => {
+  it('given an operator, when they put a session under legal hold, then it cannot be deleted until the hold is lifted', async () => {
     const node = await world.start({ auth });
     await node.create('a');
     const refused = await node.inject('PATCH', '/v1/sessions/a', { legalHold: true }, app);
@@ -139,7 +139,7 @@ describe('a legal hold', () => {
     expect((await node.inject('DELETE', '/v1/sessions/a', undefined, app)).status).toBe(204);
   });
 
-  it('given a key that is no operator’s, when it asks for the admin routes, then it is forbidden', async () => {
+  it('given a key that is not an operator’s, when it is used for admin routes, then the request is forbidden', async () => {
     const node = await world.start({ auth });
     for (const [method, url, body] of [
       ['GET', '/v1/admin/sweep', undefined],
@@ -155,7 +155,7 @@ describe('a legal hold', () => {
 });
 
 describe('a dry run', () => {
-  it('given something due for every reason, when it is asked, then it says what and why, and does nothing', async () => {
+  it('given sessions that are due for every reason, when a dry run is made, then it lists the actions with their reasons, and changes nothing', async () => {
     const node = await world.start({
       sessions: { deleteAfter: 10 * DAY },
       tenants: { small: { maxSessions: 5 } },
@@ -191,7 +191,7 @@ describe('a dry run', () => {
       ['default', 'dead', 'fail-generation', 'lease'],
       ['default', 'idle', 'expire', 'ttl'],
       ['small', 's1', 'expire', 'ttl'],
-      // After `s1` two are left, of which one is the least recently used.
+      // After `s1` two sessions are left, of which the least recently used one exceeds the cap.
       ['small', 's3', 'expire', 'cap'],
       ['default', 'old', 'delete', 'retention'],
     ]);
@@ -202,7 +202,7 @@ describe('a dry run', () => {
     });
     expect((await node.inject('GET', '/v1/admin/sweep?dryRun=maybe')).status).toBe(400);
 
-    // And it is what a sweep then does.
+    // A sweep then does what the dry run has listed.
     expect((await node.inject('POST', '/v1/admin/sweep')).body).toMatchObject({
       swept: { lease: 1, ttl: 2, cap: 1, retention: 1 },
     });

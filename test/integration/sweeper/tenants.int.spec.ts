@@ -7,7 +7,7 @@ const world = World.perTest();
 const tenant = '/v1/admin/tenants/acme';
 
 describe('the settings of a tenant', () => {
-  it('given defaults, settings of the file and its own, when they are asked for, then the nearer ones hold', async () => {
+  it('given defaults, settings of the file and settings of the tenant, when they are requested, then the most specific ones apply', async () => {
     const node = await world.start({
       sessions: { maxSessions: 10, sessionTTL: HOUR },
       tenants: { acme: { maxSessions: 7, sessionTTL: 2 * HOUR } },
@@ -43,12 +43,12 @@ describe('the settings of a tenant', () => {
       'TenantSettingsChanged',
       'TenantSettingsChanged',
     ]);
-    // What changes nothing is no event.
+    // A change that changes nothing appends no event.
     expect((await node.inject('PUT', tenant, { sessionTTL: 5_000 })).body).toMatchObject({ version: 2 });
     expect(node.sweeper.status().intervalMs).toBe(1_250);
   });
 
-  it('given a change, when the tenant’s next command comes, then it holds at once; on another node soon', async () => {
+  it('given a change of settings, when the next command of the tenant is handled, then the change applies at once; on another node soon', async () => {
     const nodes = [await world.start(), await world.start()];
     const [one, two] = nodes;
     if (!one || !two) throw new Error('no nodes');
@@ -61,7 +61,7 @@ describe('the settings of a tenant', () => {
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
     await expect(two.create('b', 'acme')).rejects.toBeInstanceOf(SessionLimitReached);
-    // One that starts later has it from the beginning.
+    // A node that starts later has the change from the beginning.
     const three = await world.start();
     expect(three.policies.of('acme').maxSessions).toBe(1);
     expect(three.policies.of('other').maxSessions).toBe(100);
@@ -71,7 +71,7 @@ describe('the settings of a tenant', () => {
     expect(await logOf(world.db, 'a', 'acme')).toEqual(['SessionCreated', 'SessionExpired:cap']);
   });
 
-  it('given a tenant’s shorter time to live, when sessions are shown and swept, then it counts', async () => {
+  it('given a shorter time to live of a tenant, when sessions are read and swept, then it applies', async () => {
     const node = await world.start();
     await node.inject('PUT', tenant, { sessionTTL: 2 * HOUR });
     const created = await node.create('a', 'acme');
@@ -90,22 +90,25 @@ describe('the settings of a tenant', () => {
     [{ sessionTTL: 1e15 }, '/sessionTTL'],
     [{ capPolicy: 'maybe' }, '/capPolicy'],
     [{ colour: 'red' }, '/colour'],
-  ])('given %j, when it is put, then it is refused and nothing changes', async (body, pointer) => {
-    const node = await world.start();
-    const answer = await node.inject('PUT', tenant, body);
-    expect(answer.status).toBe(400);
-    expect(answer.body['errors']).toMatchObject([{ pointer }]);
-    expect((await node.inject('GET', '/v1/admin/tenants/~tenant')).status).toBe(400);
-    expect((await node.inject('GET', tenant)).body).toMatchObject({ version: 0 });
-  });
+  ])(
+    'given the settings %j, when they are put, then they are refused and nothing changes',
+    async (body, pointer) => {
+      const node = await world.start();
+      const answer = await node.inject('PUT', tenant, body);
+      expect(answer.status).toBe(400);
+      expect(answer.body['errors']).toMatchObject([{ pointer }]);
+      expect((await node.inject('GET', '/v1/admin/tenants/~tenant')).status).toBe(400);
+      expect((await node.inject('GET', tenant)).body).toMatchObject({ version: 0 });
+    },
+  );
 
-  it('given If-Match and Idempotency-Key, when settings are put, then they mean what they mean everywhere', async () => {
+  it('given If-Match and Idempotency-Key, when settings are put, then both headers work as on other routes', async () => {
     const node = await world.start();
     const put = (body: object, headers: Record<string, string>) => node.inject('PUT', tenant, body, headers);
     expect((await put({ maxSessions: 5 }, { 'if-match': '"3"' })).status).toBe(412);
     expect((await put({ maxSessions: 5 }, { 'idempotency-key': 'k' })).body).toMatchObject({ version: 1 });
     expect((await put({ maxSessions: 6 }, { 'if-match': '"1"' })).body).toMatchObject({ version: 2 });
-    // A retry of the first one changes nothing back.
+    // A retry of the first change does not undo the second one.
     expect((await put({ maxSessions: 5 }, { 'idempotency-key': 'k' })).body).toMatchObject({
       version: 2,
       effective: { maxSessions: 6 },
@@ -115,7 +118,7 @@ describe('the settings of a tenant', () => {
 });
 
 describe('the settings of very many tenants', () => {
-  /** Tenants of one lane, with settings of their own, as they stand in the log. */
+  /** Inserts tenants of one lane with settings of their own into the log. */
   async function fill(count: number): Promise<string[]> {
     const tenants: string[] = [];
     for (let n = 0; tenants.length < count; n += 1)
@@ -139,7 +142,7 @@ describe('the settings of very many tenants', () => {
     return tenants;
   }
 
-  it('given more than one page of them, when a node starts, then it knows them all; when one is changed elsewhere, then that one alone is read', async () => {
+  it('given more than one page of tenants, when a node starts, then it knows all of them; when another node changes one, then only that one is read', async () => {
     const tenants = await fill(2_100);
     const reader = await world.start();
     expect(tenants.map((one) => reader.policies.of(one).maxSessions)).toEqual(
@@ -155,7 +158,7 @@ describe('the settings of very many tenants', () => {
     expect(read.flat()).toEqual([expect.objectContaining({ tenant: nth(tenants, 7), version: 2 })]);
   });
 
-  it('given settings that a newer version wrote, when a node starts, then it goes on without them and takes the others', async () => {
+  it('given settings that a newer version wrote, when a node starts, then it ignores these and applies the others', async () => {
     const [newer, usual] = await fill(2);
     await world.db.query(
       `update stream_state set state_version = 99 where tenant = $1 and stream_id = '~tenant'`,

@@ -8,7 +8,7 @@ const world = World.perTest();
 const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
 
 describe('the time to live', () => {
-  it('given sessions, when it has passed since the last write, then they expire, and those in use do not', async () => {
+  it('given sessions, when their time to live has passed since the last write, then they expire, and those in use do not', async () => {
     const node = await world.start();
     for (const id of ['idle', 'used', 'generating']) await node.create(id);
     await world.db.setClock({ offsetMs: HOUR / 2 });
@@ -26,13 +26,13 @@ describe('the time to live', () => {
     expect(await logOf(world.db, 'idle')).toEqual(['SessionCreated', 'SessionExpired:ttl']);
     expect(await logOf(world.db, 'used')).toEqual(['SessionCreated', 'MessageAppended']);
 
-    // One that is generating stays, however long nobody wrote.
+    // A session that is generating stays active, however long ago the last write was.
     await world.db.setClock({ offsetMs: 3 * HOUR });
     await node.leases.take(['generation:gen1']);
     expect((await node.sweep()).swept).toEqual({ ...none, ttl: 1 });
     expect(await logOf(world.db, 'generating')).toHaveLength(3);
 
-    // And a sweep again finds nothing.
+    // Another sweep finds nothing.
     await node.leases.take(['generation:gen1']);
     expect(await node.sweep()).toMatchObject({ found: none });
   });
@@ -61,7 +61,7 @@ describe('the time to live', () => {
     expect(node.sweeper.status().totals).toMatchObject({ ttl: 1, restored: 1 });
   });
 
-  it('given a session that is used steadily, when the sweeper looks at any time, then it is still there long after', async () => {
+  it('given a session that is used regularly, when the sweeper runs at any time, then the session stays active', async () => {
     const node = await world.start();
     await node.create('busy');
     for (let minutes = 30; minutes <= 300; minutes += 30) {
@@ -76,7 +76,7 @@ describe('the time to live', () => {
     expect((await node.sweep()).swept.ttl).toBe(1);
   });
 
-  it('given a candidate that was used since it was seen, when it is to expire, then the log refuses', async () => {
+  it('given a candidate that was used since the read model was queried, when its expiry is decided, then the log refuses it', async () => {
     const node = await world.start();
     const created = await node.create('a');
     const seen = {
@@ -87,7 +87,7 @@ describe('the time to live', () => {
       overdueMs: 0,
     };
     const by = { actor: 'system:sweeper', correlationId: 'test' };
-    // Of the right version, but not idle by the database's clock.
+    // The version is right, but the session is not idle by the clock of the database.
     expect(await node.commands.expire(seen, 'ttl', by, HOUR)).toBe(false);
     await world.db.setClock({ offsetMs: 2 * HOUR });
     await node.say('a', 'in time');
@@ -99,7 +99,7 @@ describe('the time to live', () => {
     expect(await logOf(world.db, 'a')).toEqual(['SessionCreated', 'MessageAppended']);
   });
 
-  it('given tenants with a time to live of their own, shorter and longer, when it is swept, then each goes by its own', async () => {
+  it('given tenants with a shorter and a longer time to live, when the sweeper runs, then each tenant gets its own', async () => {
     const node = await world.start({
       sessions: { sessionTTL: HOUR },
       tenants: { short: { sessionTTL: 600_000 }, long: { sessionTTL: 24 * HOUR } },
@@ -123,7 +123,7 @@ describe('the time to live', () => {
     expect(await expired()).toEqual(['default', 'long', 'other', 'short']);
   });
 
-  it('given a session that only a newer version can read, when it is due, then the sweep leaves it to others and takes the rest, and who asks for it is told so', async () => {
+  it('given a session that only a newer version can read, when it is due, then the sweep skips it and expires the others, and reads of it report a newer version', async () => {
     const node = await world.start();
     for (const id of ['newer', 'usual']) await node.create(id);
     await node.caughtUp();
@@ -150,7 +150,7 @@ describe('the time to live', () => {
     });
   });
 
-  it('given more sessions than a page holds, when they are due, then one sweep takes them all, many to a commit', async () => {
+  it('given more sessions than a page holds, when they are due, then one sweep expires all of them, many in one commit', async () => {
     const node = await world.start({ sessions: { maxSessions: 10_000 } });
     const count = sized(10_000, 4_500, 2_200);
     for (let from = 0; from < count; from += 500) {
@@ -162,7 +162,7 @@ describe('the time to live', () => {
     await world.db.setClock({ offsetMs: 2 * HOUR });
     const report = await node.sweep();
     expect(report.swept).toEqual({ ...none, ttl: count });
-    // Those of one commit have one time.
+    // Events of one commit have the same time.
     const [row] = await world.db.query<{ commits: number }>(
       `select count(distinct (time, lane % 2))::int as commits from event where type = 'SessionExpired'`,
     );
@@ -180,7 +180,8 @@ heavy(
     const sessions = Array.from({ length: 50 }, (_, index) => `s${index}`);
     await Promise.all(sessions.map((id) => one.create(id)));
     const races = sized(10_000, 1_500);
-    // So that writes come before, in the middle of, and after a sweep, however long one takes on this machine.
+    // The delays are chosen so that writes come before, during and after a sweep, however long it takes on this
+    // machine.
     let sweepMs = 6;
 
     for (let round = 1, done = 0; done < races; round += 1) {
@@ -199,7 +200,7 @@ heavy(
       done += sessions.length;
     }
 
-    // Both orders came about; what must hold of each expiry is checked after every test.
+    // Both orders must have occurred. What must hold for each expiry is checked after every test.
     const counts = await world.db.query<{ type: string; count: number }>(
       `select type, count(*)::int from event where type <> 'MessageAppended' group by type order by type`,
     );
@@ -236,7 +237,7 @@ it('given two nodes, when each sweeps its own lanes, then they share the work', 
   const one = await world.start({ sessions: { maxSessions: 1_000 } });
   const two = await world.start({ sessions: { maxSessions: 1_000 } });
   await Promise.all(Array.from({ length: 200 }, (_, index) => one.create(`s${index}`)));
-  // Balanced by the next renewals of the leases.
+  // The lanes are balanced at the next renewals of the leases.
   const until = performance.now() + 10_000;
   while (one.sweeper.status().lanes !== 8 || two.sweeper.status().lanes !== 8) {
     if (performance.now() > until) throw new Error('the lanes are not shared');
@@ -250,7 +251,7 @@ it('given two nodes, when each sweeps its own lanes, then they share the work', 
   for (const report of reports) expect(report.swept.ttl).toBeGreaterThan(20);
 }, 30_000);
 
-it('given a short time to live, when nobody calls the sweeper, then it sweeps by itself in time', async () => {
+it('given a short time to live, when the sweeper runs on its own schedule, then sessions expire in time', async () => {
   const node = await world.start({ sessions: { sessionTTL: 1_000 } });
   expect(node.sweeper.status().intervalMs).toBe(250);
   await node.create('a');

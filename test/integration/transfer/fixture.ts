@@ -6,7 +6,7 @@ import { type TestDatabase } from '../../support/database.js';
 
 export type Line = Record<string, unknown>;
 
-/** A store as the command line opens it: events as they were recorded. */
+/** Opens a log as the command line does, so that events are read as they were recorded. */
 export async function withStore<T>(
   url: string,
   work: (store: EventLog) => Promise<T>,
@@ -40,7 +40,7 @@ export async function exportOf(
   return text;
 }
 
-// In pieces that end anywhere, as a file is read.
+// The text is delivered in pieces of arbitrary length, as a file is read.
 const bytesOf = (text: string) =>
   async function* (): AsyncGenerator<Uint8Array> {
     const bytes = Buffer.from(text);
@@ -74,6 +74,6 @@ export const linesOf = (text: string): Line[] =>
     .split('\n')
     .map((line) => JSON.parse(line) as Line);
 
-/** Events only, and of those what was not added by an import. */
+/** Only the events of an export, without those that an import added. */
 export const recorded = (text: string): string[] =>
   text.split('\n').filter((line) => line.startsWith('{"id"') && !line.includes('"actor":"system:import"'));

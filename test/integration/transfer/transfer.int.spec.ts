@@ -23,7 +23,7 @@ import { heavy } from '../../support/heavy.js';
 jest.setTimeout(600_000);
 
 const EVENTS = sized(100_000, 4_000, 2_000);
-/** More than what is read or written at once. */
+/** More events than are read or written at once. */
 const LONG = sized(20_000, 1_500, 1_100);
 
 const open: TestDatabase[] = [];
@@ -51,7 +51,7 @@ afterAll(async () => {
   await expectSoundLog(source).finally(() => source.drop());
 });
 
-/** Sessions as they come to be in years of use: resets, deletions, later lives, all statuses, and one long one. */
+/** Creates sessions with every kind of history: resets, deletions, later incarnations, all statuses, and a long one. */
 async function fill(db: TestDatabase): Promise<void> {
   const node = await Node.start(db.url, []);
   try {
@@ -60,7 +60,7 @@ async function fill(db: TestDatabase): Promise<void> {
     let events = 0;
     while (events < EVENTS - LONG) {
       const rounds = Array.from({ length: 8 }, (_, part) =>
-        // A part of the sessions each, so that no two commands of one session meet.
+        // Each writer has a part of the sessions, so that no two commands on one session are concurrent.
         node.live(
           random,
           ids.filter((_, index) => index % 8 === part),
@@ -81,7 +81,7 @@ async function fill(db: TestDatabase): Promise<void> {
   } finally {
     await node.stop();
   }
-  // Other tenants, of which one sorts before and one behind.
+  // Other tenants, of which one sorts before and one after this tenant.
   const lines = [
     { sessionId: 'a', role: 'user', content: 'hello', createdAt: '2020-01-01T00:00:00Z' },
     { sessionId: 'a', role: 'assistant', content: 'hi', createdAt: '2020-01-01T00:00:01.500Z' },
@@ -97,7 +97,7 @@ async function fill(db: TestDatabase): Promise<void> {
   );
 }
 
-/** The lines with the manifest that belongs to them: what somebody who wants to deceive would make. */
+/** The lines with a matching manifest, as a forger would make it. */
 function resealed(lines: readonly Line[]): string {
   const kept = lines
     .slice(0, -1)
@@ -121,7 +121,7 @@ const contents = async (db: TestDatabase): Promise<unknown> =>
     )
   )[0];
 
-/** The sessions of a log, by id, folded from their first event. */
+/** The sessions of a log by id, folded from their first events. */
 async function folded(
   store: EventLog,
 ): Promise<Map<string, { state: SessionState; createdAt: string; lastActivityAt: string }>> {
@@ -141,7 +141,7 @@ async function folded(
   return sessions;
 }
 
-/** Rows of a read model that has all that the log has by now, however long that takes. */
+/** The rows of a read model after it has applied everything that is in the log, however long that takes. */
 async function caughtUp({ models }: Node, table: string, query: string): Promise<unknown[]> {
   const ends = await models.ends();
   for (;;) {
@@ -154,7 +154,7 @@ async function caughtUp({ models }: Node, table: string, query: string): Promise
 }
 
 describe('export', () => {
-  it('given sessions of all kinds, when they are exported, then every event stands there in order, and the manifest counts them', async () => {
+  it('given sessions of all kinds, when they are exported, then the export holds every event in order, and the manifest counts them', async () => {
     const lines = linesOf(text);
     const events = await source.query<{ tenant: string; stream_id: string; version: number; id: string }>(
       `select tenant, stream_id, version, id from event where stream_id <> '~tenant'
@@ -197,7 +197,7 @@ describe('export', () => {
     expect(await exportOf(source)).toBe(text);
   });
 
-  it('given a tenant or sessions are named, when exported, then there is nothing else', async () => {
+  it('given a tenant or sessions, when they are exported by name, then the export holds nothing else', async () => {
     const of = (lines: Line[]) =>
       new Set(
         lines.flatMap((line) =>
@@ -214,13 +214,13 @@ describe('export', () => {
   });
 
   heavy(
-    'given messages of a megabyte, when exported and imported, then they are read a few at a time, and none is missing',
+    'given messages of a megabyte, when they are exported and imported, then few are in memory at a time, and none is missing',
     async () => {
       const [db, copy] = [await database(), await database()];
       const lines = Array.from({ length: 24 }, (_, index) => ({
         sessionId: `big${index >> 3}`,
         role: 'user',
-        // Random, so that it is stored as long as it is.
+        // The text is random, so that PostgreSQL cannot compress it.
         content: randomBytes(512 * 1024).toString('base64'),
         createdAt: '2020-01-01T00:00:00Z',
       }));
@@ -241,7 +241,7 @@ describe('export', () => {
     },
   );
 
-  it('given writes that go on, when exported, then it is the log of one moment', async () => {
+  it('given concurrent writes, when the log is exported, then the export shows the log at one moment', async () => {
     const db = await database();
     await importInto(db, text);
     const still = await exportOf(db);
@@ -257,7 +257,7 @@ describe('export', () => {
     const moving = await exportOf(db, {}, {}, async () => {
       round += 1;
       await Promise.all([
-        // One that is yet to be read, one that is being read, one that is new.
+        // The writes concern a session that was not read yet, one that is being read, and a new one.
         ...['s9', 'long', 'zz'].map((streamId) => {
           const { tenant, version } = versions.get(streamId) ?? { tenant: TENANT, version: 0 };
           const at = version + (round - 1);
@@ -299,7 +299,7 @@ describe('import', () => {
       unchanged: 0,
       closed: active,
     });
-    // Nobody counts as active, and no counter says so.
+    // No session counts as active, and the counters are zero.
     expect(await db.query('select from counter where value <> 0')).toEqual([]);
     await expectCountersMatchLog(db);
   });
@@ -325,7 +325,7 @@ describe('import', () => {
           lastActivityAt: before?.lastActivityAt,
         },
       });
-      // The failure is use of the session, as every end of a generation is.
+      // The failure counts as use of the session, as every end of a generation does.
       expect(await node.store.streams.load(stream)).toMatchObject({
         version: version + 2,
         time: expired?.time,
@@ -341,7 +341,7 @@ describe('import', () => {
     }
   });
 
-  it('given imported sessions, when their states are folded from the log, then those are the states that were stored', async () => {
+  it('given imported sessions, when their states are folded from the log, then they equal the stored states', async () => {
     const db = await database();
     await importInto(db, text);
     const store = await stores.start(db.url);
@@ -354,7 +354,7 @@ describe('import', () => {
     }
   });
 
-  it('given read models follow the log, when sessions are imported, then they are those of the source', async () => {
+  it('given read models that follow the log, when sessions are imported, then their rows equal those of the source', async () => {
     const db = await database();
     const nodes = [await Node.start(source.url), await Node.start(db.url)] as const;
     try {
@@ -387,7 +387,7 @@ describe('import', () => {
     }
   });
 
-  it('given an import that was done, when it is done again, also after sessions went on, then nothing changes', async () => {
+  it('given a finished import, when it is repeated, also after sessions were used, then nothing changes', async () => {
     const db = await database();
     await importInto(db, text);
     const store = await stores.start(db.url);
@@ -405,7 +405,7 @@ describe('import', () => {
     expect(await contents(db)).toEqual(before);
   });
 
-  it('given some sessions are there, when all are imported, then the others are added', async () => {
+  it('given some existing sessions, when all are imported, then the missing ones are added', async () => {
     const db = await database();
     const part = await exportOf(source, { sessions: { tenant: TENANT, sessionIds: ['long', 's1', 's2'] } });
     await importInto(db, part);
@@ -416,7 +416,7 @@ describe('import', () => {
     expect(recorded(await exportOf(db))).toEqual(recorded(text));
   });
 
-  it('given the same import twice at once, and appends to the same lanes, then each session is there once and the lanes have no gap', async () => {
+  it('given the same import twice at once, and appends to the same lanes, then each session is imported once and the lanes have no gap', async () => {
     const db = await database();
     const store = await stores.start(db.url);
     let stopped = false;
@@ -433,7 +433,7 @@ describe('import', () => {
     const imports = await Promise.allSettled([importInto(db, text), importInto(db, text)]);
     stopped = true;
     expect((await appending).filter(({ status }) => status === 'rejected')).toEqual([]);
-    // The one that came second to a session stops there and is started again.
+    // The import that comes second to a session stops there and is started again.
     for (const { status } of imports) if (status === 'rejected') await importInto(db, text);
 
     expect(imports.map(({ status }) => status)).toContain('fulfilled');
@@ -442,7 +442,7 @@ describe('import', () => {
     );
   });
 
-  it('given payloads that are sealed, when they are exported and imported, then they are plain on the way and sealed again', async () => {
+  it('given payloads that are sealed, when they are exported and imported, then they are plain in the export and sealed again in the log', async () => {
     const codec = sealingCodec();
     const db = await database();
     await importInto(db, text, { codec });
@@ -490,7 +490,7 @@ describe('an import that is refused', () => {
   const isMessage = (line: Line) => line['type'] === 'MessageAppended';
   const data = (line: Line | undefined): Record<string, unknown> => line?.['data'] as Record<string, unknown>;
 
-  /** What is wrong → what is done to the lines, and the refusal. */
+  /** What is wrong → how the lines are changed, and the expected error. */
   const faults: Record<string, [(lines: Line[]) => string, RegExp]> = {
     'a character is changed': [() => text.replace('line 7 ', 'line 8 '), /SHA-256/],
     'a line is missing': [
@@ -632,17 +632,20 @@ describe('an import that is refused', () => {
         return lines;
       },
     ],
-  ])('given the session exists with %s, then it says so and changes nothing', async (_, change) => {
-    const taken = await database();
-    const ids = { tenant: TENANT, sessionIds: ['s5', 's6', 's7'] };
-    await importInto(taken, resealed(change(linesOf(await exportOf(source, { sessions: ids })))));
-    const held = await contents(taken);
+  ])(
+    'given an existing session with %s, when it is imported, then the import is refused with a reason and changes nothing',
+    async (_, change) => {
+      const taken = await database();
+      const ids = { tenant: TENANT, sessionIds: ['s5', 's6', 's7'] };
+      await importInto(taken, resealed(change(linesOf(await exportOf(source, { sessions: ids })))));
+      const held = await contents(taken);
 
-    await expect(importInto(taken, text)).rejects.toThrow(/acme\/s\d exists with other events/);
-    expect(await contents(taken)).toEqual(held);
-  });
+      await expect(importInto(taken, text)).rejects.toThrow(/acme\/s\d exists with other events/);
+      expect(await contents(taken)).toEqual(held);
+    },
+  );
 
-  it('given the session exists with fewer events, then it says so and changes nothing', async () => {
+  it('given an existing session with fewer events, when it is imported, then the import is refused with a reason and changes nothing', async () => {
     const taken = await database();
     const lines = linesOf(await exportOf(source, { sessions: { tenant: TENANT, sessionIds: ['long'] } }));
     const { session: end } = lines.at(-2) as { session: { version: number } };
@@ -664,7 +667,7 @@ describe('import of plain messages', () => {
     ...more,
   });
 
-  it('given lines of a history, when they are imported, then messages keep text, order and time, and say where they come from', async () => {
+  it('given lines of a history, when they are imported, then messages keep text, order and time, and name their origin', async () => {
     const db = await database();
     const call = { id: 'c1', name: 'get_weather', arguments: '{}' };
     const report = await importMessages(
@@ -702,7 +705,7 @@ describe('import of plain messages', () => {
     });
   });
 
-  it('given the same lines again, or one more of a session that is there, then nothing changes', async () => {
+  it('given the same lines again, or one more line of an existing session, when they are imported, then nothing changes', async () => {
     const db = await database();
     const lines = Array.from({ length: 2_500 }, (_, index) => said('a', `text ${index}`, 1));
     await importMessages(db, lines, 'acme');
@@ -729,7 +732,7 @@ describe('import of plain messages', () => {
     ['a tool result without a call', [said('a', 'x', 1, { role: 'tool', toolCallId: 'c' })], /tool call/],
     ['a time of the future', [said('a', 'x', 1, { createdAt: '2999-01-01T00:00:00Z' })], /future/],
   ])('given %s, then it says so and changes nothing', async (_, lines, refusal) => {
-    // A tenant that `source` does not have.
+    // The import is for a tenant that `source` does not have.
     await expect(importMessages(source, lines, 'new')).rejects.toThrow(refusal);
     expect(await source.query(`select from stream_state where tenant = 'new'`)).toEqual([]);
   });

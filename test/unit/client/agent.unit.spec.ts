@@ -26,7 +26,7 @@ describe('the agent of a running service', () => {
     await server.close();
   });
 
-  /** One that has found its service; what it asked for that is forgotten. */
+  /** Starts an agent, and forgets the requests that the start has made. */
   async function started(options: AgentOptions = {}): Promise<Agent> {
     server.next(ALIVE);
     const agent = new Agent({ url: server.url, ...options });
@@ -42,7 +42,7 @@ describe('the agent of a running service', () => {
     events.map((event) => (event.type === 'message.delta' ? event.text : '')).join('');
 
   describe('options', () => {
-    it('given a url, a key and a tenant, when it asks, then all three are used', async () => {
+    it('given a url, a key and a tenant, when the agent sends a request, then all three are used', async () => {
       server.next(ALIVE, json(200, { id: 'a b' }));
       const agent = new Agent({ url: `${server.url}//`, apiKey: 'secret', tenant: 'red' });
       await agent.start();
@@ -53,17 +53,17 @@ describe('the agent of a running service', () => {
       }
     });
 
-    it('given neither key nor tenant, when it asks, then it names none', async () => {
+    it('given neither key nor tenant, when the agent sends a request, then the request has neither', async () => {
       await started();
       expect(server.asked[0]?.headers).not.toHaveProperty('authorization');
       expect(server.asked[0]?.headers).not.toHaveProperty('colloquy-tenant');
     });
 
-    it('given options of the other way to run, when agents start, then each is explained once', async () => {
+    it('given options that only the embedded service uses, when agents with a url start, then each option is explained once', async () => {
       const other = { llm: { model: 'm' }, sessions: { maxSessions: 5 }, storage: {} };
       await started(other);
       await started(other);
-      // It stops at the wrong setting, before anything is started.
+      // The agent stops at the invalid setting, before it starts anything.
       const wrong = new Agent({ apiKey: 'secret', sessions: { maxSessions: 0 } });
       await expect(wrong.start()).rejects.toThrow('sessions.maxSessions');
       await expect(wrong.start()).rejects.toThrow('sessions.maxSessions');
@@ -77,7 +77,7 @@ describe('the agent of a running service', () => {
   });
 
   describe('start and stop', () => {
-    it('given an agent that is not started, or was stopped, when it is used, then it says so', async () => {
+    it('given an agent that is not started, or was stopped, when it is used, then it throws an error that says so', async () => {
       const agent = await started();
       await agent.stop();
       for (const one of [agent, new Agent({ url: server.url })]) {
@@ -86,14 +86,14 @@ describe('the agent of a running service', () => {
       }
     });
 
-    it('given several starts at once, when they are done, then the service was looked for once', async () => {
+    it('given several starts at once, when they have resolved, then only one request was made to find the service', async () => {
       server.next(ALIVE);
       const agent = new Agent({ url: server.url });
       await Promise.all([agent.start(), agent.start()]);
       expect(server.asked).toHaveLength(1);
     });
 
-    it('given a service that is not there, when it is there later, then the agent can be started', async () => {
+    it('given an agent that could not reach its service, when the service is reachable, then the agent can be started', async () => {
       server.next(json(404, {}), ALIVE);
       const agent = new Agent({ url: server.url });
       await expect(agent.start()).rejects.toMatchObject({ name: 'ColloquyError', status: 404 });
@@ -112,7 +112,7 @@ describe('the agent of a running service', () => {
       expect(server.asked[1]?.path).toBe('/v1/sessions?limit=200&cursor=x%2B%2F%3D');
     });
 
-    it('given no session, when it is looked for or deleted, then that is no error; any other refusal is', async () => {
+    it('given no such session, when it is read or deleted, then that is no error; any other refusal is', async () => {
       const agent = await started();
       server.next(refuses(404, 'session-not-found'));
       expect(await agent.getSession('s')).toBeUndefined();
@@ -145,7 +145,7 @@ describe('the agent of a running service', () => {
       expect(new Set(server.asked.map(({ headers }) => headers['idempotency-key'])).size).toBe(5);
     });
 
-    it('given no session, when it generates, then one is made first', async () => {
+    it('given no session, when the agent generates, then it creates a session first', async () => {
       const agent = await started();
       server.next(json(201, { id: 'sess_1' }), json(200, { content: 'Hi.' }));
       expect(await agent.generate('Hello')).toEqual({ content: 'Hi.' });
@@ -157,7 +157,7 @@ describe('the agent of a running service', () => {
   });
 
   describe('streams', () => {
-    it('given a stream that breaks off, when it goes on, then it is taken up where it was', async () => {
+    it('given a stream that breaks off, when the agent reconnects, then the stream goes on where it was', async () => {
       const agent = await started();
       server.next(
         streams([STARTED, delta('3-0', 'One')], 'breaks'),
@@ -175,7 +175,7 @@ describe('the agent of a running service', () => {
       ]);
     });
 
-    it('given a stream that ends before it has begun, when it is asked for again, then under the same key', async () => {
+    it('given a stream that ends before its first event, when the agent requests it again, then it uses the same key', async () => {
       const agent = await started();
       server.next(streams([]), breaks, streams([STARTED, completed('0-0', '')]));
       await collect(agent.stream('count', { sessionId: 's' }));
@@ -186,7 +186,7 @@ describe('the agent of a running service', () => {
       expect(new Set(keys).size).toBe(1);
     });
 
-    it('given a generation that fails, when it is read, then the problem is thrown, and nothing asked again', async () => {
+    it('given a generation that fails, when its stream is read, then the problem is thrown, and the request is not repeated', async () => {
       const agent = await started();
       const problem = { code: 'model-failed', detail: 'no', status: 502 };
       server.next(streams([STARTED, sse('0-0', 'generation.failed', problem)]));
@@ -199,7 +199,7 @@ describe('the agent of a running service', () => {
       expect(server.asked).toHaveLength(1);
     });
 
-    it('given a program that stops reading, when it does, then the stream is over', async () => {
+    it('given a program that reads a stream, when it stops reading, then the connection is closed', async () => {
       const agent = await started();
       server.next(streams([STARTED, delta('3-0', 'One')], 'stays'));
       const seen: string[] = [];

@@ -26,7 +26,7 @@ describe('a connection to a service', () => {
   afterAll(() => server.close());
 
   describe('requests', () => {
-    it('given a body and headers, when it is sent, then they arrive with those of the connection', async () => {
+    it('given a body and headers, when a request is sent, then they arrive together with the headers of the connection', async () => {
       server.next(json(200, { a: 1 }));
       expect(await connection.json('POST', '/x', { body: { b: 'ü' }, headers: KEYED })).toEqual({ a: 1 });
       expect(server.asked).toMatchObject([
@@ -35,7 +35,7 @@ describe('a connection to a service', () => {
       expect(server.asked[0]?.headers['content-type']).toBe('application/json');
     });
 
-    it('given no body, when it is sent, then it has no content type, which some servers would refuse', async () => {
+    it('given no body, when a request is sent, then it has no content type, which some servers would refuse', async () => {
       server.next(json(200, {}));
       await connection.json('POST', '/x', { headers: KEYED });
       expect(server.asked[0]?.headers).not.toHaveProperty('content-type');
@@ -46,7 +46,7 @@ describe('a connection to a service', () => {
       expect(await connection.json('DELETE', '/x')).toBeUndefined();
     });
 
-    it('given a problem, when it comes, then it is thrown with its code, status and document', async () => {
+    it('given a problem, when it arrives, then it is thrown with its code, status and document', async () => {
       server.next(refuses(409, 'session-busy'));
       await expect(connection.json('POST', '/x')).rejects.toMatchObject({
         name: 'ColloquyError',
@@ -57,7 +57,7 @@ describe('a connection to a service', () => {
       });
     });
 
-    it('given an error of something in between, when it is no problem document, then it is an internal error', async () => {
+    it('given an error of a proxy that is no problem document, when it arrives, then it is thrown as an internal error', async () => {
       server.next((response) => response.writeHead(502).end('<html>Bad gateway'));
       await expect(connection.json('GET', '/x')).rejects.toMatchObject({
         code: 'internal-error',
@@ -69,7 +69,7 @@ describe('a connection to a service', () => {
   });
 
   describe('repeating', () => {
-    it('given a service that is away for a while, when something is read, then it is tried up to four times', async () => {
+    it('given a service that is unavailable for a while, when a read is sent, then it is tried up to four times', async () => {
       server.next(
         refuses(503, 'database-unavailable'),
         breaks,
@@ -82,7 +82,7 @@ describe('a connection to a service', () => {
       expect(server.asked).toHaveLength(4);
     });
 
-    it('given a write under a key, when its answer is lost, then it is repeated under that key', async () => {
+    it('given a write with a key, when its answer is lost, then it is repeated with the same key', async () => {
       server.next(breaks, json(200, { a: 1 }));
       expect(await connection.json('POST', '/x', { body: { b: 1 }, headers: KEYED })).toEqual({ a: 1 });
       expect(server.asked).toMatchObject([
@@ -94,19 +94,19 @@ describe('a connection to a service', () => {
     it.each([
       ['a lost answer', breaks],
       ['a refusal for the moment', refuses(503, 'overloaded')],
-    ])('given a write without a key and %s, when it fails, then nobody repeats it', async (_, reply) => {
+    ])('given a write without a key and %s, when it fails, then it is not repeated', async (_, reply) => {
       server.next(reply);
       await expect(connection.json('POST', '/x')).rejects.toThrow();
       expect(server.asked).toHaveLength(1);
     });
 
-    it('given a refusal that will not pass, when it comes, then nobody repeats it', async () => {
+    it('given a permanent refusal, when it arrives, then the request is not repeated', async () => {
       server.next(refuses(404, 'session-not-found'));
       await expect(connection.json('GET', '/x')).rejects.toMatchObject({ code: 'session-not-found' });
       expect(server.asked).toHaveLength(1);
     });
 
-    it('given a signal, when it aborts, then the wait is over and nothing is repeated', async () => {
+    it('given a signal, when it aborts, then the wait ends and the request is not repeated', async () => {
       const controller = new AbortController();
       server.next(() => {
         controller.abort();
@@ -123,7 +123,7 @@ describe('a connection to a service', () => {
       return all;
     };
 
-    it('given a stream cut anywhere, also within a character, when it is read, then its events are whole', async () => {
+    it('given a stream in chunks of any length, also cut within a character, when it is read, then its events are complete', async () => {
       const bytes = Buffer.from(
         `: keep-alive\n\n${sse('1-0', 'message.delta', { text: '家😀' })}${sse('2-0', 'end', {})}`,
       );
@@ -135,19 +135,19 @@ describe('a connection to a service', () => {
       expect(server.asked[0]?.headers['accept']).toBe('text/event-stream');
     });
 
-    it('given a stream that breaks off, when it is read, then what came is given before the error', async () => {
+    it('given a stream that breaks off, when it is read, then the events before the break are returned before the error', async () => {
       server.next(streams([sse('1-0', 'a', {})], 'breaks'));
       const events = connection.events('GET', '/x');
       expect((await events.next()).value).toMatchObject({ id: '1-0' });
       await expect(events.next()).rejects.toThrow();
     });
 
-    it('given a refusal in place of a stream, when it comes, then it is thrown', async () => {
+    it('given a refusal in place of a stream, when it arrives, then it is thrown', async () => {
       server.next(refuses(404, 'not-found'));
       await expect(connection.events('GET', '/x').next()).rejects.toMatchObject({ code: 'not-found' });
     });
 
-    it('given a stream, when its reader stops, then the service is told so', async () => {
+    it('given a stream, when its reader stops, then the connection to the service is closed', async () => {
       let gone: Promise<unknown> = Promise.resolve();
       server.next((response: ServerResponse, asked) => {
         gone = once(response, 'close');

@@ -13,12 +13,15 @@ export interface Asked {
 
 type Reply = (response: ServerResponse, asked: Asked) => void;
 
-/** An HTTP server that answers as it is told, one reply per request. */
+/** An HTTP server whose answers the test decides, one reply per request. */
 export interface ScriptedServer {
   readonly url: string;
   /** All requests since the last `next`. */
   readonly asked: readonly Asked[];
-  /** Forgets what was asked, and answers the next requests so; the last reply is for all that come after, too. */
+  /**
+   * Forgets the requests so far, and answers the next ones with these replies. The last reply is also used for all
+   * further requests.
+   */
   next(...replies: Reply[]): void;
   close(): Promise<void>;
 }
@@ -65,12 +68,12 @@ export const json =
 export const refuses = (status: number, code: string): Reply =>
   json(status, { type: `urn:colloquy:problem:${code}`, title: code, status, code, detail: `${code}.` });
 
-/** The connection breaks before anything is answered. */
+/** Breaks the connection before anything is answered. */
 export const breaks: Reply = (response) => {
   response.socket?.destroy();
 };
 
-/** Server-sent events, byte for byte in these chunks; then the end, or a connection that breaks. */
+/** Answers with server-sent events in exactly these chunks, and then ends the answer or breaks the connection. */
 export const streams =
   (chunks: readonly (string | Uint8Array)[], end: 'ends' | 'breaks' | 'stays' = 'ends'): Reply =>
   (response) => {
@@ -78,7 +81,7 @@ export const streams =
     response.flushHeaders();
     let sent = Promise.resolve();
     for (const chunk of chunks) {
-      // One after the other, so that each is a chunk of its own to who reads.
+      // Each chunk is sent after the one before has left, so that the reader gets it as a chunk of its own.
       sent = sent.then(() => new Promise((resolve) => response.write(chunk, () => setImmediate(resolve))));
     }
     void sent.then(() => {

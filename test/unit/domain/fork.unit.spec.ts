@@ -26,7 +26,7 @@ const forked = [event('SessionCreated', { forkedFrom: from }), ...messages.map(s
 const counters = { active: 1 };
 
 describe('forking a session', () => {
-  it('begins a session with a copy of the history, which says where it is from', () => {
+  it('creates a session with a copy of the history, which names its source', () => {
     given().when(new ForkSession(from, messages)).then(forked, { counters });
     expect(stateAfter(...forked)).toMatchObject({
       status: 'active',
@@ -71,13 +71,13 @@ describe('forking a session', () => {
     });
   });
 
-  it('is refused onto a session that exists', () => {
+  it('is refused when the id is that of an existing session', () => {
     const refusal = { refused: 'invalid-request', at: 'id' } as const;
     given(created).when(new ForkSession(from, messages)).then(refusal);
     given(created, expired).when(new ForkSession(from, messages)).then(refusal);
   });
 
-  it('is refused onto a fork of another session or version', () => {
+  it('is refused when the id is that of a fork of another session or version', () => {
     const refusal = { refused: 'invalid-request', at: 'id' } as const;
     given(...forked)
       .when(new ForkSession({ ...from, version: 11 }, messages))

@@ -48,7 +48,7 @@ const whenAbandoned = {
 } as const;
 
 describe('generating', () => {
-  it('begins with the message, and shows the model all messages up to it', () => {
+  it('starts with the message, and shows the model all messages up to it', () => {
     given(created, said(user('m1')))
       .when(generate('g1', user('m2')))
       .then([said(user('m2')), started('g1', [2, 3])]);
@@ -58,7 +58,7 @@ describe('generating', () => {
     });
   });
 
-  it('records what the model is asked with, and says nothing of what was not given', () => {
+  it('records the input of the model, and leaves out fields that were not given', () => {
     const asked = {
       generationId: 'g1',
       model: 'echo',
@@ -93,7 +93,7 @@ describe('generating', () => {
       .then(refusal);
   });
 
-  it('is refused where there is no session', () => {
+  it('is refused when there is no session', () => {
     given()
       .when(generate('g1', user('m1')))
       .then({ refused: 'session-not-found' });
@@ -111,7 +111,7 @@ describe('generating', () => {
       .then([resumed, started('g1', [2, 4])], { counters: { active: 1 } });
   });
 
-  it('shows the model nothing of before a reset', () => {
+  it('shows the model nothing from before a reset', () => {
     given(created, said(user('m1')), said(user('m2')), reset)
       .when(generate('g1', user('m3')))
       .then([said(user('m3')), started('g1', [5, 5])]);
@@ -120,7 +120,7 @@ describe('generating', () => {
       .then([started('g1', [4, 4])]);
   });
 
-  it('shows the model nothing of an incarnation before', () => {
+  it('shows the model nothing of an earlier incarnation', () => {
     given(created, said(user('m1')), deleted, created)
       .when(generate('g1', user('m2')))
       .then([said(user('m2')), started('g1', [5, 5])]);
@@ -130,7 +130,7 @@ describe('generating', () => {
 describe('generating with a window on the history', () => {
   const past = ['m1', 'm2', 'm3'].map((id) => said(user(id)));
 
-  it('shows the model what the window picks, and the message', () => {
+  it('shows the model what the window selects, and the new message', () => {
     given(created, ...past)
       .when(generate('g1', user('m4'), undefined, { ranges: [[2, 2]], upTo: 4 }))
       .then([
@@ -152,7 +152,7 @@ describe('generating with a window on the history', () => {
       .then([said(user('m4')), started('g1', [5, 5])]);
   });
 
-  it('shows nothing but that when nothing is new', () => {
+  it('shows only the window when there is no newer message', () => {
     given(created, ...past)
       .when(generate('g1', undefined, undefined, { ranges: [[4, 4]], upTo: 4 }))
       .then([started('g1', [4, 4])]);
@@ -161,7 +161,7 @@ describe('generating with a window on the history', () => {
       .then([started('g1', [2, 3])]);
   });
 
-  it('shows what was appended since the window was made', () => {
+  it('also shows what was appended after the window was made', () => {
     given(created, ...past)
       .when(generate('g1', undefined, undefined, { ranges: [[3, 3]], upTo: 3 }))
       .then([started('g1', [3, 4])]);
@@ -170,7 +170,7 @@ describe('generating with a window on the history', () => {
       .then([said(notRun('g1.1', 'c1', 'search')), started('g1', [3, 6])]);
   });
 
-  it('leaves a window of before a reset or delete aside', () => {
+  it('ignores a window from before a reset or delete', () => {
     const window = { ranges: [[2, 2] as const], upTo: 3 };
     given(created, ...past, reset)
       .when(generate('g1', user('m4'), undefined, window))
@@ -183,7 +183,7 @@ describe('generating with a window on the history', () => {
       .then([said(user('m4')), started('g1', [7, 7])]);
   });
 
-  it('does not change the window', () => {
+  it('does not modify the window', () => {
     const window: ContextWindow = { ranges: [[3, 4]], upTo: 4 };
     after([created, ...past], generate('g1', user('m4'), undefined, window));
     expect(window).toEqual({ ranges: [[3, 4]], upTo: 4 });
@@ -224,7 +224,7 @@ describe('generating with tool calls in history that have no result', () => {
       );
   });
 
-  it('lets a result given as the message answer its own call', () => {
+  it('takes a result that is given as the message as the answer to its own call', () => {
     given(...called)
       .when(generate('g1', result('m3', 'c2')))
       .then([said(notRun('g1.1', 'c1', 'search')), said(result('m3', 'c2')), started('g1', [2, 5])]);
@@ -233,7 +233,7 @@ describe('generating with tool calls in history that have no result', () => {
       .then([said(result('m2', 'c1')), started('g1', [2, 3])]);
   });
 
-  it('lets such a result answer the last call only where two share an id', () => {
+  it('takes such a result as the answer to the last call only when two calls share an id', () => {
     const twice = {
       ...calling('m2', {}),
       toolCalls: ['search', 'mail'].map((name) => ({ id: 'c1', name, arguments: '{}' })),
@@ -251,7 +251,7 @@ describe('generating with tool calls in history that have no result', () => {
       .then({ refused: 'invalid-request', at: 'message.toolCallId' });
   });
 
-  it('refuses a message that calls tools itself: the model could not be asked', () => {
+  it('refuses a message that itself calls tools, because the model could not be called with it', () => {
     given(created)
       .when(generate('g1', calling('m1', { c1: 'search' })))
       .then({ refused: 'invalid-request', at: 'message.toolCalls' });
@@ -263,7 +263,7 @@ describe('generating with tool calls in history that have no result', () => {
     }
   });
 
-  it('leaves calls of before a reset alone', () => {
+  it('ignores calls from before a reset', () => {
     given(...called, reset)
       .when(generate('g1', user('m3')))
       .then([said(user('m3')), started('g1', [5, 5])]);
@@ -271,7 +271,7 @@ describe('generating with tool calls in history that have no result', () => {
 });
 
 describe('generating while a generation is recorded', () => {
-  it('is busy, unless the lease of that one is over: then that one failed in the same append', () => {
+  it('is refused as busy, unless the lease of the recorded one has expired: then that one fails in the same append', () => {
     given(...busy)
       .when(generate('g2', user('m2')))
       .then([leaseExpired('g1'), said(user('m2')), started('g2', [2, 5])], whenAbandoned);
@@ -280,13 +280,13 @@ describe('generating while a generation is recorded', () => {
     });
   });
 
-  it('keeps what had arrived of the dead one, within what the model sees', () => {
+  it('keeps the text that had arrived of the abandoned one, and shows it to the model', () => {
     given(...busy)
       .when(generate('g2', user('m2'), half))
       .then([kept('g1'), leaseExpired('g1'), said(user('m2')), started('g2', [2, 6])], whenAbandoned);
   });
 
-  it('needs no message then', () => {
+  it('needs no message in this case', () => {
     given(...busy)
       .when(generate('g2'))
       .then([leaseExpired('g1'), started('g2', [2, 4])], whenAbandoned);
@@ -301,13 +301,13 @@ describe('generating while a generation is recorded', () => {
       );
   });
 
-  it('is busy for the id of the recorded one too', () => {
+  it('is also refused as busy for the id of the recorded one', () => {
     given(...busy)
       .when(generate('g1', user('m2')))
       .then([leaseExpired('g1'), said(user('m2')), started('g1', [2, 5])], whenAbandoned);
   });
 
-  it('finds an ended one out of the way', () => {
+  it('is not affected by one that has ended', () => {
     given(...busy, completed('g1'))
       .when(generate('g2', user('m2')))
       .then([said(user('m2')), started('g2', [2, 5])]);
@@ -329,20 +329,20 @@ describe('completing a generation', () => {
     durationMs: 1200,
   });
 
-  it('stores the reply and the end, with the model that was started', () => {
+  it('stores the reply and the end, with the model of the start', () => {
     given(created, said(user('m1')), started('g1', [2, 2], 'small-1'))
       .when(complete('g1'))
       .then([reply, event('GenerationCompleted', { ...end.data, model: 'small-1' })]);
     expect(stateAfter(...busy, reply, end)).toMatchObject({ generation: null, messageCount: 2, usage });
   });
 
-  it('puts the reply after what was appended meanwhile', () => {
+  it('stores the reply after messages that were appended meanwhile', () => {
     given(...busy, said(user('m3')))
       .when(complete('g1'))
       .then([reply, end]);
   });
 
-  it('opens the tool calls of the reply', () => {
+  it('makes the tool calls of the reply wait for results', () => {
     const { toolCalls } = calling('m2', { c1: 'search' });
     const command = new CompleteGeneration(
       { generationId: 'g1', finishReason: 'tool_calls' },
@@ -357,7 +357,7 @@ describe('completing a generation', () => {
     expect(stateAfter(...after(busy, command)).openToolCalls).toEqual([{ id: 'c1', name: 'search' }]);
   });
 
-  it('says nothing of what the reply has not', () => {
+  it('leaves out fields that the reply does not have', () => {
     const command = new CompleteGeneration(
       { generationId: 'g1', finishReason: 'stop' },
       { messageId: 'm2', content: 'yes', toolCalls: undefined },
@@ -365,7 +365,7 @@ describe('completing a generation', () => {
     expect(Object.keys(after(busy, command).at(-2)?.data ?? {})).not.toContain('toolCalls');
   });
 
-  it('drops the reply when its generation is not the current one', () => {
+  it('drops the reply when its generation is not the running one', () => {
     given(...busy)
       .when(complete('g2'))
       .then([]);
@@ -377,7 +377,7 @@ describe('completing a generation', () => {
       .then([]);
   });
 
-  it('stores nothing of a reply that comes after the session was deleted', () => {
+  it('stores nothing of a reply that arrives after the session was deleted', () => {
     const cancelled = event('GenerationCancelled', { generationId: 'g1', model: 'echo' });
     given(...busy, cancelled, deleted)
       .when(complete('g1'))
@@ -418,7 +418,7 @@ describe('failing a generation', () => {
 describe('cancelling a generation', () => {
   const cancelled = event('GenerationCancelled', { generationId: 'g1', model: 'echo' });
 
-  it('ends the current one, and keeps what had arrived as an incomplete message', () => {
+  it('ends the running one, and keeps the text that had arrived as an incomplete message', () => {
     given(...busy)
       .when(new CancelGeneration())
       .then([cancelled]);
@@ -428,20 +428,20 @@ describe('cancelling a generation', () => {
     expect(stateAfter(...busy, kept('g1'), cancelled)).toMatchObject({ generation: null, messageCount: 2 });
   });
 
-  it('does nothing when none runs, and stores nothing then', () => {
+  it('does and stores nothing when none is running', () => {
     given(created).when(new CancelGeneration()).then([]);
     given(...busy, completed('g1'))
       .when(new CancelGeneration(half))
       .then([]);
   });
 
-  it('ends the one that it names', () => {
+  it('ends the generation that it names', () => {
     given(...busy)
       .when(new CancelGeneration(half, {}, 'g1'))
       .then([kept('g1'), cancelled]);
   });
 
-  it('is dropped when the one that it names is not the current one', () => {
+  it('does nothing when the generation that it names is not the running one', () => {
     given(...after(busy, generate('g2', user('m3'))))
       .when(new CancelGeneration(half, { usage }, 'g1'))
       .then([]);
@@ -452,7 +452,7 @@ describe('cancelling a generation', () => {
 });
 
 describe('abandoning a generation', () => {
-  it('fails it if its lease is over, and is busy otherwise', () => {
+  it('fails the generation if its lease has expired, and is refused as busy otherwise', () => {
     given(...busy)
       .when(new AbandonGeneration('g1'))
       .then([leaseExpired('g1')], whenAbandoned);
@@ -488,7 +488,7 @@ describe('the end of a generation where there is no session', () => {
   });
 });
 
-describe('what had arrived of a generation', () => {
+describe('the text that had arrived of a generation', () => {
   const own = { ...half, generationId: 'g1' };
   const other = { ...half, generationId: 'g0' };
   const failure = { generationId: 'g1', code: 'model-failed', message: 'it broke' };
@@ -500,15 +500,18 @@ describe('what had arrived of a generation', () => {
     new ResetConversation(undefined, partial),
   ];
 
-  it.each(commands(own))('is kept by $type where it is of that one', (command) => {
+  it.each(commands(own))('is kept by $type when it belongs to that generation', (command) => {
     expect(after(busy, command)[busy.length]).toEqual(kept('g1'));
   });
 
-  it.each(commands(other))('is left out by $type where it is of another, and the rest goes on', (command) => {
-    const types = after(busy, command).map(({ type }) => type);
-    expect(types).not.toHaveLength(busy.length);
-    expect(types.filter((type) => type === 'MessageAppended')).toHaveLength(1);
-  });
+  it.each(commands(other))(
+    'is left out by $type when it belongs to another generation, and the command takes effect',
+    (command) => {
+      const types = after(busy, command).map(({ type }) => type);
+      expect(types).not.toHaveLength(busy.length);
+      expect(types.filter((type) => type === 'MessageAppended')).toHaveLength(1);
+    },
+  );
 });
 
 describe('usage', () => {
@@ -534,7 +537,7 @@ describe('usage', () => {
     expect(stateAfter(created, ...ends).usage).toEqual(total);
   });
 
-  it('stays through reset and expiry, and begins anew with an incarnation', () => {
+  it('is kept through reset and expiry, and starts at zero with a new incarnation', () => {
     expect(stateAfter(created, ...ends, reset, expired, resumed).usage).toEqual(total);
     expect(stateAfter(created, ...ends, deleted, created).usage).toEqual(stateAfter(created).usage);
   });

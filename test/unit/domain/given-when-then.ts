@@ -14,14 +14,14 @@ import { type NewMessage, type SessionCommand } from '../../../src/domain/sessio
 import { type SessionState } from '../../../src/domain/session.state.js';
 import { sessionDecider } from '../../../src/domain/session.js';
 
-/** A command was turned away; of the error only what a caller acts on. */
+/** A command was refused. The fields are those of the error on which callers act. */
 export interface Refusal {
   readonly refused: DomainError['code'];
   /** The field at fault, in the words of the command: names and indexes, joined by dots. */
   readonly at?: string;
 }
 
-/** What comes with the events of a decision; a guard's `otherwise` is a whole decision again. */
+/** What accompanies the events of a decision. The `otherwise` of a guard is a whole decision again. */
 export interface Conditions<Event> {
   readonly guard?: { readonly holds: GuardCondition; readonly otherwise: Refusal | Outcome<Event> };
   readonly counters?: Readonly<Record<string, number>>;
@@ -32,7 +32,7 @@ type AnyEvent = SessionEvent | EventOf<'TenantSettingsChanged'>;
 
 /**
  * `given(…events).when(command).then(events | refusal, { guard?, counters? })` for the rules of a session. The whole
- * decision is compared: a guard or counter that is not named must not be there.
+ * decision is compared, so a guard or counter that is not named must be absent.
  */
 export const given = specs(sessionDecider);
 
@@ -79,7 +79,7 @@ function decidedEvents<Event>(outcome: Refusal | Outcome<Event>): readonly Event
   return [...outcome.events, ...(outcome.guard ? decidedEvents(outcome.guard.otherwise) : [])];
 }
 
-/** A schema drops what it does not know, so what it returns differs when the event says more than it may. */
+/** A schema drops unknown fields, so its result differs when the event has a field that it must not have. */
 export function expectToFitItsSchema({ type, data }: AnyEvent): void {
   expect(sessionEvents[type].data.parse(data)).toEqual(data);
 }
@@ -96,7 +96,7 @@ export function deepFreeze<T>(value: T): T {
 export const stateAfter = (...events: readonly SessionEvent[]): SessionState =>
   events.reduce((state, one) => sessionDecider.evolve(state, one), sessionDecider.initialState);
 
-/** The events that a command leads to when its guard holds, after those before it. */
+/** The given events and those that a command leads to when its guard holds. */
 export const after = (past: readonly SessionEvent[], command: SessionCommand): SessionEvent[] => [
   ...past,
   ...sessionDecider.decide(command, stateAfter(...past)).events,
@@ -126,7 +126,7 @@ export const calling = (messageId: string, calls: Record<string, string>): NewMe
   });
 export const result = (messageId: string, toolCallId: string, more: Partial<NewMessage> = {}): NewMessage =>
   user(messageId, { role: 'tool', toolCallId, ...more });
-/** The result that stands in for one that never came. */
+/** The synthetic result of a tool call that never got one. */
 export const notRun = (messageId: string, toolCallId: string, name: string): NewMessage =>
   result(messageId, toolCallId, { name, content: 'cancelled', status: 'incomplete' });
 export const said = (message: NewMessage) => event('MessageAppended', message);

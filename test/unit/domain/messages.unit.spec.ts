@@ -18,7 +18,7 @@ import {
 const append = (...messages: Parameters<typeof said>[0][]) => new AppendMessages(messages);
 
 describe('appending messages', () => {
-  it('stores them as they are, in their order', () => {
+  it('stores the messages unchanged, in their order', () => {
     const image = user('m2', { content: [{ type: 'image', url: 'https://example.com/a.png' }], name: 'Al' });
     given(created)
       .when(append(user('m1'), image, user('m3', { role: 'system' })))
@@ -45,7 +45,7 @@ describe('appending messages', () => {
       .then({ refused: 'session-not-found' });
   });
 
-  it('goes on while a reply is generated', () => {
+  it('is allowed while a reply is generated', () => {
     given(created, said(user('m1')), started('g1', [2, 2]))
       .when(append(user('m2')))
       .then([said(user('m2'))]);
@@ -55,7 +55,7 @@ describe('appending messages', () => {
 describe('results of tool calls', () => {
   const called = [created, said(calling('m1', { c1: 'search', c2: 'mail' }))];
 
-  it('close the calls that they answer', () => {
+  it('answer their calls, which then wait for no result', () => {
     given(...called)
       .when(append(result('m2', 'c2')))
       .then([said(result('m2', 'c2'))]);
@@ -68,7 +68,7 @@ describe('results of tool calls', () => {
     ]);
   });
 
-  it('may come in one append with the calls', () => {
+  it('may be appended together with the calls', () => {
     const messages = [calling('m1', { c1: 'search' }), result('m2', 'c1'), user('m3')];
     given(created)
       .when(append(...messages))
@@ -101,7 +101,7 @@ describe('results of tool calls', () => {
       .then({ refused: 'invalid-request', at: 'messages.1.toolCallId' });
   });
 
-  it('are refused for calls of before a reset or a delete', () => {
+  it('are refused for calls from before a reset or a delete', () => {
     const refusal = { refused: 'invalid-request', at: 'messages.0.toolCallId' } as const;
     given(...called, reset)
       .when(append(result('m2', 'c1')))
@@ -156,7 +156,7 @@ describe('ids of tool calls', () => {
       .then(inUse('messages.0.toolCalls.1.id'));
   });
 
-  it('are free again once the call has its result', () => {
+  it('can be used again once the call has its result', () => {
     given(...called, said(result('m2', 'c1')))
       .when(append(calling('m3', { c1: 'mail' })))
       .then([said(calling('m3', { c1: 'mail' }))]);
@@ -165,7 +165,7 @@ describe('ids of tool calls', () => {
       .then([said(result('m2', 'c1')), said(calling('m3', { c1: 'mail' }))]);
   });
 
-  it('are free again after a reset', () => {
+  it('can be used again after a reset', () => {
     given(...called, reset)
       .when(append(calling('m2', { c1: 'mail' })))
       .then([said(calling('m2', { c1: 'mail' }))]);

@@ -10,11 +10,12 @@ import { type SessionState } from '../../../src/domain/session.state.js';
 import { deleted, event, leaseExpired, notRun, type Refusal, resumed, said } from './given-when-then.js';
 
 /**
- * The rules of a session once more, written to be checked by reading: nothing is carried from event to event, every
- * answer is counted out of the whole log again. It is slow, and shares no line with the code that it is held against.
+ * A second implementation of the rules of a session, written so that a reader can check it: it keeps no state from
+ * event to event and computes every answer from the whole log. It is slow, and shares no line with the code that it is
+ * compared with.
  */
 
-/** All that a state says of a session, but for where its history begins. */
+/** Everything in the state of a session except for where its history begins. */
 export type Recount = Omit<SessionState, 'historyStart'>;
 
 interface Call {
@@ -37,7 +38,7 @@ export function messagesIn(log: readonly SessionEvent[]): { version: number; mes
   );
 }
 
-/** Those that a model is to see: of a window of the present history what it picks, and all that is newer. */
+/** The messages that a model is to see: those that a window of the present history selects, and all newer ones. */
 export function seenThrough(window: ContextWindow | undefined, log: readonly SessionEvent[]): number[] {
   const versions = messagesIn(log).map(({ version }) => version);
   if (!window || window.upTo <= begin(log)) return versions;
@@ -111,7 +112,7 @@ export function recount(log: readonly SessionEvent[]): Recount {
   };
 }
 
-/** Of each tool the last grant, unless something has ended it since. */
+/** The last grant of each tool, unless something has ended it since. */
 function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGranted'>[] {
   const calls = callsIn(log);
   return log.flatMap((grant, index) => {
@@ -132,7 +133,7 @@ function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGrant
   });
 }
 
-/** What a command must lead to; the context of a `GenerationStarted` is left empty. */
+/** The decision that a command must lead to. The context of a `GenerationStarted` is left empty. */
 export type Foretold =
   | { readonly refused: Refusal['refused']; readonly asked?: GuardCondition }
   | {
@@ -143,7 +144,7 @@ export type Foretold =
       readonly asked?: GuardCondition;
     };
 
-/** @param holds whether the condition that the rules make, if any, is true at the append. */
+/** @param holds whether the condition of the decision, if there is one, is true at the append */
 export function foretell(command: SessionCommand, log: readonly SessionEvent[], holds: boolean): Foretold {
   const now = recount(log);
   const nothing: Foretold = { events: [], active: 0 };
@@ -203,7 +204,7 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
       const asked = running && { leaseOver: `generation:${running.id}` };
       if (asked && !holds) return { refused: 'session-busy', asked };
       const open = openCalls(log);
-      // The message comes last, so of calls that share its id it answers the last one.
+      // The message comes last, so it answers the last of the calls that share its id.
       if (message?.role === 'tool')
         open.splice(
           open.findLastIndex(({ id }) => id === message.toolCallId),
@@ -299,7 +300,7 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   }
 }
 
-/** Every result answers a call that has none yet, and no call takes the id of such a one. */
+/** Whether every result answers a call that has none yet, and no call uses the id of a call without a result. */
 function allowed(messages: readonly NewMessage[], log: readonly SessionEvent[]): boolean {
   return messages.every((message, index) => {
     const open = openCalls([...log, ...messages.slice(0, index).map(said)]).map(({ id }) => id);

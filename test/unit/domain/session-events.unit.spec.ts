@@ -10,7 +10,7 @@ describe('lifting stored data to the current schema', () => {
     ],
   };
 
-  it('takes every step from the version it was stored under', () => {
+  it('applies every upcaster from the stored version on', () => {
     expect(upcast('Renamed', 1, { label: 'a', by: 'b' }, steps, catalog)).toEqual({
       title: 'a',
       titles: ['a'],
@@ -19,7 +19,7 @@ describe('lifting stored data to the current schema', () => {
     expect(upcast('Renamed', 2, { title: 'a' }, steps, catalog)).toEqual({ title: 'a', titles: ['a'] });
   });
 
-  it('hands data of the current version on as it is', () => {
+  it('returns data of the current version unchanged', () => {
     const data = Object.freeze({ title: 'a', titles: ['a'] });
     expect(upcast('Renamed', 3, data, steps, catalog)).toBe(data);
     expect(upcast('Settled', 1, data, steps, catalog)).toBe(data);
@@ -35,14 +35,14 @@ describe('lifting stored data to the current schema', () => {
     expect(() => upcast('SessionCreated', 99, {})).toThrow('SessionCreated v99 is newer');
   });
 
-  it('refuses to leave out a step that is missing', () => {
+  it('refuses data when an upcaster on the way is missing', () => {
     expect(() => upcast('Renamed', 1, {}, { Renamed: steps.Renamed.slice(0, 1) }, catalog)).toThrow(
       'no upcaster lifts Renamed from v2 to v3',
     );
     expect(() => upcast('Renamed', 1, {}, {}, catalog)).toThrow('no upcaster lifts Renamed from v1 to v2');
   });
 
-  it.each(Object.entries(sessionEvents))('has every step that %s needs', (type, { version }) => {
+  it.each(Object.entries(sessionEvents))('has every upcaster that %s needs', (type, { version }) => {
     const noSteps = () => upcast(type, version, {});
     expect(noSteps).not.toThrow();
     for (let from = 1; from < version; from += 1) {

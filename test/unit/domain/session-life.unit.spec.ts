@@ -35,7 +35,7 @@ const completed = event('GenerationCompleted', {
   usage: tokens,
 });
 const cancelled = event('GenerationCancelled', { generationId: 'g1', model: 'echo' });
-/** A session that has something of everything. */
+/** A session with a value in every part of its state. */
 const full = [
   event('SessionCreated', {
     title: 'Holidays',
@@ -51,7 +51,7 @@ const full = [
 const busy = [created, said(user('m1')), started('g1', [2, 2])];
 
 describe('creating a session', () => {
-  it('begins one, and counts it as active', () => {
+  it('begins a session, and counts it as active', () => {
     given()
       .when(new CreateSession())
       .then([created], { counters: { active: 1 } });
@@ -70,37 +70,37 @@ describe('creating a session', () => {
     });
   });
 
-  it('says nothing of details that were not given', () => {
+  it('leaves out details that were not given', () => {
     const [event] = after([], new CreateSession({ title: undefined, metadata: undefined }));
     expect(event).toStrictEqual(created);
   });
 
-  it('is a mere read when the session is active', () => {
+  it('changes nothing when the session is active', () => {
     given(created)
       .when(new CreateSession({ title: 'another' }))
       .then([]);
   });
 
-  it('is a mere read while the session is generating', () => {
+  it('changes nothing while the session is generating', () => {
     given(...busy)
       .when(new CreateSession())
       .then([]);
   });
 
-  it('restores an expired session with all it had', () => {
+  it('resumes an expired session with everything it had', () => {
     given(...full, expired)
       .when(new CreateSession({ title: 'another' }))
       .then([resumed], { counters: { active: 1 } });
     expect(stateAfter(...full, expired, resumed)).toEqual({ ...stateAfter(...full), version: 8 });
   });
 
-  it('begins a new incarnation where one was deleted', () => {
+  it('begins a new incarnation when the session was deleted', () => {
     given(...full, deleted)
       .when(new CreateSession())
       .then([created], { counters: { active: 1 } });
   });
 
-  it('carries nothing over from the incarnation before', () => {
+  it('takes nothing over from the incarnation before', () => {
     expect(stateAfter(...full, deleted, created)).toEqual({
       ...stateAfter(created),
       version: 8,
@@ -126,7 +126,7 @@ describe('a session that does not exist', () => {
     given(created, deleted).when(command).then({ refused: 'session-not-found' });
   });
 
-  it('has no trace of what it held once it is deleted', () => {
+  it('has an empty state once it is deleted', () => {
     expect(stateAfter(...full, event('SessionDetailsChanged', { legalHold: true }), deleted)).toEqual({
       ...stateAfter(),
       version: 8,
@@ -163,7 +163,7 @@ describe('changing the details', () => {
     expect(stateAfter(named, changed)).toMatchObject({ title: 'Holidays', metadata: { mood: 'good' } });
   });
 
-  it('takes the title away with null', () => {
+  it('removes the title with null', () => {
     const changed = event('SessionDetailsChanged', { title: null });
     given(named)
       .when(new ChangeSessionDetails({ title: null }))
@@ -197,13 +197,13 @@ describe('resetting the conversation', () => {
     expect(stateAfter(...full, reset)).toMatchObject({ title: 'Holidays', usage: tokens, incarnation: 1 });
   });
 
-  it('says why', () => {
+  it('records the reason', () => {
     given(created)
       .when(new ResetConversation('a new subject'))
       .then([event('ConversationReset', { reason: 'a new subject' })]);
   });
 
-  it('fails a generation whose lease is over and cancels one that runs; either way what had arrived is kept', () => {
+  it('fails a generation whose lease has expired and cancels a running one; the text that had arrived is kept in both cases', () => {
     const half = said(
       user('m2', { role: 'assistant', content: 'half a', generationId: 'g1', status: 'incomplete' }),
     );
@@ -233,7 +233,7 @@ describe('resetting the conversation', () => {
 describe('expiring a session', () => {
   const counters = { active: -1 };
 
-  it('happens only if it is idle for so long at the append, and takes it out of the count', () => {
+  it('happens only if the session is idle for long enough at the append, and reduces the number of active sessions', () => {
     given(created)
       .when(new ExpireSession('ttl', lastActivityAt, 3_600_000))
       .then([expired], { counters, guard: { holds: { idleFor: 3_600_000 }, otherwise: { events: [] } } });
@@ -269,19 +269,19 @@ describe('expiring a session', () => {
       .then([]);
   });
 
-  it('keeps all that the session held', () => {
+  it('keeps everything that the session held', () => {
     expect(stateAfter(...full, expired)).toEqual({ ...stateAfter(...full), version: 7, status: 'expired' });
   });
 });
 
 describe('deleting a session', () => {
-  it('takes an active one out of the count', () => {
+  it('reduces the number of active sessions for an active one', () => {
     given(created)
       .when(new DeleteSession('asked by the user'))
       .then([event('SessionDeleted', { reason: 'asked by the user' })], { counters: { active: -1 } });
   });
 
-  it('leaves the count alone for an expired one', () => {
+  it('leaves the number of active sessions unchanged for an expired one', () => {
     given(created, expired).when(new DeleteSession()).then([deleted]);
   });
 

@@ -36,7 +36,7 @@ const { initialState } = sessionDecider;
 const decide = (command: SessionCommand, state: SessionState) => sessionDecider.decide(command, state);
 const evolve = (state: SessionState, event: SessionEvent) => sessionDecider.evolve(state, event);
 
-// Few ids, so that commands meet each other's sessions, generations, calls and tools again and again.
+// There are few ids, so that commands concern the same sessions, generations, calls and tools again and again.
 const record = <T>(fields: { [K in keyof T]: fc.Arbitrary<T[K]> }) =>
   fc.record(fields, { noNullPrototype: true });
 const partly = <T, K extends keyof T>(fields: { [P in keyof T]: fc.Arbitrary<T[P]> }, requiredKeys: K[]) =>
@@ -192,7 +192,7 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
   ),
 );
 
-/** A step of a test: a command, and whether the condition it may make is true at the append. */
+/** A step of a test: a command, and whether the condition of its decision, if there is one, is true at the append. */
 const step = record({
   command,
   holds: fc.boolean(),
@@ -202,7 +202,7 @@ type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
 const steps = fc.array(step, { minLength: 1, maxLength: 60, size: 'max' });
 
 function expectSame(what: string, actual: unknown, expected: unknown): void {
-  // Jest's own comparison prints well, but is too slow to be made a million times.
+  // Jest's own comparison prints differences well, but is too slow for a million comparisons.
   if (isDeepStrictEqual(actual, expected)) return;
   expect({ [what]: actual }).toStrictEqual({ [what]: expected });
   throw new Error(`${what}: equal to Jest, but not strictly`);
@@ -210,7 +210,7 @@ function expectSame(what: string, actual: unknown, expected: unknown): void {
 
 const viaJson = <T>(value: T): T => JSON.parse(JSON.stringify(value)) as T;
 
-/** What an append makes of a decision when its condition holds or not. */
+/** The outcome of a decision at the append, depending on whether its condition holds. */
 function settle(decision: Decision<SessionEvent>, holds: boolean) {
   const asked: GuardCondition[] = [];
   let settled: Decision<SessionEvent> | DomainError = decision;
@@ -227,12 +227,12 @@ function withoutContext(event: SessionEvent): SessionEvent {
   return event.type === 'GenerationStarted' ? { ...event, data: { ...event.data, context: [] } } : event;
 }
 
-/** A session that lives through commands; every step of it is checked. */
+/** A session that handles commands; every step is checked. */
 class Life {
   readonly log: SessionEvent[] = [];
   readonly states: SessionState[] = [deepFreeze(initialState)];
   active = 0;
-  /** What came about: event types, refusals and conditions; it tells whether the test meets all there is. */
+  /** The event types, refusals and conditions that occurred, which show whether the test covers all of them. */
   readonly met = new Set<string>();
 
   get state(): SessionState {
@@ -281,7 +281,7 @@ class Life {
     }
   }
 
-  /** What somebody who read the session some events ago picks of it: the first message and the last few. */
+  /** The window that a reader with an outdated state selects: the first message and the last few. */
   private window(age: number, kept: number): ContextWindow {
     const upTo = Math.max(0, this.log.length - age);
     const versions = messagesIn(this.log.slice(0, upTo)).map(({ version }) => version);
@@ -367,7 +367,7 @@ class Life {
 
 describe('any sequence of commands', () => {
   it(
-    'leads to what the naive rules say, and breaks no invariant',
+    'leads to the result of the naive rules, and breaks no invariant',
     () => {
       const met = new Set<string>();
       fc.assert(
@@ -388,7 +388,7 @@ describe('any sequence of commands', () => {
         }),
         runs,
       );
-      // All that may happen did happen: otherwise the sequences above would prove little.
+      // Everything that can happen must have happened; otherwise the sequences above would prove little.
       const types = Object.keys(sessionEvents).filter((type) => type !== 'TenantSettingsChanged');
       expect([...met].sort()).toEqual(
         [...types, 'invalid-request', 'legal-hold', 'session-busy', 'session-not-found'].sort(),
@@ -406,7 +406,7 @@ describe('any sequence of tenant settings', () => {
   );
 
   it(
-    'leaves the last value of each that was not taken back, and records changes only',
+    'leaves the last value of each setting that was not removed, and records changes only',
     () => {
       fc.assert(
         fc.property(fc.array(settings, { size: 'max', maxLength: 20 }), (taken) => {

@@ -11,7 +11,7 @@ const overridesAfter = (...events: ReturnType<typeof changed>[]) =>
   events.reduce((state, event) => tenantDecider.evolve(state, event), tenantDecider.initialState);
 
 describe('the settings of a tenant', () => {
-  it('change as asked', () => {
+  it('change as requested', () => {
     const settings = { sessionTTL: 60_000, maxSessions: 5, capPolicy: 'evict' } as const;
     given()
       .when(change(settings))
@@ -45,7 +45,7 @@ describe('the settings of a tenant', () => {
     });
   });
 
-  it('have nothing to take back where nothing was set', () => {
+  it('are unchanged when a setting that was not set is removed', () => {
     given()
       .when(change({ maxSessions: null }))
       .then([]);
@@ -56,7 +56,7 @@ describe('the settings of a tenant', () => {
 });
 
 describe('ids of tenants and sessions', () => {
-  it('leave the stream of the tenant to the tenant', () => {
+  it('reserve the stream of the tenant, so that no session can have its id', () => {
     expect(TENANT_STREAM).not.toMatch(SESSION_ID);
     expect(TENANT_STREAM).not.toMatch(TENANT_ID);
   });

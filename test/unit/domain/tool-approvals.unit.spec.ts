@@ -33,7 +33,7 @@ describe('granting a tool approval', () => {
     expect(approvals(created, granted('search', 'session'))).toEqual([{ tool: 'search', scope: 'session' }]);
   });
 
-  it('records when it runs out, and is refused if it has done so by the time of the append', () => {
+  it('records when the approval expires, and is refused if it has expired by the time of the append', () => {
     const approval = { tool: 'search', scope: 'once', expiresAt: '2026-01-01T00:00:00Z' } as const;
     given(created)
       .when(new GrantToolApproval(approval))
@@ -68,7 +68,7 @@ describe('granting a tool approval', () => {
     expect(stateAfter(created, expired, granted('search')).status).toBe('expired');
   });
 
-  it('is refused beyond 100 tools, but may still replace one', () => {
+  it('is refused beyond 100 tools, but may still replace an approval', () => {
     const tools = Array.from({ length: 100 }, (_, index) => granted(`tool-${index}`));
     given(created, ...tools.slice(1))
       .when(grant('another'))
@@ -84,7 +84,7 @@ describe('granting a tool approval', () => {
 });
 
 describe('revoking a tool approval', () => {
-  it('takes it away', () => {
+  it('removes the approval', () => {
     const revoked = event('ToolApprovalRevoked', { tool: 'search' });
     given(created, granted('search', 'session'), granted('mail'))
       .when(new RevokeToolApproval('search'))
@@ -94,7 +94,7 @@ describe('revoking a tool approval', () => {
     ]);
   });
 
-  it('does nothing where there is none', () => {
+  it('does nothing when there is no approval', () => {
     given(created, granted('mail')).when(new RevokeToolApproval('search')).then([]);
   });
 
@@ -112,7 +112,7 @@ describe('using a tool approval', () => {
     expect(approvals(...called, said(result('m2', 'c1')))).toEqual([{ tool: 'mail', scope: 'once' }]);
   });
 
-  it('goes by the tool that was called, whatever the result is named', () => {
+  it('depends on the tool that was called, whatever name the result has', () => {
     expect(approvals(...called, said(result('m2', 'c1', { name: 'mail' })))).toEqual([
       { tool: 'mail', scope: 'once' },
     ]);
@@ -137,7 +137,7 @@ describe('using a tool approval', () => {
     ]);
   });
 
-  it('uses up one that was granted after the call', () => {
+  it('uses up an approval that was granted after the call', () => {
     expect(
       approvals(created, said(calling('m1', { c1: 'search' })), granted('search'), said(result('m2', 'c1'))),
     ).toEqual([]);

@@ -17,7 +17,7 @@ describe('the lock of a data folder', () => {
     await rm(join(dataDir, '..'), { recursive: true, force: true });
   });
 
-  it('given a holder, when another one comes, then it is refused and told who holds it and what to do', async () => {
+  it('given a holder, when another process tries to take the lock, then the error names the holder and says what to do', async () => {
     const lock = await lockDataFolder(dataDir, { url });
 
     const refusal = await lockDataFolder(dataDir, { url: 'http://127.0.0.1:4000' }).catch(
@@ -31,7 +31,7 @@ describe('the lock of a data folder', () => {
     await lock.release();
   });
 
-  it('given a released lock, when taken again and again, then it is free each time and no litter grows', async () => {
+  it('given a released lock, when it is taken again and again, then it is free each time and no files pile up', async () => {
     for (let round = 0; round < 5; round++) {
       const lock = await lockDataFolder(dataDir, { url });
       await lock.release();
@@ -40,7 +40,7 @@ describe('the lock of a data folder', () => {
     expect(await readdir(join(dataDir, 'lock'))).toHaveLength(1);
   });
 
-  it('given a lock whose pid now belongs to another program, when taken, then it is free', async () => {
+  it('given a lock whose pid now belongs to another program, when it is taken, then it is free', async () => {
     await mkdir(join(dataDir, 'lock'), { recursive: true });
     const holder = JSON.stringify({ pid: process.pid, born: 'long ago', url });
     await symlink(holder, join(dataDir, 'lock', '7'));
@@ -51,7 +51,7 @@ describe('the lock of a data folder', () => {
     await lock.release();
   });
 
-  it('given a holder that is killed with -9, when 20 processes come at once, then one wins and the others see it', async () => {
+  it('given a holder that is killed with -9, when 20 processes try to take the lock at once, then one gets it and the others name that one', async () => {
     await using processes = ownProcesses('src/embedded-postgres/data-folder-lock.ts');
     const script = `
       const readable = () => new Promise((resolve) => process.stdin.once('readable', resolve));

@@ -1,8 +1,9 @@
 import { laneOf } from '../../../src/event-store/lane.js';
 
 /**
- * Written down once, from outside (`printf 'default/sess_1' | sha256sum`, first 16 digits, modulo): consumers compute
- * lanes in other languages, and a stream that changed its lane would fall apart.
+ * Lanes that were computed once by another program (`printf 'default/sess_1' | sha256sum`, first 16 digits, modulo).
+ * They must never change: consumers compute lanes in other languages, and the events of a stream whose lane changed
+ * would be in two lanes.
  */
 const VECTORS: readonly [tenant: string, streamId: string, lanes: Readonly<Record<number, number>>][] = [
   ['default', 'sess_1', { 1: 0, 2: 0, 16: 14, 1000: 934 }],
@@ -16,7 +17,7 @@ const VECTORS: readonly [tenant: string, streamId: string, lanes: Readonly<Recor
 
 describe('laneOf', () => {
   it.each(VECTORS)(
-    'given %s/%s, when its lane is computed, then it is the one written down',
+    'given %s/%s, when its lane is computed, then it is the expected one',
     (tenant, streamId, lanes) => {
       for (const [count, lane] of Object.entries(lanes)) {
         expect([count, laneOf({ tenant, streamId }, Number(count))]).toEqual([count, lane]);

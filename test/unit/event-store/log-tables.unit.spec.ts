@@ -6,7 +6,7 @@ const SOURCES = join(__dirname, '../../../src');
 const TABLES = 'event|event_lane_\\d+|stream_state|stream_snapshot|command|counter|lease|log_settings';
 const NAMED = new RegExp(`\\b(?:from|join|into|update|table|only|on|exists)\\s+(?:${TABLES})\\b`, 'i');
 
-/** The texts of a source file in which SQL can stand: its literals, or all of a file of SQL. */
+/** The texts of a source file that may hold SQL: its literals, or the whole text of an SQL file. */
 function textsOf(path: string): string[] {
   const content = readFileSync(path, 'utf8');
   if (path.endsWith('.sql')) return [content.replace(/--.*/g, '')];
@@ -29,6 +29,6 @@ const namingTables = (isWanted: (path: string) => boolean): string[] =>
 it('given the SQL of all folders, when it names a table of the log, then it is in event-store/', () => {
   const inLog = (path: string): boolean => path.startsWith('event-store/');
   expect(namingTables((path) => !inLog(path))).toEqual([]);
-  // The search itself finds what there is to find.
+  // The search must find the tables in event-store/; otherwise it would prove nothing.
   expect(namingTables(inLog).length).toBeGreaterThan(10);
 });

@@ -26,7 +26,7 @@ const tailOf = (...positions: number[]): LogTail<RecordedEvent> => {
 const positions = (events: readonly RecordedEvent[] | undefined) => events?.map(({ position }) => position);
 
 describe('LogTail', () => {
-  it('given events in a row, when a reader stands among them, then it gets those behind, as many as it wants', () => {
+  it('given consecutive events, when a reader is at a position among them, then it gets the events after it, up to its limit', () => {
     const tail = tailOf(5, 6, 7, 8);
     expect(positions(tail.after(0, 4, 10))).toEqual([5, 6, 7, 8]);
     expect(positions(tail.after(0, 6, 10))).toEqual([7, 8]);
@@ -35,14 +35,14 @@ describe('LogTail', () => {
   });
 
   it.each([0, 3, 8, 9])(
-    'given the events 5 to 8, when a reader stands at %i, then the log has to be asked',
+    'given the events 5 to 8, when a reader is at position %i, then it has to read the log',
     (at) => {
       expect(tailOf(5, 6, 7, 8).after(0, at, 10)).toBeUndefined();
       expect(tailOf(5, 6, 7, 8).after(1, at, 10)).toBeUndefined();
     },
   );
 
-  it('given another run of the server, when its events come, then nothing is known of the lanes before', () => {
+  it('given another start of the server, when its events are added, then the earlier events are forgotten', () => {
     const tail = tailOf(5, 6);
     expect(tail.lastOf(0, 'another run')).toBeUndefined();
     tail.enter('another run');
@@ -52,13 +52,13 @@ describe('LogTail', () => {
     expect(tail.after(0, 4, 10)).toBeUndefined();
   });
 
-  it('given a gap, which is where others appended, when a reader stands before it, then the log has to be asked', () => {
+  it('given a gap where other nodes appended, when a reader is before it, then it has to read the log', () => {
     const tail = tailOf(5, 6, 8);
     expect(tail.after(0, 5, 10)).toBeUndefined();
     expect(positions(tail.after(0, 7, 10))).toEqual([8]);
   });
 
-  it('given an event too large to be kept, when a reader stands before it, then the log has to be asked', () => {
+  it('given an event that is too large to be kept, when a reader is before it, then it has to read the log', () => {
     const tail = tailOf(5, 6);
     tail.add(event(0, 7), 1_000_000);
     expect(tail.after(0, 5, 10)).toBeUndefined();
@@ -68,7 +68,7 @@ describe('LogTail', () => {
     expect(positions(tail.after(0, 7, 10))).toEqual([8]);
   });
 
-  it('given lanes of which others appended to one, when that is forgotten, then the other one stays', () => {
+  it('given two lanes, when one is forgotten because another node appended to it, then the other one stays', () => {
     const tail = tailOf(1, 2);
     tail.add(event(1, 1), 10);
     tail.forget([0]);
@@ -78,7 +78,7 @@ describe('LogTail', () => {
     expect(tail.after(1, 0, 10)).toBeUndefined();
   });
 
-  it('given more and more events, when they are added, then a bounded number of the last ones is kept', () => {
+  it('given ever more events, when they are added, then a bounded number of the last ones is kept', () => {
     const tail = tailOf(...Array.from({ length: 10_000 }, (_, index) => index + 1));
     expect(positions(tail.after(0, 9_900, 10_000))).toHaveLength(100);
     expect(tail.after(0, 9_000, 10)).toBeUndefined();

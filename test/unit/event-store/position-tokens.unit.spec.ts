@@ -2,7 +2,10 @@ import { PositionTokens } from '../../../src/event-store/position-tokens.js';
 
 const key = (text: string) => Buffer.from(text, 'hex');
 const tokens = new PositionTokens(key('000102030405060708090a0b0c0d0e0f'));
-/** From outside, by `openssl enc -aes-128-ecb -nopad`: clients keep tokens for as long as they like. */
+/**
+ * Tokens that were computed by another program (`openssl enc -aes-128-ecb -nopad`). They must never change, because
+ * clients may keep tokens for ever.
+ */
 const VECTORS = [
   [{ lane: 0, position: 1 }, 'c0YTlZXAtB5Je73jZfQtCg'],
   [{ lane: 15, position: 1 }, 'tNSK4kl5VSzTOoYT9mjyEA'],
@@ -17,7 +20,7 @@ describe('PositionTokens', () => {
     expect(tokens.decode(token)).toEqual(position);
   });
 
-  it('given positions one after the other, when they are encoded, then the tokens do not show it', () => {
+  it('given consecutive positions, when they are encoded, then the tokens do not show their order', () => {
     const [one, two] = [1, 2].map((position) =>
       Buffer.from(tokens.encode({ lane: 0, position }), 'base64url'),
     );
@@ -33,11 +36,11 @@ describe('PositionTokens', () => {
     ['one letter changed', 'd0YTlZXAtB5Je73jZfQtCg'],
     ['no base64', 'ÄÖÜÄÖÜÄÖÜÄÖÜÄÖÜÄÖÜÄÖÜÄ'],
     ['a number', '12'],
-  ])('given a text that is no position (%s), when it is decoded, then that is noticed', (_, token) => {
+  ])('given a text that is no position (%s), when it is decoded, then it is rejected', (_, token) => {
     expect(tokens.decode(token)).toBeUndefined();
   });
 
-  it('given a token of another log, when it is decoded, then that is noticed', () => {
+  it('given a token of another log, when it is decoded, then it is rejected', () => {
     const other = new PositionTokens(key('ffffffffffffffffffffffffffffffff'));
     for (const [, token] of VECTORS) expect(other.decode(token)).toBeUndefined();
   });

@@ -10,19 +10,22 @@ describe('VectorTokens', () => {
     ['the beginning', Array.from({ length: 16 }, () => 0)],
     ['somewhere', place],
     ['as far as it goes', FAR],
-  ])('given a place (%s), when it is encoded and decoded, then it is the same', (_, positions) => {
-    expect(tokens.decode('acme', tokens.encode('acme', positions))).toEqual(positions);
-  });
+  ])(
+    'given the positions of all lanes (%s), when they are encoded and decoded, then they are the same',
+    (_, positions) => {
+      expect(tokens.decode('acme', tokens.encode('acme', positions))).toEqual(positions);
+    },
+  );
 
-  it('given a place, when it is encoded twice, then the text is the same, also in another process', () => {
-    // Clients keep cursors for as long as they like: this one was given out by the first version.
+  it('given the positions of all lanes, when they are encoded twice, then the token is the same, also in another process', () => {
+    // Clients may keep cursors for ever. This one was issued by the first version.
     const GIVEN_OUT =
       'pyMx874rIX6pQheJgPCnf0eVtjXqvGIemoKxBP1ipYUnoujLjArEKAXK_2Nk9e7XIxoLIzz3UR7QLEC6sWrF6uLTXLqGiVokLEOzxccEqhBC90qB05-coaQ_Ji7wMKGD';
     expect(tokens.encode('acme', place)).toBe(GIVEN_OUT);
     expect(tokens.decode('acme', GIVEN_OUT)).toEqual(place);
   });
 
-  it('given places one after the other, when they are encoded, then the texts do not show it', () => {
+  it('given consecutive positions, when they are encoded, then the tokens do not show their order', () => {
     const next = [...place];
     next[3] = 3_002;
     const [one, two] = [place, next].map((positions) =>
@@ -32,7 +35,7 @@ describe('VectorTokens', () => {
     expect(one?.filter((byte, index) => byte === two?.[index]).length).toBeLessThan(10);
   });
 
-  it('given a text that is changed anywhere, when it is decoded, then that is noticed', () => {
+  it('given a token that is changed anywhere, when it is decoded, then it is rejected', () => {
     const token = tokens.encode('acme', place);
     for (let index = 0; index < token.length; index += 1) {
       const changed = token.slice(0, index) + (token[index] === 'A' ? 'B' : 'A') + token.slice(index + 1);
@@ -54,7 +57,7 @@ describe('VectorTokens', () => {
     ],
     ['a place of another log', new VectorTokens(key('f'.repeat(32)), 16).encode('acme', place)],
   ])(
-    'given a text that is no place of this tenant (%s), when it is decoded, then that is noticed',
+    'given a text that is no token of this tenant (%s), when it is decoded, then it is rejected',
     (_, token) => {
       expect(tokens.decode('acme', token)).toBeUndefined();
     },

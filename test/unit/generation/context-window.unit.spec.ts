@@ -9,7 +9,7 @@ const runs = { seed: 20_260_404, numRuns: process.env['FULL'] === '1' ? 50_000 :
 const sum = (history: readonly Costed[]) => history.reduce((total, one) => total + one.cost, 0);
 const isSystem = ({ message }: Costed) => message.role === 'system';
 
-/** What of a history a window lets through. */
+/** The messages of a history that a window selects. */
 function seen(history: readonly Costed[], budget: number, asked: boolean): Costed[] {
   const window = fitWindow(history, budget, (one) => (one as Costed).cost, asked);
   expect(window?.upTo).toBe(history.at(-1)?.version);
@@ -18,7 +18,7 @@ function seen(history: readonly Costed[], budget: number, asked: boolean): Coste
   );
 }
 
-/** Where a turn may begin: a user speaks, and no call before it waits for a result after it. */
+/** Where a turn may begin: at a message of the user, when no call before it has its result after it. */
 function beginnings(history: readonly Costed[]): number[] {
   const pairs = pairsOf(history);
   return history.flatMap(({ message }, index) => {
@@ -30,7 +30,7 @@ function beginnings(history: readonly Costed[]): number[] {
 describe('the context window', () => {
   const cases = fc.tuple(histories, fc.integer({ min: -20, max: 200 }), fc.boolean());
 
-  it('given any history and budget, when it is fitted, then system messages stay and no pair of call and result is parted', () => {
+  it('given any history and budget, when it is fitted, then system messages stay and no call is separated from its result', () => {
     fc.assert(
       fc.property(cases, ([history, budget, asked]) => {
         const kept = new Set(seen(history, budget, asked));
@@ -44,14 +44,14 @@ describe('the context window', () => {
     );
   });
 
-  it('given any history and budget, when it is fitted, then the oldest turns fall out first, and no more of them than must', () => {
+  it('given any history and budget, when it is fitted, then the oldest turns are left out first, and no more of them than necessary', () => {
     fc.assert(
       fc.property(cases, ([history, budget, asked]) => {
         const kept = seen(history, budget, asked);
         const starts = beginnings(history);
         const from = (start: number) => history.filter((one, index) => index >= start || isSystem(one));
         const fitting = starts.find((start) => sum(from(start)) <= budget);
-        // Only what is to be answered may pass the budget.
+        // Only the turn that is to be answered may exceed the budget.
         const expected = fitting ?? (asked ? history.length : (starts.at(-1) ?? 0));
         expect(kept).toEqual(from(expected));
       }),
@@ -59,7 +59,7 @@ describe('the context window', () => {
     );
   });
 
-  it('given any history and budget, when a question follows what fits, then the strictest model takes the prompt', () => {
+  it('given any history and budget, when a question follows the messages that fit, then the strictest provider accepts the prompt', () => {
     fc.assert(
       fc.property(fc.tuple(histories, fc.integer({ min: -20, max: 200 })), ([history, budget]) => {
         const question = { messageId: 'q', role: 'user', content: 'and now?', status: 'complete' } as const;
@@ -86,7 +86,7 @@ describe('the context window', () => {
     expect(fitWindow([], 100, () => 1, true)).toBeUndefined();
   });
 
-  it('given an old turn that does not fit, when it is fitted, then the cost of what lies before it is not asked', () => {
+  it('given an old turn that does not fit, when the history is fitted, then the cost of older messages is not computed', () => {
     const history: Costed[] = ['a', 'b', 'c'].map((content, index) => ({
       version: index + 1,
       cost: 10,
@@ -103,7 +103,7 @@ describe('the context window', () => {
 });
 
 describe('the tokenizer', () => {
-  it('given what looks like a control token, when it is counted, then it is text', async () => {
+  it('given text that looks like a control token, when it is counted, then it counts as text', async () => {
     const tokens = await loadTokenizer();
     expect(tokens('<|endoftext|>')).toBeGreaterThan(1);
   });
@@ -112,7 +112,7 @@ describe('the tokenizer', () => {
     ['letters', 'a'.repeat(1_000_000)],
     ['blanks', ' '.repeat(1_000_000)],
     ['emoji', '😀'.repeat(250_000)],
-  ])('given a megabyte of %s in one run, when it is counted, then that takes a moment', async (_, text) => {
+  ])('given a megabyte of %s in one run, when it is counted, then counting is fast', async (_, text) => {
     const tokens = await loadTokenizer();
     const began = performance.now();
     expect(tokens(text)).toBeGreaterThan(1_000);

@@ -2,30 +2,30 @@ import fc from 'fast-check';
 import { type NewMessage } from '../../../src/domain/session.commands.js';
 import { type VersionedMessage } from '../../../src/generation/context-window.js';
 
-/** A message of a history; `cost` is what it takes of a budget in these tests. */
+/** A message of a history; `cost` is its number of tokens in these tests. */
 export type Costed = VersionedMessage & { readonly cost: number };
 
 const record = <T>(fields: { [K in keyof T]: fc.Arbitrary<T[K]> }) =>
   fc.record(fields, { noNullPrototype: true });
 
-/** Of each message: what it costs, and how many other events stand before it. */
+/** For each message: its cost, and the number of other events before it. */
 const sizes = fc.array(record({ cost: fc.nat(20), gap: fc.nat(2) }), { minLength: 64, maxLength: 64 });
-/** Between a call and its result: what is said while a tool runs. */
+/** Messages between a call and its result, which are appended while a tool runs. */
 const meanwhile = fc.constantFrom('nothing', 'nothing', 'user', 'system');
-/** What a model does with a question before it answers. */
+/** The tool calls of a model before it answers a question. */
 const step = record({ calls: fc.integer({ min: 1, max: 3 }), swapped: fc.boolean(), meanwhile });
 const turn = record({
   system: fc.constantFrom(false, false, false, true),
   steps: fc.array(step, { maxLength: 2 }),
   reply: fc.constantFrom('complete', 'complete', 'incomplete', 'none'),
 });
-/** Of the last turn: a tool that has not answered yet. */
+/** In the last turn, a tool may not have answered yet. */
 const open = fc.boolean();
 
 /**
- * Histories as sessions come to have them: questions, tool calls and their results (in any order, with messages between
- * them), replies whole, partial or missing. Ids of calls are used again in later turns, and versions have gaps where
- * other events stand.
+ * Histories as they occur in sessions: questions, tool calls and their results (in any order, with messages between
+ * them), and replies that are complete, partial or missing. Ids of calls are used again in later turns, and versions
+ * have gaps where other events are.
  */
 export const histories: fc.Arbitrary<Costed[]> = fc
   .tuple(fc.array(turn, { maxLength: 6 }), open, sizes)
@@ -62,7 +62,7 @@ export const histories: fc.Arbitrary<Costed[]> = fc
     return history;
   });
 
-/** Index of each call's message → index of its result's; Infinity for one that is not there. */
+/** Index of the message of each call → index of the message of its result; Infinity when there is no result. */
 export function pairsOf(history: readonly Costed[]): [call: number, result: number][] {
   return history.flatMap(({ message }, call) =>
     (message.toolCalls ?? []).map(({ id }): [number, number] => {

@@ -1,8 +1,8 @@
 import { endOfTurn } from '../../../src/event-store/end-of-turn.js';
 import { atLowPriority } from '../../../src/generation/low-priority.js';
 
-describe('what yields to more urgent work', () => {
-  it('given much of it, when something urgent comes, then that waits for a few at most, and all is done in its order', async () => {
+describe('low-priority tasks', () => {
+  it('given many tasks, when urgent work comes, then it waits for a few tasks at most, and all tasks run in their order', async () => {
     const done: number[] = [];
     const whole = new Promise<void>((resolve) => {
       for (let n = 0; n < 20; n += 1) atLowPriority(() => done.push(n));
@@ -15,7 +15,7 @@ describe('what yields to more urgent work', () => {
     expect(done).toEqual(Array.from({ length: 20 }, (_, n) => n));
   });
 
-  it('given more than can be done, when it goes on coming, then what waits stays bounded', async () => {
+  it('given tasks that arrive faster than a few per turn, when they go on arriving, then the number of waiting tasks stays bounded', async () => {
     let waiting = 0;
     let most = 0;
     for (let n = 0; n < 200; n += 1) {
@@ -30,7 +30,7 @@ describe('what yields to more urgent work', () => {
     while (waiting > 0) await endOfTurn();
   });
 
-  it('given something that is done, when it asks for more, then that comes behind what waits already', async () => {
+  it('given a task that adds another task, when it runs, then the new task runs after those that wait already', async () => {
     const done: string[] = [];
     await new Promise<void>((resolve) => {
       atLowPriority(() => {

@@ -37,12 +37,12 @@ describe('a model over the OpenAI API', () => {
     });
   const { signal } = new AbortController();
 
-  it('given much text and then a break, when both come at once, then the text is given before the failure', async () => {
+  it('given much text and then a broken connection, when both arrive at once, then the text is delivered before the error', async () => {
     const words = Array.from({ length: 300 }, (_, n) => `word ${n} `);
     const chunks = words.map((word) => piece({ content: word }));
     listener = (_, response) => {
       response.writeHead(200, SSE).flushHeaders();
-      // Past the response, which would add an end of its own.
+      // The text is written to the socket, because the response would add an end of its own.
       response.socket?.end(chunks.map((one) => `${one.length.toString(16)}\r\n${one}\r\n`).join(''));
     };
     let text = '';
@@ -51,7 +51,7 @@ describe('a model over the OpenAI API', () => {
     expect(text).toBe(words.join(''));
   });
 
-  it('given a call that may not leave yet, when its time comes, then it leaves on a connection that is there already', async () => {
+  it('given a call that must not be sent yet, when it may be sent, then it uses a connection that is open already', async () => {
     listener = (_, response) => response.writeHead(200, SSE).end(piece({ content: 'Hi' }) + END);
     const connected = once(server, 'connection');
     let go = (): void => undefined;
@@ -66,7 +66,7 @@ describe('a model over the OpenAI API', () => {
     expect([asked, text]).toEqual([1, 'Hi']);
   });
 
-  it('given a call that may never leave, when that is known, then the model is not asked, and its connection is closed', async () => {
+  it('given a call that must not be sent, when it is aborted, then no request is sent, and its connection is closed', async () => {
     const connected = once(server, 'connection') as Promise<[NodeJS.EventEmitter]>;
     let refuse = (_: Error): void => undefined;
     const when = new Promise<void>((_, reject) => (refuse = reject));
@@ -83,7 +83,7 @@ describe('a model over the OpenAI API', () => {
     expect(asked).toBe(0);
   });
 
-  it('given little patience, when the call may leave only after it, then it counts from there', async () => {
+  it('given a short timeout, when the call may be sent only after it, then the timeout counts from the sending', async () => {
     listener = (_, response) => response.writeHead(200, SSE).end(piece({ content: 'Hi' }) + END);
     const when = new Promise((resolve) => setTimeout(resolve, 120));
     const answer = model(60).answer(REQUEST, { signal, onText: () => undefined, when });

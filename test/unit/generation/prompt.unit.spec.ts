@@ -18,7 +18,7 @@ const calls = (...ids: string[]) =>
   message('assistant', '', { toolCalls: ids.map((id) => ({ id, name: 'look', arguments: '{}' })) });
 const result = (toolCallId: string, content: string) => message('tool', content, { toolCallId });
 
-/** A prompt in short: role and text, the ids of calls. */
+/** A prompt in short form: roles, texts and ids of calls. */
 const told = (history: readonly NewMessage[]) =>
   buildPrompt(history).map(({ role, content, toolCalls, toolCallId }) => {
     if (toolCalls) return `calls ${toolCalls.map(({ id }) => id).join(' ')}`;
@@ -74,16 +74,16 @@ describe('the prompt', () => {
     expect(told([calls('a'), result('a', 'old'), user('q'), calls('a')]).at(-1)).toBe('tool a: cancelled');
   });
 
-  it('given a result whose call is not there, when it is built, then it is left out', () => {
+  it('given a result without its call, when the prompt is built, then the result is left out', () => {
     expect(told([result('gone', 'x'), user('q')])).toEqual(['user: q']);
   });
 
-  it('given a partial reply, when it is the last word, then the model is asked anew without it', () => {
+  it('given a partial reply, when it is the last message, then it is left out of the prompt', () => {
     expect(told([user('q'), cutOff('half')])).toEqual(['user: q']);
     expect(told([user('q'), cutOff('half'), system('rule')])).toEqual(['user: q', 'system: rule']);
   });
 
-  it('given a partial reply that a user has answered, when it is built, then it stays', () => {
+  it('given a partial reply that is followed by a message of the user, when the prompt is built, then it stays', () => {
     expect(told([user('q'), cutOff('half'), user('go on')])).toEqual([
       'user: q',
       'assistant: half',
@@ -91,7 +91,7 @@ describe('the prompt', () => {
     ]);
   });
 
-  it('given a partial reply and the one that took its place, when it is built, then the question has one answer', () => {
+  it('given a partial reply and the next reply, when the prompt is built, then the question has one answer', () => {
     expect(told([user('q'), cutOff('half'), cutOff('more'), reply('whole'), user('thanks')])).toEqual([
       'user: q',
       'assistant: whole',
@@ -99,7 +99,7 @@ describe('the prompt', () => {
     ]);
   });
 
-  it('given messages that hold nothing, when it is built, then they are left out unless they call tools', () => {
+  it('given empty messages, when the prompt is built, then they are left out unless they call tools', () => {
     expect(told([user('q'), reply(''), user('again'), calls('a'), result('a', '')])).toEqual([
       'user: q',
       'user: again',

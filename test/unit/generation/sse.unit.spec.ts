@@ -14,7 +14,7 @@ const answer = (content: string) => ({
   generationId: 'g',
 });
 
-/** Only the timer of keep-alives is the test's. */
+/** The test controls only the timer of the keep-alive comments. */
 const ALL_BUT_INTERVALS = [
   'Date',
   'hrtime',
@@ -47,7 +47,7 @@ describe('a reply over server-sent events', () => {
     live.finish({ type: 'completed', answer: answer(live.text), version: 1 });
   };
 
-  it('given a model that is silent, when a quarter of a minute has passed, then a comment keeps the connection open', async () => {
+  it('given a silent model, when 15 seconds have passed, then a comment keeps the connection open', async () => {
     jest.useFakeTimers({ doNotFake: [...ALL_BUT_INTERVALS] });
     try {
       const stream = await openEvents(url);
@@ -68,7 +68,7 @@ describe('a reply over server-sent events', () => {
     }
   });
 
-  it('given a reader who takes nothing, when much arrives, then it is not put behind his back, and comes in few pieces', async () => {
+  it('given a client that stops reading, when much text arrives, then it is not queued for the client, and is sent in few pieces later', async () => {
     const PIECES = 2_000;
     const piece = 'x'.repeat(10_000);
     const asked = httpRequest(url, { agent: false }).end();
@@ -87,7 +87,7 @@ describe('a reply over server-sent events', () => {
     expect(said.length).toBe(PIECES * piece.length);
   });
 
-  it('given any place, when a reader comes back to it, then he gets what he has not', async () => {
+  it('given any place in a reply, when a client resumes there, then it gets exactly the rest', async () => {
     const text = 'One 😀 two';
     for (const part of ['One ', '😀', ' two']) live.append(part);
     for (let offset = 0; offset <= text.length; offset += 1) {

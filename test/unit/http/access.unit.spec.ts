@@ -21,7 +21,7 @@ const keys = [
 const auth = { mode: 'api-key' as const, keys };
 
 describe('a route', () => {
-  it('given no word on who may call it, when the service starts, then it does not, and the route is named', async () => {
+  it('given a route without an access rule, when the service starts, then the start fails and names the route', async () => {
     @Controller('v1/forgotten')
     class ForgottenController {
       @Get('route')
@@ -37,7 +37,7 @@ describe('a route', () => {
     );
   });
 
-  it('given a scope that the caller lacks, when it is called, then it is forbidden before the body is read', async () => {
+  it('given a scope that the caller lacks, when the route is called, then the call is forbidden before the body is read', async () => {
     @Controller('v1')
     class ScopedController {
       @Requires('admin')
@@ -63,7 +63,7 @@ describe('a route', () => {
         payload: url === '/v1/admin' ? '{' : '{}',
       });
 
-    // Broken JSON would be a 400, if anybody had looked at it.
+    // The body is broken JSON, which would give a 400 if the body were read.
     expect((await post('/v1/admin')).json()).toMatchObject({ status: 403, code: 'forbidden' });
     expect((await post('/v1/erase')).json()).toEqual({ erased: true });
   });
@@ -123,13 +123,13 @@ describe('a surface', () => {
       });
       expect(answer.statusCode).toBe(status);
       expect(Object.keys(answer.json())).toEqual(['error']);
-      // What lies beside it keeps the form of the service.
+      // Paths outside of the surface keep the error form of the service.
       expect((await app.inject('/other/v2')).json()).toMatchObject({ code: 'unauthenticated' });
     },
   );
 });
 
-describe('a method that Node knows and nobody serves', () => {
+describe('a method that Node knows and no route serves', () => {
   it.each(['QUERY', 'PURGE', 'MKCOL', 'REPORT', 'SEARCH', 'LOCK', 'TRACE', 'UNSUBSCRIBE', 'M-SEARCH'])(
     'given %s, when it is sent to any path, then it is refused as the client’s mistake',
     async (method) => {

@@ -26,7 +26,7 @@ async function serve(options: ConstructorParameters<typeof EventStream>[1] = {})
 }
 afterEach(() => app.close());
 
-/** A client at the level of bytes, which reads only when it is told to. */
+/** A client that works on bytes and reads only when the test says so. */
 function client(port: number, method = 'GET', { http = '1.1', before = '' } = {}) {
   const socket = connect(port, '127.0.0.1');
   socket.on('error', () => undefined);
@@ -53,7 +53,7 @@ function client(port: number, method = 'GET', { http = '1.1', before = '' } = {}
 const BIG = 'x'.repeat(1_000_000);
 
 describe('EventStream', () => {
-  it('given events, when they are sent, then each is a frame of its own, after headers that nobody caches', async () => {
+  it('given events, when they are sent, then each is a frame of its own, after headers that forbid caching', async () => {
     const { socket, until } = client(await serve());
     const sent = await stream;
     const headers = await until('\r\n\r\n');
@@ -65,7 +65,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given nothing to send, when time passes, then a comment keeps the connection, with the id that was passed', async () => {
+  it('given nothing to send, when time passes, then a comment with the last id keeps the connection open', async () => {
     const { socket, until } = client(await serve({ keepAliveMs: 5 }));
     const sent = await stream;
     await until(': keep-alive\n\n');
@@ -75,7 +75,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given a client that takes nothing, when more is sent than it has room for, then sending waits until it reads on', async () => {
+  it('given a client that stops reading, when more is sent than its buffers hold, then sending waits until it reads on', async () => {
     const { socket, until } = client(await serve());
     const sent = await stream;
     socket.pause();
@@ -86,7 +86,7 @@ describe('EventStream', () => {
         done += 1;
       }
     })();
-    // Everything that is ready runs first; only the client can make more of it ready.
+    // All ready callbacks run first. After that, only the client can make progress possible.
     for (let turn = 0; turn < 1_000; turn += 1) await new Promise((resolve) => setImmediate(resolve));
     expect(done).toBeLessThan(20);
     socket.resume();
@@ -96,7 +96,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given a client that takes nothing for too long, then it is dropped and nobody waits for it', async () => {
+  it('given a client that stops reading for too long, when the limit has passed, then its connection is closed and sending no longer waits', async () => {
     const { socket } = client(await serve({ patienceMs: 20 }));
     const sent = await stream;
     socket.pause();
@@ -108,7 +108,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given a client that goes away, when something waits for it, then that ends', async () => {
+  it('given a client that disconnects, when a send waits for it, then the wait ends', async () => {
     const { socket } = client(await serve());
     const sent = await stream;
     socket.pause();
@@ -123,7 +123,7 @@ describe('EventStream', () => {
     sent.end();
   });
 
-  it('given a client of HTTP/1.0, which knows no chunks, when events are sent, then they come without', async () => {
+  it('given a client of HTTP/1.0, which does not know chunked encoding, when events are sent, then they are sent without it', async () => {
     const { socket, until } = client(await serve(), 'GET', { http: '1.0' });
     const sent = await stream;
     await sent.send({ id: '1', event: 'Said', data: 'ä' });
@@ -135,7 +135,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given a request that was sent behind another one, when its events begin before the first answer is there, then they come after it', async () => {
+  it('given a pipelined request, when its events begin before the first answer is complete, then they are sent after that answer', async () => {
     const before = 'GET /slow HTTP/1.1\r\nHost: x\r\n\r\n';
     const { socket, until } = client(await serve(), 'GET', { before });
     const sent = await stream;
@@ -150,7 +150,7 @@ describe('EventStream', () => {
     socket.destroy();
   });
 
-  it('given a HEAD, then no stream is opened', async () => {
+  it('given a HEAD request, when it is answered, then no stream is opened', async () => {
     const { socket, until } = client(await serve(), 'HEAD');
     expect(await until('\r\n\r\n')).toContain('200 OK');
     socket.destroy();

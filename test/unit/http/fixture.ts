@@ -133,7 +133,7 @@ export class HealthController {
 /** A set is nothing in JSON. */
 const shown = ({ scopes, ...caller }: Caller) => ({ ...caller, operator: scopes.has('admin') });
 
-/** Errors as other layers throw them: classes of their own that only share the shape. */
+/** Errors as other layers throw them: classes of their own that share only the shape. */
 class DomainError extends Error {
   constructor(
     readonly code: string,

@@ -14,7 +14,7 @@ const thrownBy = (run: () => unknown): unknown => {
 };
 
 describe('parseJsonBody', () => {
-  it('given no bytes, when they are parsed, then there is no body', () => {
+  it('given an empty body, when it is parsed, then the result is undefined', () => {
     expect(parseJsonBody(Buffer.alloc(0))).toBeUndefined();
   });
 
@@ -30,7 +30,7 @@ describe('parseJsonBody', () => {
     expect(parseJsonBody(bytes(text))).toEqual(JSON.parse(text));
   });
 
-  it('given a byte order mark, when the text is parsed, then it is no part of it', () => {
+  it('given a byte order mark, when the text is parsed, then the mark is ignored', () => {
     expect(parseJsonBody(bytes('\uFEFF{"a":1}'))).toEqual({ a: 1 });
   });
 
@@ -88,7 +88,7 @@ describe('parseJsonBody', () => {
     },
   );
 
-  it('given nesting of 64 levels, when it is parsed, then it is taken; one more is refused', () => {
+  it('given nesting of 64 levels, when it is parsed, then it is accepted; 65 levels are refused', () => {
     const nested = (levels: number) => bytes('[{"a":'.repeat(levels / 2) + '1' + '}]'.repeat(levels / 2));
     expect(parseJsonBody(nested(64))).toBeDefined();
     expect(thrownBy(() => parseJsonBody(nested(66)))).toMatchObject({
@@ -97,7 +97,7 @@ describe('parseJsonBody', () => {
     });
   });
 
-  it('given half a million levels, when they are parsed, then the stack holds', () => {
+  it('given half a million levels, when they are parsed, then the stack does not overflow', () => {
     const text = '['.repeat(500_000) + ']'.repeat(500_000);
     expect(thrownBy(() => parseJsonBody(bytes(text)))).toMatchObject({ code: 'invalid-request' });
   });
@@ -126,7 +126,7 @@ describe('validation', () => {
   const where = ({ errors = [] }: { errors?: InputError[] }) =>
     errors.map((error) => `${error.in} ${error.pointer}`);
 
-  it('given a valid request, when it is sent, then the handler has the parsed values', async () => {
+  it('given a valid request, when it is sent, then the handler gets the parsed values', async () => {
     expect(await post({ role: 'user', content: 'hi' })).toMatchObject({
       status: 201,
       id: 'a',
@@ -175,24 +175,24 @@ describe('validation', () => {
     expect(where(answer)).toEqual(pointers);
   });
 
-  it('given no kind of content, when it is refused, then each kind is named', async () => {
+  it('given a message without any valid kind of content, when it is refused, then the error names each kind', async () => {
     const { errors } = await post({ role: 'user', content: 5 });
     expect(errors?.[0]?.detail).toMatch(/string.*or.*array/);
   });
 
-  it('given a body where one is needed, when there is none, then the body is at fault', async () => {
+  it('given a route that needs a body, when there is none, then the error points to the body', async () => {
     const response = await app.inject({ method: 'POST', url: '/v1/notes/a/lines' });
     expect(where(response.json())).toEqual(['body ']);
   });
 
-  it('given hundreds of faults, when they are refused, then fifty are listed and all are counted', async () => {
+  it('given hundreds of faults, when the request is refused, then fifty are listed and all are counted', async () => {
     const lines = Array.from({ length: 300 }, () => ({ role: 'x', content: '' }));
     const answer = await post({ lines });
     expect(answer.errors).toHaveLength(50);
     expect(answer.detail).toContain('300');
   });
 
-  it('given a bad path, when it is used, then the path is at fault', async () => {
+  it('given an invalid path parameter, when it is used, then the error points to the path', async () => {
     expect(where(await post({ role: 'user', content: '' }, '/v1/notes/A_b/lines'))).toEqual(['path /id']);
   });
 
@@ -206,13 +206,13 @@ describe('validation', () => {
     ['q=%00', ['query /q']],
     ['q=a%00&q=b', ['query /q/0']],
     ['__proto__=1', ['query /__proto__']],
-  ])('given the query %s, when it is used, then the query is at fault', async (query, pointers) => {
+  ])('given the query %s, when it is used, then the error points to the query', async (query, pointers) => {
     const response = await app.inject(`/v1/notes?${query}`);
     expect(response.statusCode).toBe(400);
     expect(where(response.json())).toEqual(pointers);
   });
 
-  it('given a query without limit, when it is used, then the default stands', async () => {
+  it('given a query without limit, when it is used, then the default applies', async () => {
     expect((await app.inject('/v1/notes?q=%F0%9F%98%80')).json()).toEqual({ limit: 50, q: '😀' });
   });
 
@@ -221,7 +221,7 @@ describe('validation', () => {
     { 'content-type': 'application/json' },
     { 'content-type': 'application/json; charset=utf-8' },
   ])(
-    'given a route with an optional body, when it is called without one and headers %j, then it runs',
+    'given a route with an optional body, when it is called without a body and with the headers %j, then the handler runs',
     async (headers) => {
       const response = await app.inject({ method: 'POST', url: '/v1/notes/a/reset', headers });
       expect(response.statusCode).toBe(200);
@@ -229,7 +229,7 @@ describe('validation', () => {
     },
   );
 
-  it('given a route with an optional body, when there is one, then it counts', async () => {
+  it('given a route with an optional body, when there is a body, then it is used', async () => {
     expect(await post({}, '/v1/notes/a/reset')).toMatchObject({ status: 200, options: { reason: 'none' } });
   });
 
@@ -244,7 +244,7 @@ describe('validation', () => {
     expect(response.json()).toMatchObject({ code: 'invalid-json', status: 400 });
   });
 
-  it('given a DELETE with an empty JSON body, when it is sent, then it runs', async () => {
+  it('given a DELETE with an empty JSON body, when it is sent, then the handler runs', async () => {
     const response = await app.inject({
       method: 'DELETE',
       url: '/v1/notes/a',

@@ -51,7 +51,7 @@ describe('the OpenAPI document', () => {
     expect(document.info.version).toBe('1.2.3');
   });
 
-  it('given a body schema, when it is documented, then strictness and alternatives are those that validate', () => {
+  it('given a body schema, when it is documented, then strictness and alternatives are those of the validation', () => {
     expect(operation('post', '/v1/notes/{id}/lines').requestBody).toEqual({
       required: true,
       content: {
@@ -91,12 +91,12 @@ describe('the OpenAPI document', () => {
     });
   });
 
-  it('given a default, when the schema is sent and got, then each way has its own component', () => {
+  it('given a default, when the schema is used in a request and in an answer, then each has a component of its own', () => {
     expect(document.components.schemas.OptionsInput).not.toHaveProperty('required');
     expect(document.components.schemas.Options).toMatchObject({ required: ['reason'] });
   });
 
-  it('given every reference, when it is followed, then it leads somewhere', () => {
+  it('given every reference, when it is followed, then its target exists', () => {
     const refs = [...JSON.stringify(document).matchAll(/"\$ref":"([^"]+)"/g)].map((match) => match[1] ?? '');
     expect(refs.length).toBeGreaterThan(5);
     for (const ref of refs) {
@@ -195,13 +195,13 @@ describe('the OpenAPI document', () => {
     });
   });
 
-  it('given routes with and without a key, when they are documented, then only the former ask for one', () => {
+  it('given routes with and without a key, when they are documented, then only the former require one', () => {
     expect(operation('get', '/v1/notes').security).toEqual([{ apiKey: [] }]);
     expect(operation('get', '/health/live').security).toBeUndefined();
     expect(document.components.securitySchemes).toHaveProperty('apiKey');
   });
 
-  it('given several answers, when the handler sets no status, then the first one listed is it', async () => {
+  it('given several answers, when the handler sets no status, then the status is that of the first one', async () => {
     const open = await startApp();
     const response = await open.inject({
       method: 'POST',
@@ -212,7 +212,7 @@ describe('the OpenAPI document', () => {
     await open.close();
   });
 
-  it('given the page, when it is opened, then everything it loads comes from here', async () => {
+  it('given the page of the API, when it is opened, then everything that it loads comes from this service', async () => {
     const page = await app.inject('/docs');
     expect(page.headers['content-security-policy']).toContain("default-src 'self'");
     const assets = [...page.body.matchAll(/(?:src|href)="([^"]+)"/g)].map((match) => match[1] ?? '');

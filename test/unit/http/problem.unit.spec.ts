@@ -45,11 +45,11 @@ describe('problems', () => {
     },
   );
 
-  it('given a problem that is no passing trouble, when it is answered, then it does not ask to come back', async () => {
+  it('given a problem that is not temporary, when it is answered, then there is no Retry-After', async () => {
     expect((await failing('domain')).headers).not.toHaveProperty('retry-after');
   });
 
-  it('given details named like standard members, when they are answered, then the standard ones stand', async () => {
+  it('given details with names of standard members, when they are answered, then the standard members are kept', async () => {
     expect((await failing('override')).json()).toMatchObject({
       status: 409,
       code: 'legal-hold',
@@ -70,7 +70,7 @@ describe('problems', () => {
     },
   );
 
-  it('given an error with a cause, when it is logged, then both stacks are', async () => {
+  it('given an error with a cause, when it is logged, then both stacks are logged', async () => {
     await failing('plain');
     expect(logged.mock.calls[0]?.[1]).toMatch(/hidden text[^]*Caused by: [^]*deeper hidden text/);
   });
@@ -81,7 +81,7 @@ describe('problems', () => {
     expect(response.headers['retry-after']).toBe('7');
   });
 
-  it('given an unknown path, when it is asked for, then it is not-found', async () => {
+  it('given an unknown path, when it is requested, then it is not-found', async () => {
     const response = await app.inject('/v1/nothing?x=1');
     expect(response.statusCode).toBe(404);
     expect(response.json()).toMatchObject({ code: 'not-found', instance: '/v1/nothing' });
@@ -126,7 +126,7 @@ describe('problems', () => {
   it.each([
     ['badly encoded', '/v1/notes/%zz/lines'],
     ['overlong', `/v1/notes/${'a'.repeat(600)}/lines`],
-  ])('given a path that is %s, when it is asked for, then it is invalid-request', async (_, url) => {
+  ])('given a path that is %s, when it is requested, then it is invalid-request', async (_, url) => {
     const response = await app.inject({ method: 'POST', url, payload: {} });
     expect(response.statusCode).toBe(400);
     expect(response.json()).toMatchObject({ code: 'invalid-request' });
@@ -206,7 +206,7 @@ describe('problems', () => {
         'headers over the limit',
         `GET /v1/notes HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'a'.repeat(20_000)}\r\n\r\n`,
       ],
-    ])('given %s, when it arrives, then the answer is a problem all the same', async (_, request) => {
+    ])('given %s, when it arrives, then the answer is a problem', async (_, request) => {
       const answer = await exchange(request);
       expect(answer).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n/);
       const [head = '', body = ''] = answer.split('\r\n\r\n');
@@ -222,7 +222,7 @@ describe('problems', () => {
       expect(logged).toHaveBeenCalledTimes(1);
     });
 
-    it('given a client that goes away while it sends, when that is noticed, then it is no error of ours', async () => {
+    it('given a client that disconnects while it sends, when the service notices, then it logs no error', async () => {
       await new Promise<void>((resolve) => {
         const socket = connect(port, '127.0.0.1', () => {
           socket.write(
@@ -234,7 +234,7 @@ describe('problems', () => {
           resolve();
         });
       });
-      // Answered after the broken request was dealt with: one process, one event loop.
+      // This request is answered after the broken one was handled, because both share one event loop.
       await exchange('GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n');
       expect(logged).not.toHaveBeenCalled();
     });

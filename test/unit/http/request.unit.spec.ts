@@ -75,7 +75,7 @@ describe('the caller', () => {
       { host: 'localhost:3000', origin: 'http://localhost:5173' },
       { host: '127.0.0.1', origin: 'http://127.0.0.1' },
       { host: '[::1]:3000' },
-    ])('given the local %j, when a request is made, then it is taken', async (headers) => {
+    ])('given the local %j, when a request is made, then it is accepted', async (headers) => {
       expect(await call(open, headers)).toMatchObject({ status: 201 });
     });
   });
@@ -88,7 +88,7 @@ describe('the caller', () => {
       });
     });
 
-    it('given another spelling of the scheme, when a request is made, then it is taken', async () => {
+    it('given another spelling of the scheme, when a request is made, then it is accepted', async () => {
       expect(await call(keyed, { authorization: 'bearer  alice-key' })).toMatchObject({ status: 201 });
     });
 
@@ -107,7 +107,7 @@ describe('the caller', () => {
       expect(answer.headers['www-authenticate']).toBe('Bearer');
     });
 
-    it('given the own tenant in the header, when a request is made, then it is taken; another is forbidden', async () => {
+    it('given the tenant of the key in the header, when a request is made, then it is accepted; another tenant is forbidden', async () => {
       const authorization = 'Bearer alice-key';
       expect(await call(keyed, { authorization, 'colloquy-tenant': 'acme' })).toMatchObject({ status: 201 });
       expect(await call(keyed, { authorization, 'colloquy-tenant': 'other' })).toMatchObject({
@@ -126,7 +126,7 @@ describe('the caller', () => {
       });
     });
 
-    it('given a route for operators, when a tenant asks, then it is forbidden; an operator may', async () => {
+    it('given a route for operators, when the key of a tenant is used, then the request is forbidden; with the key of an operator it is allowed', async () => {
       const ask = (key: string) =>
         keyed
           .inject({ url: '/v1/admin', headers: { authorization: `Bearer ${key}` } })
@@ -142,7 +142,7 @@ describe('the caller', () => {
       '/docs/swagger-ui.css',
       '/docs/page.js',
       '/health/live?x=1',
-    ])('given the open path %s, when it is asked for without a key, then it is answered', async (url) => {
+    ])('given the public path %s, when it is requested without a key, then it is answered', async (url) => {
       expect((await keyed.inject(url)).statusCode).toBe(200);
     });
 
@@ -155,11 +155,11 @@ describe('the caller', () => {
       '/metrics',
       '//docs',
       '/v1/notes?x=/docs/',
-    ])('given the path %s, when it is asked for without a key, then it is unauthenticated', async (url) => {
+    ])('given the path %s, when it is requested without a key, then it is unauthenticated', async (url) => {
       expect((await keyed.inject({ url })).statusCode).toBe(401);
     });
 
-    it('given no key, when a broken body is sent, then the key is what is missed', async () => {
+    it('given no key, when a broken body is sent, then the error is about the missing key', async () => {
       const response = await keyed.inject({
         method: 'POST',
         url: '/v1/notes/a/reset',
@@ -210,7 +210,7 @@ describe('the correlation id', () => {
     },
   );
 
-  it('given a handler that asks for caller and id alone, when it is called, then it has them', async () => {
+  it('given a handler that declares only caller and correlation id, when it is called, then it gets both', async () => {
     const response = await app.inject({ url: '/v1/admin', headers: { 'x-correlation-id': 'here' } });
     expect(response.json()).toEqual({
       caller: { tenant: 'default', actor: 'anonymous', operator: true },
@@ -218,7 +218,7 @@ describe('the correlation id', () => {
     });
   });
 
-  it('given an unknown path, when it is answered, then the id is echoed there too', async () => {
+  it('given an unknown path, when it is answered, then the answer holds the correlation id as well', async () => {
     const response = await app.inject({ url: '/v1/nothing', headers: { 'x-correlation-id': 'here' } });
     expect(response.headers['x-correlation-id']).toBe('here');
   });
@@ -241,7 +241,7 @@ describe('cursors', () => {
     );
   });
 
-  it('given a cursor, when it is encoded, then it fits into a query as it is', () => {
+  it('given a cursor, when it is encoded, then it needs no escaping in a query', () => {
     expect(encodeCursor('s', { after: 'ä??>>', n: 1 })).toMatch(/^[A-Za-z0-9_-]+$/);
   });
 
@@ -323,7 +323,7 @@ describe('preconditions', () => {
     },
   );
 
-  it('given both headers, when a handler asks for them, then it has them parsed', async () => {
+  it('given both headers, when a handler declares them, then it gets them parsed', async () => {
     const app = await startApp();
     const response = await app.inject({
       method: 'POST',

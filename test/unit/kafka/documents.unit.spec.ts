@@ -12,12 +12,12 @@ const published = new Map(
 );
 
 describe('the published contract', () => {
-  it.each(Object.entries(jsonSchemas()))('breaks no reader of %s', (name, schema) => {
+  it.each(Object.entries(jsonSchemas()))('breaks no consumer of %s', (name, schema) => {
     const before = published.get(name);
     expect(before ? breakingChanges(before, schema) : []).toEqual([]);
   });
 
-  it('is what the code says; `npm run docs:events` makes it so', () => {
+  it('equals what the code generates; `npm run docs:events` updates it', () => {
     for (const [name, schema] of Object.entries(jsonSchemas())) expect(published.get(name)).toEqual(schema);
     expect(readFileSync(join(ROOT, 'docs/events.md'), 'utf8')).toBe(eventsPage());
   });
@@ -30,7 +30,7 @@ describe('the published contract', () => {
     }
   });
 
-  it('has an AsyncAPI description whose references all lead somewhere', () => {
+  it('has an AsyncAPI description whose references all have a target', () => {
     const document = asyncApi(
       { topic: 'events', partitions: 3, retentionMs: 60_000, maxMessageBytes: 100_000 },
       '1.2.3',
@@ -62,7 +62,7 @@ describe('a change of a schema', () => {
   it.each<[string, JsonSchema]>([
     ['a new optional field', { ...before, properties: { ...properties, more: { type: 'number' } } }],
     ['another description', { ...before, description: 'new words' }],
-  ])('breaks nobody: %s', (_, after) => {
+  ])('breaks no consumer: %s', (_, after) => {
     expect(breakingChanges(before, after)).toEqual([]);
   });
 
@@ -84,7 +84,7 @@ describe('a change of a schema', () => {
     ],
     ['a looser limit', { ...before, properties: { ...properties, id: { type: 'string', maxLength: 99 } } }],
     ['a further alternative', { ...before, anyOf: [{ required: ['id'] }] }],
-  ])('breaks a reader: %s', (_, after) => {
+  ])('breaks a consumer: %s', (_, after) => {
     expect(breakingChanges(before, after)).not.toEqual([]);
   });
 });

@@ -8,7 +8,7 @@ const event = (streamId: string, version: number): SessionRecord =>
 const key = ({ streamId, version }: { streamId: string; version: number }) => `${streamId}@${version}`;
 
 describe('finding poison', () => {
-  it('given random batches with random bad events, when it is looked for, then the first bad event of each session is found, in few attempts', async () => {
+  it('given random batches with random bad events, when they are searched, then the first bad event of each session is found in few attempts', async () => {
     const random = seeded();
     for (let round = 0; round < 300; round += 1) {
       const versions = new Map<string, number>();
@@ -39,11 +39,11 @@ describe('finding poison', () => {
     }
   });
 
-  it('given a failure that does not happen again, when the culprit is looked for, then nobody is accused', async () => {
+  it('given a failure that does not happen again, when the poison event is searched, then no session is named', async () => {
     expect(await findPoison([event('a', 1), event('b', 1)], () => Promise.resolve())).toEqual([]);
   });
 
-  it('given a database that goes away meanwhile, when the culprit is looked for, then that is thrown and nobody is accused', async () => {
+  it('given a database that becomes unavailable meanwhile, when the poison event is searched, then its error is thrown and no session is named', async () => {
     const away = new DatabaseUnavailable(new Error('gone'));
     await expect(findPoison([event('a', 1)], () => Promise.reject(away))).rejects.toBe(away);
   });
@@ -57,11 +57,11 @@ describe('finding poison', () => {
     ['a table that is gone', { severity: 'ERROR', code: '42P01' }, false],
     ['a server that is away', { code: 'ECONNREFUSED' }, false],
     ['Connection terminated unexpectedly', {}, false],
-  ])('given %s (%j), then it is poison: %s', (message, more, expected) => {
+  ])('given %s (%j), when it is classified, then it is poison: %s', (message, more, expected) => {
     expect(isPoison(Object.assign(new Error(message), more))).toBe(expected);
   });
 
-  it('given a batch that another node was faster with, then it is no poison', () => {
+  it('given a batch that another node has already applied, when the refusal is classified, then it is not poison', () => {
     expect(isPoison(new Fenced())).toBe(false);
   });
 });
