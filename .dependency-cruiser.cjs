@@ -74,6 +74,12 @@ module.exports = {
       path('http/', 'access/'),
       path('projection-engine/', 'read-models/', 'kafka/', ...FEATURES, 'app.module'),
     ),
+    forbid(
+      'settings-have-one-door',
+      '^src/(?!config(/|\\.ts$))',
+      '^src/config/',
+      'import src/config.ts instead',
+    ),
     {
       name: 'leaves',
       severity: 'error',

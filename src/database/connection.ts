@@ -23,6 +23,10 @@ function explanationOf(cause: unknown): string {
   if (code === QUERY_CANCELED || /Query read timeout/i.test(message)) {
     return 'the database did not answer in time; try again';
   }
+  // The error of a pool whose connections are all in use for as long as a query waits for one.
+  if (message === 'timeout exceeded when trying to connect') {
+    return 'no connection to the database became free in time; try again';
+  }
   return 'the database cannot be reached at the moment; try again';
 }
 
@@ -99,6 +103,15 @@ export function keepsProcessAlive(client: Client, isKept: boolean): void {
   const { connection } = client as unknown as { connection: { ref(): void; unref(): void } };
   if (isKept) connection.ref();
   else connection.unref();
+}
+
+/**
+ * Ends a connection. Whoever waits for the end gets it, even if the connection did not keep the process alive: a process
+ * that has nothing else to do would end before, in the middle of its own shutdown.
+ */
+export async function endConnection(client: Client): Promise<void> {
+  keepsProcessAlive(client, true);
+  await client.end();
 }
 
 /** @param options.max connections at the same time; 10 unless given */

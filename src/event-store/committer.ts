@@ -1,5 +1,10 @@
 import { type Client } from 'pg';
-import { DatabaseUnavailable, isConnectionError, keepsProcessAlive } from '../database/connection.js';
+import {
+  DatabaseUnavailable,
+  endConnection,
+  isConnectionError,
+  keepsProcessAlive,
+} from '../database/connection.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
 import { type Telemetry } from './telemetry.js';
 import { type LastEvent, commitAppends } from './append-statements.js';
@@ -49,8 +54,10 @@ export class Committer {
   ) {}
 
   async close(): Promise<void> {
-    await this.connection?.client.end().catch(this.telemetry.failed('closing a connection of the writer'));
+    if (!this.connection) return;
+    const { client } = this.connection;
     this.connection = undefined;
+    await endConnection(client).catch(this.telemetry.failed('closing a connection of the writer'));
   }
 
   /** @param sent whether the batch was sent before, and may therefore be committed already */

@@ -24,7 +24,16 @@ export class FairShare {
     return true;
   }
 
-  /** Releases a place that was reserved with `enter`. */
+  /** Adds bytes to an entry that is in already. @returns false when the tenant has used up its share */
+  grow(tenant: string, bytes: number): boolean {
+    const own = this.tenants.get(tenant);
+    // The only entry of a tenant fits, however large it becomes.
+    if (!own || (own.count > 1 && own.bytes >= this.most.bytes / this.tenants.size)) return false;
+    own.bytes += bytes;
+    return true;
+  }
+
+  /** Releases the place of an entry, with all bytes that `enter` and `grow` have reserved for it. */
   leave(tenant: string, bytes: number): void {
     const own = this.tenants.get(tenant);
     if (!own) return;

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
-import { connect, keepsProcessAlive } from '../database/connection.js';
+import { connect, endConnection, keepsProcessAlive } from '../database/connection.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
@@ -91,9 +91,7 @@ export class WakeUp {
     this.listeners.clear();
     await this.connecting;
     if (!this.client) return;
-    // Whoever waits for the end must get it: a process that has nothing else to do would end before.
-    keepsProcessAlive(this.client, true);
-    await this.client.end().catch(this.telemetry.failed('closing the connection for notifications'));
+    await endConnection(this.client).catch(this.telemetry.failed('closing the connection for notifications'));
   }
 
   private emitForeign(lanes: readonly number[]): void {

@@ -91,25 +91,7 @@ class HttpAdapter extends FastifyAdapter {
       },
     );
 
-    // Closing waits for all connections, and one with a running request would stay open for over a minute after its
-    // answer.
-    // Therefore answers ask clients to close their connections, and idle connections are closed.
-    let closing = false;
-    fastify.addHook('preClose', (done) => {
-      closing = true;
-      const { server: http } = fastify;
-      const timer = setInterval(() => {
-        http.closeIdleConnections();
-      }, CLOSE_IDLE_MS);
-      http.once('close', () => {
-        clearInterval(timer);
-      });
-      done();
-    });
-    fastify.addHook('onSend', (_request, reply, payload, done) => {
-      if (closing) reply.header('connection', 'close');
-      done(null, payload);
-    });
+    closeInTime(fastify);
 
     const guard = new Guard(authenticatorsOf(auth));
     guard.install(fastify);
@@ -136,6 +118,36 @@ class HttpAdapter extends FastifyAdapter {
   override registerParserMiddleware(): void {
     // Nest's own parsers for JSON and forms are not wanted.
   }
+}
+
+/**
+ * Closing waits for all connections, and one with a running request would stay open for over a minute after its answer.
+ * Therefore answers ask clients to close their connections, and connections without a request are closed.
+ */
+function closeInTime(fastify: FastifyInstance): void {
+  const { server: http } = fastify;
+  const sockets = new Set<Socket>();
+  http.on('connection', (socket) => {
+    sockets.add(socket);
+    socket.once('close', () => sockets.delete(socket));
+  });
+  let closing = false;
+  fastify.addHook('preClose', (done) => {
+    closing = true;
+    const timer = setInterval(() => {
+      http.closeIdleConnections();
+      // Clients open connections ahead of their requests. To Node those on which nothing has come yet are not idle.
+      for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+    }, CLOSE_IDLE_MS);
+    http.once('close', () => {
+      clearInterval(timer);
+    });
+    done();
+  });
+  fastify.addHook('onSend', (_request, reply, payload, done) => {
+    if (closing) reply.header('connection', 'close');
+    done(null, payload);
+  });
 }
 
 const CLIENT_ERRORS: Partial<Record<string, string>> = {

@@ -2,6 +2,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createTestDatabase } from '../support/database.js';
+import { openEvents } from '../support/event-stream.js';
 import { apiOf } from '../support/http.js';
 import { startService } from '../support/process.js';
 import { heavy } from '../support/heavy.js';
@@ -10,7 +11,7 @@ const SESSIONS = 24;
 const ROUNDS = 8;
 
 heavy.each([10, 30])(
-  'given at most %d connections, when sessions are written, read and listed at once, then the node never holds more, and every request is answered',
+  'given at most %d connections, when sessions are written, read, listed and streamed at once, then the node never holds more, and every request is answered',
   async (maxConnections) => {
     const db = await createTestDatabase();
     const folder = await mkdtemp(join(tmpdir(), 'colloquy-connections-'));
@@ -44,12 +45,21 @@ heavy.each([10, 30])(
             seen(api.get(`/v1/sessions/${id}/state`)),
             seen(api.get(`/v1/sessions/${id}/events`)),
           ]);
+          const stream = await openEvents(`${api.url}/v1/sessions/${id}/generate`, {
+            body: { message: 'hi' },
+          });
+          expect((await stream.rest()).at(-1)?.event).toBe('message.completed');
         }
       };
+      const feed = await openEvents(`${api.url}/v1/events?after=end`);
       await Promise.all([
         ...Array.from({ length: SESSIONS }, (_, index) => session(`s${index}`)),
         ...[1, 2].map(() => seen(api.post('/v1/admin/projections/sessions/verify'))),
+        seen(api.post('/v1/admin/projections/history/rebuild')),
       ]);
+      // The live feed was served as well.
+      expect((await feed.next()).data).toMatchObject({ type: 'SessionCreated' });
+      feed.leave();
     } finally {
       load.abort();
       await counting;
@@ -61,7 +71,7 @@ heavy.each([10, 30])(
     // The pools were used; otherwise the bound would prove nothing.
     expect(Math.max(...held)).toBeGreaterThanOrEqual(8);
     // No request waited so long for a connection that it was refused.
-    expect([...statuses.keys()].sort()).toEqual([200, 201]);
+    expect([...statuses.keys()].sort()).toEqual([200, 201, 202]);
   },
   60_000,
 );

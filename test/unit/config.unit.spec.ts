@@ -282,6 +282,7 @@ server: { host: localhost, port: 1 }
       /^storage\.database\.type .*must be one of: postgresql/,
     ],
     ['storage: { database: { type: postgresql } }', /^storage\.database\.url .*must be a postgres/],
+    ['storage: { maxConnections: 9 }', /^storage\.maxConnections .*from 10 to /],
     ['kafka: { brokers: "a:1" }', /^kafka\.brokers .*must be a list of host:port/],
     ['kafka: { brokers: [a] }', /^kafka\.brokers\.0 .*must be host:port/],
     ['kafka: { topic: "a b" }', /^kafka\.topic /],

@@ -1,4 +1,4 @@
-import { available, connect, connectionConfig } from '../../../src/database/connection.js';
+import { available, connect, connectionConfig, createPool } from '../../../src/database/connection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
 
@@ -40,4 +40,18 @@ it('given the default settings of any connection, when they are compared, then t
   const serverMs = Number(/statement_timeout=(\d+)/.exec(options)?.[1]);
   expect(serverMs).toBeGreaterThan(0);
   expect(serverMs).toBeLessThan(callerMs);
+});
+
+it('given a pool whose connections are all in use, when a query waits for one, then it is refused in time and says why', async () => {
+  const pool = createPool(db.url, 'small', { max: 1 });
+  const busy = await pool.connect();
+  try {
+    await expect(available(() => pool.query('select 1'))).rejects.toMatchObject({
+      code: 'database-unavailable',
+      message: 'no connection to the database became free in time; try again',
+    });
+  } finally {
+    busy.release();
+    await pool.end();
+  }
 });

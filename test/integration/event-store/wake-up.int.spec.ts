@@ -74,17 +74,22 @@ it('given a lost connection for notifications, when it is replaced, then both ev
 
 it('given a process that has nothing else to do, when it closes the log, then the close has resolved before the process ends', async () => {
   const program = `
-    const { EventLog } = require(process.argv[1]);
-    EventLog.open(process.argv[2]).then(async (store) => {
+    const [, log, append, url] = process.argv;
+    const { appendOf } = require(append);
+    require(log).EventLog.open(url).then(async (store) => {
       store.wakeUp.subscribe(() => undefined);
       await new Promise((resolve) => store.telemetry.on('wakeUp', resolve));
+      await store.append(appendOf({ tenant: 'acme', streamId: 's' }, 0, [{ type: 'Written', data: {} }]));
       await store.close();
       console.log('closed');
     });`;
   const hook = join(__dirname, '../../support/typescript-hook.cjs');
   const log = join(__dirname, '../../../src/event-store/log.ts');
 
-  const { stdout } = await promisify(execFile)(process.execPath, ['-r', hook, '-e', program, log, db.url]);
+  const append = join(__dirname, '../../support/append.ts');
+  const options = ['-r', hook, '-e', program, log, append, db.url];
+
+  const { stdout } = await promisify(execFile)(process.execPath, options);
 
   expect(stdout).toBe('closed\n');
 });
