@@ -36,6 +36,8 @@ module.exports = {
   rootDir: join(__dirname, '..'),
   // Many tests wait for a lease, a process or the disk, so one file more than there are cores can run meanwhile.
   maxWorkers: availableParallelism() + 1,
+  // Against hanging for ever; a busy machine may take a while for what is quick by itself.
+  testTimeout: 30_000,
   reporters: ['default', '<rootDir>/test/support/progress-reporter.cjs'],
   testSequencer: '<rootDir>/test/support/longest-first-sequencer.cjs',
   projects: [

@@ -52,6 +52,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     this.ofRequests();
     this.ofAppends();
     this.ofModels();
+    this.ofFollowers();
     this.ofFailures();
     this.ofPools();
     this.ofSweeper();
@@ -125,6 +126,27 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
         tokens.inc({ model, kind: 'output' }, outputTokens);
       },
     );
+  }
+
+  /** What those that follow the log have done. */
+  private ofFollowers(): void {
+    const { telemetry } = this.store;
+    const projected = this.counting('projected_events_total', 'Events that read models applied', [
+      'projection',
+    ]);
+    const parked = this.counting('parkings_total', 'Sessions that read models could not take in', [
+      'projection',
+    ]);
+    const published = this.counting('published_events_total', 'Events that the brokers acknowledged', []);
+    telemetry.on('projected', ({ projection, events }) => {
+      projected.inc({ projection }, events);
+    });
+    telemetry.on('parked', ({ projection }) => {
+      parked.inc({ projection });
+    });
+    telemetry.on('published', ({ events }) => {
+      published.inc(events);
+    });
   }
 
   private ofFailures(): void {

@@ -63,6 +63,7 @@ export class Projector {
   constructor(private readonly parts: ProjectorParts) {
     const { store, pool, leases, projections, onProgress, onNotice, onError } = parts;
     const onParked = (projection: Projection, { tenant, sessionId, version, error }: Poison): void => {
+      store.telemetry.emit('parked', { projection: tableOf(projection) });
       const what = `${tableOf(projection)} parked session ${sessionId} of ${tenant} at version ${version}`;
       onNotice(`${what}: ${error.message}`);
     };

@@ -37,6 +37,7 @@ export const workOn = (table: string): string => `projection/${table}`;
 
 /** Keeps one read model in step with the log, in the lanes that are this node's. */
 export class Runner {
+  private readonly table: string;
   private readonly share: LaneShare;
   private readonly fold: LaneFold;
   private readonly dirty = new Set<number>();
@@ -58,6 +59,7 @@ export class Runner {
     onParked: (poison: Poison) => void,
   ) {
     const table = tableOf(projection);
+    this.table = table;
     this.fold = new LaneFold(store, pool, projection, table, onParked);
     this.share = new LaneShare(leases, workOn(table), store.laneCount, (lanes) => {
       this.wake(lanes);
@@ -137,11 +139,18 @@ export class Runner {
     this.dirty.clear();
     if (lanes.length === 0) return;
     try {
+      const began = performance.now();
       const counts = await this.fold.advance(
         new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
         BATCH,
       );
       if (counts.size === 0) return;
+      const events = [...counts.values()].reduce((sum, count) => sum + count, 0);
+      this.store.telemetry.emit('projected', {
+        projection: this.table,
+        events,
+        ms: performance.now() - began,
+      });
       for (const [lane, count] of counts) {
         if (count < BATCH) continue;
         this.dirty.add(lane);

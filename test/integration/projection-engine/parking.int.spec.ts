@@ -72,6 +72,10 @@ describe.each([
   it('given many sessions, when one has a poison event, then only this session is parked: reads of it say so, and everything else works; after a fix and a retry no row is missing or duplicated', async () => {
     const buggy = bug('bad', sessionsProjection);
     const node = await start([buggy, historyProjection]);
+    const told: unknown[] = [];
+    node.store.telemetry.on('parked', (event) => told.push(event));
+    let projected = 0;
+    node.store.telemetry.on('projected', ({ events }) => (projected += events));
     const ids = Array.from({ length: 20 }, (_, index) => `s${index}`);
     await Promise.all(ids.map((id) => node.handle(id, new CreateSession({ title: id }))));
     await Promise.all(ids.map((id) => say(node, id, 'good', 'fine', id === 's7' ? 'bad' : 'well', 'after')));
@@ -110,6 +114,8 @@ describe.each([
       { name: 'history', parked: 0 },
     ]);
     expect(node.notices.filter((notice) => notice.includes('parked session s7'))).toHaveLength(1);
+    expect(told).toEqual([{ projection: 'sessions_v3' }]);
+    expect(projected).toBeGreaterThan(2 * 5 * ids.length);
     expect(node.errors).toEqual([]);
     // While the bug remains, a retry parks the session again at the same event.
     const session = { tenant: TENANT, sessionId: 's7' };

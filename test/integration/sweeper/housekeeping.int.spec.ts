@@ -17,8 +17,10 @@ describe('generations whose node is gone', () => {
     await node.generate('forgotten', 'gen-forgotten', 'missing');
     await world.db.query(`update lease set until = colloquy_now() where name = 'generation:gen-dead'`);
 
-    expect((await node.sweep()).swept).toEqual({ ...none, lease: 2 });
+    await node.sweep();
 
+    // On a busy machine the first sweep, which runs by itself, may have come upon one of them.
+    expect(node.sweeper.status().totals).toMatchObject({ ...none, lease: 2 });
     for (const id of ['dead', 'forgotten']) {
       const events = await world.db.query<{
         type: string;
