@@ -132,10 +132,11 @@ async function appends(agent, url, over) {
       }),
     );
   }
-  await Promise.all(pending);
   const seconds = (performance.now() - started) / 1000;
+  const rate = times.length / seconds;
+  await Promise.all(pending);
   return {
-    rate: times.length / seconds,
+    rate,
     p50: quantile(times, 0.5),
     p99: quantile(times, 0.99),
     refused,

@@ -1,5 +1,5 @@
 import http from 'node:http';
-import { connect, startServer } from '../support/database.mjs';
+import { databaseSeconds, startServer } from '../support/database.mjs';
 import { cpuSeconds, startService } from '../support/process.mjs';
 import { quantile, sleep } from '../support/stats.mjs';
 
@@ -42,15 +42,6 @@ function openFeed(url, tenant) {
     );
     request.on('error', reject);
   });
-}
-
-async function databaseSeconds(url) {
-  const client = await connect(url, 'bench');
-  const { rows } = await client.query(
-    `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`,
-  );
-  await client.end();
-  return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
 /** Appends at an even pace, however long each append takes. Resolves to the times in milliseconds. */

@@ -1,6 +1,7 @@
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { cpuSeconds } from './process.mjs';
 import { product } from './product.mjs';
 
 const { startEmbeddedPostgres } = product('dist/embedded-postgres/embedded-postgres.js');
@@ -44,6 +45,16 @@ export async function startServer() {
       remove();
     },
   };
+}
+
+/** Seconds of processor time that the server's processes for its clients have used, without the one that asks. */
+export async function databaseSeconds(url) {
+  const client = await connect(url, 'bench');
+  const { rows } = await client.query(
+    `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`,
+  );
+  await client.end();
+  return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
 /** A connection with the service's settings. */

@@ -1,8 +1,7 @@
 import 'reflect-metadata';
 import { product } from '../support/product.mjs';
-import { connect, startServer } from '../support/database.mjs';
+import { connect, databaseSeconds, startServer } from '../support/database.mjs';
 import { WrittenSession } from '../support/messages.mjs';
-import { cpuSeconds } from '../support/process.mjs';
 import { median, rate, timed } from '../support/stats.mjs';
 
 /**
@@ -49,16 +48,8 @@ const setClock = async (url, offsetMs) => {
  * elapsed time.
  */
 async function cpu(url) {
-  const client = await connect(url, 'bench');
-  const { rows } = await client.query(
-    "select pid from pg_stat_activity where backend_type = 'client backend'",
-  );
-  await client.end();
   const { user, system } = process.cpuUsage();
-  return {
-    node: (user + system) / 1e6,
-    database: rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0),
-  };
+  return { node: (user + system) / 1e6, database: await databaseSeconds(url) };
 }
 
 async function create(node, count, tenantOf = () => 'default') {

@@ -1,4 +1,4 @@
-import { connect, startServer } from '../support/database.mjs';
+import { connect, databaseSeconds, startServer } from '../support/database.mjs';
 import { ask, Connection } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
 import { cpuSeconds, startService } from '../support/process.mjs';
@@ -39,17 +39,6 @@ async function fill(url, count) {
   );
   await client.query('analyze');
   await client.end();
-}
-
-/** Seconds of processor time of the database's processes. */
-async function databaseSeconds(url) {
-  const client = await connect(url, 'bench');
-  const { rows } = await client.query(
-    `select pid from pg_stat_activity where backend_type = 'client backend' and datname = current_database()
-     and pid <> pg_backend_pid()`,
-  );
-  await client.end();
-  return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
 async function measure(url) {

@@ -49,8 +49,9 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
       poolSize: 1,
     }).initialize();
     try {
-      await checkApplied(source, loaded);
-      await adoptPrerelease(source, (file) => nameOf(file));
+      const applied = await readApplied(source);
+      checkApplied(applied, loaded);
+      await adoptPrerelease(source, new Set(applied.map(({ name }) => name)), nameOf);
       await source.runMigrations({ transaction: 'all' });
       await recordChecksums(source, loaded);
     } finally {
@@ -96,16 +97,24 @@ function load({ file, sha256 }: Migration): LoadedMigration {
   };
 }
 
-async function checkApplied(source: DataSource, migrations: readonly LoadedMigration[]): Promise<void> {
+interface AppliedMigration {
+  readonly name: string;
+  /** Null for migrations of early versions, which recorded no checksums. */
+  readonly sha256: string | null;
+}
+
+async function readApplied(source: DataSource): Promise<AppliedMigration[]> {
   const [found] = await source.query<[{ exists: boolean }]>(
     `select to_regclass('migration') is not null as exists`,
   );
-  if (!found.exists) return;
+  if (!found.exists) return [];
+  // The column is read by way of JSON because databases of early versions lack it.
+  return source.query(`select name, to_jsonb(m) ->> 'sha256' as sha256 from migration m order by id`);
+}
+
+/** @throws Error when a newer version made the schema, or a migration is not the one that was applied */
+function checkApplied(applied: readonly AppliedMigration[], migrations: readonly LoadedMigration[]): void {
   const known = new Map(migrations.map((migration) => [migration.name, migration]));
-  // Early versions recorded no checksums: the column is read where there is one.
-  const applied = await source.query<{ name: string; sha256: string | null }[]>(
-    `select name, to_jsonb(m) ->> 'sha256' as sha256 from migration m order by id`,
-  );
   for (const { name, sha256 } of applied) {
     if (PRERELEASE_MIGRATIONS.includes(name)) continue;
     const migration = known.get(name);

@@ -21,17 +21,15 @@ const TABLES = ['0001-log', '0008-checkpoints', '0009-relay', '0010-partial-repl
  * Lets a database that was made before the first release go on: its tables are taken for those of today's first
  * migrations, while the functions are made anew by theirs, because they may have changed since.
  *
+ * @param applied the names of the migrations that were applied to the database
  * @param nameOf the name under which a migration is recorded
  * @throws Error when only some of the old migrations were applied: their files are gone
  */
-export async function adoptPrerelease(source: DataSource, nameOf: (file: string) => string): Promise<void> {
-  const [found] = await source.query<[{ exists: boolean }]>(
-    `select to_regclass('migration') is not null as exists`,
-  );
-  if (!found.exists) return;
-  const applied = new Set(
-    (await source.query<{ name: string }[]>('select name from migration')).map(({ name }) => name),
-  );
+export async function adoptPrerelease(
+  source: DataSource,
+  applied: ReadonlySet<string>,
+  nameOf: (file: string) => string,
+): Promise<void> {
   const missing = PRERELEASE_MIGRATIONS.filter((name) => !applied.has(name));
   if (missing.length === PRERELEASE_MIGRATIONS.length) return;
   if (missing.length > 0) {
@@ -40,10 +38,9 @@ export async function adoptPrerelease(source: DataSource, nameOf: (file: string)
         'Export the sessions with that version (colloquy export), and import them into a new database (colloquy import).',
     );
   }
-  const names = TABLES.map(nameOf).filter((name) => !applied.has(name));
   await source.query(
     `insert into migration (timestamp, name)
      select right(name, 13)::bigint, name from unnest($1::text[]) as n (name)`,
-    [names],
+    [TABLES.map(nameOf).filter((name) => !applied.has(name))],
   );
 }

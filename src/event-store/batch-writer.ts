@@ -1,4 +1,5 @@
 import { type Client } from 'pg';
+import { type DatabaseUnavailable } from '../database/connection.js';
 import { type Append, type AppendResult, Overloaded, weigh } from './append.js';
 import { type AppendMemory, Committer } from './committer.js';
 import { endOfTurn } from './end-of-turn.js';
@@ -125,19 +126,44 @@ export class BatchWriter {
     const begun = performance.now();
     let events = 0;
     for (const one of pending) {
-      one.begun = begun;
+      this.begin(one, begun);
       events += one.append.events.length;
-      this.room.leave(one.append.stream.tenant, one.bytes);
     }
     this.isLone = pending.length === 1 && this.commits.size === 0;
     for (const half of halves) half.busy = true;
-    const commit = first.committer.commit(pending).finally(() => {
-      this.telemetry.emit('batch', { appends: pending.length, events, commitMs: performance.now() - begun });
-      this.commits.delete(commit);
-      for (const half of halves) half.busy = false;
-      this.startCommits();
-    });
+    const commit = first.committer
+      .commit(pending)
+      .then((unavailable) => {
+        if (unavailable) for (const half of halves) this.fail(half, unavailable);
+      })
+      .finally(() => {
+        this.telemetry.emit('batch', {
+          appends: pending.length,
+          events,
+          commitMs: performance.now() - begun,
+        });
+        this.commits.delete(commit);
+        for (const half of halves) half.busy = false;
+        this.startCommits();
+      });
     this.commits.add(commit);
+  }
+
+  /**
+   * Answers the appends that waited behind a commit which the database did not answer with the error of that commit. A
+   * try of their own would double their wait; those that come later try again.
+   */
+  private fail(half: Half, error: DatabaseUnavailable): void {
+    for (const pending of half.waiting.takeAll()) {
+      this.begin(pending, performance.now());
+      pending.reject(error);
+    }
+  }
+
+  /** The append no longer waits, and its place is free. */
+  private begin(pending: Pending, now: number): void {
+    pending.begun = now;
+    this.room.leave(pending.append.stream.tenant, pending.bytes);
   }
 
   private tell({ since, begun }: Pending, outcome: AppendOutcome): void {

@@ -60,8 +60,13 @@ export class Committer {
     await endConnection(client).catch(this.telemetry.failed('closing a connection of the writer'));
   }
 
-  /** @param sent whether the batch was sent before, and may therefore be committed already */
-  async commit(batch: readonly Waiting[], sent = false): Promise<void> {
+  /**
+   * Commits a batch and answers its callers.
+   *
+   * @param sent whether the batch was sent before, and may therefore be committed already
+   * @returns the error that the callers got when the database stayed unreachable, otherwise undefined
+   */
+  async commit(batch: readonly Waiting[], sent = false): Promise<DatabaseUnavailable | undefined> {
     const started = Date.now();
     for (let attempt = 0; ; attempt += 1) {
       try {
@@ -76,12 +81,9 @@ export class Committer {
         );
         this.outageSince = undefined;
         await this.settle(connection, batch, results, sent || attempt > 0);
-        return;
+        return undefined;
       } catch (error) {
-        if (!isConnectionError(error)) {
-          await this.isolate(batch, error, sent || attempt > 0);
-          return;
-        }
+        if (!isConnectionError(error)) return await this.isolate(batch, error, sent || attempt > 0);
         this.drop(error);
         this.outageSince ??= Date.now();
         // In a long outage each batch is tried only once; otherwise the waiting callers would time out one after
@@ -90,7 +92,7 @@ export class Committer {
         if (Date.now() - started >= patience) {
           const unavailable = new DatabaseUnavailable(error);
           for (const waiting of batch) waiting.reject(unavailable);
-          return;
+          return unavailable;
         }
         await new Promise((resolve) => setTimeout(resolve, Math.min(50 * 2 ** attempt, 500)));
       } finally {
@@ -159,10 +161,23 @@ export class Committer {
   /**
    * Commits the appends one by one after the server refused the whole statement, so that only the one at fault fails.
    */
-  private async isolate(batch: readonly Waiting[], error: unknown, sent: boolean): Promise<void> {
+  private async isolate(
+    batch: readonly Waiting[],
+    error: unknown,
+    sent: boolean,
+  ): Promise<DatabaseUnavailable | undefined> {
     const [only] = batch;
-    if (only && batch.length === 1) only.reject(error instanceof Error ? error : new Error(String(error)));
-    else for (const waiting of batch) await this.commit([waiting], sent);
+    if (only && batch.length === 1) {
+      only.reject(error instanceof Error ? error : new Error(String(error)));
+      return undefined;
+    }
+    let unavailable: DatabaseUnavailable | undefined;
+    for (const waiting of batch) {
+      // Each further try would take seconds.
+      if (unavailable) waiting.reject(unavailable);
+      else unavailable = await this.commit([waiting], sent);
+    }
+    return unavailable;
   }
 
   private drop(reason: unknown): void {

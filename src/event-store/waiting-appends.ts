@@ -58,6 +58,14 @@ export class WaitingAppends {
     this.count += 1;
   }
 
+  /** Removes and returns all waiting appends. */
+  takeAll(): Pending[] {
+    const all = [...this.tenants.values()].flat();
+    this.tenants.clear();
+    this.count = 0;
+    return all;
+  }
+
   /** Moves appends into the batch until nothing more fits. */
   fill(batch: Batch): void {
     const before = batch.pending.length;

@@ -132,7 +132,7 @@ export class ProjectionsController {
   @Post('parked/retry')
   @Answers(200, Resumed, {
     summary: 'Take a parked session in, from the event that it was parked at',
-    problems: ['not-found', 'database-unavailable'],
+    problems: ['not-found', 'overloaded', 'database-unavailable'],
   })
   retry(@Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>): Promise<z.infer<typeof Resumed>> {
     return this.resume(body, 'parked');
@@ -142,7 +142,7 @@ export class ProjectionsController {
   @Post('parked/skip')
   @Answers(200, Resumed, {
     summary: 'Take a parked session in, without the event that it was parked at',
-    problems: ['not-found', 'database-unavailable'],
+    problems: ['not-found', 'overloaded', 'database-unavailable'],
   })
   skip(@Body({ schema: ParkedBody }) body: z.infer<typeof ParkedBody>): Promise<z.infer<typeof Resumed>> {
     return this.resume(body, 'next');

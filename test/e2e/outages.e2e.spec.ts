@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type RunningService, startService } from '../support/process.js';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { type Api, apiOf, eventually, type Problem } from '../support/http.js';
@@ -33,7 +34,17 @@ async function timed<T>(work: Promise<T>): Promise<[T, ms: number]> {
 
 it('given a database that hangs, when messages are sent, then these requests and the readiness check are answered in time; when the database answers again, each message is there at most once, and the service works again', async () => {
   expect((await say(api, 'chat', 'before')).status).toBe(201);
+  const others = ['early', 'later', 'late'];
+  for (const id of others) {
+    await api.post('/v1/sessions', { id });
+    expect((await say(api, id, 'before')).status).toBe(201);
+  }
   proxy.hang();
+  /** On sessions of their own, while the commit of the first messages hangs. */
+  const arriving = others.map(async (id, index) => {
+    await sleep((index + 1) * 1_000);
+    return timed(say(api, id, 'while another commit hangs'));
+  });
   const sent = Array.from({ length: 20 }, (_, n) => `while it hangs ${n}`);
   const [ready, appends, read] = await Promise.all([
     timed(api.get('/health/ready')),
@@ -47,6 +58,10 @@ it('given a database that hangs, when messages are sent, then these requests and
     expect(answer).toMatchObject({ status: 503, body: { code: 'database-unavailable' } });
   expect(appends[1]).toBeLessThan(APPEND_MS + SLACK_MS);
   expect(read[0].status).toBe(503);
+  for (const [answer, ms] of await Promise.all(arriving)) {
+    expect(answer).toMatchObject({ status: 503, body: { code: 'database-unavailable' } });
+    expect(ms).toBeLessThan(APPEND_MS + SLACK_MS);
+  }
 
   proxy.up();
   await eventually(async () => (await api.get('/health/ready')).status === 200);
