@@ -5,8 +5,11 @@ import pretty from 'pino-pretty';
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** Lines that wait to be written together: a write for each would be felt on every request. */
-const BUFFER_BYTES = 4_096;
+/**
+ * Lines that wait to be written together. A write for each would be felt on every request: it wakes a thread of this
+ * process and the process that reads the lines.
+ */
+const BUFFER_BYTES = 64 * 1024;
 /** A line waits at most so long for others. */
 const FLUSH_MS = 250;
 
@@ -27,7 +30,7 @@ export function createLogger(level: LogLevel, fd: 1 | 2 = 1): PinoLogger {
   if (isTTY) return pino(options, pretty({ ignore: 'pid', sync: true, destination: fd }));
   // Few lines go to standard error, and each may be the last one.
   if (fd === 2) return pino(options, destination({ fd, sync: true }));
-  const stream = destination({ fd, minLength: BUFFER_BYTES, sync: false });
+  const stream = destination({ fd, minLength: BUFFER_BYTES, maxWrite: 2 * BUFFER_BYTES, sync: false });
   setInterval(() => {
     stream.flush();
   }, FLUSH_MS).unref();

@@ -186,9 +186,9 @@ export class Feed implements OnModuleDestroy {
     try {
       while (!over.aborted) {
         // Live events are followed before stored ones are read, so that events written meanwhile are not missed.
-        let more = await retried(over, () => live.begin().then(() => true));
+        let more = await this.retried(over, () => live.begin().then(() => true));
         while (more) {
-          const page = await retried(over, read);
+          const page = await this.retried(over, read);
           if (page) yield page;
           more = page?.more;
         }
@@ -209,19 +209,21 @@ export class Feed implements OnModuleDestroy {
       position: this.store.positions.encode({ lane, position }),
     } as EventAnswer;
   }
-}
 
-/** Repeats the work as long as the database cannot be reached; undefined when the reader disconnected meanwhile. */
-async function retried<T>(over: AbortSignal, work: () => Promise<T>): Promise<T | undefined> {
-  while (!over.aborted) {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof DatabaseUnavailable)) throw error;
-      await setTimeout(RETRY_MS, undefined, { signal: over }).catch(() => undefined);
+  /** Repeats the work as long as the database cannot be reached; undefined when the reader disconnected meanwhile. */
+  private async retried<T>(over: AbortSignal, work: () => Promise<T>): Promise<T | undefined> {
+    while (!over.aborted) {
+      try {
+        return await work();
+      } catch (error) {
+        if (!(error instanceof DatabaseUnavailable)) throw error;
+        this.store.telemetry.emit('failed', { what: 'reading the feed for a live reader', error });
+        // `setTimeout` rejects only when the reader disconnects.
+        await setTimeout(RETRY_MS, undefined, { signal: over }).catch(() => undefined);
+      }
     }
+    return undefined;
   }
-  return undefined;
 }
 
 function matches({ streamId, type, actor, time }: RecordedEvent, filter: FeedFilter): boolean {
