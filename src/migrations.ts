@@ -49,4 +49,8 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0011-reserved-streams.sql',
     sha256: 'a11795f8da8d3a82f75283c4bb11ef07b2c99f0248fbd0f2515504bb812bb108',
   },
+  {
+    file: 'event-store/migrations/0012-append_chains.sql',
+    sha256: 'ec59ad7b5acbc79e1d00a85330b2eedb6e064b95413bf95295f4f5e31c2360c9',
+  },
 ];

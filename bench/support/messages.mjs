@@ -20,7 +20,8 @@ const created = sessionDecider.evolve(sessionDecider.initialState, { type: 'Sess
 /** A session with its only writer, which keeps the state between its appends, as a command handler does. */
 export class WrittenSession {
   #state = { ...created, version: 0 };
-  #end = { createdAt: null, lastActivityAt: null, lag: undefined };
+  #chain = { version: 0, createdAt: null, lastActivityAt: null };
+  #lag;
 
   constructor(store, streamId, tenant = 'default') {
     this.store = store;
@@ -31,14 +32,13 @@ export class WrittenSession {
     const data = message();
     const expected = this.#state.version;
     this.#state = sessionDecider.evolve(this.#state, { type: 'MessageAppended', data });
-    const { createdAt, lastActivityAt, lag } = this.#end;
     const result = await this.store.append({
       stream: this.stream,
       expected,
       incarnation: 1,
-      createdAt,
-      lastActivityAt,
-      lag,
+      begins: expected === 0,
+      chain: this.#chain,
+      lag: this.#lag,
       activity: true,
       state: this.#state,
       stateVersion: 1,
@@ -48,7 +48,7 @@ export class WrittenSession {
       events: [{ type: 'MessageAppended', schemaVersion: 1, data }],
     });
     if (result.status !== 'ok') throw new Error(`append: ${result.status}`);
-    this.#end = result;
+    this.#lag = result.lag;
     return result;
   }
 }

@@ -1,7 +1,7 @@
 import { type Client, type QueryResultRow } from 'pg';
 import { arrayLiteral, type Element, jsonArray, sparse } from '../database/array-literal.js';
 import { rfc3339 } from '../database/connection.js';
-import { type Append, type AppendEvent, type AppendResult, endOf } from './append.js';
+import { type Append, type AppendEvent, type AppendResult, endOf, follows } from './append.js';
 import { type StreamId } from './lane.js';
 
 /** The last event of a lane that this process has seen. Other processes may have appended to the lane since. */
@@ -19,6 +19,33 @@ interface Row extends QueryResultRow {
   r_reference?: unknown;
 }
 
+/** An append of a batch. What it says of itself holds together with the appends before it that it follows. */
+interface Link {
+  readonly append: Append;
+  /** Whether it follows the append before it in the batch. */
+  readonly isChained: boolean;
+  /** Whether an append that it was to follow was refused. */
+  readonly isBroken: boolean;
+  readonly begins: boolean;
+  readonly activity: boolean;
+}
+
+function linksOf(appends: readonly Append[]): Link[] {
+  const links: Link[] = [];
+  for (const append of appends) {
+    const before = links.at(-1);
+    const isChained = before !== undefined && follows(append, before.append);
+    links.push({
+      append,
+      isChained,
+      isBroken: isChained ? before.isBroken : append.expected !== append.chain.version,
+      begins: append.begins || (isChained && before.begins),
+      activity: append.activity || (isChained && before.activity),
+    });
+  }
+  return links;
+}
+
 /**
  * Commits appends with a single autocommit statement: the cheapest statement that covers what they ask for.
  *
@@ -32,8 +59,25 @@ export async function commitAppends(
   run: string,
   lastOf: (lane: number) => LastEvent | undefined,
 ): Promise<AppendResult[]> {
-  const [append] = appends;
-  if (!append || appends.length > 1 || !isPlain(append)) return sendBatch(client, appends);
+  const links = linksOf(appends);
+  const intact = links.filter(({ isBroken }) => !isBroken);
+  const results = await send(client, intact, run, lastOf);
+  return links.map(({ append, isBroken }) =>
+    // What it was to follow is not in the log, so there is nothing to ask the database.
+    isBroken ? { status: 'conflict', version: append.chain.version } : (results.shift() as AppendResult),
+  );
+}
+
+async function send(
+  client: Client,
+  links: readonly Link[],
+  run: string,
+  lastOf: (lane: number) => LastEvent | undefined,
+): Promise<AppendResult[]> {
+  const [link] = links;
+  if (!link) return [];
+  const { append } = link;
+  if (links.length > 1 || !isPlain(append)) return sendBatch(client, links);
   const last = lastOf(append.lane);
   const next = last && isNext(append, last) ? await sendNext(client, append, last, run) : undefined;
   return [next ?? (await sendOne(client, append, last?.position, run))];
@@ -141,8 +185,8 @@ async function sendOne(
       state?.payload.json,
       state?.payload.sealed,
       state?.payload.keyId,
-      state && append.createdAt,
-      state && (append.activity ? null : append.lastActivityAt),
+      state && !append.begins ? append.chain.createdAt : null,
+      state && !append.activity ? append.chain.lastActivityAt : null,
       run,
     ],
   });
@@ -154,7 +198,8 @@ async function sendOne(
 const eventJson = ({ id, type, schemaVersion, payload }: AppendEvent): string =>
   `{"id":"${id}","type":${JSON.stringify(type)},"schemaVersion":${schemaVersion},"data":${payload.json ?? 'null'}}`;
 
-async function sendBatch(client: Client, appends: readonly Append[]): Promise<AppendResult[]> {
+async function sendBatch(client: Client, links: readonly Link[]): Promise<AppendResult[]> {
+  const appends = links.map(({ append }) => append);
   const lanes = [...new Set(appends.map((append) => append.lane))].sort((a, b) => a - b);
   const laneNumber = new Map(lanes.map((lane, index) => [lane, index + 1]));
   const events = appends.flatMap((append, index) =>
@@ -175,9 +220,9 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     of((append) => append.stream.streamId),
     of((append) => append.expected),
     of((append) => append.incarnation),
-    sparse(appends, (append) => append.createdAt),
-    sparse(appends, (append) => append.lastActivityAt),
-    of((append) => append.activity),
+    sparse(links, ({ append, begins }) => (begins ? null : append.chain.createdAt)),
+    sparse(appends, (append) => append.chain.lastActivityAt),
+    arrayLiteral(links.map((link) => link.activity)),
     of((append) => append.actor),
     of((append) => append.correlationId),
     sparse(appends, (append) => append.causationId),
@@ -210,15 +255,16 @@ async function sendBatch(client: Client, appends: readonly Append[]): Promise<Ap
     ofCounters((counter) => counter.key),
     ofCounters((counter) => counter.delta),
     ofCounters((counter) => counter.max),
+    sparse(links, (link) => link.isChained || null),
   ];
   const { rows } = await client.query<Row>({
-    name: 'append_batch',
-    text: `select * from append_batch(${values.map((_, index) => `$${index + 1}`).join()})`,
+    name: 'append_chains',
+    text: `select * from append_chains(${values.map((_, index) => `$${index + 1}`).join()})`,
     values,
   });
   return rows.map((row, index) => {
     const append = appends[index];
-    if (!append) throw new Error('append_batch returned more than it was asked for');
+    if (!append) throw new Error('append_chains returned more than it was asked for');
     return toResult(append, row);
   });
 }

@@ -8,10 +8,10 @@ export interface Append {
   /** The version that the stream must be at; 0 when the stream must not exist. */
   readonly expected: number;
   readonly incarnation: number;
-  /** RFC 3339, as of version `expected`; null when the incarnation begins with this append. */
-  readonly createdAt: string | null;
-  /** RFC 3339, as of version `expected`. `idleFor` counts from this time, or from the last event when it is null. */
-  readonly lastActivityAt: string | null;
+  /** Whether the incarnation begins with this append. */
+  readonly begins: boolean;
+  /** Shared by appends that follow one another before the first of them is committed. */
+  readonly chain: Chain;
   /** Whether the append counts as use of the stream. */
   readonly activity: boolean;
   /** The state after the append, if it is to be stored. It is required for a new stream. */
@@ -26,6 +26,20 @@ export interface Append {
   readonly key?: AppendKey | undefined;
   /** A lease that begins in the same commit, so that nobody ever sees the events without the lease. */
   readonly lease?: NewLease | undefined;
+}
+
+/**
+ * What is known of a stream as of the last one that was committed of the appends which share this. Times are RFC 3339;
+ * null: there is none yet.
+ *
+ * The version that an append expects is not enough to tell that the append before it succeeded: another node may have
+ * brought the stream to that version with other events.
+ */
+export interface Chain {
+  version: number;
+  createdAt: string | null;
+  /** `idleFor` counts from this time, or from the last event when it is null. */
+  lastActivityAt: string | null;
 }
 
 export interface StoredState {
@@ -86,15 +100,25 @@ export class Overloaded extends Error {
   readonly code = 'overloaded';
 }
 
-/** Where a stream ends after an append whose events were recorded at `time`. */
-export const endOf = (append: Append, version: number, position: number, time: string): AppendResult => ({
-  status: 'ok',
-  version,
-  position,
-  time,
-  createdAt: append.createdAt ?? time,
-  lastActivityAt: append.activity ? time : (append.lastActivityAt ?? time),
-});
+/**
+ * Where a stream ends after an append whose events were recorded at `time`. To be called in the order of the appends of
+ * a stream: their chain goes along.
+ */
+export function endOf(
+  { begins, chain, activity }: Append,
+  version: number,
+  position: number,
+  time: string,
+): AppendResult {
+  const createdAt = (begins ? null : chain.createdAt) ?? time;
+  const lastActivityAt = (activity ? null : chain.lastActivityAt) ?? time;
+  Object.assign(chain, { version, createdAt, lastActivityAt } satisfies Chain);
+  return { status: 'ok', version, position, time, createdAt, lastActivityAt };
+}
+
+/** Whether an append goes on where another append to its stream ends, if that succeeds. */
+export const follows = (append: Append, before: Append): boolean =>
+  append.chain === before.chain && append.expected === before.expected + before.events.length;
 
 /** A rough size in bytes: the limits on waiting appends need only its order of magnitude. */
 export const weigh = (append: Append): number =>

@@ -47,6 +47,14 @@ export type AppendRequest = Omit<Append, 'lane' | 'state' | 'events'> & {
   readonly events: readonly Omit<AppendEvent, 'id' | 'payload'>[];
 };
 
+/** An append that is on its way. */
+export interface Submitted {
+  /** How far the stored state will be behind the stream if the append succeeds. */
+  readonly lag: StateLag;
+  /** Rejects with Overloaded or DatabaseUnavailable. */
+  readonly result: Promise<AppendResult>;
+}
+
 export type Appended =
   Exclude<AppendResult, { status: 'ok' }> | ({ readonly status: 'ok'; readonly lag: StateLag } & StreamEnd);
 
@@ -197,11 +205,21 @@ export class EventLog {
    * @throws Overloaded, DatabaseUnavailable
    */
   async append(request: AppendRequest): Promise<Appended> {
+    const { lag, result: underWay } = await this.submit(request);
+    const result = await underWay;
+    return result.status === 'ok' ? { ...result, lag } : result;
+  }
+
+  /**
+   * Resolves as soon as the append waits for its commit. Another append to the same stream that is submitted from then
+   * on, expects the version which this one leads to, and shares its chain, goes into the same commit; it is refused if
+   * this one is.
+   */
+  async submit(request: AppendRequest): Promise<Submitted> {
     const encoding = this.encode(request);
     this.encodings.add(encoding);
     const { append, lag } = await encoding.finally(() => this.encodings.delete(encoding));
-    const result = await this.writer.append(append);
-    return result.status === 'ok' ? { ...result, lag } : result;
+    return { lag, result: this.writer.append(append) };
   }
 
   /** The append as the writer takes it, and how far the stored state is behind the stream when it succeeds. */

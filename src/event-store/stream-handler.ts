@@ -1,25 +1,13 @@
-import { LRUCache } from 'lru-cache';
-import { type Decider, type Decision, DomainError } from '../domain/decider.js';
-import { type CounterChange, type NewLease } from './append.js';
-import { type Appended, type EventLog } from './log.js';
-import { type RecordedEvent } from './recorded-event.js';
+import { type Decision, DomainError } from '../domain/decider.js';
+import { type CounterChange, type NewLease, type Chain } from './append.js';
+import { type EventLog, type Submitted } from './log.js';
 import { CounterAtLimit, KeyReused, VersionMismatch } from './refusals.js';
 import { type StateLag } from './stream-reader.js';
+import { type Loaded, type StreamKind, StreamStates } from './stream-states.js';
 import { type StreamId, streamKey } from './lane.js';
-import { StreamTurns } from './stream-turns.js';
+import { StreamTurns, type Turn } from './stream-turns.js';
 
-/** A decider's state together with what only the store knows: where the stream ends, and its times. */
-export interface Loaded<State> {
-  readonly state: State;
-  readonly lane: number;
-  /** Position of the stream's last event; 0 when the stream does not exist. */
-  readonly position: number;
-  readonly time: string;
-  readonly createdAt: string;
-  readonly lastActivityAt: string;
-  /** How far the stored state is behind; undefined when there is none that this code can use. */
-  readonly lag: StateLag | undefined;
-}
+export { type Loaded, type StreamKind } from './stream-states.js';
 
 /** The effect of a command. `duplicate` is set when the command was done before under the same key. */
 export interface Handled<State, Event> extends Loaded<State> {
@@ -52,47 +40,39 @@ export interface HandleOptions<State = unknown, Event = unknown> {
   readonly decided?: ((events: readonly Event[], before: State) => void) | undefined;
 }
 
-export interface StreamKind<State, Command, Event extends { type: string; data: unknown }> {
-  readonly decider: Decider<State & { version: number }, Command, Event>;
-  /** States stored under another number are discarded and folded again from the events. */
-  readonly stateVersion: number;
-  readonly schemaVersion: (type: Event['type']) => number;
-  readonly isActivity: (event: Event) => boolean;
-  /** Stores the state with every append, for readers that query the table of states directly. */
-  readonly storesAlways?: boolean;
-  readonly incarnation: (state: State) => number;
-  /** Distance in versions between snapshots, from which states of the past are folded. Default 1000. */
-  readonly snapshotEvery?: number;
-  /** Approximate bytes that a command holds while it waits for its turn. Without it a command counts as 0 bytes. */
-  readonly weigh?: (command: Command) => number;
-  /** Adds to a command the data that its effect in this state needs and that the state does not hold. */
-  readonly prepare?: (command: Command, state: State) => Promise<Command>;
-}
-
 /**
  * A busy stream on several nodes loses a race now and then; losing this often in a row means that something is wrong.
  */
 const ATTEMPTS = 100;
-const CACHED_STATES = 20_000;
-const SNAPSHOT_EVERY = 1_000;
+
+/** What a command is decided upon: a state, and what its append has to know of the stream. */
+interface Basis<State> {
+  readonly state: State & { version: number };
+  readonly chain: Chain;
+  readonly lag: StateLag | undefined;
+}
 
 /**
- * Handles commands on streams: loads the state, decides, appends, and starts over when somebody else appended first.
+ * Handles commands on streams: decides upon the state of the stream, appends, and starts over when somebody else
+ * appended first.
  *
- * Commands on one stream run one after the other within a process, so that they do not conflict with each other. States
- * are cached. The version check of the append proves that a cached state is current. A decision that appends nothing
- * has no such check, so the state is loaded again before it counts: a stale state must not refuse a command.
+ * Commands on one stream are decided one after the other within a process. A command does not wait for the commit of
+ * the one before: it is decided upon the state which that will probably leave, and both go into the same commit. If the
+ * one before is not appended after all, the version check of the append refuses those behind it, and they are decided
+ * again.
+ *
+ * That check also proves that a cached state is current. A decision that appends nothing has no such check, and a
+ * refusal has none either, so both are made anew upon the state in the log: a stale state must not refuse a command.
  */
 export class StreamHandler<State, Command, Event extends { type: string; data: unknown }> {
-  private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
-  private readonly turns: StreamTurns;
-  private readonly snapshotEvery: number;
+  private readonly states: StreamStates<State, Command, Event>;
+  private readonly turns: StreamTurns<Basis<State>>;
 
   constructor(
     private readonly store: EventLog,
     private readonly kind: StreamKind<State, Command, Event>,
   ) {
-    this.snapshotEvery = kind.snapshotEvery ?? SNAPSHOT_EVERY;
+    this.states = new StreamStates(store, kind);
     this.turns = new StreamTurns(store.telemetry);
   }
 
@@ -105,175 +85,117 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     options: HandleOptions<State, Event>,
   ): Promise<Handled<State, Event>> {
     const bytes = this.kind.weigh?.(command) ?? 0;
-    return this.turns.take(stream, bytes, () => this.attempt(stream, command, options));
+    return this.turns.take(stream, bytes, (turn) => this.attempt(stream, command, options, turn));
   }
 
-  /** Loads many states by one query, so that subsequent commands on them find the states cached. */
-  async preload(streams: readonly StreamId[]): Promise<void> {
-    for (const stored of await this.store.streams.loadMany(streams)) {
-      const key = streamKey(stored);
-      // A state of another version is skipped; `load` folds it when it is needed.
-      if (stored.stateVersion !== this.kind.stateVersion) continue;
-      const loaded = this.follow(
-        { ...stored, state: stored.state as State & { version: number } },
-        stored.since,
-      );
-      if ((this.cache.get(key)?.state.version ?? 0) < loaded.state.version) this.cache.set(key, loaded);
-    }
+  /** Loads many states by two queries, so that subsequent commands on them find the states cached. */
+  preload(streams: readonly StreamId[]): Promise<void> {
+    return this.states.preload(streams);
   }
 
   /** The cached state, which may be stale; use it only for what is checked again later. */
   known(stream: StreamId): Loaded<State & { version: number }> | undefined {
-    return this.cache.get(streamKey(stream));
+    return this.states.known(stream);
   }
 
   /** The current state, as the log has it. */
-  async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
-    const loaded = (await this.catchUp(stream)) ?? (await this.loadCold(stream));
-    this.cache.set(streamKey(stream), loaded);
-    return loaded;
-  }
-
-  /**
-   * Brings the cached state up to date. Returns undefined when there is none, or when it is too old or no longer in the
-   * log.
-   */
-  private async catchUp(stream: StreamId): Promise<Loaded<State & { version: number }> | undefined> {
-    const known = this.known(stream);
-    if (!known || known.state.version === 0) return undefined;
-    const { position, time } = known;
-    const found = await this.store.streams.since(stream, { version: known.state.version, position, time });
-    if (!found || found.since.length === 0) return found && known;
-    const lag = known.lag && {
-      events: known.lag.events + found.lag.events,
-      bytes: known.lag.bytes + found.lag.bytes,
-    };
-    return this.follow({ ...known, incarnation: this.kind.incarnation(known.state), lag }, found.since);
-  }
-
-  private async loadCold(stream: StreamId): Promise<Loaded<State & { version: number }>> {
-    const { decider, stateVersion } = this.kind;
-    const stored = await this.store.streams.load(stream);
-    if (!stored) {
-      return {
-        state: decider.initialState,
-        lane: this.store.laneOf(stream),
-        position: 0,
-        time: '',
-        createdAt: '',
-        lastActivityAt: '',
-        lag: { events: 0, bytes: 0 },
-      };
-    }
-    if (stored.stateVersion === stateVersion)
-      return this.follow({ ...stored, state: stored.state as State & { version: number } }, stored.since);
-    const state = await this.stateAt(stream, stored.version);
-    return this.follow({ ...stored, state, lag: undefined }, stored.since);
-  }
-
-  /** Applies the events that came since to a state and its times. */
-  private follow(
-    from: Loaded<State & { version: number }> & { readonly incarnation: number },
-    since: readonly RecordedEvent[],
-  ): Loaded<State & { version: number }> {
-    let { state, position, time, createdAt, lastActivityAt, incarnation } = from;
-    for (const recorded of since) {
-      const event = recorded as unknown as Event;
-      state = this.kind.decider.evolve(state, event);
-      ({ position, time } = recorded);
-      if (recorded.incarnation > incarnation) ({ incarnation, time: createdAt } = recorded);
-      if (this.kind.isActivity(event)) lastActivityAt = time;
-    }
-    return { state, lane: from.lane, position, time, createdAt, lastActivityAt, lag: from.lag };
+  load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    return this.states.load(stream);
   }
 
   /** The state of a stream at a version that it has reached, folded from the snapshot before that version. */
-  async stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
-    const { decider, stateVersion } = this.kind;
-    const known = await this.store.snapshots.load(stream, stateVersion, version);
-    let state = known === undefined ? decider.initialState : (known as State & { version: number });
-    for await (const event of this.store.streams.events(stream, { from: state.version + 1, to: version })) {
-      const before = state.version;
-      state = decider.evolve(state, event as unknown as Event);
-      this.keep(stream, before, state);
-    }
-    return state;
-  }
-
-  /**
-   * Stores a snapshot if this state is the first one past a multiple of `snapshotEvery`. Nobody waits for it: where a
-   * snapshot is missing, the next read of the past folds the events and stores it.
-   */
-  private keep(stream: StreamId, before: number, state: State & { version: number }): void {
-    if (Math.floor(before / this.snapshotEvery) === Math.floor(state.version / this.snapshotEvery)) return;
-    this.store.snapshots
-      .save(stream, this.kind.stateVersion, this.kind.incarnation(state), state)
-      .catch(this.store.telemetry.failed('keeping a snapshot of a state'));
+  stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
+    return this.states.stateAt(stream, version);
   }
 
   private async attempt(
     stream: StreamId,
     command: Command,
     options: HandleOptions<State, Event>,
+    turn: Turn<Basis<State>>,
   ): Promise<Handled<State, Event>> {
+    const tryUpon = (basis: Basis<State>, certain?: Loaded<State & { version: number }>) =>
+      this.decideAndAppend(stream, command, options, turn, basis, certain);
     const { key } = options;
-    const known = key && (await this.store.keyed.find(stream.tenant, key.scope, key.key));
-    if (known) {
-      if (known.fingerprint !== key.fingerprint) throw new KeyReused();
-      return { ...(await this.load(stream)), events: [], duplicate: known };
+    // Whoever is told of decisions acts on them, so these are not made in vain.
+    if (options.decided) {
+      await turn.alone();
+      const duplicate = key && (await this.findDuplicate(stream, key));
+      if (duplicate) return duplicate;
     }
-    const cached = this.cache.get(streamKey(stream));
-    if (cached) {
-      const handled = await this.decideAndAppend(stream, command, options, cached, true);
+    for (let tip = await turn.ahead(); tip; tip = await turn.ahead(tip)) {
+      const handled = await tryUpon(tip);
       if (handled) return handled;
     }
+    const cached = this.states.known(stream);
+    const handled = cached && (await tryUpon(basisOf(cached)));
+    if (handled) return handled;
+    // Where there is something to append, the append itself finds out whether the key was used before.
+    const duplicate = key && !options.decided && (await this.findDuplicate(stream, key));
+    if (duplicate) return duplicate;
     for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
-      const handled = await this.decideAndAppend(stream, command, options, await this.load(stream), false);
-      if (handled) return handled;
+      const loaded = await this.load(stream);
+      const retried = await tryUpon(basisOf(loaded), loaded);
+      if (retried) return retried;
     }
     throw new Error(`stream ${streamKey(stream)}: ${ATTEMPTS} appends in a row met a newer version`);
   }
 
-  /** @returns undefined when the state turned out to be stale */
+  /** The effect of an earlier command with the same key, if there was one. */
+  private async findDuplicate(
+    stream: StreamId,
+    { scope, key, fingerprint }: NonNullable<HandleOptions['key']>,
+  ): Promise<Handled<State, Event> | undefined> {
+    const known = await this.store.keyed.find(stream.tenant, scope, key);
+    if (!known) return undefined;
+    if (known.fingerprint !== fingerprint) throw new KeyReused();
+    return { ...(await this.load(stream)), events: [], duplicate: known };
+  }
+
+  /**
+   * @param certain the state on which the basis rests, if it was read from the log during this turn
+   * @returns undefined when the basis turned out to be wrong, or cannot be relied upon for this decision
+   */
   private async decideAndAppend(
     stream: StreamId,
     command: Command,
     options: HandleOptions<State, Event>,
-    loaded: Loaded<State & { version: number }>,
-    maybeOld: boolean,
+    turn: Turn<Basis<State>>,
+    basis: Basis<State>,
+    certain: Loaded<State & { version: number }> | undefined,
   ): Promise<Handled<State, Event> | undefined> {
-    const prepared = (await this.kind.prepare?.(command, loaded.state)) ?? command;
     let decision: Decision<Event>;
     try {
-      checkIfMatch(options.ifMatch, loaded.state.version);
-      decision = this.kind.decider.decide(prepared, loaded.state);
+      const prepared = (await this.kind.prepare?.(command, basis.state)) ?? command;
+      checkIfMatch(options.ifMatch, basis.state.version);
+      decision = this.kind.decider.decide(prepared, basis.state);
     } catch (error) {
-      if (maybeOld) return undefined;
-      throw error;
+      if (certain) throw error;
+      return undefined;
     }
-    for (;;) {
+    for (let upon = basis; ; upon = { ...basis, chain: { ...basis.chain } }) {
       if (decision.events.length === 0) {
-        if (maybeOld) return undefined;
-        if (!options.key) return { ...loaded, events: [] };
+        if (!certain) return undefined;
+        if (!options.key) return { ...certain, events: [] };
       }
-      options.decided?.(decision.events, loaded.state);
-      const { next, result } = await this.append(stream, loaded, decision, options);
+      options.decided?.(decision.events, basis.state);
+      const began = performance.now();
+      const { next, appended } = await this.submit(stream, upon, decision, options);
+      // From here on the next command can be decided.
+      if (decision.events.length > 0) turn.offer({ state: next, chain: upon.chain, lag: appended.lag });
+      const result = await appended.result;
+      this.turns.appendTook(performance.now() - began);
+      if (result.status === 'ok') {
+        if (certain && decision.events.length === 0) return { ...certain, events: [] };
+        turn.committed(result.time);
+        const { position, time, createdAt, lastActivityAt } = result;
+        const lane = this.store.laneOf(stream);
+        const handled = { state: next, lane, position, time, createdAt, lastActivityAt, lag: appended.lag };
+        this.states.appended(stream, basis.state.version, handled);
+        return { ...handled, events: decision.events };
+      }
+      turn.offer(undefined);
       switch (result.status) {
-        case 'ok': {
-          const handled = {
-            state: next,
-            lane: loaded.lane,
-            position: result.position,
-            time: result.time,
-            createdAt: result.createdAt,
-            lastActivityAt: result.lastActivityAt,
-            lag: result.lag,
-          };
-          if (decision.events.length === 0) return { ...loaded, events: [] };
-          this.cache.set(streamKey(stream), handled);
-          this.keep(stream, loaded.state.version, next);
-          return { ...handled, events: decision.events };
-        }
         case 'conflict':
         case 'retry':
           this.store.telemetry.emit('conflict', { tenant: stream.tenant });
@@ -297,32 +219,30 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     }
   }
 
-  private async append(
+  private async submit(
     stream: StreamId,
-    loaded: Loaded<State & { version: number }>,
+    { state, chain, lag }: Basis<State>,
     decision: Decision<Event>,
     options: HandleOptions<State, Event>,
-  ): Promise<{ next: State & { version: number }; result: Appended }> {
+  ): Promise<{ next: State & { version: number }; appended: Submitted }> {
     const { decider, stateVersion, schemaVersion, isActivity, incarnation } = this.kind;
-    const next = decision.events.reduce((state, event) => decider.evolve(state, event), loaded.state);
+    const next = decision.events.reduce((before, event) => decider.evolve(before, event), state);
     const counters: CounterChange[] = [];
     for (const [name, delta] of Object.entries(decision.counters ?? {})) {
       const counter = await options.counter?.(name);
       if (!counter) throw new Error(`nobody knows the counter ${name}`);
       counters.push({ ...counter, delta });
     }
-    const isNew = loaded.createdAt === '' || incarnation(next) > incarnation(loaded.state);
-    const began = performance.now();
-    const result = await this.store.append({
+    const appended = await this.store.submit({
       stream,
-      expected: loaded.state.version,
+      expected: state.version,
       incarnation: incarnation(next),
-      createdAt: isNew ? null : loaded.createdAt,
-      lastActivityAt: loaded.lastActivityAt || null,
+      begins: state.version === 0 || incarnation(next) > incarnation(state),
+      chain,
       activity: decision.events.some(isActivity),
       state: next,
       stateVersion,
-      lag: this.kind.storesAlways ? undefined : loaded.lag,
+      lag: this.kind.storesAlways ? undefined : lag,
       actor: options.actor,
       correlationId: options.correlationId,
       causationId: options.causationId ?? null,
@@ -332,10 +252,24 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       key: options.key && { ...options.key, reference: options.key.reference(decision.events) },
       lease: options.lease,
     });
-    this.turns.appendTook(performance.now() - began);
-    return { next, result };
+    return { next, appended };
   }
 }
+
+const basisOf = <State>({
+  state,
+  lag,
+  createdAt,
+  lastActivityAt,
+}: Loaded<State & { version: number }>): Basis<State> => ({
+  state,
+  lag,
+  chain: {
+    version: state.version,
+    createdAt: createdAt || null,
+    lastActivityAt: lastActivityAt || null,
+  },
+});
 
 function checkIfMatch(ifMatch: HandleOptions['ifMatch'], version: number): void {
   if (ifMatch === undefined) return;

@@ -11,7 +11,7 @@ const STREAM_BYTES = 16 * 1024 * 1024;
 const ALL_COMMANDS = { count: 20_000, bytes: 128 * 1024 * 1024 };
 
 /**
- * Most appends in a row to one stream before this process pauses. When two nodes have a queue for the same stream, the
+ * Most commits in a row to one stream before this process pauses. When two nodes have a queue for the same stream, the
  * winner of a race has the next state at hand and wins again, while the other must load first and always comes too
  * late. The pause is long enough for another node to load and append.
  */
@@ -19,19 +19,100 @@ const RUN = 32;
 const GAP_APPENDS = 4;
 const LONGEST_GAP_MS = 50;
 
-/** The last command that was queued on a stream. */
-interface Turn {
-  /** Resolves when the command has ended: to the failure of the database, if that is how it ended. */
-  readonly settled: Promise<DatabaseUnavailable | undefined>;
-  /** How many commands in a row this one completes. */
-  readonly run: number;
-  /** Number and bytes of all commands on the stream that have not settled yet. */
-  readonly queue: { commands: number; bytes: number };
+/** What all commands that wait on one stream have in common. */
+interface Queue {
+  commands: number;
+  bytes: number;
+  /** Commits in a row, and the time that the last of them gave its events: one commit gives one time. */
+  commits: number;
+  lastTime: string;
 }
 
-/** Runs the commands on each stream one after the other within this process, so that they do not conflict. */
-export class StreamTurns {
-  private readonly turns = new Map<string, Turn>();
+/**
+ * The turn of one command on a stream. While its append is under way it may offer a tip: what the command behind it
+ * needs in order to be decided as if the append had succeeded.
+ */
+export class Turn<Tip> {
+  private tip: Tip | undefined;
+  private hasEnded = false;
+  private failure: DatabaseUnavailable | undefined;
+  private watchers: (() => void)[] = [];
+
+  constructor(
+    private before: Turn<Tip> | undefined,
+    private readonly queue: Queue,
+    private readonly leaveGap: () => Promise<void>,
+  ) {}
+
+  /**
+   * Waits until the command before offers a tip or has ended.
+   *
+   * @param used a tip that turned out wrong, so that another one is waited for
+   * @returns undefined when the command before has ended: then the stream is as the log has it
+   * @throws DatabaseUnavailable when the database could not be reached for the command before. A try of its own would
+   *   take seconds, and a queue of such tries would keep the callers waiting for minutes.
+   */
+  async ahead(used?: Tip): Promise<Tip | undefined> {
+    for (;;) {
+      const { before } = this;
+      if (!before) return undefined;
+      if (before.hasEnded) return this.alone();
+      const { tip } = before;
+      if (tip !== undefined && tip !== used && this.queue.commits < RUN) return tip;
+      await before.change();
+    }
+  }
+
+  /** Waits until the command before has ended. @throws DatabaseUnavailable as `ahead` */
+  async alone(): Promise<undefined> {
+    const { before, queue } = this;
+    if (!before) return undefined;
+    while (!before.hasEnded) await before.change();
+    // Or each turn would keep all turns before it in memory.
+    this.before = undefined;
+    if (before.failure) throw before.failure;
+    if (queue.commits >= RUN) {
+      queue.commits = 0;
+      await this.leaveGap();
+    }
+    return undefined;
+  }
+
+  /** Lets the command behind be decided upon this tip; undefined takes back the last one. */
+  offer(tip: Tip | undefined): void {
+    this.tip = tip;
+    this.tell();
+  }
+
+  /** @param time that the commit of this command's append gave its events */
+  committed(time: string): void {
+    if (time === this.queue.lastTime) return;
+    this.queue.lastTime = time;
+    this.queue.commits += 1;
+  }
+
+  end(failure?: DatabaseUnavailable): void {
+    this.failure = failure;
+    this.hasEnded = true;
+    this.tip = undefined;
+    this.before = undefined;
+    this.tell();
+  }
+
+  private change(): Promise<void> {
+    return new Promise((resolve) => this.watchers.push(resolve));
+  }
+
+  private tell(): void {
+    const { watchers } = this;
+    this.watchers = [];
+    for (const resolve of watchers) resolve();
+  }
+}
+
+/** Gives the commands on each stream their turns within this process, so that they do not conflict with each other. */
+export class StreamTurns<Tip> {
+  private readonly last = new Map<string, { readonly turn: Turn<Tip>; readonly queue: Queue }>();
   private readonly room = new FairShare(ALL_COMMANDS);
   private appendMs = 0;
 
@@ -43,62 +124,43 @@ export class StreamTurns {
   }
 
   /**
-   * Runs `work` when all earlier work on the stream has ended, successfully or not.
-   *
-   * When the database could not be reached for the work before, the work that waited behind it fails with the same
-   * error, without a try of its own: each try takes seconds, and a queue of them would keep its callers waiting for
-   * minutes.
+   * Runs `work`, which waits for its turn by `ahead` or `alone`.
    *
    * @param bytes size of what the work holds while it waits
-   * @throws Overloaded at once when too much waits on this stream or for this tenant; DatabaseUnavailable of the work
-   *   before; whatever `work` throws
+   * @throws Overloaded at once when too much waits on this stream or for this tenant; whatever `work` throws
    */
-  take<T>(stream: StreamId, bytes: number, work: () => Promise<T>): Promise<T> {
+  async take<T>(stream: StreamId, bytes: number, work: (turn: Turn<Tip>) => Promise<T>): Promise<T> {
     const key = streamKey(stream);
     const { tenant } = stream;
-    const before = this.turns.get(key);
-    const queue = before?.queue ?? { commands: 0, bytes: 0 };
+    const before = this.last.get(key);
+    const queue = before?.queue ?? { commands: 0, bytes: 0, commits: 0, lastTime: '' };
     const isFull =
       queue.commands >= STREAM_COMMANDS || (queue.commands > 0 && queue.bytes + bytes > STREAM_BYTES);
     if (isFull || !this.room.enter(tenant, bytes)) {
       this.telemetry.emit('overloaded', { what: 'command', tenant });
-      return Promise.reject(new Overloaded('more arrives than can be worked on at the moment; try again'));
+      throw new Overloaded('more arrives than can be worked on at the moment; try again');
     }
     queue.commands += 1;
     queue.bytes += bytes;
-    const run = before ? before.run + 1 : 1;
-    const turn = before ? this.runAfter(before, run, work) : work();
-    const settle = (): void => {
+    const turn = new Turn<Tip>(before?.turn, queue, this.leaveGap);
+    this.last.set(key, { turn, queue });
+    let failure: DatabaseUnavailable | undefined;
+    try {
+      return await work(turn);
+    } catch (error) {
+      if (error instanceof DatabaseUnavailable) failure = error;
+      throw error;
+    } finally {
       queue.commands -= 1;
       queue.bytes -= bytes;
       this.room.leave(tenant, bytes);
-      if (this.turns.get(key) === own) this.turns.delete(key);
-    };
-    const settled = turn.then(
-      () => {
-        settle();
-        return undefined;
-      },
-      (error: unknown) => {
-        settle();
-        return error instanceof DatabaseUnavailable ? error : undefined;
-      },
-    );
-    const own: Turn = { settled, run, queue };
-    this.turns.set(key, own);
-    return turn;
+      if (this.last.get(key)?.turn === turn) this.last.delete(key);
+      turn.end(failure);
+    }
   }
 
-  private async runAfter<T>(before: Turn, run: number, work: () => Promise<T>): Promise<T> {
-    const failure = await before.settled;
-    if (failure) throw failure;
-    if (run % RUN === 0) await this.leaveGap();
-    return work();
-  }
-
-  private leaveGap(): Promise<void> {
-    return new Promise((resolve) => {
+  private readonly leaveGap = (): Promise<void> =>
+    new Promise((resolve) => {
       setTimeout(resolve, Math.min(GAP_APPENDS * this.appendMs, LONGEST_GAP_MS));
     });
-  }
 }

@@ -1,3 +1,4 @@
+import { type Append, follows } from './append.js';
 import { type Waiting } from './committer.js';
 
 /** An append that waits for its batch. */
@@ -15,28 +16,56 @@ export interface Pending extends Waiting {
 const BATCH_APPENDS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
 
-/** A batch under construction. It holds at most one append per stream; further ones wait for the next batch. */
+/**
+ * A batch under construction. Of the appends to one stream it holds the first, and those that follow it; others wait for
+ * the next batch. It holds each idempotency key once.
+ */
 export class Batch {
-  readonly pending: Pending[] = [];
-  private readonly streams = new Set<string>();
+  private readonly streams = new Map<string, Pending[]>();
+  /** Streams of which an append has to wait for the next batch: no later one may overtake it. */
+  private readonly closed = new Set<string>();
+  private readonly keys = new Set<string>();
   private bytes = 0;
+  /** Number of appends. */
+  size = 0;
 
   get isFull(): boolean {
-    return this.pending.length >= BATCH_APPENDS;
+    return this.size >= BATCH_APPENDS;
   }
 
-  /** Adds an append if there is room and no other append of its stream is in the batch or waits before it. */
+  /** The appends, those of a stream one behind the other. */
+  get pending(): readonly Pending[] {
+    return [...this.streams.values()].flat();
+  }
+
+  /** Adds an append if there is room for it, and if it neither overtakes nor contradicts another one of its stream. */
   take(pending: Pending): boolean {
-    const isFirst = !this.streams.has(pending.key);
-    // The stream is noted even when the append does not fit: later appends of the stream must not overtake it.
-    this.streams.add(pending.key);
-    const fits = !this.isFull && (this.pending.length === 0 || this.bytes + pending.bytes <= BATCH_BYTES);
-    if (!isFirst || !fits) return false;
-    this.pending.push(pending);
+    const { append, key } = pending;
+    const before = this.streams.get(key);
+    const keyOfResult =
+      append.key && JSON.stringify([append.stream.tenant, append.key.scope, append.key.key]);
+    const fits =
+      !this.closed.has(key) &&
+      !this.isFull &&
+      (this.size === 0 || this.bytes + pending.bytes <= BATCH_BYTES) &&
+      (before === undefined || canFollow(append, before.at(-1)?.append)) &&
+      (keyOfResult === undefined || !this.keys.has(keyOfResult));
+    if (!fits) {
+      this.closed.add(key);
+      return false;
+    }
+    if (keyOfResult !== undefined) this.keys.add(keyOfResult);
+    if (before) before.push(pending);
+    else this.streams.set(key, [pending]);
+    this.size += 1;
     this.bytes += pending.bytes;
     return true;
   }
 }
+
+/** Guards are checked against the times of the stream, and counters against each other: both need what is committed. */
+const canFollow = (append: Append, before: Append | undefined): boolean =>
+  before !== undefined && follows(append, before) && !append.guard && !append.counters?.length;
 
 /**
  * Waiting appends, in order of arrival per tenant. Batches take from the tenants in turns, so that the appends of one
@@ -68,7 +97,7 @@ export class WaitingAppends {
 
   /** Moves appends into the batch until nothing more fits. */
   fill(batch: Batch): void {
-    const before = batch.pending.length;
+    const before = batch.size;
     const queues = [...this.tenants].map(([tenant, waiting]) => ({
       tenant,
       waiting,
@@ -89,6 +118,6 @@ export class WaitingAppends {
       this.tenants.delete(tenant);
       if (rest.length > 0) this.tenants.set(tenant, rest);
     }
-    this.count -= batch.pending.length - before;
+    this.count -= batch.size - before;
   }
 }

@@ -102,14 +102,14 @@ describe('a batch', () => {
 
 describe('the two ways into the log', () => {
   it.each(['plain', 'sealed'])(
-    'given %s payloads, when the same appends go through append_event and append_batch, then the rows are the same',
+    'given %s payloads, when the same appends go through append_event and append_chains, then the rows are the same',
     async (kind) => {
       const other = await createTestDatabase();
       try {
         // The codec does not wait, so that appends that are requested together reach the writer together.
         const options = kind === 'sealed' ? { codec: sealingCodec({ wait: () => Promise.resolve() }) } : {};
         // Each database lacks the other function, so that it is certain which function an append uses.
-        for (const statement of ['drop function append_batch', fixedClock(0)]) await db.query(statement);
+        for (const statement of ['drop function append_chains', fixedClock(0)]) await db.query(statement);
         for (const statement of ['drop function append_event', fixedClock(0)]) await other.query(statement);
         const lone = await nodes.start(db.url, options);
         const batched = await nodes.start(other.url, options);

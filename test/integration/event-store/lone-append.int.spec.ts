@@ -54,7 +54,7 @@ async function startListening(): Promise<EventLog> {
 }
 
 const dropFunctions = async (): Promise<void> => {
-  for (const name of ['append_event', 'append_batch']) await db.query(`drop function ${name}`);
+  for (const name of ['append_event', 'append_chains']) await db.query(`drop function ${name}`);
 };
 const eventsOf = (query = '') =>
   db.query<{ version: number; position: string }>(`select version, position from event ${query}`);
