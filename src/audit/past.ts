@@ -4,7 +4,7 @@ import { type EventOf } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
 import { invalidRequest } from '../http/problem.js';
-import { readHistory } from '../read-models/history.projection.js';
+import { type MessageView, readHistory } from '../read-models/history.projection.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type SessionRef } from '../sessions/command-context.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -80,9 +80,9 @@ export class Past {
     const isDeletedBetween = after.status === 'deleted' && from.version < to.version;
     const last = isDeletedBetween ? await this.stateAt(session, to.version - 1) : after;
     const history = async (at: number, later = 0) => {
-      const place = { ...session, incarnation };
-      const page = { at, after: later, order: 'asc', limit: asked.limit } as const;
-      return (await readHistory(this.models, endOf(loaded), place, page))?.messages ?? [];
+      const page = { ...session, incarnation, at, after: later, order: 'asc', limit: asked.limit } as const;
+      const found = await readHistory(this.models, endOf(loaded), page);
+      return JSON.parse(found?.messages ?? '[]') as MessageView[];
     };
     // A reset begins another history, and a deletion ends the last one.
     const isSame = before.historyStart === after.historyStart;

@@ -30,6 +30,18 @@ export interface EventRow {
 export const STRETCH = `(select tenant, stream_id, incarnation, version, type, time, data from event
   where lane = $1 and position > $2 and position <= $3)`;
 
+/**
+ * SQL condition: the last event of a stream is this one. It lets a query on other tables prove that what its caller
+ * knows of the stream is still true.
+ *
+ * @param end the name of a row with the columns `lane, tenant, stream_id, version, position, time`
+ */
+export const streamEndsAt = (end: string): string => `coalesce((
+  select e.version = ${end}.version and e.position = ${end}.position
+         and date_trunc('milliseconds', e.time) = ${end}.time
+  from event e where e.lane = ${end}.lane and e.tenant = ${end}.tenant and e.stream_id = ${end}.stream_id
+  order by e.version desc limit 1), false)`;
+
 /** SQL expression for the stored size of an event's payload, in bytes. */
 export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 

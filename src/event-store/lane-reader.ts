@@ -1,5 +1,6 @@
 import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
+import { Coalescer } from './coalescer.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type EventDecoder } from './event-decoder.js';
 import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
@@ -25,6 +26,11 @@ export type EventHead = Pick<RecordedEvent, 'lane' | 'position' | 'tenant' | 'st
 export class LaneReader {
   /** Reads requested in this turn of the event loop, by the positions that they start from. */
   private readonly asked = new Map<string, Promise<readonly LaneEvent[]>>();
+
+  private readonly endsOfLanes = new Coalescer<void, readonly number[]>(async (asked) => {
+    const ends = await this.readEnds();
+    return asked.map(() => ends);
+  });
 
   constructor(
     private readonly pool: Pool,
@@ -179,6 +185,11 @@ export class LaneReader {
 
   /** The last position of every lane, by lane number. */
   async ends(): Promise<number[]> {
+    // Each caller gets an array of its own, because some go on from it.
+    return [...(await this.endsOfLanes.ask())];
+  }
+
+  private async readEnds(): Promise<number[]> {
     const rows = await rowsOf<{ position: number }>(this.pool, {
       name: 'lane_ends',
       text: 'select position from lane_ends() order by lane',

@@ -1,5 +1,7 @@
 import { type Pool } from 'pg';
+import { arrayLiteral } from '../database/array-literal.js';
 import { COMMAND_READ_MS, rowsOf } from '../database/query.js';
+import { Coalescer } from './coalescer.js';
 import { dataOf, type EventDecoder, type Opened } from './event-decoder.js';
 import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRow } from './event-rows.js';
 import { type StreamId, streamKey } from './lane.js';
@@ -63,8 +65,23 @@ export interface KnownEnd {
  */
 const MOST_SINCE_KNOWN = 16;
 
+/** What `load` reads: the row of a stream, and those of the events since its state. */
+interface StoredRows {
+  readonly stored: StateRow;
+  readonly since: readonly SizedEventRow[];
+}
+
+const NOTHING_SINCE = { since: [], lag: { events: 0, bytes: 0 } };
+
+/** A log that was restored from a backup may have continued with other events, under the same versions. */
+const isSame = (one: KnownEnd, other: KnownEnd): boolean =>
+  one.version === other.version && one.position === other.position && one.time === other.time;
+
 /** Reads single streams: their states, their events and their ends. */
 export class StreamReader {
+  private readonly loads = new Coalescer((streams: readonly StreamId[]) => this.storedRows(streams));
+  private readonly ends = new Coalescer((streams: readonly StreamId[]) => this.readEnds(streams));
+
   constructor(
     private readonly pool: Pool,
     private readonly laneOf: (stream: StreamId) => number,
@@ -73,63 +90,69 @@ export class StreamReader {
 
   /** The last stored state and the events that came since; undefined when the stream does not exist. */
   async load(stream: StreamId): Promise<StoredStream | undefined> {
-    const [row] = await rowsOf<StateRow>(
-      this.pool,
-      {
-        name: 'load_stream',
-        text: `select ${STATE_COLUMNS} from stream_state s where s.tenant = $1 and s.stream_id = $2`,
-        values: [stream.tenant, stream.streamId],
-      },
-      COMMAND_READ_MS,
-    );
-    if (!row) return undefined;
-    // Events appended between the two queries do no harm, because the second query reads up to the stream's end.
-    const since = await this.rowsAfter(stream, row.version);
-    return this.toStream(row, (await this.decoder.states([row]))[0], since);
+    const rows = await this.loads.ask(stream);
+    return rows && this.toStream(rows.stored, (await this.decoder.states([rows.stored]))[0], rows.since);
   }
 
   /** Loads those of the streams that exist and that this code can read, in no particular order, by two queries. */
   async loadMany(streams: readonly StreamId[]): Promise<(StoredStream & StreamId)[]> {
+    const found = (await this.storedRows(streams)).filter((rows) => rows !== undefined);
+    const states = await this.decoder.states(found.map(({ stored }) => stored));
+    const loaded = found.map(async ({ stored, since }, index) => {
+      const stream = { tenant: stored.tenant, streamId: stored.stream_id };
+      return { ...(await this.toStream(stored, states[index], since)), ...stream };
+    });
+    return (await Promise.all(loaded.map(readable))).filter((one) => one !== undefined);
+  }
+
+  /** The stored states of streams and the events since, in the order of the streams. */
+  private async storedRows(streams: readonly StreamId[]): Promise<(StoredRows | undefined)[]> {
+    const different = [...new Map(streams.map((stream) => [streamKey(stream), stream])).values()];
     // The lateral join looks up each stream through the index; with a plain join the planner would read the whole
     // table.
-    const stored = await rowsOf<StateRow>(this.pool, {
-      name: 'load_streams',
-      text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
+    const stored = await rowsOf<StateRow>(
+      this.pool,
+      {
+        name: 'load_streams',
+        text: `select s.* from unnest($1::text[], $2::text[]) as w (tenant, stream_id)
                cross join lateral (
                  select ${STATE_COLUMNS} from stream_state s
                  where s.tenant = w.tenant and s.stream_id = w.stream_id limit 1
                ) s`,
-      values: [streams.map((one) => one.tenant), streams.map((one) => one.streamId)],
-    });
-    const rows = await rowsOf<SizedEventRow>(this.pool, {
-      name: 'load_streams_since',
-      text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS}
+        values: [different.map((one) => one.tenant), different.map((one) => one.streamId)],
+      },
+      COMMAND_READ_MS,
+    );
+    // Events appended between the two queries do no harm, because the second query reads up to the streams' ends.
+    const rows = await rowsOf<SizedEventRow>(
+      this.pool,
+      {
+        name: 'load_streams_since',
+        text: `select ${PAYLOAD_SIZE} as size, ${EVENT_COLUMNS}
                from unnest($1::smallint[], $2::text[], $3::text[], $4::int[]) as w (lane, tenant, stream_id, version)
                cross join lateral (
                  select * from event e
                  where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id and e.version > w.version
                  order by e.version
                ) e`,
-      values: [
-        stored.map((row) => row.lane),
-        stored.map((row) => row.tenant),
-        stored.map((row) => row.stream_id),
-        stored.map((row) => row.version),
-      ],
-    });
-    const since = new Map<string, SizedEventRow[]>();
-    for (const row of rows) {
-      const key = streamKey({ tenant: row.tenant, streamId: row.stream_id });
-      const before = since.get(key);
-      if (before) before.push(row);
-      else since.set(key, [row]);
-    }
-    const states = await this.decoder.states(stored);
-    const loaded = stored.map(async (row, index) => {
-      const stream = { tenant: row.tenant, streamId: row.stream_id };
-      return { ...(await this.toStream(row, states[index], since.get(streamKey(stream)) ?? [])), ...stream };
-    });
-    return (await Promise.all(loaded.map(readable))).filter((one) => one !== undefined);
+        values: [
+          stored.map((row) => row.lane),
+          stored.map((row) => row.tenant),
+          stored.map((row) => row.stream_id),
+          stored.map((row) => row.version),
+        ],
+      },
+      COMMAND_READ_MS,
+    );
+    const found = new Map(
+      stored.map((row) => [
+        streamKey({ tenant: row.tenant, streamId: row.stream_id }),
+        { stored: row, since: [] as SizedEventRow[] },
+      ]),
+    );
+    for (const row of rows)
+      found.get(streamKey({ tenant: row.tenant, streamId: row.stream_id }))?.since.push(row);
+    return streams.map((stream) => found.get(streamKey(stream)));
   }
 
   /**
@@ -168,11 +191,11 @@ export class StreamReader {
    * when one of the events cannot be read: then a newer stored state may still be usable.
    */
   async since(stream: StreamId, known: KnownEnd): Promise<Pick<StoredStream, 'since' | 'lag'> | undefined> {
+    const end = await this.ends.ask(stream);
+    if (end?.version === known.version) return isSame(end, known) ? NOTHING_SINCE : undefined;
     const [first, ...rows] = await this.rowsAfter(stream, known.version - 1, MOST_SINCE_KNOWN + 1);
-    // A log that was restored from a backup may have continued with other events.
-    const isThere =
-      first?.version === known.version && first.position === known.position && first.time === known.time;
-    return isThere && rows.length < MOST_SINCE_KNOWN ? readable(this.followed(rows)) : undefined;
+    const isUsable = first && isSame(first, known) && rows.length < MOST_SINCE_KNOWN;
+    return isUsable ? readable(this.followed(rows)) : undefined;
   }
 
   private async rowsAfter(stream: StreamId, version: number, limit?: number): Promise<SizedEventRow[]> {
@@ -191,22 +214,33 @@ export class StreamReader {
 
   /** The current versions of the streams, in the given order; 0 for a stream that does not exist. */
   async versions(streams: readonly StreamId[]): Promise<number[]> {
-    const rows = await rowsOf<{ version: number }>(this.pool, {
-      name: 'stream_versions',
-      text: `select coalesce((
-                 select e.version from event e
+    return (await this.readEnds(streams)).map((end) => end?.version ?? 0);
+  }
+
+  private async readEnds(streams: readonly StreamId[]): Promise<(KnownEnd | undefined)[]> {
+    const rows = await rowsOf<{ version: number | null; position: number; time: string }>(
+      this.pool,
+      {
+        name: 'stream_ends',
+        text: `select e.version, e.position, e.time
+               from unnest($1::smallint[], $2::text[], $3::text[]) with ordinality as w (lane, tenant, stream_id, n)
+               left join lateral (
+                 select version, position, time from event e
                  where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id
                  order by e.version desc limit 1
-               ), 0) as version
-               from unnest($1::smallint[], $2::text[], $3::text[]) with ordinality as w (lane, tenant, stream_id, n)
+               ) e on true
                order by w.n`,
-      values: [
-        streams.map((one) => this.laneOf(one)),
-        streams.map((one) => one.tenant),
-        streams.map((one) => one.streamId),
-      ],
-    });
-    return rows.map((row) => row.version);
+        values: [
+          arrayLiteral(streams.map((one) => this.laneOf(one))),
+          arrayLiteral(streams.map((one) => one.tenant)),
+          arrayLiteral(streams.map((one) => one.streamId)),
+        ],
+      },
+      COMMAND_READ_MS,
+    );
+    return rows.map(({ version, position, time }) =>
+      version === null ? undefined : { version, position, time },
+    );
   }
 
   /** A stream's events in the order of their versions. */

@@ -1,6 +1,12 @@
-import { type DataSource } from 'typeorm';
-import { available } from '../database/connection.js';
+import { createHash } from 'node:crypto';
+import { type Pool, type QueryResultRow } from 'pg';
+import { arrayLiteral, type Element } from '../database/array-literal.js';
+import { rowsOf } from '../database/query.js';
+import { Coalescer } from '../event-store/coalescer.js';
+import { streamEndsAt } from '../event-store/event-rows.js';
+import { type StreamId } from '../event-store/lane.js';
 import { type EventLog } from '../event-store/log.js';
+import { type KnownEnd } from '../event-store/stream-reader.js';
 
 /**
  * How new the rows of a read must be: the read model must have applied all events up to these positions (lane →
@@ -35,18 +41,52 @@ export class SessionParked extends Error {
 /** SQLSTATE of a missing table: somebody dropped it, and the projector has not rebuilt it yet. */
 const UNDEFINED_TABLE = '42P01';
 
+/** Keeps a sub-query from being merged into the one around it, where each of its columns would be computed twice. */
+const NOT_MERGED = 'offset 0';
+
 /** How long a strong read waits for the read model. */
 const PATIENCE_MS = 2_000;
+
+/** Where a stream ends as far as the reader knows. */
+export type StreamPlace = KnownEnd & { readonly lane: number };
+
+/** A query on the rows of one session that returns one row or none, for many sessions in one statement. */
+export interface SessionQuery {
+  /** Type of each parameter, in PostgreSQL's words. */
+  readonly types: readonly string[];
+  /** @param of SQL for the session and for each parameter: columns of the row that asks */
+  readonly sql: (of: { tenant: string; sessionId: string; parameters: readonly string[] }) => string;
+}
+
+/** What is asked of `readIfUnmoved`. */
+interface Question {
+  readonly stream: StreamId;
+  readonly end: StreamPlace;
+  readonly values: readonly unknown[];
+}
+
+/** Tells of a query whether its rows may be used. */
+interface Verdict {
+  readonly isReady: boolean;
+  readonly isCurrent: boolean;
+  readonly isParked: boolean;
+  readonly found: true | null;
+}
 
 /**
  * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough:
  * between two statements a rebuilt table with another checkpoint could take the place of the first.
+ *
+ * The statements are prepared once per connection, so there must be few different ones: what differs from call to call
+ * belongs into the parameters.
  */
 export class ReadModels {
   private readonly waiting = new Set<() => void>();
+  private readonly names = new Map<string, string>();
+  private readonly grouped = new Map<SessionQuery, Coalescer<Question, Verdict | undefined>>();
 
   constructor(
-    private readonly source: DataSource,
+    private readonly pool: Pool,
     private readonly store: EventLog,
   ) {}
 
@@ -76,43 +116,123 @@ export class ReadModels {
     const ends = freshness === 'eventual' ? [] : [...freshness].filter(([, position]) => position > 0);
     const next = values.length + 1;
     const text = `
-      select c.ready, c.parked, q.* from (
-        select exists (
-          select from projection_parked k
-          where k.projection = $${next + 2} and k.tenant = $${next + 3} and k.session_id = $${next + 4}
-        ) as parked, not exists (
-          select from unnest($${next}::smallint[], $${next + 1}::bigint[]) as e (lane, "position")
-          left join projection_checkpoint p on p.projection = $${next + 2} and p.lane = e.lane
+      select c.*, q.* from (
+        select not exists (
+          select from unnest($${next + 3}::smallint[], $${next + 4}::bigint[]) as e (lane, "position")
+          left join projection_checkpoint p on p.projection = $${next} and p.lane = e.lane
           where coalesce(p.position, 0) < e.position
-        ) as ready
-      ) c left join lateral (select true as found, x.* from (${sql}) x) q on c.ready and not c.parked`;
+        ) as "isReady", exists (
+          select from projection_parked k
+          where k.projection = $${next} and k.tenant = $${next + 1} and k.session_id = $${next + 2}
+        ) as "isParked"
+        ${NOT_MERGED}
+      ) c left join lateral (select true as found, x.* from (${sql}) x) q on c."isReady" and not c."isParked"`;
     const parameters = [
       ...values,
-      ends.map(([lane]) => lane),
-      ends.map(([, position]) => position),
       projection,
       session?.tenant ?? null,
       session?.sessionId ?? null,
+      ends.map(([lane]) => lane),
+      ends.map(([, position]) => position),
     ];
     const deadline = Date.now() + PATIENCE_MS;
     for (let pause = 2; ; pause = Math.min(pause * 2, 50)) {
       // Progress is watched from before the query, so that progress made during it is not missed.
       using progress = this.progress();
-      const rows = await available(() =>
-        this.source.query<(Row & { ready: boolean; parked: boolean; found: true | null })[]>(
-          text,
-          parameters,
-        ),
-      ).catch((error: unknown) => {
-        if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return [];
-        throw error;
-      });
-      if (rows[0]?.parked) throw new SessionParked();
-      if (rows[0]?.ready) return rows.filter((row) => row.found);
+      const rows = await this.query<Verdict>(text, parameters);
+      const [first] = rows;
+      if (first?.isParked) throw new SessionParked();
+      if (first?.isReady) return rows.filter((row) => row.found) as unknown as Row[];
       if (Date.now() >= deadline) throw new ProjectionLagging();
       this.store.wakeUp.readerWaits();
       await progress.within(pause);
     }
+  }
+
+  /**
+   * A strong read of a session that ends where this process believes. The proof is part of the statement, so that
+   * nothing has to be asked of the log before; and reads that arrive together are one statement.
+   *
+   * @returns the row, or null when there is none; `moved` when the session does not end there any more, and `late` when
+   *   the read model is not as new yet: then `read` has to be used
+   * @throws SessionParked, DatabaseUnavailable
+   */
+  async readIfUnmoved<Row>(
+    projection: string,
+    query: SessionQuery,
+    question: Question,
+  ): Promise<Row | null | 'moved' | 'late'> {
+    let reads = this.grouped.get(query);
+    if (!reads) {
+      reads = new Coalescer((questions) => this.readTogether(projection, query, questions));
+      this.grouped.set(query, reads);
+    }
+    const row = await reads.ask(question);
+    if (!row) return 'late';
+    if (!row.isCurrent) return 'moved';
+    if (row.isParked) throw new SessionParked();
+    if (!row.isReady) return 'late';
+    return row.found && (row as unknown as Row);
+  }
+
+  /** @returns one row per question; undefined when the table of the read model is missing */
+  private async readTogether(
+    projection: string,
+    { types, sql }: SessionQuery,
+    questions: readonly Question[],
+  ): Promise<(Verdict | undefined)[]> {
+    const names = types.map((_, index) => `v${index + 1}`);
+    const text = `
+      select w.n, c.*, q.* from unnest(
+        $2::text[], $3::text[], $4::smallint[], $5::int[], $6::bigint[], $7::timestamptz[]
+        ${types.map((type, index) => `, $${index + 8}::${type}[]`).join('')}
+      ) with ordinality as w (tenant, stream_id, lane, version, "position", time, ${[...names, 'n'].join()})
+      cross join lateral (
+        select coalesce((
+          select p.position from projection_checkpoint p where p.projection = $1 and p.lane = w.lane
+        ), 0) >= w.position as "isReady", ${streamEndsAt('w')} as "isCurrent", exists (
+          select from projection_parked k
+          where k.projection = $1 and k.tenant = w.tenant and k.session_id = w.stream_id
+        ) as "isParked"
+        ${NOT_MERGED}
+      ) c
+      left join lateral (
+        select true as found, x.* from (
+          ${sql({ tenant: 'w.tenant', sessionId: 'w.stream_id', parameters: names.map((name) => `w.${name}`) })}
+        ) x
+      ) q on c."isReady" and c."isCurrent" and not c."isParked"`;
+    const column = (pick: (question: Question) => unknown): string =>
+      arrayLiteral(questions.map((question) => pick(question) as Element));
+    const rows = await this.query<Verdict & { n: number }>(text, [
+      projection,
+      column(({ stream }) => stream.tenant),
+      column(({ stream }) => stream.streamId),
+      column(({ end }) => end.lane),
+      column(({ end }) => end.version),
+      column(({ end }) => end.position),
+      column(({ end }) => end.time),
+      ...types.map((_, index) => column(({ values }) => values[index])),
+    ]);
+    const answers = new Map(rows.map((row) => [row.n, row]));
+    return questions.map((_, index) => answers.get(index + 1));
+  }
+
+  /** The rows of a prepared statement; none when the table of the read model is missing. */
+  private async query<Row extends QueryResultRow>(text: string, values: unknown[]): Promise<Row[]> {
+    return rowsOf<Row>(this.pool, { name: this.nameOf(text), text, values }).catch((error: unknown) => {
+      if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return [];
+      throw error;
+    });
+  }
+
+  /** The name under which a connection keeps a prepared statement: another text must have another name. */
+  private nameOf(text: string): string {
+    let name = this.names.get(text);
+    if (name === undefined) {
+      name = `read_${createHash('sha256').update(text).digest('hex').slice(0, 24)}`;
+      this.names.set(text, name);
+    }
+    return name;
   }
 
   private progress(): Disposable & { within: (ms: number) => Promise<void> } {

@@ -1,6 +1,11 @@
 import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
-import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
+import {
+  type Freshness,
+  type ReadModels,
+  type SessionQuery,
+  type StreamPlace,
+} from '../projection-engine/strong-reads.js';
 import { SCHEMA_VERSIONS, type SessionRecord } from './session-record.js';
 
 interface HistoryRow {
@@ -8,26 +13,26 @@ interface HistoryRow {
   session_id: string;
   version: number;
   incarnation: number;
-  created_at: string;
   /** null in the row that marks the beginning of a history: a creation or a reset. */
-  message: object | null;
+  message: MessageView | null;
 }
 
 /**
  * All messages of all incarnations. Those before a reset or a deletion are kept, because the history at an earlier
  * version shows them. A row without a message marks where a history begins.
+ *
+ * A message is stored as the text that clients get, so that nobody has to take it apart and put it together again.
  */
 export const historyProjection: Projection<SessionRecord> = {
   name: 'history',
-  version: 1,
+  version: 2,
   createTable: (table) => `
     create table ${table} (
       tenant text collate "C" not null,
       session_id text collate "C" not null,
       version integer not null,
       incarnation integer not null,
-      created_at timestamptz not null,
-      message jsonb,
+      message json,
       primary key (tenant, session_id, version)
     );
     create index ${table}_begins on ${table} (tenant, session_id, version) where message is null`,
@@ -40,29 +45,35 @@ export const historyProjection: Projection<SessionRecord> = {
       let message: HistoryRow['message'] = null;
       if (event.type === 'MessageAppended') {
         const { messageId, ...others } = event.data;
-        message = { id: messageId, ...others };
+        const { version, time } = event;
+        message = {
+          id: messageId,
+          ...others,
+          version,
+          createdAt: others.origin?.createdAt ?? time,
+        } as MessageView;
       }
       rows.push({
         tenant: event.tenant,
         session_id: event.streamId,
         version: event.version,
         incarnation: event.incarnation,
-        created_at: event.time,
         message,
       });
     }
     if (rows.length === 0) return Promise.resolve([]);
     return Promise.resolve([
       {
-        // One JSON array is cheaper to send and to parse than an array of escaped texts.
-        text: `insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
-               select tenant, session_id, version, incarnation, created_at, nullif(message, 'null')
+        // One JSON array is cheaper to send and to parse than an array of escaped texts. It passes through jsonb, so
+        // that the text is the same as that of the statement below.
+        text: `insert into ${table} (tenant, session_id, version, incarnation, message)
+               select tenant, session_id, version, incarnation, nullif(message, 'null')::text::json
                from rows from (
-                 unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::timestamptz[]),
-                 jsonb_array_elements($6::jsonb)
-               ) as r (tenant, session_id, version, incarnation, created_at, message)`,
+                 unnest($1::text[], $2::text[], $3::int[], $4::int[]),
+                 jsonb_array_elements($5::jsonb)
+               ) as r (tenant, session_id, version, incarnation, message)`,
         values: [
-          ...columns(rows, ['tenant', 'session_id', 'version', 'incarnation', 'created_at']),
+          ...columns(rows, ['tenant', 'session_id', 'version', 'incarnation']),
           JSON.stringify(rows.map((row) => row.message)),
         ],
       },
@@ -72,10 +83,14 @@ export const historyProjection: Projection<SessionRecord> = {
   applyInside: {
     schemaVersions: SCHEMA_VERSIONS,
     statement: (table, events) => `
-      insert into ${table} (tenant, session_id, version, incarnation, created_at, message)
-      select tenant, stream_id, version, incarnation, time,
+      insert into ${table} (tenant, session_id, version, incarnation, message)
+      select tenant, stream_id, version, incarnation,
              case when type = 'MessageAppended'
-                  then (data - 'messageId') || jsonb_build_object('id', data -> 'messageId') end
+                  then ((data - 'messageId') || jsonb_build_object(
+                    'id', data -> 'messageId', 'version', version,
+                    'createdAt', coalesce(data -> 'origin' ->> 'createdAt',
+                                          to_char(time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
+                  ))::text::json end
       from ${events} e
       where type in ('SessionCreated', 'ConversationReset', 'MessageAppended')
       -- The rows of a session then lie together, and the index grows in its own order.
@@ -101,56 +116,112 @@ export interface MessageView {
 export interface HistoryPage {
   /** Version of the event with which the shown history begins. A page with another one belongs to another history. */
   readonly start: number;
-  readonly messages: MessageView[];
+  /** The messages as a JSON array. */
+  readonly messages: string;
+  /** Version of the last message of the page; null when the page is empty. */
+  readonly last: number | null;
+  /** Whether there are more messages behind the page. */
+  readonly hasMore: boolean;
+}
+
+interface PageRow {
+  start: number;
+  messages: string | null;
+  last: number | null;
+  more: boolean;
 }
 
 const TABLE = tableOf(historyProjection);
 
-/**
- * A page of the history that an incarnation of a session had at a version.
- * @returns undefined when the incarnation begins after that version
- */
+/** A page of the history that an incarnation of a session had at a version. */
+export interface PageOfHistory {
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly incarnation: number;
+  readonly at: number;
+  /** Version of the last message of the page before. */
+  readonly after?: number | undefined;
+  readonly order: 'asc' | 'desc';
+  readonly limit: number;
+}
+
+/** @returns undefined when the incarnation begins after that version */
 export async function readHistory(
   models: ReadModels,
   freshness: Freshness,
-  session: { readonly tenant: string; readonly sessionId: string; readonly incarnation: number },
-  page: {
-    readonly at: number;
-    readonly after?: number | undefined;
-    readonly order: 'asc' | 'desc';
-    readonly limit: number;
-  },
+  page: PageOfHistory,
 ): Promise<HistoryPage | undefined> {
-  const rows = await models.read<{
-    start: number;
-    version: number | null;
-    created_at: string;
-    message: MessageView;
-  }>(
-    TABLE,
-    freshness,
-    `select b.version as start, m.version, m.created_at, m.message
-     from (select version from ${TABLE}
-           where tenant = $1 and session_id = $2 and incarnation = $3 and version <= $4 and message is null
-           order by version desc limit 1) b
-     left join lateral (
-       select h.version, h.created_at, h.message from ${TABLE} h
-       where h.tenant = $1 and h.session_id = $2 and h.version <= $4 and h.message is not null
-         and h.version > ${page.order === 'asc' ? 'greatest(b.version, $5::int)' : 'b.version'}
-         ${page.order === 'desc' ? 'and ($5::int is null or h.version < $5)' : ''}
-       order by h.version ${page.order} limit $6
-     ) m on true
-     order by m.version ${page.order}`,
-    [session.tenant, session.sessionId, session.incarnation, page.at, page.after ?? null, page.limit],
-    session,
-  );
-  const [first] = rows;
-  if (!first) return undefined;
+  const { sql } = queryOf(page);
+  const values = valuesOf(page);
+  const parameters = values.map((_, index) => `$${index + 3}`);
+  const text = sql({ tenant: '$1', sessionId: '$2', parameters });
+  const { tenant, sessionId } = page;
+  const [row] = await models.read<PageRow>(TABLE, freshness, text, [tenant, sessionId, ...values], page);
+  return row && toPage(row);
+}
+
+/**
+ * Reads a page if the session still ends where this process believes.
+ *
+ * @returns `moved` when it does not
+ */
+export async function readHistoryIfUnmoved(
+  models: ReadModels,
+  end: StreamPlace,
+  page: PageOfHistory,
+): Promise<HistoryPage | undefined | 'moved'> {
+  const stream = { tenant: page.tenant, streamId: page.sessionId };
+  const query = queryOf(page);
+  const row = await models.readIfUnmoved<PageRow>(TABLE, query, { stream, end, values: valuesOf(page) });
+  if (row === 'moved') return row;
+  if (row === 'late') return readHistory(models, new Map([[end.lane, end.position]]), page);
+  return row ? toPage(row) : undefined;
+}
+
+const valuesOf = ({ incarnation, at, limit, after }: PageOfHistory): number[] => [
+  incarnation,
+  at,
+  limit,
+  ...(after === undefined ? [] : [after]),
+];
+
+const queryOf = ({ order, after }: PageOfHistory): SessionQuery =>
+  QUERIES[order][after === undefined ? 'first' : 'next'];
+
+const QUERIES = {
+  asc: { first: pageQuery('asc'), next: pageQuery('asc', true) },
+  desc: { first: pageQuery('desc'), next: pageQuery('desc', true) },
+};
+
+function pageQuery(order: 'asc' | 'desc', isBehind = false): SessionQuery {
+  const [behind, furthest] = order === 'asc' ? ['>', 'max'] : ['<', 'min'];
   return {
-    start: first.start,
-    messages: rows.flatMap(({ version, created_at, message }) => {
-      if (version === null) return [];
-      return [{ ...message, version, createdAt: message.origin?.createdAt ?? created_at }];
-    }),
+    types: ['int', 'int', 'int', ...(isBehind ? ['int'] : [])],
+    // One row more than asked for tells whether there are more.
+    sql: ({ tenant, sessionId, parameters: [incarnation, at, limit, after] }) => `
+      select b.version as start, m.*
+      from (
+        select h.version from ${TABLE} h
+        where h.tenant = ${tenant} and h.session_id = ${sessionId} and h.incarnation = ${incarnation}
+          and h.version <= ${at} and h.message is null
+        order by h.version desc limit 1
+      ) b
+      cross join lateral (
+        select string_agg(p.message, ',') filter (where p.nth <= ${limit}) as messages,
+               ${furthest}(p.version) filter (where p.nth <= ${limit}) as last, count(*) > ${limit} as more
+        from (
+          select h.version, h.message::text, row_number() over (order by h.version ${order}) as nth from ${TABLE} h
+          where h.tenant = ${tenant} and h.session_id = ${sessionId} and h.version > b.version
+            and h.version <= ${at} and h.message is not null ${isBehind ? `and h.version ${behind} ${after}` : ''}
+          order by h.version ${order} limit ${limit} + 1
+        ) p
+      ) m`,
   };
 }
+
+const toPage = ({ start, messages, last, more }: PageRow): HistoryPage => ({
+  start,
+  messages: `[${messages ?? ''}]`,
+  last,
+  hasMore: more,
+});

@@ -7,7 +7,9 @@ import {
   type OnModuleInit,
 } from '@nestjs/common';
 import { InjectDataSource } from '@nestjs/typeorm';
+import { type Pool } from 'pg';
 import { DataSource } from 'typeorm';
+import { type PostgresDriver } from 'typeorm/driver/postgres/PostgresDriver.js';
 import { connect } from '../database/connection.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
@@ -28,7 +30,8 @@ const VERIFY_LIMIT_MS = 3_600_000;
 @Injectable()
 class StrongReads extends ReadModels {
   constructor(@InjectDataSource() source: DataSource, store: EventLog) {
-    super(source, store);
+    // TypeORM itself prepares no statements, and planning a small read anew costs more than the read.
+    super((source.driver as PostgresDriver).master as Pool, store);
   }
 }
 

@@ -274,7 +274,24 @@ export interface SessionView {
   readonly forkedFrom?: { readonly sessionId: string; readonly version: number };
 }
 
-const toView = (row: SessionRow): SessionView => ({
+const VIEW_COLUMNS = [
+  'session_id',
+  'status',
+  'title',
+  'metadata',
+  'message_count',
+  'version',
+  'created_at',
+  'last_activity_at',
+  'input_tokens',
+  'output_tokens',
+  'cached_tokens',
+  'reasoning_tokens',
+  'forked_from',
+] as const satisfies readonly (keyof SessionRow)[];
+type ViewRow = Pick<SessionRow, (typeof VIEW_COLUMNS)[number]>;
+
+const toView = (row: ViewRow): SessionView => ({
   id: row.session_id,
   status: row.status as 'active' | 'expired',
   title: row.title,
@@ -302,10 +319,10 @@ export async function findSession(
   tenant: string,
   sessionId: string,
 ): Promise<SessionView | undefined> {
-  const [row] = await models.read<SessionRow>(
+  const [row] = await models.read<ViewRow>(
     SESSIONS,
     freshness,
-    `select * from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
+    `select ${VIEW_COLUMNS.join()} from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
     [tenant, sessionId],
     { tenant, sessionId },
   );
@@ -329,29 +346,33 @@ export async function listSessions(
   tenant: string,
   filter: SessionFilter,
 ): Promise<SessionView[]> {
+  const values: unknown[] = [tenant, filter.limit];
+  const parameter = (value: unknown): string => `$${values.push(value)}`;
+  // Only the conditions that are asked for: a plan that serves all of them would read the tenant from the start.
+  const conditions = ['tenant = $1'];
+  conditions.push(filter.status === 'all' ? `status <> 'deleted'` : `status = ${parameter(filter.status)}`);
+  if (filter.after) {
+    const { createdAt, id } = filter.after;
+    conditions.push(`(created_at, session_id) > (${parameter(createdAt)}, ${parameter(id)})`);
+  }
+  if (filter.q !== undefined) {
+    const q = `lower(${parameter(filter.q)})`;
+    conditions.push(`(strpos(lower(title), ${q}) > 0
+      or exists (select from jsonb_each_text(metadata) m where strpos(lower(m.value), ${q}) > 0))`);
+  }
   const metadata = Object.entries(filter.metadata ?? {});
-  const rows = await models.read<SessionRow>(
+  if (metadata.length > 0) {
+    const keys = parameter(metadata.map(([key]) => key));
+    const wanted = parameter(metadata.map(([, value]) => value));
+    conditions.push(`not exists (select from unnest(${keys}::text[], ${wanted}::text[]) as f (key, value)
+      where metadata ->> f.key is distinct from f.value)`);
+  }
+  const rows = await models.read<ViewRow>(
     SESSIONS,
     freshness,
-    `select s.* from ${SESSIONS} s
-     where tenant = $1
-       and (case when $2 = 'all' then status <> 'deleted' else status = $2 end)
-       and ($3::timestamptz is null or (created_at, session_id) > ($3, $4::text collate "C"))
-       and ($5::text is null or strpos(lower(title), lower($5)) > 0
-            or exists (select from jsonb_each_text(metadata) m where strpos(lower(m.value), lower($5)) > 0))
-       and not exists (select from unnest($6::text[], $7::text[]) as f (key, value)
-                       where s.metadata ->> f.key is distinct from f.value)
-     order by created_at, session_id limit $8`,
-    [
-      tenant,
-      filter.status,
-      filter.after?.createdAt ?? null,
-      filter.after?.id ?? null,
-      filter.q ?? null,
-      metadata.map(([key]) => key),
-      metadata.map(([, value]) => value),
-      filter.limit,
-    ],
+    `select ${VIEW_COLUMNS.join()} from ${SESSIONS}
+     where ${conditions.join(' and ')} order by created_at, session_id limit $2`,
+    values,
   );
   return rows.map(toView);
 }
@@ -367,10 +388,10 @@ export async function listForks(
   source: { readonly sessionId: string; readonly from: number; readonly to: number },
   page: Pick<SessionFilter, 'after' | 'limit'>,
 ): Promise<SessionView[]> {
-  const rows = await models.read<SessionRow>(
+  const rows = await models.read<ViewRow>(
     SESSIONS,
     freshness,
-    `select s.* from ${SESSIONS} s
+    `select ${VIEW_COLUMNS.join()} from ${SESSIONS} s
      where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
        and (forked_from ->> 'version')::int between $3 and $4 and status <> 'deleted'
        and ($5::timestamptz is null or (created_at, session_id) > ($5, $6::text collate "C"))

@@ -89,9 +89,14 @@ export class SessionCommands {
     return this.streams.load(streamOf(session));
   }
 
+  /** The session as this process saw it last, if it did. */
+  known(session: SessionRef): Loaded<SessionState> | undefined {
+    return this.streams.known(streamOf(session));
+  }
+
   /** The session as this process saw it last, or else as the log has it. */
   async lastKnown(session: SessionRef): Promise<Loaded<SessionState>> {
-    return this.streams.known(streamOf(session)) ?? this.load(session);
+    return this.known(session) ?? this.load(session);
   }
 
   /** The state of a session at a version that it has reached. */

@@ -6,7 +6,7 @@ import { EventLog } from '../event-store/log.js';
 import { type Loaded } from '../event-store/stream-handler.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
-import { type HistoryPage, readHistory } from '../read-models/history.projection.js';
+import { type HistoryPage, readHistory, readHistoryIfUnmoved } from '../read-models/history.projection.js';
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import {
   findSession,
@@ -61,10 +61,14 @@ export class SessionQueries {
     });
   }
 
-  /** @throws DomainError `session-not-found`, ProjectionLagging */
-  async find({ tenant, sessionId }: SessionRef, consistency: Consistency): Promise<SessionAnswer> {
-    const wanted = consistency === 'strong' ? endOf(await this.existing({ tenant, sessionId })) : EVENTUAL;
-    const found = await findSession(this.models, wanted, tenant, sessionId);
+  /**
+   * A strong read needs no read model: the state of the session is the answer.
+   * @throws DomainError `session-not-found`, ProjectionLagging
+   */
+  async find(session: SessionRef, consistency: Consistency): Promise<SessionAnswer> {
+    if (consistency === 'strong') return this.answer(session, await this.existing(session));
+    const { tenant, sessionId } = session;
+    const found = await findSession(this.models, EVENTUAL, tenant, sessionId);
     if (!found) throw notFound();
     return this.present(tenant, found);
   }
@@ -122,37 +126,40 @@ export class SessionQueries {
   async messages(
     session: SessionRef,
     query: z.infer<typeof ListMessagesQuery>,
-  ): Promise<{ data: HistoryPage['messages']; nextCursor: string | null; version: number }> {
-    const { order, limit } = query;
+  ): Promise<{ messages: string; nextCursor: string | null; version: number }> {
+    const { order, limit, consistency } = query;
     const scope = JSON.stringify(['messages', session, order, query.at ?? null, query.incarnation ?? null]);
     const cursor = query.cursor === undefined ? undefined : decodeCursor(scope, query.cursor, MessageCursor);
-    const loaded = await this.commands.load(session);
-    const { state } = loaded;
-    const isGone = query.incarnation === undefined && !exists(state) && state.version > 0;
-    if (cursor && isGone) throw cursorExpired();
-    const incarnation = incarnationIn(state, query.incarnation);
-
     const past = query.at !== undefined || query.incarnation !== undefined;
-    const at =
-      cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
-    // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as
-    // well.
-    const wanted = query.consistency === 'strong' ? endOf(loaded) : EVENTUAL;
-    const page = await readHistory(
-      this.models,
-      wanted,
-      { ...session, incarnation },
-      { at, after: cursor?.after, order, limit: limit + 1 },
-    );
+    const asked = { ...session, after: cursor?.after, order, limit };
+
+    const known = past || consistency !== 'strong' ? undefined : this.commands.known(session);
+    let page: HistoryPage | undefined | 'moved' = 'moved';
+    let at = 0;
+    if (known && exists(known.state)) {
+      const { incarnation } = known.state;
+      at = known.state.version;
+      const end = { ...known, version: at };
+      page = await readHistoryIfUnmoved(this.models, end, { ...asked, incarnation, at });
+    }
+    if (page === 'moved') {
+      const loaded = await this.commands.load(session);
+      const { state } = loaded;
+      const isGone = query.incarnation === undefined && !exists(state) && state.version > 0;
+      if (cursor && isGone) throw cursorExpired();
+      const incarnation = incarnationIn(state, query.incarnation);
+      at =
+        cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
+      // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as
+      // well.
+      const wanted = consistency === 'strong' ? endOf(loaded) : EVENTUAL;
+      page = await readHistory(this.models, wanted, { ...asked, incarnation, at });
+    }
     if (cursor && cursor.start !== page?.start) throw cursorExpired();
-    const data = (page?.messages ?? []).slice(0, limit);
-    const last = data.at(-1);
-    const more = page && last && page.messages.length > limit;
+    const next = page?.hasMore && { start: page.start, at: past ? at : null, after: page.last };
     return {
-      data,
-      nextCursor: more
-        ? encodeCursor(scope, { start: page.start, at: past ? at : null, after: last.version })
-        : null,
+      messages: page?.messages ?? '[]',
+      nextCursor: next ? encodeCursor(scope, next) : null,
       version: at,
     };
   }

@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { type Pool } from 'pg';
-import { DataSource } from 'typeorm';
-import { connect, connectionConfig, createPool } from '../../../src/database/connection.js';
+import { connect, createPool } from '../../../src/database/connection.js';
 import { DomainError } from '../../../src/domain/decider.js';
 import { type NewMessage, type SessionCommand } from '../../../src/domain/session.commands.js';
 import { isActivity, type SessionState, STATE_VERSION } from '../../../src/domain/session.state.js';
@@ -13,7 +12,12 @@ import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js'
 import { type Leases } from '../../../src/event-store/leases.js';
 import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
-import { historyProjection } from '../../../src/read-models/history.projection.js';
+import {
+  historyProjection,
+  type MessageView,
+  type PageOfHistory,
+  readHistory,
+} from '../../../src/read-models/history.projection.js';
 import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
 import { ReadModels, type Freshness } from '../../../src/projection-engine/strong-reads.js';
@@ -54,7 +58,7 @@ export class Node {
     readonly leases: Leases,
     readonly models: ReadModels,
     readonly projector: Projector,
-    private readonly source: DataSource,
+    private readonly reads: Pool,
     private readonly pool: Pool,
   ) {
     this.sessions = new StreamHandler(store, {
@@ -74,12 +78,8 @@ export class Node {
   ): Promise<Node> {
     const store = await EventLog.open(url, { upcast, ...options });
     const leases = store.leases(randomUUID());
-    const source = await new DataSource({
-      type: 'postgres',
-      url,
-      extra: connectionConfig(url, 'read models'),
-    }).initialize();
-    const models = new ReadModels(source, store);
+    const reads = createPool(url, 'read models');
+    const models = new ReadModels(reads, store);
     const pool = createPool(url, 'projector', { max: 6, settings: '-c synchronous_commit=off' });
     const projector = new Projector({
       store,
@@ -97,7 +97,7 @@ export class Node {
         node.errors.push(error);
       },
     });
-    const node = new Node(store, leases, models, projector, source, pool);
+    const node = new Node(store, leases, models, projector, reads, pool);
     await projector.start();
     return node;
   }
@@ -105,7 +105,7 @@ export class Node {
   async stop(): Promise<void> {
     await this.projector.stop();
     await this.leases.close();
-    await this.source.destroy();
+    await this.reads.end();
     await this.pool.end();
     await this.store.close();
   }
@@ -170,4 +170,15 @@ export class Node {
     }
     return events;
   }
+}
+
+/** A page of a history, with its messages taken from the text. */
+export async function historyPage(
+  models: ReadModels,
+  freshness: Freshness,
+  session: Pick<PageOfHistory, 'tenant' | 'sessionId' | 'incarnation'>,
+  page: Omit<PageOfHistory, 'tenant' | 'sessionId' | 'incarnation'>,
+): Promise<{ start: number; messages: MessageView[] } | undefined> {
+  const found = await readHistory(models, freshness, { ...session, ...page });
+  return found && { start: found.start, messages: JSON.parse(found.messages) as MessageView[] };
 }

@@ -1,5 +1,5 @@
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
-import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
+import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
@@ -11,7 +11,7 @@ import {
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
-import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
+import { byCode, historyPage, message, Node, READ_MODELS, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -96,7 +96,7 @@ describe.each([
     expect(listed.find(({ id }) => id === 's7')).toMatchObject({ version: 3, messageCount: 2 });
     // Other read models show the session, and clients can write to it.
     expect((await say(node, 's7', 'later')).state.messageCount).toBe(5);
-    const page = await readHistory(
+    const page = await historyPage(
       node.models,
       await node.endOf('s7'),
       { tenant: TENANT, sessionId: 's7', incarnation: 1 },
@@ -146,7 +146,7 @@ it('given a parked session, when its poison event is skipped, then its other eve
   const first = await node.projector.resume(buggy, session, 'next');
   expect(first).toMatchObject({ parked: { version: 6 } });
   expect(await node.projector.resume(buggy, session, 'next')).toEqual({ parked: null });
-  const page = await readHistory(
+  const page = await historyPage(
     node.models,
     await node.endOf('s'),
     { ...session, incarnation: 1 },

@@ -9,14 +9,13 @@ import {
   ResetConversation,
   StartGeneration,
 } from '../../../src/domain/session.commands.js';
-import { readHistory } from '../../../src/read-models/history.projection.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
 import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
 import { findSession, listSessions } from '../../../src/read-models/sessions.projection.js';
 import { sessionUsage } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized } from '../event-store/fixture.js';
-import { message, Node, READ_MODELS, target, TENANT } from './fixture.js';
+import { historyPage, message, Node, READ_MODELS, target, TENANT } from './fixture.js';
 
 let db: TestDatabase;
 const nodes: Node[] = [];
@@ -78,7 +77,7 @@ describe('the rows of a life', () => {
       usage: { inputTokens: 10, outputTokens: 4, cachedTokens: 3, reasoningTokens: 0 },
     });
     const chat = { tenant: TENANT, sessionId: 'chat', incarnation: 1 };
-    expect(await readHistory(two.models, await other(), chat, begun)).toEqual({
+    expect(await historyPage(two.models, await other(), chat, begun)).toEqual({
       start: 1,
       messages: [
         { id: 'm1', role: 'user', content: 'hello', status: 'complete', version: 2, createdAt: AT(1) },
@@ -111,9 +110,9 @@ describe('the rows of a life', () => {
     await one.handle(to.sessionId, new ChangeSessionDetails({ title: null, metadata: { user: 'bob' } }));
     await clockAt(3);
     await one.handle(to.sessionId, new ResetConversation());
-    expect(await readHistory(two.models, await other(), chat, begun)).toEqual({ start: 10, messages: [] });
+    expect(await historyPage(two.models, await other(), chat, begun)).toEqual({ start: 10, messages: [] });
     // The session is as it was before.
-    expect(await readHistory(two.models, await other(), chat, { ...begun, at: 9 })).toMatchObject({
+    expect(await historyPage(two.models, await other(), chat, { ...begun, at: 9 })).toMatchObject({
       start: 1,
       messages: [{ version: 2 }, { version: 4 }, { version: 6 }],
     });
@@ -183,15 +182,15 @@ describe('the rows of a life', () => {
       lastActivityAt: AT(5),
       usage: { inputTokens: 0, outputTokens: 0, cachedTokens: 0, reasoningTokens: 0 },
     });
-    expect(await readHistory(two.models, await other(), { ...chat, incarnation: 2 }, begun)).toEqual({
+    expect(await historyPage(two.models, await other(), { ...chat, incarnation: 2 }, begun)).toEqual({
       start: 15,
       messages: [],
     });
-    expect(await readHistory(two.models, await other(), chat, begun)).toMatchObject({
+    expect(await historyPage(two.models, await other(), chat, begun)).toMatchObject({
       start: 10,
       messages: [{ id: 'm9' }],
     });
-    expect(await readHistory(two.models, await other(), { ...chat, incarnation: 3 }, begun)).toBeUndefined();
+    expect(await historyPage(two.models, await other(), { ...chat, incarnation: 3 }, begun)).toBeUndefined();
     expect(await sessionUsage(two.models, await other(), TENANT, 'chat')).toEqual(usage);
     expect(nodes.flatMap((node) => node.errors)).toEqual([]);
   });
@@ -244,7 +243,7 @@ describe('the rows of a life', () => {
     for (const order of ['asc', 'desc'] as const) {
       const read: unknown[] = [];
       for (let after: number | undefined; ;) {
-        const page = await readHistory(node.models, wanted, chat, { at: 20, after, order, limit: 5 });
+        const page = await historyPage(node.models, wanted, chat, { at: 20, after, order, limit: 5 });
         if (!page || page.messages.length === 0) break;
         read.push(...page.messages.map(({ content }) => content));
         after = page.messages.at(-1)?.version;
@@ -293,7 +292,7 @@ describe('strong reads', () => {
             }),
           );
           expect(listed).toMatchObject([{ id, messageCount: round }]);
-          const page = await readHistory(
+          const page = await historyPage(
             reader.models,
             await reader.endOf(id),
             { tenant: TENANT, sessionId: id, incarnation: 1 },

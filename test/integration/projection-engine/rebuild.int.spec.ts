@@ -1,7 +1,7 @@
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { type EventLogOptions } from '../../../src/event-store/log.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
-import { historyProjection, readHistory } from '../../../src/read-models/history.projection.js';
+import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import {
@@ -12,7 +12,7 @@ import {
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
-import { byCode, message, Node, READ_MODELS, TENANT } from './fixture.js';
+import { byCode, historyPage, message, Node, READ_MODELS, TENANT } from './fixture.js';
 import { sealingCodec } from '../../support/sealing-codec.js';
 import { heavy } from '../../support/heavy.js';
 
@@ -102,7 +102,7 @@ describe('a rebuild', () => {
           const { state } = await writer.handle(id, new AppendMessages([message(`${id} ${round}`)]));
           const found = await findSession(reader.models, await reader.endOf(id), TENANT, id);
           expect(found).toMatchObject({ version: state.version, messageCount: round });
-          const page = await readHistory(
+          const page = await historyPage(
             reader.models,
             await reader.endOf(id),
             { tenant: TENANT, sessionId: id, incarnation: 1 },
@@ -296,12 +296,12 @@ describe('verify', () => {
   it.each([
     [
       'changed',
-      `update history_v1 set message = jsonb_set(message, '{content}', '"forged"') where message is not null`,
+      `update history_v2 set message = jsonb_set(message::jsonb, '{content}', '"forged"')::json where message is not null`,
     ],
-    ['lost', 'delete from history_v1 where version = 2'],
+    ['lost', 'delete from history_v2 where version = 2'],
     [
       'made up',
-      `insert into history_v1 select tenant, session_id, 99, incarnation, created_at, message from history_v1 where version = 2`,
+      `insert into history_v2 select tenant, session_id, 99, incarnation, message from history_v2 where version = 2`,
     ],
   ])(
     'given a row that was %s behind the service’s back, when the read model is verified under load, then it names the session',
