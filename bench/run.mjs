@@ -6,6 +6,7 @@ import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { quietService } from './measures/quiet-service.mjs';
+import { reads } from './measures/reads.mjs';
 import { rebuild } from './measures/rebuild.mjs';
 import { streaming } from './measures/streaming.mjs';
 import { startServer } from './support/database.mjs';
@@ -16,6 +17,7 @@ const MEASURES = {
   lone: loneAppend,
   snapshot: oldSnapshot,
   http: httpAppends,
+  reads,
   long: longSession,
   quiet: quietService,
   rebuild,

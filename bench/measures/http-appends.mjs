@@ -1,61 +1,81 @@
 import { connect } from '../support/database.mjs';
 import { ask, Connection, request } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
-import { cpuSeconds, startEcho, startService } from '../support/process.mjs';
-import { median, rate, ratio, sideBySide, spread, timed } from '../support/stats.mjs';
+import { cpuSeconds, startByHand, startService } from '../support/process.mjs';
+import { median, quantile, rate, ratio, sideBySide, spread, timed } from '../support/stats.mjs';
 
 const CONNECTIONS = 64;
-const SESSIONS = 2_000;
+const SESSIONS = 200;
+/** Many clients that write to few sessions. */
+const CROWD = 256;
+const CROWDED_SESSIONS = 20;
 
 /**
  * Measures durable appends over HTTP while projections run, in comparison with a bare Fastify that sends the same body
- * back.
+ * back, and with one that writes a message in a transaction of its own.
  */
 export async function httpAppends(server, { full }) {
   const url = await server.database('http');
   const service = await startService(url);
-  const echo = await startEcho();
+  const byHand = await startByHand(url);
   const database = await connect(url, 'bench');
   try {
+    const message = { role: 'user', content: CONTENT };
     const requests = Array.from({ length: SESSIONS }, (_, n) =>
-      request('POST', `/v1/sessions/session-${n}/messages`, { role: 'user', content: CONTENT }),
+      request('POST', `/v1/sessions/session-${n}/messages`, message),
     );
+    const echo = request('POST', '/echo', message);
     const toService = await openMany(service.url);
-    const toEcho = await openMany(echo.url);
-    let next = 0;
-    await Promise.all(
-      toService.map(async (connection) => {
-        for (let n = next++; n < SESSIONS; n = next++) {
-          await ask(connection, 'POST', '/v1/sessions', { id: `session-${n}` });
-        }
-      }),
-    );
+    const toHand = await openMany(byHand.url);
+    for (const [first] of [toService, toHand]) {
+      for (let n = 0; n < SESSIONS; n += 1) await ask(first, 'POST', '/v1/sessions', { id: `session-${n}` });
+    }
 
+    let next = 0;
     let acknowledged = 0;
     const refused = new Map();
-    const append = async (worker) => {
-      const { status } = await toService[worker].send(requests[(next += 1) % SESSIONS]);
+    const answered = ({ status }) => {
       if (status === 201) acknowledged += 1;
       else refused.set(status, (refused.get(status) ?? 0) + 1);
     };
+    const anyOf = (sessions) => requests[(next += 1) % sessions];
+    const append = async (worker, sessions) => {
+      answered(await toService[worker].send(anyOf(sessions)));
+    };
+    const appendByHand = async (worker, sessions) => {
+      const { status } = await toHand[worker].send(anyOf(sessions));
+      if (status !== 201) throw new Error(`the service written by hand answered ${status}`);
+    };
     const repeat = async (worker) => {
-      const { status } = await toEcho[worker].send(requests[(next += 1) % SESSIONS]);
+      const { status } = await toHand[worker].send(echo);
       if (status !== 200) throw new Error(`the echo answered ${status}`);
     };
     const seconds = full ? 10 : 4;
+    const rounds = full ? 7 : 5;
     let cpu = 0;
-    const rates = await sideBySide(full ? 7 : 5, {
+    let appended = 0;
+    const latencies = [];
+    const rates = await sideBySide(rounds, {
       service: async () => {
-        const before = cpuSeconds(service.pid);
-        const result = await rate(CONNECTIONS, seconds, append);
-        cpu += cpuSeconds(service.pid) - before;
+        const before = [cpuSeconds(service.pid), acknowledged];
+        const result = await rate(CONNECTIONS, seconds, (worker) => append(worker, SESSIONS));
+        cpu += cpuSeconds(service.pid) - before[0];
+        appended += acknowledged - before[1];
         return result;
       },
       echo: () => rate(CONNECTIONS, seconds, repeat),
+      byHand: () => rate(CONNECTIONS, seconds, (worker) => appendByHand(worker, SESSIONS)),
+      crowd: () =>
+        rate(CROWD, seconds, async (worker) => {
+          latencies.push(await timed(() => append(worker, CROWDED_SESSIONS)));
+        }),
+      crowdByHand: () => rate(CROWD, seconds, (worker) => appendByHand(worker, CROWDED_SESSIONS)),
+      one: () => rate(CONNECTIONS, seconds, (worker) => append(worker, 1)),
     });
+    const p99 = quantile(latencies, 0.99);
 
     // Right after one more round of appends: how far behind are the read models, and how long do strong reads take?
-    await rate(CONNECTIONS, seconds, append);
+    await rate(CONNECTIONS, seconds, (worker) => append(worker, SESSIONS));
     const behind = await lag(database);
     const [first] = toService;
     const last = requests.length - 1;
@@ -67,18 +87,46 @@ export async function httpAppends(server, { full }) {
       `select count(*) as events, count(distinct id) as different from event where type = 'MessageAppended'`,
     );
     const whole = refused.size === 0 && rows[0].events === acknowledged && rows[0].different === acknowledged;
-    for (const connection of [...toService, ...toEcho]) connection.close();
+    for (const connection of [...toService, ...toHand]) connection.close();
     return [
       {
-        name: `POST …/messages, ${CONNECTIONS} connections`,
-        ours: `${Math.round(median(rates.service))}/s`,
-        other: `bare Fastify echo ${Math.round(median(rates.echo))}/s`,
+        name: `POST …/messages, ${CONNECTIONS} connections, ${SESSIONS} sessions`,
+        ours: perSecond(rates.service),
+        other: `bare Fastify echo ${perSecond(rates.echo)}`,
         ratio: ratio(rates.service, rates.echo),
-        atLeast: 0.12,
+        atLeast: 0.2,
         spread: Math.max(spread(rates.service), spread(rates.echo)),
-        note: Number.isFinite(cpu)
-          ? `${((cpu / acknowledged) * 1e6).toFixed(0)} µs of processor time each`
-          : '',
+        note: Number.isFinite(cpu) ? `${((cpu / appended) * 1e6).toFixed(0)} µs of processor time each` : '',
+      },
+      {
+        name: 'the same',
+        ours: perSecond(rates.service),
+        other: `by hand, a transaction each ${perSecond(rates.byHand)}`,
+        ratio: ratio(rates.service, rates.byHand),
+        atLeast: 2.5,
+        spread: Math.max(spread(rates.service), spread(rates.byHand)),
+      },
+      {
+        name: `${CROWD} connections, ${CROWDED_SESSIONS} sessions`,
+        ours: perSecond(rates.crowd),
+        other: `by hand ${perSecond(rates.crowdByHand)}`,
+        ratio: ratio(rates.crowd, rates.crowdByHand),
+        atLeast: 4,
+        spread: Math.max(spread(rates.crowd), spread(rates.crowdByHand)),
+      },
+      {
+        name: 'the same, p99',
+        ours: `${p99.toFixed(0)} ms`,
+        pass: p99 <= 150,
+        target: '≤ 150 ms',
+      },
+      {
+        name: `one session, ${CONNECTIONS} connections`,
+        ours: perSecond(rates.one),
+        other: `${SESSIONS} sessions ${perSecond(rates.service)}`,
+        ratio: ratio(rates.one, rates.service),
+        atLeast: 0.8,
+        spread: Math.max(spread(rates.one), spread(rates.service)),
       },
       {
         name: 'acknowledged appends that are in the log, once',
@@ -95,11 +143,13 @@ export async function httpAppends(server, { full }) {
   } finally {
     await database.end();
     await service.stop();
-    await echo.stop();
+    await byHand.stop();
   }
 }
 
-const openMany = (url) => Promise.all(Array.from({ length: CONNECTIONS }, () => Connection.open(url)));
+const openMany = (url) => Promise.all(Array.from({ length: CROWD }, () => Connection.open(url)));
+
+const perSecond = (rates) => `${Math.round(median(rates))}/s`;
 
 /** Number of events that the read model which is furthest behind has not applied. */
 async function lag(database) {

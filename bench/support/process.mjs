@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { fastifyEntry, main } from './product.mjs';
+import { fastifyEntry, main, pgEntry, product } from './product.mjs';
 
 /** Starts the built service as a process of its own. `node` are further options of its Node.js. */
 export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
@@ -15,8 +15,21 @@ export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
     ...env,
   });
 
-/** Starts a bare Fastify that sends each body back. */
-export const startEcho = () => start([file('./echo.mjs'), fastifyEntry()], {});
+/**
+ * Starts a bare Fastify that sends each body back, and, with the URL of a database of the service, reads and writes as
+ * a team would do it by hand.
+ */
+export const startByHand = (databaseUrl) =>
+  start([file('./by-hand.mjs'), fastifyEntry(), pgEntry()], {
+    ...(databaseUrl && { DATABASE_URL: databaseUrl, ...readModelTables() }),
+  });
+
+const readModelTables = () => {
+  const { tableOf } = product('dist/projection-engine/projection.js');
+  const { sessionsProjection } = product('dist/read-models/sessions.projection.js');
+  const { historyProjection } = product('dist/read-models/history.projection.js');
+  return { SESSIONS_TABLE: tableOf(sessionsProjection), HISTORY_TABLE: tableOf(historyProjection) };
+};
 
 /** Starts a model that sends 50 tokens a second. */
 export const startPacedModel = () => start([file('./paced-model.mjs')], {});

@@ -11,3 +11,4 @@ export const product = (name) => require(name.startsWith('dist/') ? join(root, n
 /** The built service's entry. */
 export const main = join(root, 'dist', 'main.js');
 export const fastifyEntry = () => require.resolve('fastify');
+export const pgEntry = () => require.resolve('pg');
