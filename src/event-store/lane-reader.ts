@@ -16,6 +16,27 @@ const nextOfLanes = (columns: string): string => `
     order by e.position limit $3
   ) e`;
 
+/**
+ * Most bytes of payload in a page, over all lanes; beyond that a page ends early, with at least one event of each lane.
+ * An estimate: what may be compressed is taken for eight times its stored size, because only expanding it would tell.
+ */
+const PAGE_BYTES = 16 * 1024 * 1024;
+
+/** SQL for a page of lanes: at most $3 events of each, and no more once there are $4 bytes of it. */
+const pageOfLanes = `
+  select ${EVENT_COLUMNS}, e.bytes >= $4 as "isFull"
+  from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+  cross join lateral (
+    select * from (
+      select s.*, sum(s.size) over (order by s.position rows unbounded preceding) as bytes
+      from (
+        select e.*, ${PAYLOAD_SIZE} * case when ${PAYLOAD_SIZE} < 1000 then 1 else 8 end as size from event e
+        where e.lane = reader.lane and e.position > reader.position
+        order by e.position limit $3
+      ) s
+    ) e where e.bytes - e.size < $4
+  ) e`;
+
 /** Where an event is and whom it concerns, without its payload. */
 export type EventHead = Pick<RecordedEvent, 'lane' | 'position' | 'tenant' | 'streamId' | 'time'> & {
   /** Of its payload as it is stored. */
@@ -48,8 +69,10 @@ export class LaneReader {
     const unknown = new Map<number, number>();
     for (const [lane, position] of after) {
       const events = this.tail.after(lane, position, limit);
-      if (events) recent.push(...events);
-      else unknown.set(lane, position);
+      const last = events?.at(-1);
+      if (!events || !last) unknown.set(lane, position);
+      else if (events.length < limit) recent.push(...events);
+      else recent.push(...events.slice(0, -1), { ...last, hasMore: true });
     }
     if (unknown.size === 0) return recent;
     const stored = await this.read(unknown, limit);
@@ -57,8 +80,8 @@ export class LaneReader {
   }
 
   /**
-   * The next events of several lanes, in order within each lane, at most `limit` per lane. An event that this code
-   * cannot read is marked instead of thrown, so that it does not hold up the events beside it.
+   * The next events of several lanes, in order within each lane, at most `limit` per lane, and fewer where they are
+   * large: `hasMore` tells of the last one of a lane whether there may be more. An event that this code cannot read is marked instead of thrown, so that it does not hold up the events beside it.
    *
    * Reads that start from the same positions in the same turn of the event loop share one query, because all followers
    * of the log are woken together.
@@ -79,12 +102,20 @@ export class LaneReader {
   }
 
   private async readNow(after: ReadonlyMap<number, number>, limit: number): Promise<LaneEvent[]> {
-    const rows = await rowsOf<EventRow>(this.pool, {
+    const rows = await rowsOf<EventRow & { isFull: boolean }>(this.pool, {
       name: 'read_lanes',
-      text: nextOfLanes(EVENT_COLUMNS),
-      values: [[...after.keys()], [...after.values()], limit],
+      text: pageOfLanes,
+      values: [[...after.keys()], [...after.values()], limit, Math.ceil(PAGE_BYTES / after.size)],
     });
-    return this.decoder.laneEvents(rows);
+    const events = await this.decoder.laneEvents(rows);
+    let count = 0;
+    return events.map((event, index) => {
+      count += 1;
+      const isLast = rows[index + 1]?.lane !== event.lane;
+      const hasMore = isLast && (count === limit || rows[index]?.isFull === true);
+      if (isLast) count = 0;
+      return hasMore ? { ...event, hasMore } : event;
+    });
   }
 
   /** Like `read`, but with the data as stored JSON, for readers that pass events on without looking at their data. */

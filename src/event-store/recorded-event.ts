@@ -19,7 +19,10 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
 /** An event as it is stored: its data is JSON text in the schema version in which it was written. */
 export type StoredEvent = Omit<RecordedEvent, 'data'> & { readonly json: string };
 
-/**
- * An event at a position of a lane. `unreadable` is set when this code cannot read the event, which then has no data.
- */
-export type LaneEvent = RecordedEvent & { readonly unreadable?: Error };
+/** An event at a position of a lane, as those who follow lanes get it. */
+export type LaneEvent = RecordedEvent & {
+  /** Set when this code cannot read the event, which then has no data. */
+  readonly unreadable?: Error;
+  /** Set on the last event of a lane in a page when the lane may have more. */
+  readonly hasMore?: true;
+};

@@ -7,6 +7,11 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
 import { compute, type Projection, run } from './projection.js';
 
+interface Advance {
+  readonly events: number;
+  readonly unfinished: ReadonlySet<number>;
+}
+
 /** The state of a lane as this node last saw it. */
 interface Lane {
   readonly position: number;
@@ -39,21 +44,21 @@ export class LaneFold {
   /**
    * Applies the next events of these lanes, at most `limit` of each.
    * @param epochs lane → epoch of the lease that this node holds
-   * @returns lane → how many events there were
+   * @returns how many events there were, and the lanes that may have more
    * @throws Fenced when a lane turns out to be another node's
    */
-  async advance(epochs: ReadonlyMap<number, number>, limit: number): Promise<Map<number, number>> {
+  async advance(epochs: ReadonlyMap<number, number>, limit: number): Promise<Advance> {
     try {
       const lanes = await this.lanes([...epochs.keys()]);
       const from = new Map([...lanes].map(([lane, { position }]) => [lane, position]));
       const events = await this.store.lanes.follow(from, limit);
-      const counts = new Map<number, number>();
+      const unfinished = new Set<number>();
       const to = new Map<number, number>();
-      for (const { lane, position } of events) {
-        counts.set(lane, (counts.get(lane) ?? 0) + 1);
+      for (const { lane, position, hasMore } of events) {
         to.set(lane, position);
+        if (hasMore) unfinished.add(lane);
       }
-      if (events.length === 0) return counts;
+      if (events.length === 0) return { events: 0, unfinished };
 
       const poisons: Poison[] = [];
       const parked = new Set([...lanes.values()].flatMap((lane) => [...lane.parked]));
@@ -76,7 +81,7 @@ export class LaneFold {
       for (const { lane, tenant, sessionId } of poisons)
         this.known.get(lane)?.parked.add(streamKey({ tenant, streamId: sessionId }));
       poisons.forEach(this.onParked);
-      return counts;
+      return { events: events.length, unfinished };
     } catch (error) {
       for (const lane of epochs.keys()) this.known.delete(lane);
       throw error;

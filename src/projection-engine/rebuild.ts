@@ -207,8 +207,8 @@ class Rebuild {
         let isAtEnd = false;
         do {
           if ((await this.fold.advanceInside(lane, epoch, INSIDE_BATCH)) === 0) {
-            const counts = await this.fold.advance(new Map([next]), BATCH);
-            isAtEnd = (counts.get(lane) ?? 0) < BATCH;
+            const { unfinished } = await this.fold.advance(new Map([next]), BATCH);
+            isAtEnd = !unfinished.has(lane);
           }
           await this.tell();
         } while (!isAtEnd && !this.isStopped());
@@ -317,27 +317,35 @@ class Rebuild {
     built: ReadonlyMap<number, number>,
   ): Promise<void> {
     const { projection, shadow } = this.started;
-    const from = new Map([...built].filter(([lane, position]) => position < (live.get(lane) ?? 0)));
-    if (from.size === 0) return;
-    const most = Math.max(...[...from].map(([lane, position]) => (live.get(lane) ?? 0) - position));
+    const behind = new Map([...built].filter(([lane, position]) => position < (live.get(lane) ?? 0)));
+    if (behind.size === 0) return;
+    const most = Math.max(...[...behind].map(([lane, position]) => (live.get(lane) ?? 0) - position));
     const { rows: parked } = await client.query<{ tenant: string; session_id: string }>(
       'select tenant, session_id from projection_parked where projection = $1',
       [shadow],
     );
     const leftOut = new Set(parked.map((row) => `${row.tenant}/${row.session_id}`));
-    const events = (await this.parts.store.lanes.read(from, most)).filter(
-      (event) =>
-        event.position <= (live.get(event.lane) ?? 0) && !leftOut.has(`${event.tenant}/${event.streamId}`),
-    );
-    const unreadable = events.find((event) => event.unreadable)?.unreadable;
-    // The next turn of the rebuild parks the session, and the next swap skips its events.
-    if (unreadable) throw unreadable;
-    if (events.length > 0) await applyOn(client, projection, shadow, events);
+    // A page of large events ends early.
+    for (let from: ReadonlyMap<number, number> = behind; from.size > 0;) {
+      const page = await this.parts.store.lanes.read(from, most);
+      const events = page.filter(
+        (event) =>
+          event.position <= (live.get(event.lane) ?? 0) && !leftOut.has(`${event.tenant}/${event.streamId}`),
+      );
+      const unreadable = events.find((event) => event.unreadable)?.unreadable;
+      // The next turn of the rebuild parks the session, and the next swap skips its events.
+      if (unreadable) throw unreadable;
+      if (events.length > 0) await applyOn(client, projection, shadow, events);
+      const unfinished = page.filter(
+        (event) => event.hasMore && event.position < (live.get(event.lane) ?? 0),
+      );
+      from = new Map(unfinished.map(({ lane, position }) => [lane, position]));
+    }
     await client.query(
       `update projection_checkpoint c set position = m.position
        from unnest($2::smallint[], $3::bigint[]) as m (lane, position)
        where c.projection = $1 and c.lane = m.lane`,
-      [shadow, [...from.keys()], [...from.keys()].map((lane) => live.get(lane))],
+      [shadow, [...behind.keys()], [...behind.keys()].map((lane) => live.get(lane))],
     );
   }
 

@@ -140,19 +140,17 @@ export class Runner {
     if (lanes.length === 0) return;
     try {
       const began = performance.now();
-      const counts = await this.fold.advance(
+      const { events, unfinished } = await this.fold.advance(
         new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
         BATCH,
       );
-      if (counts.size === 0) return;
-      const events = [...counts.values()].reduce((sum, count) => sum + count, 0);
+      if (events === 0) return;
       this.store.telemetry.emit('projected', {
         projection: this.table,
         events,
         ms: performance.now() - began,
       });
-      for (const [lane, count] of counts) {
-        if (count < BATCH) continue;
+      for (const lane of unfinished) {
         this.dirty.add(lane);
         // More than a batch waits already, so a pause would only delay it.
         this.skipsPause = true;

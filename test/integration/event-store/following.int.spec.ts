@@ -99,3 +99,35 @@ it('given two processes that append, when one of them follows the log as it is w
   expect(disorder).toEqual([]);
   expect(seen).toBe(total);
 }, 60_000);
+
+it('given many large events, when lanes are read, then a page ends before it is too large, says so, and no event is left out', async () => {
+  const store = await nodes.start(db.url);
+  const [one, other] = sameLane(store, 2);
+  // Text that cannot be compressed.
+  const large = (seed: number) => {
+    const random = seeded(seed);
+    return Array.from({ length: 300_000 }, () => random(36).toString(36)).join('');
+  };
+  for (let n = 0; n < 12; n += 1) {
+    for (const streamId of [one ?? '', other ?? '', 'elsewhere']) {
+      await store.append(appendOf({ tenant: 'acme', streamId }, n, written(large(n))));
+    }
+  }
+
+  const positions = new Map<number, number[]>();
+  let pages = 0;
+  for (let from: ReadonlyMap<number, number> = allLanes(store); from.size > 0; pages += 1) {
+    const page = await store.lanes.read(from, 500);
+    // An event counts for eight times its size, since it might be compressed, and a lane has a share of the page.
+    expect(page.length).toBeLessThanOrEqual(8);
+    for (const { lane, position } of page) positions.set(lane, [...(positions.get(lane) ?? []), position]);
+    const unfinished = page.filter(({ hasMore }) => hasMore);
+    from = new Map(unfinished.map(({ lane, position }) => [lane, position]));
+  }
+
+  expect(pages).toBeGreaterThan(3);
+  const elsewhere = store.laneOf({ tenant: 'acme', streamId: 'elsewhere' });
+  const upTo = (count: number) => Array.from({ length: count }, (_, index) => index + 1);
+  expect(positions.get(3)).toEqual(upTo(elsewhere === 3 ? 36 : 24));
+  if (elsewhere !== 3) expect(positions.get(elsewhere)).toEqual(upTo(12));
+});
