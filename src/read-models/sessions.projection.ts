@@ -1,9 +1,10 @@
+import { arrayLiteral } from '../database/array-literal.js';
 import { isActivity } from '../domain/session.state.js';
 import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
-import { type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
+import { keysOfSession } from './session-keys.js';
 import { type SessionRecord } from './session-record.js';
 
-interface SessionRow {
+export interface SessionRow {
   tenant: string;
   session_id: string;
   incarnation: number;
@@ -25,6 +26,8 @@ interface SessionRow {
   output_tokens: number;
   cached_tokens: number;
   reasoning_tokens: number;
+  /** See `session-keys.ts`. */
+  keys: readonly number[];
 }
 
 /** Column → type, in the order of the table's columns. */
@@ -48,6 +51,7 @@ const COLUMNS = {
   output_tokens: 'bigint not null',
   cached_tokens: 'bigint not null',
   reasoning_tokens: 'bigint not null',
+  keys: 'integer[] not null',
 } satisfies Record<keyof SessionRow, string>;
 const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
 
@@ -59,14 +63,16 @@ const NAMES = Object.keys(COLUMNS) as (keyof SessionRow)[];
  */
 const SINCE_STEP_MS = 300_000;
 
-const arrayType = (name: keyof SessionRow): string => `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
+/** An array of arrays would have to be rectangular, so keys travel as text. */
+const arrayType = (name: keyof SessionRow): string =>
+  name === 'keys' ? 'text[]' : `${COLUMNS[name].split(' ')[0] ?? ''}[]`;
 
 /**
  * One row per session, for lists and single reads. A deleted session keeps its row, so that its versions stay in order.
  */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
-  version: 3,
+  version: 4,
   // No column that most appends change is indexed, so that their updates write no index (heap-only updates).
   createTable: (table) => `
     create table ${table} (
@@ -81,7 +87,8 @@ export const sessionsProjection: Projection<SessionRecord> = {
     create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
     create index ${table}_forks on ${table} (tenant, (forked_from ->> 'sessionId'), created_at, session_id)
       where forked_from is not null;
-    create index ${table}_generating on ${table} (generation_id) where generation_id is not null`,
+    create index ${table}_generating on ${table} (generation_id) where generation_id is not null;
+    create index ${table}_keys on ${table} using gin (keys) with (gin_pending_list_limit = 512)`,
 
   async apply(events, table, read) {
     const { runs, others } = separateMessages(events);
@@ -109,7 +116,9 @@ export const sessionsProjection: Projection<SessionRecord> = {
       ...counted,
       {
         text: `insert into ${table} (${NAMES.join()})
-               select * from unnest(${NAMES.map((name, index) => `$${index + 1}::${arrayType(name)}`).join()})
+               select ${NAMES.map((name) => (name === 'keys' ? 'keys::integer[]' : name)).join()}
+               from unnest(${NAMES.map((name, index) => `$${index + 1}::${arrayType(name)}`).join()})
+                    as r (${NAMES.join()})
                on conflict (tenant, session_id) do update set
                  ${updates.map((name) => `${name} = excluded.${name}`).join()}`,
         values: columns(
@@ -117,6 +126,7 @@ export const sessionsProjection: Projection<SessionRecord> = {
             ...row,
             metadata: JSON.stringify(row.metadata),
             forked_from: row.forked_from && JSON.stringify(row.forked_from),
+            keys: arrayLiteral(row.keys),
           })),
           NAMES,
         ),
@@ -203,6 +213,7 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       output_tokens: 0,
       cached_tokens: 0,
       reasoning_tokens: 0,
+      keys: keysOfSession(event.tenant, event.data.title ?? null, event.data.metadata ?? {}),
     };
   }
   // A stream without `SessionCreated` is not a session: it holds the settings of a tenant.
@@ -220,6 +231,7 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       if (event.data.title !== undefined) next.title = event.data.title;
       if (event.data.metadata) next.metadata = event.data.metadata;
       if (event.data.legalHold !== undefined) next.legal_hold = event.data.legalHold;
+      next.keys = keysOfSession(event.tenant, next.title, next.metadata);
       break;
     case 'MessageAppended':
       next.message_count += 1;
@@ -255,156 +267,5 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   return next;
 }
 
-/** A session as lists and single reads show it; times are RFC 3339. */
-export interface SessionView {
-  readonly id: string;
-  readonly status: 'active' | 'expired';
-  readonly title: string | null;
-  readonly metadata: object;
-  readonly messageCount: number;
-  readonly version: number;
-  readonly createdAt: string;
-  readonly lastActivityAt: string;
-  readonly usage: {
-    readonly inputTokens: number;
-    readonly outputTokens: number;
-    readonly cachedTokens: number;
-    readonly reasoningTokens: number;
-  };
-  readonly forkedFrom?: { readonly sessionId: string; readonly version: number };
-}
-
-const VIEW_COLUMNS = [
-  'session_id',
-  'status',
-  'title',
-  'metadata',
-  'message_count',
-  'version',
-  'created_at',
-  'last_activity_at',
-  'input_tokens',
-  'output_tokens',
-  'cached_tokens',
-  'reasoning_tokens',
-  'forked_from',
-] as const satisfies readonly (keyof SessionRow)[];
-type ViewRow = Pick<SessionRow, (typeof VIEW_COLUMNS)[number]>;
-
-const toView = (row: ViewRow): SessionView => ({
-  id: row.session_id,
-  status: row.status as 'active' | 'expired',
-  title: row.title,
-  metadata: row.metadata,
-  messageCount: row.message_count,
-  version: row.version,
-  createdAt: row.created_at,
-  lastActivityAt: row.last_activity_at,
-  usage: {
-    inputTokens: row.input_tokens,
-    outputTokens: row.output_tokens,
-    cachedTokens: row.cached_tokens,
-    reasoningTokens: row.reasoning_tokens,
-  },
-  ...(row.forked_from && { forkedFrom: row.forked_from }),
-});
-
 /** The table's name, for queries. */
 export const SESSIONS = tableOf(sessionsProjection);
-
-/** A session, unless it does not exist or is deleted. */
-export async function findSession(
-  models: ReadModels,
-  freshness: Freshness,
-  tenant: string,
-  sessionId: string,
-): Promise<SessionView | undefined> {
-  const [row] = await models.read<ViewRow>(
-    SESSIONS,
-    freshness,
-    `select ${VIEW_COLUMNS.join()} from ${SESSIONS} where tenant = $1 and session_id = $2 and status <> 'deleted'`,
-    [tenant, sessionId],
-    { tenant, sessionId },
-  );
-  return row && toView(row);
-}
-
-export interface SessionFilter {
-  readonly status: 'active' | 'expired' | 'all';
-  readonly limit: number;
-  /** The last session of the previous page. */
-  readonly after?: { readonly createdAt: string; readonly id: string } | undefined;
-  /** Text to find in the title or in a value of the metadata, without regard to case. */
-  readonly q?: string | undefined;
-  readonly metadata?: Readonly<Record<string, string>>;
-}
-
-/** The sessions of a tenant, ordered by creation time and id; deleted ones are left out. */
-export async function listSessions(
-  models: ReadModels,
-  freshness: Freshness,
-  tenant: string,
-  filter: SessionFilter,
-): Promise<SessionView[]> {
-  const values: unknown[] = [tenant, filter.limit];
-  const parameter = (value: unknown): string => `$${values.push(value)}`;
-  // Only the conditions that are asked for: a plan that serves all of them would read the tenant from the start.
-  const conditions = ['tenant = $1'];
-  conditions.push(filter.status === 'all' ? `status <> 'deleted'` : `status = ${parameter(filter.status)}`);
-  if (filter.after) {
-    const { createdAt, id } = filter.after;
-    conditions.push(`(created_at, session_id) > (${parameter(createdAt)}, ${parameter(id)})`);
-  }
-  if (filter.q !== undefined) {
-    const q = `lower(${parameter(filter.q)})`;
-    conditions.push(`(strpos(lower(title), ${q}) > 0
-      or exists (select from jsonb_each_text(metadata) m where strpos(lower(m.value), ${q}) > 0))`);
-  }
-  const metadata = Object.entries(filter.metadata ?? {});
-  if (metadata.length > 0) {
-    const keys = parameter(metadata.map(([key]) => key));
-    const wanted = parameter(metadata.map(([, value]) => value));
-    conditions.push(`not exists (select from unnest(${keys}::text[], ${wanted}::text[]) as f (key, value)
-      where metadata ->> f.key is distinct from f.value)`);
-  }
-  const rows = await models.read<ViewRow>(
-    SESSIONS,
-    freshness,
-    `select ${VIEW_COLUMNS.join()} from ${SESSIONS}
-     where ${conditions.join(' and ')} order by created_at, session_id limit $2`,
-    values,
-  );
-  return rows.map(toView);
-}
-
-/**
- * The sessions that were forked from a session at versions `from` to `to`, both inclusive, ordered by creation time and
- * id.
- */
-export async function listForks(
-  models: ReadModels,
-  freshness: Freshness,
-  tenant: string,
-  source: { readonly sessionId: string; readonly from: number; readonly to: number },
-  page: Pick<SessionFilter, 'after' | 'limit'>,
-): Promise<SessionView[]> {
-  const rows = await models.read<ViewRow>(
-    SESSIONS,
-    freshness,
-    `select ${VIEW_COLUMNS.join()} from ${SESSIONS} s
-     where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
-       and (forked_from ->> 'version')::int between $3 and $4 and status <> 'deleted'
-       and ($5::timestamptz is null or (created_at, session_id) > ($5, $6::text collate "C"))
-     order by created_at, session_id limit $7`,
-    [
-      tenant,
-      source.sessionId,
-      source.from,
-      source.to,
-      page.after?.createdAt ?? null,
-      page.after?.id ?? null,
-      page.limit,
-    ],
-  );
-  return rows.map(toView);
-}

@@ -8,12 +8,7 @@ import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { type HistoryPage, readHistory, readHistoryIfUnmoved } from '../read-models/history.projection.js';
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
-import {
-  findSession,
-  listForks,
-  listSessions,
-  type SessionView,
-} from '../read-models/sessions.projection.js';
+import { findSession, listForks, listSessions, type SessionView } from '../read-models/session-views.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
 import { type SessionRef } from './command-context.js';
 import { SessionCommands } from './session-commands.js';

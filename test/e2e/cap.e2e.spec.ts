@@ -136,6 +136,8 @@ describe('the cap on active sessions', () => {
       await world.database.setClock({ offsetMs: 1000 });
       await say(nodes[0], 'a', 'hello');
       await world.database.setClock({ offsetMs: 2000 });
+      // The first to leave is found by the read model as it is, so it must have seen all three.
+      expect(await active()).toHaveLength(3);
       expect((await nodes[0].post('/v1/sessions', { id: 'd' })).status).toBe(201);
       expect((await active()).sort()).toEqual(['a', 'c', 'd']);
       const [expired] = (await logged(world.database, 'b')).slice(-1);
@@ -144,6 +146,7 @@ describe('the cap on active sessions', () => {
       // Reading does not count as use.
       await nodes[1].get('/v1/sessions/c');
       expect((await say(nodes[1], 'b', 'back')).status).toBe(201);
+      expect((await logged(world.database, 'c')).at(-1)).toMatchObject({ type: 'SessionExpired' });
       expect((await active()).sort()).toEqual(['a', 'b', 'd']);
     });
 

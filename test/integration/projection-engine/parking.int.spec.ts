@@ -3,11 +3,8 @@ import { historyProjection } from '../../../src/read-models/history.projection.j
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
-import {
-  findSession,
-  listSessions,
-  sessionsProjection,
-} from '../../../src/read-models/sessions.projection.js';
+import { findSession, listSessions } from '../../../src/read-models/session-views.js';
+import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
@@ -114,7 +111,7 @@ describe.each([
       { name: 'history', parked: 0 },
     ]);
     expect(node.notices.filter((notice) => notice.includes('parked session s7'))).toHaveLength(1);
-    expect(told).toEqual([{ projection: 'sessions_v3' }]);
+    expect(told).toEqual([{ projection: 'sessions_v4' }]);
     expect(projected).toBeGreaterThan(2 * 5 * ids.length);
     expect(node.errors).toEqual([]);
     // While the bug remains, a retry parks the session again at the same event.

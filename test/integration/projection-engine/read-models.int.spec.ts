@@ -11,7 +11,7 @@ import {
 } from '../../../src/domain/session.commands.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
 import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
-import { findSession, listSessions } from '../../../src/read-models/sessions.projection.js';
+import { findSession, listSessions } from '../../../src/read-models/session-views.js';
 import { sessionUsage } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized } from '../event-store/fixture.js';

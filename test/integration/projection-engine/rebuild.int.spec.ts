@@ -4,11 +4,8 @@ import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
-import {
-  findSession,
-  listSessions,
-  sessionsProjection,
-} from '../../../src/read-models/sessions.projection.js';
+import { findSession, listSessions } from '../../../src/read-models/session-views.js';
+import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
