@@ -26,7 +26,8 @@ const PRUNE_MS = 3_600_000;
  * Every query on a read model has an index in the order of its answer. Without these settings the server would decide
  * by its statistics, of which there are none for a table that has just grown, and plan anew for each call.
  */
-export const PLANS_BY_INDEX = '-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off';
+export const PLANS_BY_INDEX =
+  '-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off';
 
 /**
  * The settings, the connections and the log, for all other modules. It is global, so that it is made before them and
