@@ -23,8 +23,9 @@ export const DATABASE_URL = Symbol('URL of the database');
 const PRUNE_MS = 3_600_000;
 
 /**
- * Every query on a read model has an index in the order of its answer. Without these settings the server would decide
- * by its statistics, of which there are none for a table that has just grown, and plan anew for each call.
+ * Every query on a read model has an index that finds its rows, and one in the order of its answer where there may be
+ * many. Without these settings the server would decide by its statistics, of which there are none for a table that has
+ * just grown, and plan anew for each call.
  */
 export const PLANS_BY_INDEX =
   '-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off';

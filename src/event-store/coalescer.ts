@@ -1,3 +1,5 @@
+import { DatabaseUnavailable } from '../database/connection.js';
+
 /** Statements under way at the same time: while the rows of one are worked on here, the server works on the other. */
 const IN_FLIGHT = 2;
 /** Most questions in one statement. A longer one would keep the first of them waiting for the last. */
@@ -51,6 +53,9 @@ export class Coalescer<Question, Answer> {
       });
     } catch (error) {
       for (const { reject } of asked) reject(error);
+      // A server that hangs would let those who wait wait for as long again.
+      if (error instanceof DatabaseUnavailable)
+        for (const { reject } of this.waiting.splice(0)) reject(error);
     } finally {
       this.inFlight -= 1;
       this.start();

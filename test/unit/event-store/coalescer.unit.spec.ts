@@ -1,3 +1,4 @@
+import { DatabaseUnavailable } from '../../../src/database/connection.js';
 import { Coalescer } from '../../../src/event-store/coalescer.js';
 
 interface Statement {
@@ -70,4 +71,20 @@ it('given more questions than fit into one statement, when they are asked in one
   }
   expect(statements.map(({ questions }) => questions.length)).toEqual([256, 256, 88]);
   expect((await answers)[599]).toBe('answer 599');
+});
+
+it('given statements that wait for a database that is away, when one of them gives up, then those who wait behind get the same error', async () => {
+  const [first, second, third] = [1, 2, 3].map((question) =>
+    coalescer.ask(question).catch((error: unknown) => error),
+  );
+  await settle();
+  const later = coalescer.ask(4).catch((error: unknown) => error);
+  await settle();
+  const behind = coalescer.ask(5).catch((error: unknown) => error);
+  await settle();
+  const gone = new DatabaseUnavailable(new Error('timeout'));
+  statements[0]?.fail(gone);
+  expect(await Promise.all([first, second, third, behind])).toEqual([gone, gone, gone, gone]);
+  answered(statements[1]);
+  expect(await later).toBe('answer 4');
 });
