@@ -8,8 +8,8 @@ const { Pool } = product('pg');
 
 const TARGETS = new Map([
   [1, undefined],
-  [32, 3],
-  [256, 6],
+  [32, 5],
+  [256, 8],
 ]);
 /** Appends after which a writer goes on with a new session. */
 const SESSION_LENGTH = 50;

@@ -73,7 +73,7 @@ export async function loneAppend(server, { full }) {
       ours: `${median(ours).toFixed(2)} ms`,
       other: `bare INSERT ${median(bare).toFixed(2)} ms`,
       ratio: median(ours) / median(bare),
-      atMost: 2,
+      atMost: 1.5,
     },
   ];
 }
