@@ -27,6 +27,18 @@ async function holdLanes(): Promise<() => Promise<unknown>> {
   return () => db.query('select pg_advisory_unlock_all()');
 }
 
+/** Waits until so many commits are blocked. */
+async function blocked(count: number): Promise<void> {
+  for (;;) {
+    const [row] = await db.query<{ count: number }>(
+      `select count(*)::int from pg_locks where locktype = 'advisory' and not granted
+       and database = (select oid from pg_database where datname = current_database())`,
+    );
+    if ((row?.count ?? 0) >= count) return;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
 describe('commands that wait for one stream', () => {
   it('given 50 commands at once, when they are handled, then each is decided upon the one before, and few commits hold all of them', async () => {
     const handler = tallies(await nodes.start(db.url));
@@ -37,7 +49,7 @@ describe('commands that wait for one stream', () => {
       // Each command holds only if the sum is that of all commands before it.
       handler.handle(stream, { numbers: [1], onlyAt: index }, by),
     );
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await blocked(1);
     await release();
 
     expect((await Promise.all(handled)).map(({ state }) => state)).toMatchObject(
@@ -70,9 +82,9 @@ describe('commands that wait for one stream', () => {
     await other.load(stream);
     const release = await holdLanes();
     const overtaking = other.handle(stream, { numbers: [100] }, by);
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await blocked(1);
     const overtaken = [1, 2, 3, 4].map((number) => handler.handle(stream, { numbers: [number] }, by));
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await blocked(2);
 
     await release();
 
