@@ -15,13 +15,15 @@ export interface Pending extends Waiting {
 /** Measured: a larger batch costs more per append than it saves. */
 const BATCH_APPENDS = 256;
 const BATCH_BYTES = 8 * 1024 * 1024;
+/** Most bytes of appends that follow one another: large ones would make all others of the batch wait for them. */
+const CHAIN_BYTES = 256 * 1024;
 
 /**
  * A batch under construction. Of the appends to one stream it holds the first, and those that follow it; others wait for
  * the next batch. It holds each idempotency key once.
  */
 export class Batch {
-  private readonly streams = new Map<string, Pending[]>();
+  private readonly streams = new Map<string, { readonly pending: Pending[]; bytes: number }>();
   /** Streams of which an append has to wait for the next batch: no later one may overtake it. */
   private readonly closed = new Set<string>();
   private readonly keys = new Set<string>();
@@ -35,7 +37,7 @@ export class Batch {
 
   /** The appends, those of a stream one behind the other. */
   get pending(): readonly Pending[] {
-    return [...this.streams.values()].flat();
+    return [...this.streams.values()].flatMap(({ pending }) => pending);
   }
 
   /** Adds an append if there is room for it, and if it neither overtakes nor contradicts another one of its stream. */
@@ -48,15 +50,18 @@ export class Batch {
       !this.closed.has(key) &&
       !this.isFull &&
       (this.size === 0 || this.bytes + pending.bytes <= BATCH_BYTES) &&
-      (before === undefined || canFollow(append, before.at(-1)?.append)) &&
+      (before === undefined ||
+        (before.bytes + pending.bytes <= CHAIN_BYTES && canFollow(append, before.pending.at(-1)?.append))) &&
       (keyOfResult === undefined || !this.keys.has(keyOfResult));
     if (!fits) {
       this.closed.add(key);
       return false;
     }
     if (keyOfResult !== undefined) this.keys.add(keyOfResult);
-    if (before) before.push(pending);
-    else this.streams.set(key, [pending]);
+    if (before) {
+      before.pending.push(pending);
+      before.bytes += pending.bytes;
+    } else this.streams.set(key, { pending: [pending], bytes: pending.bytes });
     this.size += 1;
     this.bytes += pending.bytes;
     return true;
