@@ -7,15 +7,6 @@ import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
 import { type LogTail } from './log-tail.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
 
-/** SQL for the next $3 events per lane, after the positions $2 in the lanes $1. */
-const nextOfLanes = (columns: string): string => `
-  select ${columns}
-  from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
-  cross join lateral (
-    select * from event e where e.lane = reader.lane and e.position > reader.position
-    order by e.position limit $3
-  ) e`;
-
 /**
  * Most bytes of payload in a page, over all lanes; beyond that a page ends early, with at least one event of each lane.
  * An estimate: what may be compressed is taken for eight times its stored size, because only expanding it would tell.
@@ -122,7 +113,12 @@ export class LaneReader {
   async readStored(after: ReadonlyMap<number, number>, limit: number): Promise<StoredEvent[]> {
     const rows = await rowsOf<EventRow & { data: string | null }>(this.pool, {
       name: 'read_stored',
-      text: nextOfLanes(EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')),
+      text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')}
+             from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
+             cross join lateral (
+               select * from event e where e.lane = reader.lane and e.position > reader.position
+               order by e.position limit $3
+             ) e`,
       values: [[...after.keys()], [...after.values()], limit],
     });
     return this.decoder.storedEvents(rows);

@@ -1,13 +1,11 @@
 import { type Decision, DomainError } from '../domain/decider.js';
-import { type CounterChange, type NewLease, type Chain } from './append.js';
+import { type Chain, type CounterChange, type NewLease } from './append.js';
 import { type EventLog, type Submitted } from './log.js';
 import { CounterAtLimit, KeyReused, VersionMismatch } from './refusals.js';
 import { type StateLag } from './stream-reader.js';
 import { type Loaded, type StreamKind, StreamStates } from './stream-states.js';
 import { type StreamId, streamKey } from './lane.js';
 import { StreamTurns, type Turn } from './stream-turns.js';
-
-export { type Loaded, type StreamKind } from './stream-states.js';
 
 /** The effect of a command. `duplicate` is set when the command was done before under the same key. */
 export interface Handled<State, Event> extends Loaded<State> {
@@ -164,9 +162,10 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     basis: Basis<State>,
     certain: Loaded<State & { version: number }> | undefined,
   ): Promise<Handled<State, Event> | undefined> {
+    // Outside of the `try`: that the database cannot be reached is no question of the basis.
+    const prepared = (await this.kind.prepare?.(command, basis.state)) ?? command;
     let decision: Decision<Event>;
     try {
-      const prepared = (await this.kind.prepare?.(command, basis.state)) ?? command;
       checkIfMatch(options.ifMatch, basis.state.version);
       decision = this.kind.decider.decide(prepared, basis.state);
     } catch (error) {

@@ -17,7 +17,8 @@ import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.
 import { sessionDecider } from '../domain/session.js';
 import { EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
-import { type Handled, type Loaded, StreamHandler } from '../event-store/stream-handler.js';
+import { type Handled, StreamHandler } from '../event-store/stream-handler.js';
+import { type Loaded } from '../event-store/stream-states.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
-import { type Loaded } from '../event-store/stream-handler.js';
+import { type Loaded } from '../event-store/stream-states.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { type HistoryPage, readHistory, readHistoryIfUnmoved } from '../read-models/history.projection.js';

@@ -1,5 +1,6 @@
 import { type HandleOptions } from '../../../src/event-store/stream-handler.js';
 import { KeyReused, VersionMismatch } from '../../../src/event-store/refusals.js';
+import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 import { type Add, by, logPerTest, seeded, sized, tallies } from './fixture.js';
 
@@ -155,6 +156,35 @@ describe('commands that wait for one stream', () => {
     );
     expect(await db.query('select value::int from counter')).toEqual([{ value: 3 }]);
     expect(await stored()).toHaveLength(9);
+  });
+
+  it('given large appends that follow one another, when they wait for a commit, then they do not share one, and small ones do', async () => {
+    const store = await nodes.start(db.url);
+    const append = async (streamId: string, bytes: number): Promise<string[]> => {
+      const chain = { version: 0, createdAt: null, lastActivityAt: null };
+      const results: Promise<{ status: string }>[] = [];
+      for (let expected = 0; expected < 3; expected += 1) {
+        const events = [{ type: 'Written', data: { text: 'x'.repeat(bytes) } }];
+        const more = { chain, begins: expected === 0 };
+        const to = { tenant: 'acme', streamId };
+        results.push((await store.submit(appendOf(to, expected, events, more))).result);
+      }
+      return (await Promise.all(results)).map(({ status }) => status);
+    };
+    const commitsOf = async (streamId: string) =>
+      (await db.query(`select distinct xmin::text from event where stream_id = $1`, [streamId])).length;
+    const release = await holdLanes();
+    const held = append('held', 10);
+    await blocked(1);
+    const [large, small] = [append('large', 200_000), append('small', 200)];
+    await new Promise((resolve) => setImmediate(resolve));
+    await release();
+
+    expect(await Promise.all([held, large, small])).toEqual(
+      Array.from({ length: 3 }, () => ['ok', 'ok', 'ok']),
+    );
+    expect(await commitsOf('large')).toBe(3);
+    expect(await commitsOf('small')).toBe(1);
   });
 
   it.each([1, 2])(

@@ -1,6 +1,7 @@
 import { type Decider } from '../../../src/domain/decider.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
-import { StreamHandler, type StreamKind } from '../../../src/event-store/stream-handler.js';
+import { StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { type StreamKind } from '../../../src/event-store/stream-states.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 
 export { sized } from '../../support/heavy.js';

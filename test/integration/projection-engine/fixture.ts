@@ -10,7 +10,8 @@ import * as session from '../../../src/domain/session.commands.js';
 import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { type Leases } from '../../../src/event-store/leases.js';
-import { type Handled, type Loaded, StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { type Handled, StreamHandler } from '../../../src/event-store/stream-handler.js';
+import { type Loaded } from '../../../src/event-store/stream-states.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import {
   historyProjection,
