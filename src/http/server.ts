@@ -12,6 +12,7 @@ import { ErrorFilter, sendError } from './errors.js';
 import { ApiError, renderProblem } from './problem.js';
 import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
+import { UnreadBodies } from './unread-bodies.js';
 import { SchemaPipe } from './validation.js';
 
 export interface HttpSettings {
@@ -104,6 +105,7 @@ class HttpAdapter extends FastifyAdapter {
       if (request.is404) throw routes.unmatched(request);
     });
     new BodyBudget().install(fastify);
+    new UnreadBodies().install(fastify);
   }
 
   // Nest would replace the handlers of the constructor, and errors of Fastify would no longer be answered as problems.
