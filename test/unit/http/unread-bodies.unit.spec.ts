@@ -1,6 +1,5 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
-import type { Server } from 'node:http';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { startApp } from './fixture.js';
 
@@ -37,7 +36,7 @@ describe('bodies of requests that are answered before they are read', () => {
     port = Number(new URL(await app.getUrl()).port);
     accepted = [];
     clients = [];
-    (app.getHttpServer() as Server).on('connection', (socket) => accepted.push(socket));
+    app.getHttpServer().on('connection', (socket) => accepted.push(socket));
   });
   afterEach(async () => {
     jest.useRealTimers();
