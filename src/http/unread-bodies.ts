@@ -6,10 +6,10 @@ const BODIES_AT_A_TIME = 8;
 const PAUSE_MS = 20;
 
 /**
- * Throws away the bodies of requests that are answered before they are read (refused, unauthenticated, unknown), a few
- * at a time. Node reads all of them at once, and a few thousand large ones would keep every other request waiting for
- * seconds: the loop does not leave its poll as long as more than a thousand sockets have something to read. A client
- * whose body waits has its answer already, and most stop sending when they see it.
+ * Throws away what is still on its way of bodies whose requests are answered already (refused, unauthenticated, for
+ * unknown routes), a few bodies at a time. Node would read all of them at once, and a few thousand large ones would keep
+ * every other request waiting for seconds: libuv does not leave its poll while more than a thousand sockets have
+ * something to read. A client whose body waits has its answer, and most stop sending when they see it.
  */
 export class UnreadBodies {
   private readonly waiting: { request: IncomingMessage; letGo: () => void }[] = [];
@@ -19,7 +19,7 @@ export class UnreadBodies {
   install(fastify: FastifyInstance): void {
     fastify.addHook('onSend', ({ raw: request }, _reply, payload, done) => {
       // Most bodies are small and came with their headers: nothing of them is on its way any more.
-      if (!request.complete && !request.readableDidRead && !this.isClosing) this.hold(request);
+      if (!request.complete && !this.isClosing) this.hold(request);
       done(null, payload);
     });
     fastify.addHook('preClose', (done) => {

@@ -4,6 +4,7 @@ import fastify, { type FastifyInstance } from 'fastify';
 import { LiveReply } from '../../../src/generation/live-reply.js';
 import { placeOf, sendEvents } from '../../../src/generation/sse.js';
 import { openEvents, textIn } from '../../support/event-stream.js';
+import { fakeIntervals } from '../../support/fake-intervals.js';
 
 const answer = (content: string) => ({
   content,
@@ -13,19 +14,6 @@ const answer = (content: string) => ({
   sessionId: 's',
   generationId: 'g',
 });
-
-/** The test controls only the timer of the keep-alive comments. */
-const ALL_BUT_INTERVALS = [
-  'Date',
-  'hrtime',
-  'nextTick',
-  'performance',
-  'queueMicrotask',
-  'setImmediate',
-  'clearImmediate',
-  'setTimeout',
-  'clearTimeout',
-] as const;
 
 describe('a reply over server-sent events', () => {
   let app: FastifyInstance;
@@ -48,7 +36,7 @@ describe('a reply over server-sent events', () => {
   };
 
   it('given a silent model, when 15 seconds have passed, then a comment keeps the connection open', async () => {
-    jest.useFakeTimers({ doNotFake: [...ALL_BUT_INTERVALS] });
+    fakeIntervals();
     try {
       const stream = await openEvents(url);
       await stream.next();
