@@ -417,7 +417,16 @@ describe('states that are kept', () => {
     const store = await nodes.start(db.url);
     const stream = { tenant: 'acme', streamId: 'tally' };
     const handler = tallies(store, { snapshotEvery: 10 });
+    // Commands do not wait until their snapshot is stored, but this test has to.
+    const stored: Promise<void>[] = [];
+    const save = store.snapshots.save.bind(store.snapshots);
+    store.snapshots.save = (...args) => {
+      const saved = save(...args);
+      stored.push(saved);
+      return saved;
+    };
     for (let number = 1; number <= 95; number += 1) await handler.handle(stream, { numbers: [number] }, by);
+    await Promise.all(stored);
     const reads: { from?: number }[] = [];
     const original = store.streams.events.bind(store.streams);
     store.streams.events = (of, range, limit) => {
