@@ -2,7 +2,7 @@ import { type HandleOptions } from '../../../src/event-store/stream-handler.js';
 import { KeyReused, VersionMismatch } from '../../../src/event-store/refusals.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
-import { type Add, by, logPerTest, seeded, sized, tallies } from './fixture.js';
+import { type Add, blocked, by, logPerTest, seeded, sized, tallies } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = logPerTest((made) => {
@@ -28,18 +28,6 @@ async function holdLanes(): Promise<() => Promise<unknown>> {
   return () => db.query('select pg_advisory_unlock_all()');
 }
 
-/** Waits until so many commits are blocked. */
-async function blocked(count: number): Promise<void> {
-  for (;;) {
-    const [row] = await db.query<{ count: number }>(
-      `select count(*)::int from pg_locks where locktype = 'advisory' and not granted
-       and database = (select oid from pg_database where datname = current_database())`,
-    );
-    if ((row?.count ?? 0) >= count) return;
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}
-
 describe('commands that wait for one stream', () => {
   it('given 50 commands at once, when they are handled, then each is decided upon the one before, and few commits hold all of them', async () => {
     const handler = tallies(await nodes.start(db.url));
@@ -50,7 +38,7 @@ describe('commands that wait for one stream', () => {
       // Each command holds only if the sum is that of all commands before it.
       handler.handle(stream, { numbers: [1], onlyAt: index }, by),
     );
-    await blocked(1);
+    await blocked(db, 1);
     await release();
 
     expect((await Promise.all(handled)).map(({ state }) => state)).toMatchObject(
@@ -83,9 +71,9 @@ describe('commands that wait for one stream', () => {
     await other.load(stream);
     const release = await holdLanes();
     const overtaking = other.handle(stream, { numbers: [100] }, by);
-    await blocked(1);
+    await blocked(db, 1);
     const overtaken = [1, 2, 3, 4].map((number) => handler.handle(stream, { numbers: [number] }, by));
-    await blocked(2);
+    await blocked(db, 2);
 
     await release();
 
@@ -175,7 +163,7 @@ describe('commands that wait for one stream', () => {
       (await db.query(`select distinct xmin::text from event where stream_id = $1`, [streamId])).length;
     const release = await holdLanes();
     const held = append('held', 10);
-    await blocked(1);
+    await blocked(db, 1);
     const [large, small] = [append('large', 200_000), append('small', 200)];
     await new Promise((resolve) => setImmediate(resolve));
     await release();

@@ -19,6 +19,23 @@ export function seeded(seed = Number(process.env['SEED'] ?? 20_261_122)): (below
 
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
+/** Waits until so many statements wait for a lock of this type in a database; commits wait for advisory locks. */
+export async function blocked(
+  db: TestDatabase,
+  count: number,
+  { locktype = 'advisory' }: { locktype?: 'advisory' | 'relation' } = {},
+): Promise<void> {
+  for (;;) {
+    const [row] = await db.query<{ count: number }>(
+      `select count(*)::int from pg_locks where locktype = $1 and not granted
+       and database = (select oid from pg_database where datname = current_database())`,
+      [locktype],
+    );
+    if ((row?.count ?? 0) >= count) return;
+    await sleep(5);
+  }
+}
+
 /** Nodes of one test file: each an EventLog with connections of its own. */
 export class Nodes {
   private readonly open: EventLog[] = [];
