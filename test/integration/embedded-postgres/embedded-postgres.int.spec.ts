@@ -217,7 +217,8 @@ describe('the embedded PostgreSQL', () => {
   }, 60_000);
 
   it('given a server that is killed and cannot be restarted, when it is stopped meanwhile, then `stop` resolves and no process runs', async () => {
-    const postgres = await start();
+    // Nobody would remove its shared memory, because no later server starts on this folder.
+    const postgres = await start({ dynamic_shared_memory_type: 'mmap' });
     const pid = await postmasterPid(dataDir);
     await rename(postgres.dataDir, `${postgres.dataDir}.away`);
     process.kill(pid, 'SIGKILL');
