@@ -25,6 +25,13 @@ interface MessageRow {
   readonly role: string;
   readonly content: unknown;
 }
+interface SearchRow {
+  readonly createdAt: string;
+  readonly sessionId: string;
+  readonly version: number;
+  readonly role: string;
+  readonly snippet: readonly { readonly text: string }[];
+}
 interface ProjectionRow {
   readonly name: string;
   readonly version: number;
@@ -142,6 +149,20 @@ program
     const path = `/v1/sessions${pathOf(session, 'messages')}`;
     for await (const page of listed<MessageRow>(connect(), path, query, limit, 'cursor')) {
       await print(page, columns<MessageRow>('version', 'createdAt', 'role', 'content'));
+    }
+  });
+
+program
+  .command('search <text>')
+  .description('find messages that contain words or "phrases", the newest first')
+  .option('--role <role>', 'user, assistant, system or tool')
+  .option('--from <time>', 'of this time or later')
+  .option('--to <time>', 'before this time')
+  .option('--limit <n>', 'at most so many', wholeNumber, 50)
+  .action(async (q: string, { limit, ...query }: Query & { limit: number }) => {
+    for await (const page of listed<SearchRow>(connect(), '/v1/search', { q, ...query }, limit, 'cursor')) {
+      const rows = page.map(({ snippet, ...hit }) => ({ ...hit, text: snippet.map(({ text }) => text).join('') }));
+      await print(rows, columns<(typeof rows)[number]>('createdAt', 'sessionId', 'version', 'role', 'text'));
     }
   });
 

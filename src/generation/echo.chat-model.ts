@@ -1,4 +1,4 @@
-import { type Content } from '../domain/session.events.js';
+import { textOf } from '../domain/content.js';
 import { type AnswerConditions, type AnswerEnd, type ChatModel, type ModelRequest } from './chat-model.js';
 
 /** Answers without a model, so that the service can be tried without a key. The answers say that they are an echo. */
@@ -23,9 +23,3 @@ export const echoModel: ChatModel = {
 };
 
 const words = (text: string): number => text.split(/\s+/).filter(Boolean).length;
-
-/** The text of a message, without its other parts. */
-export function textOf(content: Content): string {
-  if (typeof content === 'string') return content;
-  return content.flatMap((part) => (part.type === 'text' ? [part.text] : [])).join('\n');
-}

@@ -2,6 +2,7 @@ import { Body, Controller, Get, Headers, Param, Post, Req, Res } from '@nestjs/c
 import { CommandBus } from '@nestjs/cqrs';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
+import { textOf } from '../domain/content.js';
 import {
   CancelGeneration,
   ChangeSessionDetails,
@@ -21,7 +22,6 @@ import { type HandledSession, SessionCommands } from '../sessions/session-comman
 import { SessionQueries } from '../sessions/session-queries.js';
 import { Session, sessionPath } from '../sessions/session.schemas.js';
 import { contextOf, drafted, WRITE_EXISTING } from '../sessions/sessions.controller.js';
-import { textOf } from './echo.chat-model.js';
 import {
   Cancelled,
   ChatAnswer,

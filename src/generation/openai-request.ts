@@ -1,7 +1,7 @@
 import type OpenAI from 'openai';
+import { textOf } from '../domain/content.js';
 import { type ContentPart } from '../domain/session.events.js';
 import { type ModelRequest, type PromptMessage } from './chat-model.js';
-import { textOf } from './echo.chat-model.js';
 
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;

@@ -1,3 +1,4 @@
+import { textOf } from '../domain/content.js';
 import { type ToolDefinition } from '../domain/session.events.js';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
@@ -7,7 +8,6 @@ import { type SessionRecord } from '../read-models/session-record.js';
 import { type SessionRef } from '../sessions/command-context.js';
 import { timeOf } from '../sessions/ids.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
-import { textOf } from './echo.chat-model.js';
 import { generationNotFound, modelProblem, sessionNotFound } from './generation.errors.js';
 import { type GeneratedAnswer } from './generation.schemas.js';
 import { type ReplyEnd } from './live-reply.js';

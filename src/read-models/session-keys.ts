@@ -61,7 +61,7 @@ function jsonbText(value: unknown): string {
 const PLAIN_NUMBER = { useGrouping: false, maximumSignificantDigits: 21 } as const;
 
 /** FNV-1a over the UTF-16 units, as a signed 32-bit number. It is stored: another one needs a new version of the table. */
-function hash(text: string): number {
+export function hash(text: string): number {
   let state = 0x811c9dc5;
   for (let at = 0; at < text.length; at += 1) state = Math.imul(state ^ text.charCodeAt(at), 0x01000193);
   return state | 0;

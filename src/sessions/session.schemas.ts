@@ -11,6 +11,7 @@ import {
   toolCall,
   usage,
 } from '../domain/session.events.js';
+import { termsOf } from '../read-models/search-keys.js';
 
 /** Requests and answers of the session routes. Types, validation and OpenAPI are derived from these schemas. */
 
@@ -153,6 +154,44 @@ export const ListMessagesQuery = z.strictObject({
 });
 
 export const ListForksQuery = z.strictObject({ limit, cursor, incarnation, consistency });
+
+export const SearchQuery = z.strictObject({
+  q: z
+    .string()
+    .max(200)
+    .refine((text) => termsOf(text).length > 0, { error: 'must contain a word' })
+    .meta({
+      description:
+        'words, or phrases within quotes, that a message must contain, also within other words; case does not matter',
+    }),
+  role: role.optional(),
+  from: moment.optional().meta({ description: 'messages of this time or later' }),
+  to: moment.optional().meta({ description: 'messages before this time' }),
+  limit,
+  cursor,
+  consistency,
+});
+
+/** Where a page of a search ended. */
+export const SearchCursor = z.strictObject({
+  createdAt: moment,
+  sessionId,
+  version: z.int().positive(),
+});
+
+export const SearchHit = z
+  .object({
+    sessionId,
+    messageId: z.string(),
+    version: z.int().positive(),
+    role,
+    createdAt: time,
+    snippet: z
+      .array(z.object({ text: z.string(), match: z.boolean() }))
+      .meta({ description: 'a piece of the message, cut into what was asked for and what stands between' }),
+  })
+  .meta({ id: 'SearchHit' });
+export const SearchResult = z.object({ data: z.array(SearchHit), nextCursor: z.string().nullable() });
 
 export const SessionList = z.object({ data: z.array(Session), nextCursor: z.string().nullable() });
 export const MessageList = z.object({

@@ -6,6 +6,8 @@ import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { ApprovalsController } from './approvals.controller.js';
 import { commandHandlers } from './command-handlers.js';
 import { PartialReplies } from './partial-replies.js';
+import { MessageSearch } from './message-search.js';
+import { SearchController } from './search.controller.js';
 import { SessionCommands } from './session-commands.js';
 import { SessionQueries } from './session-queries.js';
 import { SessionsController } from './sessions.controller.js';
@@ -32,12 +34,13 @@ class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplication
   imports: [CqrsModule, ReadModelsModule],
   providers: [
     { provide: TenantPolicies, useClass: NodePolicies },
+    MessageSearch,
     PartialReplies,
     SessionCommands,
     SessionQueries,
     ...commandHandlers,
   ],
-  controllers: [SessionsController, ApprovalsController, TenantsController],
+  controllers: [SessionsController, SearchController, ApprovalsController, TenantsController],
   exports: [CqrsModule, ReadModelsModule, TenantPolicies, PartialReplies, SessionCommands, SessionQueries],
 })
 export class SessionsModule {}

@@ -39,6 +39,13 @@ describe('the command line and a service', () => {
     expect(second).toBe((first ?? 0) + 1);
   });
 
+  it('given messages, when a text is searched, then those that contain it are listed, at most as many as asked for', async () => {
+    const found = rows((await colloquy(['search', 'TEXT 1'], { env })).out);
+    expect(found).toMatchObject([{ sessionId: 'a', version: 3, role: 'user', text: 'text 1' }]);
+    expect(rows((await colloquy(['search', 'ext', '--limit', '2'], { env })).out)).toHaveLength(2);
+    expect(await colloquy(['search', ' '], { env })).toMatchObject({ code: 1, out: '' });
+  });
+
   it('given a session, when it is forked at a version, then the new one has the history up to there', async () => {
     const forked = await colloquy(['fork', 'a', '--at', '2', '--id', 'b'], { env });
     expect(rows(forked.out)).toMatchObject([{ id: 'b', messageCount: 1 }]);

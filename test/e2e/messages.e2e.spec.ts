@@ -333,3 +333,95 @@ describe('messages', () => {
     });
   });
 });
+
+describe('search', () => {
+  interface Result {
+    readonly data: readonly {
+      readonly sessionId: string;
+      readonly messageId: string;
+      readonly version: number;
+      readonly role: string;
+      readonly createdAt: string;
+      readonly snippet: readonly { readonly text: string; readonly match: boolean }[];
+    }[];
+    readonly nextCursor: string | null;
+  }
+  let world: World;
+  let api: Api;
+  beforeAll(async () => {
+    world = await createWorld();
+    ({ api } = await world.node());
+    await api.post('/v1/sessions', { id: 's-1' });
+    await api.post('/v1/sessions', { id: 's-2' });
+  });
+  afterAll(() => world.end());
+
+  const search = (query: Record<string, string>, headers = {}) =>
+    api.get<Result>(`/v1/search?${new URLSearchParams(query).toString()}`, headers);
+
+  it('given messages of several sessions, when a part of a word is searched, then those that contain it are found, the newest first', async () => {
+    await say(api, 's-1', 'My Refund is late');
+    await say(api, 's-2', 'No news of the refunds?');
+    await say(api, 's-1', 'Something else');
+    const { status, body } = await search({ q: 'REFUN' });
+    expect(status).toBe(200);
+    expect(body.data.map(({ sessionId, version }) => [sessionId, version])).toEqual([
+      ['s-2', 2],
+      ['s-1', 2],
+    ]);
+    const { data } = (await api.get<Page>('/v1/sessions/s-1/messages')).body;
+    expect(body.data[1]).toMatchObject({
+      messageId: data[0]?.id,
+      role: 'user',
+      createdAt: data[0]?.createdAt,
+    });
+    expect(body.data[1]?.snippet).toEqual([
+      { text: 'My ', match: false },
+      { text: 'Refun', match: true },
+      { text: 'd is late', match: false },
+    ]);
+    expect(body.nextCursor).toBeNull();
+    expect((await search({ q: 'refun' }, { 'colloquy-tenant': 'other' })).body.data).toEqual([]);
+  });
+
+  it('given writes, when a search comes right behind each, then it shows it; a reset or deletion takes it out', async () => {
+    for (let round = 0; round < 20; round += 1) {
+      await say(api, 's-2', `Round number-${round}.`);
+      expect((await search({ q: `number-${round}.` })).body.data).toHaveLength(1);
+    }
+    await api.post('/v1/sessions/s-2/reset');
+    expect((await search({ q: 'number-' })).body.data).toEqual([]);
+    await say(api, 's-2', 'Round number-20.');
+    expect((await search({ q: 'number-' })).body.data).toHaveLength(1);
+    await api.delete('/v1/sessions/s-2');
+    expect((await search({ q: 'number-' })).body.data).toEqual([]);
+  });
+
+  it('given more hits than a page holds, when pages are read by cursor, then each hit comes once; with other filters the cursor is refused', async () => {
+    await api.post('/v1/sessions', { id: 's-3' });
+    await api.post('/v1/sessions/s-3/messages', {
+      messages: numbered(1, 7).map((text) => user(`page ${text}`)),
+    });
+    const versions: number[] = [];
+    let cursor: string | null = '';
+    while (cursor !== null) {
+      const page: { body: Result } = await search({ q: 'page', limit: '3', ...(cursor && { cursor }) });
+      versions.push(...page.body.data.map(({ version }) => version));
+      if (page.body.nextCursor !== null) {
+        expectProblem(await search({ q: 'pages', cursor: page.body.nextCursor }), 400, 'invalid-cursor');
+      }
+      cursor = page.body.nextCursor;
+    }
+    expect(versions).toEqual([8, 7, 6, 5, 4, 3, 2]);
+  });
+
+  it.each([
+    ['no text', {}],
+    ['a text without a word', { q: ' "" ' }],
+    ['an unknown role', { q: 'a', role: 'robot' }],
+    ['a time that is none', { q: 'a', from: 'yesterday' }],
+    ['an unknown parameter', { q: 'a', order: 'asc' }],
+  ])('given %s, when it is searched, then 400 names the parameter', async (_, query) => {
+    expectProblem(await search(query), 400, 'invalid-request');
+  });
+});

@@ -49,6 +49,7 @@ describe('metrics', () => {
       [expect.stringContaining('sessions'), 0],
       [expect.stringContaining('history'), 0],
       [expect.stringContaining('usage'), 0],
+      [expect.stringContaining('search'), 0],
     ]);
     // Nothing is published here, so there is no lag.
     expect(text).not.toMatch(/^colloquy_relay/m);
@@ -85,7 +86,7 @@ describe('metrics', () => {
     });
     expect(
       Object.keys(found).filter((name) => name.startsWith('colloquy_projection_lag_seconds')),
-    ).toHaveLength(3);
+    ).toHaveLength(4);
   });
 
   it('given API keys, when metrics or the state of the relay are requested, then only operators get them', async () => {

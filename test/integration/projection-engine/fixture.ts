@@ -22,6 +22,7 @@ import {
 import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
 import { ReadModels, type Freshness } from '../../../src/projection-engine/strong-reads.js';
+import { searchProjection } from '../../../src/read-models/search.projection.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
 
@@ -29,6 +30,7 @@ export const READ_MODELS: readonly Projection<SessionRecord>[] = [
   sessionsProjection,
   historyProjection,
   usageProjection,
+  searchProjection,
 ];
 export const TENANT = 'acme';
 

@@ -11,6 +11,7 @@ import {
 import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
 import { PLANS_BY_INDEX } from '../../../src/storage.module.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { planOf } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { Node } from '../projection-engine/fixture.js';
 
@@ -90,25 +91,7 @@ async function all(filter: Partial<SessionFilter>): Promise<SessionView[]> {
   return found;
 }
 
-/** What each node of the last statement's plan did. Prepared statements have generic plans here. */
-async function plan(): Promise<string> {
-  const client = await pool.connect();
-  try {
-    await client.query(`prepare explained as ${last.text}`);
-    const values = (last.values ?? []).map((value) =>
-      value === null
-        ? 'null'
-        : client.escapeLiteral(Array.isArray(value) ? `{${value.join()}}` : String(value)),
-    );
-    const { rows } = await client.query<{ 'QUERY PLAN': string }>(
-      `explain (analyze, timing off) execute explained(${values.join()})`,
-    );
-    await client.query('deallocate explained');
-    return rows.map((row) => row['QUERY PLAN']).join('\n');
-  } finally {
-    client.release();
-  }
-}
+const plan = (): Promise<string> => planOf(pool, last);
 
 describe('a list of sessions', () => {
   it('given filters of all kinds, when all pages are read, then they are the sessions that match, in order, once', async () => {

@@ -1,5 +1,5 @@
 import { type NewMessage } from '../../../src/domain/session.commands.js';
-import { textOf } from '../../../src/generation/echo.chat-model.js';
+import { textOf } from '../../../src/domain/content.js';
 import { buildPrompt } from '../../../src/generation/prompt.js';
 
 let made = 0;

@@ -1,0 +1,21 @@
+import { type Pool, type QueryConfig } from 'pg';
+
+/** What each node of a statement's plan does. Prepared statements have generic plans on the connections for reads. */
+export async function planOf(pool: Pool, { text, values = [] }: QueryConfig): Promise<string> {
+  const client = await pool.connect();
+  try {
+    await client.query(`prepare explained as ${text}`);
+    const literals = (values as (string | number | readonly string[] | null)[]).map((value) =>
+      value === null
+        ? 'null'
+        : client.escapeLiteral(Array.isArray(value) ? `{${value.join()}}` : String(value)),
+    );
+    const { rows } = await client.query<{ 'QUERY PLAN': string }>(
+      `explain (analyze, timing off) execute explained(${literals.join()})`,
+    );
+    await client.query('deallocate explained');
+    return rows.map((row) => row['QUERY PLAN']).join('\n');
+  } finally {
+    client.release();
+  }
+}
