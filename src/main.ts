@@ -2,28 +2,44 @@ import { type Logger as PinoLogger } from 'pino';
 import { type Config, ConfigError, loadConfig } from './config.js';
 import { isConnectionError } from './database/connection.js';
 import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
-import { type EmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { createLogger, flushLog } from './logging.js';
-import { createService, type Service } from './service.js';
+import { ProcessEnded, processesOf, startProcesses } from './processes.js';
+import { createService, type Running } from './service.js';
+import { isOneOfSeveral, tellListening } from './sibling-processes.js';
 import { version } from './version.js';
 
-let starting: Promise<Service> | undefined;
+let starting: Promise<Running> | undefined;
 let logger: PinoLogger | undefined;
 let stopping = false;
 
 async function main(): Promise<void> {
   const config = loadConfig({ env: process.env, cwd: process.cwd() });
   const log = (logger = createLogger(config.server.logLevel));
-  for (const warning of config.warnings) log.warn(warning);
+  if (!isOneOfSeveral()) for (const warning of config.warnings) log.warn(warning);
   process.on('SIGINT', stop).on('SIGTERM', stop);
   process.on('warning', (warning) => {
     log.warn(warning.message);
   });
 
-  starting = createService(config, { logger: log });
-  const { app, embedded } = await starting;
-  await app.listen(config.server.port, config.server.host);
-  announce(log, config, await app.getUrl(), embedded);
+  const processes = isOneOfSeveral() ? 1 : processesOf(config);
+  starting = processes > 1 ? startProcesses(config, processes, log) : serve(config, log);
+  const { url, embedded } = await starting;
+  if (isOneOfSeveral()) tellListening(url);
+  else announce(log, config, { url, embedded, processes });
+}
+
+/** The service in this process. */
+async function serve(config: Config, log: PinoLogger): Promise<Running> {
+  const service = await createService(config, { logger: log });
+  const { app, embedded } = service;
+  const stopService = (): Promise<void> => service.stop();
+  try {
+    await app.listen(config.server.port, config.server.host);
+  } catch (error) {
+    await stopService();
+    throw error;
+  }
+  return { url: await app.getUrl(), embedded, stop: stopService };
 }
 
 function stop(signal: NodeJS.Signals): void {
@@ -37,8 +53,7 @@ function stop(signal: NodeJS.Signals): void {
 function announce(
   log: PinoLogger,
   config: Config,
-  url: string,
-  embedded: EmbeddedPostgres | undefined,
+  { url, embedded, processes }: Pick<Running, 'url' | 'embedded'> & { readonly processes: number },
 ): void {
   const { llm, kafka, auth, server } = config;
   const facts = {
@@ -57,6 +72,7 @@ function announce(
       auth.mode === 'none'
         ? 'no key needed, this machine only'
         : `API keys: ${auth.keys.map((one) => one.name).join(', ')}`,
+    ...(processes > 1 && { processes: `${processes} share the port` }),
   };
   const notes = embedded?.notes ?? [];
   const title = `Colloquy ${version} is listening on ${url}`;
@@ -95,7 +111,8 @@ async function end(code: number): Promise<never> {
 }
 
 function explain(error: unknown): string {
-  if (error instanceof ConfigError || error instanceof DataFolderInUseError) return error.message;
+  const isPlain = [ConfigError, DataFolderInUseError, ProcessEnded].some((kind) => error instanceof kind);
+  if (isPlain) return (error as Error).message;
   const { code, message, address, port } = error as NodeJS.ErrnoException & {
     address?: string;
     port?: number;

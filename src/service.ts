@@ -19,6 +19,10 @@ import { version } from './version.js';
 /** How long a start waits for a database that is not there yet. */
 const DATABASE_PATIENCE_MS = 60_000;
 
+/** Connections that the embedded PostgreSQL takes, unless several processes need more. */
+const EMBEDDED_CONNECTIONS = 200;
+const SPARE_CONNECTIONS = 20;
+
 export interface ServiceOptions {
   /** Where the log of the service goes. */
   readonly logger: PinoLogger;
@@ -32,26 +36,32 @@ export interface Service {
   stop(): Promise<void>;
 }
 
+/** A service that listens. */
+export interface Running extends Pick<Service, 'embedded' | 'stop'> {
+  readonly url: string;
+}
+
+/** What was begun, in this order; it is undone in the other. */
+export type Undo = (() => Promise<void>)[];
+
+/** Undoes what was begun. What fails at that is told to the log and keeps nothing else from being undone. */
+export async function undoAll(undo: Undo): Promise<void> {
+  for (const step of undo.splice(0).reverse()) {
+    await step().catch((error: unknown) => {
+      new Logger('service').error('while stopping', error);
+    });
+  }
+}
+
 /**
  * Database, schema and application; not listening yet.
  * @throws DataFolderInUseError; whatever the database says when it cannot be used
  */
 export async function createService(config: Config, { logger }: ServiceOptions): Promise<Service> {
-  const undo: (() => Promise<void>)[] = [];
-  const stop = async (): Promise<void> => {
-    for (const step of undo.splice(0).reverse()) {
-      await step().catch((error: unknown) => {
-        new Logger('service').error('while stopping', error);
-      });
-    }
-  };
+  const undo: Undo = [];
+  const stop = (): Promise<void> => undoAll(undo);
   try {
-    const embedded = config.storage.database ? undefined : await startDatabase(config, undo);
-    const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
-    await migrateWhenThere(databaseUrl);
-    // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
-    if (embedded) await forgetLeases(databaseUrl);
-
+    const { databaseUrl, embedded } = await openDatabase(config, undo);
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.create(config, databaseUrl),
       createHttpAdapter({ ...config, onAnswered: logRequests(logger) }),
@@ -67,6 +77,23 @@ export async function createService(config: Config, { logger }: ServiceOptions):
   }
 }
 
+/**
+ * The database, with the schema of this code. One that the service runs itself is started.
+ * @param processes how many processes will use it
+ */
+export async function openDatabase(
+  config: Config,
+  undo: Undo,
+  processes = 1,
+): Promise<{ readonly databaseUrl: string; readonly embedded: EmbeddedPostgres | undefined }> {
+  const embedded = config.storage.database ? undefined : await startDatabase(config, undo, processes);
+  const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
+  await migrateWhenThere(databaseUrl);
+  // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
+  if (embedded) await forgetLeases(databaseUrl);
+  return { databaseUrl, embedded };
+}
+
 /** A line for each request; not for those by which machines look whether the service is well. */
 function logRequests(logger: PinoLogger): (request: AnsweredRequest) => void {
   return (request) => {
@@ -76,11 +103,16 @@ function logRequests(logger: PinoLogger): (request: AnsweredRequest) => void {
   };
 }
 
-async function startDatabase(config: Config, undo: (() => Promise<void>)[]): Promise<EmbeddedPostgres> {
-  const { dataDir } = config.storage;
+async function startDatabase(config: Config, undo: Undo, processes: number): Promise<EmbeddedPostgres> {
+  const { dataDir, maxConnections } = config.storage;
   const lock = await lockDataFolder(dataDir, { url: `http://${config.server.host}:${config.server.port}` });
   undo.push(() => lock.release());
-  const embedded = await startEmbeddedPostgres({ dataDir });
+  // Some more than the processes hold, for whoever looks at the database meanwhile.
+  const connections = Math.max(EMBEDDED_CONNECTIONS, processes * maxConnections + SPARE_CONNECTIONS);
+  const embedded = await startEmbeddedPostgres({
+    dataDir,
+    settings: { max_connections: String(connections) },
+  });
   undo.push(() => embedded.stop());
   return embedded;
 }

@@ -161,7 +161,10 @@ program
   .option('--limit <n>', 'at most so many', wholeNumber, 50)
   .action(async (q: string, { limit, ...query }: Query & { limit: number }) => {
     for await (const page of listed<SearchRow>(connect(), '/v1/search', { q, ...query }, limit, 'cursor')) {
-      const rows = page.map(({ snippet, ...hit }) => ({ ...hit, text: snippet.map(({ text }) => text).join('') }));
+      const rows = page.map(({ snippet, ...hit }) => ({
+        ...hit,
+        text: snippet.map(({ text }) => text).join(''),
+      }));
       await print(rows, columns<(typeof rows)[number]>('createdAt', 'sessionId', 'version', 'role', 'text'));
     }
   });

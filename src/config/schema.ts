@@ -99,7 +99,7 @@ export const settings = section({
     cache: section({ type: z.string().optional(), url: z.string().optional() }).optional(),
     /** Where the embedded PostgreSQL keeps its files; relative to the working directory. Default `.colloquy`. */
     dataDir: text(/^[^\0]+$/, 'must be the path of a folder').default('.colloquy'),
-    /** Connections to PostgreSQL that one node holds at most, over all its pools. Default 30. */
+    /** Connections to PostgreSQL that one process holds at most, over all its pools. Default 30. */
     maxConnections: wholeNumber(FEWEST_CONNECTIONS, 10_000).default(30),
   }).prefault({}),
   kafka: section({
@@ -155,6 +155,12 @@ export const settings = section({
     host: text(/^[^\s/]{1,255}$/, 'must be a host name or an IP address').default('127.0.0.1'),
     /** 0 takes any free port. Default 3000. */
     port: wholeNumber(0, 65_535).default(3000),
+    /** Processes that share the port, or `auto`: one for each processor. Default 1. */
+    processes: z
+      .union([z.literal('auto'), wholeNumber(1, 256)], {
+        error: 'must be a whole number from 1 to 256, or auto',
+      })
+      .default(1),
     /** Bytes of a request body. Default 1 048 576 (1 MiB). */
     bodyLimit: wholeNumber(1, 1_073_741_824).default(1_048_576),
     /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */

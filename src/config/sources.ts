@@ -14,6 +14,7 @@ const VARIABLES: readonly {
 }[] = [
   { name: 'HOST', path: ['server', 'host'] },
   { name: 'PORT', path: ['server', 'port'], read: number },
+  { name: 'COLLOQUY_PROCESSES', path: ['server', 'processes'], read: number },
   { name: 'LOG_LEVEL', path: ['server', 'logLevel'] },
   { name: 'DATABASE_URL', path: ['storage', 'database'], read: (raw) => ({ type: 'postgresql', url: raw }) },
   { name: 'COLLOQUY_DATA_DIR', path: ['storage', 'dataDir'] },

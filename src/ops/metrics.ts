@@ -1,12 +1,21 @@
 import { Injectable, type OnApplicationBootstrap, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
 import { type FastifyInstance } from 'fastify';
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import {
+  type Aggregator,
+  AggregatorRegistry,
+  collectDefaultMetrics,
+  Counter,
+  Gauge,
+  Histogram,
+  Registry,
+} from 'prom-client';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { onAnswered } from '../http/request-log.js';
 import { Relay } from '../kafka/relay.js';
 import { Projector } from '../projection-engine/projector.js';
+import { isOneOfSeveral, metricsOfAll } from '../sibling-processes.js';
 import { Sweeper } from '../sweeper/sweeper.js';
 
 type Samples = readonly (readonly [labels: Record<string, string>, value: number])[];
@@ -16,7 +25,8 @@ const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /**
- * The metrics that Prometheus scrapes: sums over all tenants of this node. Telemetry is counted when it is emitted;
+ * The metrics that Prometheus scrapes: sums over all tenants of this node, or of all processes that share its port.
+ * Telemetry is counted when it is emitted;
  * values that can be looked up are read at the scrape. Names begin with `colloquy_`, and times are in seconds.
  */
 @Injectable()
@@ -38,11 +48,16 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
 
   /** All metrics, in the text format of Prometheus. */
   text(): Promise<string> {
-    return this.registry.metrics();
+    return isOneOfSeveral() ? metricsOfAll() : this.registry.metrics();
   }
 
   /** Begins to count before the first request. */
   onModuleInit(): void {
+    if (isOneOfSeveral()) {
+      AggregatorRegistry.setRegistries([this.registry]);
+      // Answers the first process when it asks for the metrics of this one.
+      new AggregatorRegistry();
+    }
     collectDefaultMetrics({
       register: this.registry,
       prefix: 'colloquy_',
@@ -163,13 +178,13 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
 
   private ofPools(): void {
     const pools = { log: this.store.pool, relaxed: this.relaxed.pool };
-    this.gauge('pool_connections', 'Connections to the database', ['pool', 'state'], () =>
+    this.gauge('pool_connections', 'Connections to the database', ['pool', 'state'], 'sum', () =>
       Object.entries(pools).flatMap(([pool, { idleCount, totalCount }]) => [
         [{ pool, state: 'idle' }, idleCount] as const,
         [{ pool, state: 'busy' }, totalCount - idleCount] as const,
       ]),
     );
-    this.gauge('pool_waiting', 'Queries that wait for a connection', ['pool'], () =>
+    this.gauge('pool_waiting', 'Queries that wait for a connection', ['pool'], 'sum', () =>
       Object.entries(pools).map(([pool, { waitingCount }]) => [{ pool }, waitingCount] as const),
     );
   }
@@ -199,18 +214,25 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
       'sweep_lag_seconds',
       'How long past due the last sweep found the most overdue session',
       [],
+      'max',
       () => [[{}, (this.sweeper.status().last?.lagMs ?? 0) / 1000]],
     );
   }
 
   private ofReadModels(): void {
-    this.gauge('projection_lag_events', 'Events that a read model has not seen', ['projection'], async () =>
-      (await this.projector.lag()).map(({ projection, behind }) => [{ projection }, behind] as const),
+    this.gauge(
+      'projection_lag_events',
+      'Events that a read model has not seen',
+      ['projection'],
+      'max',
+      async () =>
+        (await this.projector.lag()).map(({ projection, behind }) => [{ projection }, behind] as const),
     );
     this.gauge(
       'projection_lag_seconds',
       'Age of the oldest event that a read model has not seen',
       ['projection'],
+      'max',
       async () =>
         (await this.projector.lagSeconds()).map(
           ({ projection, seconds }) => [{ projection }, seconds] as const,
@@ -220,22 +242,24 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
       'projection_parked_sessions',
       'Sessions that a read model could not take in',
       ['projection'],
+      'max',
       async () =>
         (await this.projector.status()).map(({ table, parked }) => [{ projection: table }, parked] as const),
     );
   }
 
   private ofRelay(): void {
-    this.gauge('relay_lag_events', 'Events that Kafka has not acknowledged', ['lane'], async () =>
+    this.gauge('relay_lag_events', 'Events that Kafka has not acknowledged', ['lane'], 'max', async () =>
       (await this.relay.lag()).lanes.map((behind, lane) => [{ lane: String(lane) }, behind] as const),
     );
     this.gauge(
       'relay_lag_seconds',
       'Age of the oldest event that Kafka has not acknowledged',
       [],
+      'max',
       async () => [[{}, await this.relay.lagSeconds()]],
     );
-    this.gauge('relay_up', 'Whether this node reaches Kafka', [], () => [
+    this.gauge('relay_up', 'Whether this node reaches Kafka', [], 'min', () => [
       [{}, this.relay.problem === undefined ? 1 : 0],
     ]);
   }
@@ -270,16 +294,19 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     });
   }
 
+  /** @param aggregator how the values of several processes become one */
   private gauge(
     name: string,
     help: string,
     labelNames: string[],
+    aggregator: Aggregator,
     read: () => Samples | Promise<Samples>,
   ): void {
     const gauge: Gauge = new Gauge({
       name: `colloquy_${name}`,
       help,
       labelNames,
+      aggregator,
       registers: [this.registry],
       collect: async () => {
         gauge.reset();

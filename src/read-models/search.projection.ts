@@ -104,7 +104,8 @@ function rowOf(event: SessionRecord & { type: 'MessageAppended' }): SearchRow | 
   if (text === '') return undefined;
   const folded = fold(text);
   const { tenant, streamId: session_id, version } = event;
-  const created_at = origin?.createdAt ?? event.time;
+  // To the millisecond: an imported message may have a finer time, and a cursor would then skip its neighbours.
+  const created_at = new Date(origin?.createdAt ?? event.time).toISOString();
   const keys = keysOfText(folded);
   keys.add(keyOfRole(role));
   for (const key of keysOfTime(tenant, Date.parse(created_at))) keys.add(key);

@@ -61,6 +61,7 @@ describe('settings', () => {
       server: {
         host: '127.0.0.1',
         port: 3000,
+        processes: 1,
         bodyLimit: 1_048_576,
         logLevel: 'info',
         shutdownGraceMs: 10_000,

@@ -67,7 +67,12 @@ beforeAll(async () => {
     said.map(({ tenant, sessionId, version, role, createdAt, text }) =>
       record(tenant, sessionId, version, 'MessageAppended', {
         ...{ messageId: `m${version}`, role, content: text, status: 'complete' },
-        origin: { sessionId, messageId: 'm', createdAt },
+        // Some times are finer than milliseconds.
+        origin: {
+          sessionId,
+          messageId: 'm',
+          createdAt: version % 3 === 0 ? createdAt : finer(createdAt, version),
+        },
       }),
     ),
   );
@@ -88,6 +93,8 @@ afterAll(async () => {
   await node.stop();
   await db.drop();
 });
+
+const finer = (time: string, number: number): string => time.replace('Z', `${100 + (number % 900)}Z`);
 
 const record = (
   tenant: string,
