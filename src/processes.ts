@@ -70,7 +70,9 @@ class Processes {
 
   async stop(): Promise<void> {
     this.isStopping = true;
-    const running = Object.values(cluster.workers ?? {}).filter((worker): worker is Worker => worker?.isDead() === false);
+    const running = Object.values(cluster.workers ?? {}).filter(
+      (worker): worker is Worker => worker?.isDead() === false,
+    );
     await Promise.all(
       running.map(
         (worker) =>
