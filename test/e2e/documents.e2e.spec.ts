@@ -33,6 +33,7 @@ describe('health and documents', () => {
     const projections = Object.keys(ready.body.checks).filter((check) => check.startsWith('projection '));
     expect(projections.map((name) => name.replace(/_v\d+$/, '')).sort()).toEqual([
       'projection history',
+      'projection search',
       'projection sessions',
       'projection usage',
     ]);
@@ -55,6 +56,7 @@ describe('health and documents', () => {
       'get /v1/sessions/{id}/messages': ['200', '400', '404', '410', '503'],
       'get /v1/sessions/{id}/events': ['200', '400', '404', '503'],
       'get /v1/events': ['200', '400', '503'],
+      'get /v1/search': ['200', '400', '503'],
       'get /v1/sessions/{id}/state': ['200', '400', '404', '503'],
       'get /v1/sessions/{id}/diff': ['200', '400', '404', '503'],
       'get /v1/sessions/{id}/forks': ['200', '400', '404', '503'],
