@@ -96,6 +96,7 @@ const STRETCHES_MS = [22, 24, 26, 28, 30, 32, 34, 36, 38].map((bits) => 2 ** bit
 export interface Stretch {
   readonly key: number;
   readonly startMs: number;
+  readonly lengthMs: number;
 }
 
 /** The stretch in which a moment lies, of the shortest kind that is at least so long; the longest kind for more. */
@@ -105,9 +106,9 @@ export function stretchAt(tenant: string, ms: number, atLeastMs: number): Stretc
 }
 
 function stretchOf(tenant: string, ms: number, level: number): Stretch {
-  const length = STRETCHES_MS[level] ?? 1;
-  const number = Math.floor(ms / length);
-  return { key: hash(`${tenant}\u0003${level}\u0001${number}`), startMs: number * length };
+  const lengthMs = STRETCHES_MS[level] ?? 1;
+  const number = Math.floor(ms / lengthMs);
+  return { key: hash(`${tenant}\u0003${level}\u0001${number}`), startMs: number * lengthMs, lengthMs };
 }
 
 /** The keys of all stretches of time in which a moment lies. */

@@ -114,16 +114,19 @@ export async function searchMessages(
   if (role !== undefined) keys.push(keyOfRole(role));
   const oldest = Math.max(Date.parse(last.oldest ?? ''), from === undefined ? -Infinity : Date.parse(from));
   const newest = Date.parse(last.newest ?? '');
-  for (let reached = Date.parse(place.createdAt); ;) {
+  let reached = Date.parse(place.createdAt);
+  for (let atLeast = 0; ;) {
     const left = wanted - hits.length;
     // As far back as will bring what is left, if matches are as frequent there as they were so far.
     const expected = (newest - reached) * (left / Math.max(hits.length, 0.5));
-    const { key, startMs } = stretchAt(tenant, reached, expected);
+    const { key, startMs, lengthMs } = stretchAt(tenant, reached, Math.max(expected, atLeast));
     const found = await models.read<Row>(SEARCH, freshness, FIND, asked(place, [...keys, key], left));
     hits.push(...found.map(toHit));
     if (hits.length >= wanted || startMs <= oldest) return page(hits, limit);
     place = justBefore(new Date(startMs).toISOString());
     reached = startMs - 1;
+    // Where nothing was said for years, nothing would be expected of longer stretches either.
+    atLeast = found.length === 0 ? 4 * lengthMs : lengthMs;
   }
 }
 

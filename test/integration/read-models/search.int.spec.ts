@@ -37,6 +37,7 @@ let pool: Pool;
 let models: ReadModels;
 let last: QueryConfig;
 let rowsRead = 0;
+let statements = 0;
 
 interface Said extends Omit<Hit, 'messageId'> {
   readonly tenant: string;
@@ -81,6 +82,7 @@ beforeAll(async () => {
   Object.assign(pool, {
     query: async (config: QueryConfig) => {
       last = config;
+      statements += 1;
       const result = await query(config);
       rowsRead += result.rowCount;
       return result;
@@ -209,6 +211,28 @@ describe('a search in messages', () => {
     const plan = await planOf(pool, last);
     expect(plan).toContain(`Index Scan Backward using ${SEARCH}_in_time`);
     expect(plan).not.toMatch(/Seq Scan|Sort Key/);
+  });
+});
+
+describe('a search across a time in which nothing was said', () => {
+  it('given matches of the last second and one of ten years before, when they are searched, then a few questions to the index find it', async () => {
+    const at = (version: number): string =>
+      new Date(version === 1 ? START - 3_650 * DAY_MS : START + version).toISOString();
+    await apply(
+      Array.from({ length: 700 }, (_, index) => index + 1).map((version) =>
+        record('quiet', 's', version, 'MessageAppended', {
+          ...{ messageId: `m${version}`, role: 'user', status: 'complete' },
+          content: version === 1 || version % 60 === 0 ? 'a match' : 'something else',
+          origin: { sessionId: 's', messageId: 'm', createdAt: at(version) },
+        }),
+      ),
+    );
+    statements = 0;
+    const { hits } = await searchMessages(models, 'eventual', asked('match', { tenant: 'quiet', limit: 12 }));
+    expect(hits.map(({ version }) => version)).toEqual([
+      660, 600, 540, 480, 420, 360, 300, 240, 180, 120, 60, 1,
+    ]);
+    expect(statements).toBeLessThan(12);
   });
 });
 
