@@ -125,6 +125,8 @@ function explain(error: unknown): string {
 }
 
 main().catch((error: unknown) => {
+  // Ctrl-C during the start goes to all processes: that some have ended is then no failure.
+  if (stopping) return;
   console.error(explain(error));
   void end(1);
 });
