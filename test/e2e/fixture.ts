@@ -17,8 +17,11 @@ export const FULL = process.env['FULL'] === '1';
 // Nodes are processes. On a busy machine two of them need more than Jest's five seconds to start.
 jest.setTimeout(FULL ? 300_000 : 60_000);
 
-/** A key that no message contains, so that a search for it finds leaks only. */
-export const MODEL_KEY = 'sk-fake-3f9c1d7b5a';
+/**
+ * A key that no message contains, so that a search for it finds leaks only; nor does any id contain its last four
+ * characters, since ids have no capital letters.
+ */
+export const MODEL_KEY = 'sk-fake-3f9c1dWQZK';
 
 export interface Node {
   readonly service: RunningService;
