@@ -41,10 +41,10 @@ export interface Running extends Pick<Service, 'embedded' | 'stop'> {
   readonly url: string;
 }
 
-/** What was begun, in this order; it is undone in the other. */
+/** How to undo what was begun, in the order in which it was begun. */
 export type Undo = (() => Promise<void>)[];
 
-/** Undoes what was begun. What fails at that is told to the log and keeps nothing else from being undone. */
+/** Undoes what was begun, the last first. What fails at that is told to the log and keeps nothing else from being undone. */
 export async function undoAll(undo: Undo): Promise<void> {
   for (const step of undo.splice(0).reverse()) {
     await step().catch((error: unknown) => {

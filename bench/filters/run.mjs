@@ -3,8 +3,9 @@
  * sessions are put into the read model as the projector does it; there are no statistics of its table.
  */
 import { randomUUID } from 'node:crypto';
-import { connect, startServer } from '../support/database.mjs';
+import { startServer } from '../support/database.mjs';
 import { product } from '../support/product.mjs';
+import { openReadModel } from '../support/read-model.mjs';
 import { quantile, timed } from '../support/stats.mjs';
 import { present } from '../support/table.mjs';
 
@@ -13,13 +14,8 @@ const BATCH = 500;
 const CALLS = 60;
 const TARGET_MS = 20;
 
-const { createPool } = product('dist/database/connection.js');
-const { EventLog } = product('dist/event-store/log.js');
-const { ReadModels } = product('dist/projection-engine/strong-reads.js');
-const { createTables } = product('dist/projection-engine/tables.js');
 const { sessionsProjection, SESSIONS: TABLE } = product('dist/read-models/sessions.projection.js');
 const { listSessions } = product('dist/read-models/session-views.js');
-const { PLANS_BY_INDEX } = product('dist/storage.module.js');
 
 /** The event of a session of its own. */
 const created = (n, start) => ({
@@ -38,22 +34,15 @@ const created = (n, start) => ({
 
 const server = await startServer();
 try {
-  const url = await server.database('filters');
-  const database = await connect(url, 'bench', { statementMs: 600_000 });
-  const log = await EventLog.open(url);
-  const pool = createPool(url, 'bench', { settings: PLANS_BY_INDEX });
-  await createTables(pool, [sessionsProjection], log.laneCount);
+  const readModel = await openReadModel(server, sessionsProjection);
+  const { database, models } = readModel;
   const start = Date.now();
   const filling = await timed(async () => {
     for (let first = 1; first <= SESSIONS; first += BATCH) {
-      const events = Array.from({ length: BATCH }, (_, index) => created(first + index, start));
-      for (const { text, values } of await sessionsProjection.apply(events, TABLE, async () => [])) {
-        await database.query(text, [...values]);
-      }
+      await readModel.write(Array.from({ length: BATCH }, (_, index) => created(first + index, start)));
     }
   });
   console.error(`${SESSIONS} sessions in ${(filling / 1000).toFixed(0)} s`);
-  const models = new ReadModels(pool, log);
   const middle = await database.query(
     `select created_at, session_id from ${TABLE} where session_id = 'session-${SESSIONS / 2}'`,
   );
@@ -90,9 +79,7 @@ try {
   }
   console.log(present(rows));
   process.exitCode = rows.every(({ pass }) => pass) ? 0 : 1;
-  await pool.end();
-  await log.close();
-  await database.end();
+  await readModel.close();
 } finally {
   await server.stop();
 }

@@ -2,8 +2,9 @@
  * How long a page of a search takes at 1 000 000 messages of one tenant, beside writes to the same read model. The
  * messages are put into the read model as the projector does it; there are no statistics of its table.
  */
-import { connect, startServer } from '../support/database.mjs';
+import { startServer } from '../support/database.mjs';
 import { product } from '../support/product.mjs';
+import { openReadModel } from '../support/read-model.mjs';
 import { quantile, timed } from '../support/stats.mjs';
 import { present } from '../support/table.mjs';
 import { Talk } from './talk.mjs';
@@ -16,14 +17,9 @@ const YEAR_MS = 365 * 86_400_000;
 /** What is written meanwhile. */
 const WRITES = { batch: 20, everyMs: 40 };
 
-const { createPool } = product('dist/database/connection.js');
-const { EventLog } = product('dist/event-store/log.js');
-const { ReadModels } = product('dist/projection-engine/strong-reads.js');
-const { createTables } = product('dist/projection-engine/tables.js');
 const { searchProjection, SEARCH } = product('dist/read-models/search.projection.js');
 const { searchMessages } = product('dist/read-models/search.js');
 const { termsOf } = product('dist/read-models/search-keys.js');
-const { PLANS_BY_INDEX } = product('dist/storage.module.js');
 
 const talk = new Talk();
 const start = Date.now() - YEAR_MS;
@@ -45,17 +41,10 @@ const said = (n) => ({
 
 const server = await startServer();
 try {
-  const url = await server.database('search');
-  const database = await connect(url, 'bench', { statementMs: 600_000 });
-  const log = await EventLog.open(url);
-  const pool = createPool(url, 'bench', { settings: PLANS_BY_INDEX });
-  await createTables(pool, [searchProjection], log.laneCount);
-  const write = async (first, count) => {
-    const events = Array.from({ length: count }, (_, index) => said(first + index));
-    for (const { text, values } of await searchProjection.apply(events, SEARCH, async () => [])) {
-      await database.query(text, [...values]);
-    }
-  };
+  const readModel = await openReadModel(server, searchProjection);
+  const { database, models } = readModel;
+  const write = (first, count) =>
+    readModel.write(Array.from({ length: count }, (_, index) => said(first + index)));
   const filling = await timed(async () => {
     for (let first = 0; first < MESSAGES; first += BATCH) await write(first, BATCH);
   });
@@ -77,7 +66,6 @@ try {
       await new Promise((resolve) => setTimeout(resolve, WRITES.everyMs));
     }
   })();
-  const models = new ReadModels(pool, log);
   const searches = {
     'a word that no message contains': (call) => ({ q: `nosuchword${call}` }),
     'a word of one message': (call) => ({ q: `rareword${(call % 10) * 100_000 + 77}` }),
@@ -127,9 +115,7 @@ try {
   await writing;
   console.log(present(rows));
   process.exitCode = rows.every(({ pass }) => pass) ? 0 : 1;
-  await pool.end();
-  await log.close();
-  await database.end();
+  await readModel.close();
 } finally {
   await server.stop();
 }

@@ -58,10 +58,15 @@ describe('a service of several processes', () => {
     expect(children).toHaveLength(2);
     await eventually(() => Promise.resolve(answering(service).size === 2));
     expect([...answering(service)].sort()).toEqual(children.sort());
+    await world.database.query(
+      `insert into projection_parked (projection, tenant, session_id, lane, version, error, parked_at)
+       select projection, 'default', 'parked', 0, 1, 'for this test', now() from projection_checkpoint
+       where starts_with(projection, 'usage') and lane = 0`,
+    );
     const { text } = await api.get('/metrics');
     expect(/^colloquy_appends_total (\d+)$/m.exec(text)?.[1]).toBe(String(2 * WRITES));
-    // How far a read model is behind is the same, whichever process looks.
-    expect(text).toMatch(/^colloquy_projection_lag_events\{projection="sessions_v\d+"\} 0$/m);
+    // Both processes see the same parked session, which is one and not two.
+    expect(text).toMatch(/^colloquy_projection_parked_sessions\{projection="usage_v\d+"\} 1$/m);
     expect(service.output().match(/is listening on/g)).toHaveLength(1);
     expect(await service.stop()).toBe(0);
     expect(await alive([service.pid, ...children])).toEqual([]);

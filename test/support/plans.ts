@@ -1,5 +1,17 @@
 import { type Pool, type QueryConfig } from 'pg';
 
+/** Calls back for each statement of a pool, with the number of its rows. */
+export function watchStatements(pool: Pool, seen: (statement: QueryConfig, rows: number) => void): void {
+  const query = pool.query.bind(pool) as (statement: QueryConfig) => Promise<{ rowCount: number | null }>;
+  Object.assign(pool, {
+    query: async (statement: QueryConfig) => {
+      const result = await query(statement);
+      seen(statement, result.rowCount ?? 0);
+      return result;
+    },
+  });
+}
+
 /** What each node of a statement's plan does. Prepared statements have generic plans on the connections for reads. */
 export async function planOf(pool: Pool, { text, values = [] }: QueryConfig): Promise<string> {
   const client = await pool.connect();

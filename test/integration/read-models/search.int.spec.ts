@@ -8,7 +8,7 @@ import { type Hit, type Search, searchMessages } from '../../../src/read-models/
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { PLANS_BY_INDEX } from '../../../src/storage.module.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { planOf } from '../../support/plans.js';
+import { planOf, watchStatements } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { Node } from '../projection-engine/fixture.js';
 
@@ -78,15 +78,10 @@ beforeAll(async () => {
     ),
   );
   pool = createPool(db.url, 'test', { settings: PLANS_BY_INDEX });
-  const query = pool.query.bind(pool) as (config: QueryConfig) => Promise<{ rowCount: number }>;
-  Object.assign(pool, {
-    query: async (config: QueryConfig) => {
-      last = config;
-      statements += 1;
-      const result = await query(config);
-      rowsRead += result.rowCount;
-      return result;
-    },
+  watchStatements(pool, (statement, rows) => {
+    last = statement;
+    statements += 1;
+    rowsRead += rows;
   });
   models = new ReadModels(pool, node.store);
 }, 120_000);

@@ -11,7 +11,7 @@ import {
 import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
 import { PLANS_BY_INDEX } from '../../../src/storage.module.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { planOf } from '../../support/plans.js';
+import { planOf, watchStatements } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { Node } from '../projection-engine/fixture.js';
 
@@ -42,12 +42,8 @@ beforeAll(async () => {
   );
   await fillKeys();
   pool = createPool(db.url, 'test', { settings: PLANS_BY_INDEX });
-  const query = pool.query.bind(pool) as (config: QueryConfig) => Promise<unknown>;
-  Object.assign(pool, {
-    query: (config: QueryConfig) => {
-      last = config;
-      return query(config);
-    },
+  watchStatements(pool, (statement) => {
+    last = statement;
   });
   models = new ReadModels(pool, node.store);
 }, 120_000);
