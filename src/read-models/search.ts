@@ -63,7 +63,7 @@ const before = (names: readonly [string, string, string]): string =>
 /** The newest messages of a tenant before a place, of which those that match are returned, and the last one of all. */
 const LOOK = `
   with looked as materialized (
-    select * from ${SEARCH}
+    select created_at, session_id, version, message_id, role, text, folded from ${SEARCH}
     where tenant = $1 and created_at >= $2::timestamptz and ${PLACE} < ${before(['$3', '$4', '$5'])}
     ${ORDER} limit $8
   ),
