@@ -18,12 +18,25 @@ export interface ApiKeyConfig {
   readonly sha256: string;
 }
 
+/** Where the database is. */
+export interface DatabaseConfig {
+  /** Leads straight to the server. */
+  readonly url: string;
+  /** Leads there through a pooler in transaction mode. */
+  readonly pooledUrl?: string | undefined;
+  /** Lead to its streaming replicas. */
+  readonly replicas: string[];
+}
+
 /** The settings in force: complete, deeply frozen. Times are milliseconds, sizes bytes. */
 export type Config = DeepReadonly<{
   llm: Settings['llm'] & { provider: 'openai' | 'echo'; model: string };
   sessions: Settings['sessions'];
-  /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used. */
-  storage: Pick<Settings['storage'], 'database' | 'dataDir' | 'maxConnections'>;
+  /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used, and without `redis` no Redis. */
+  storage: Pick<Settings['storage'], 'dataDir' | 'maxConnections'> & {
+    database?: DatabaseConfig | undefined;
+    redis?: { url: string } | undefined;
+  };
   kafka: Settings['kafka'];
   auth: { mode: 'none' | 'api-key'; keys: ApiKeyConfig[] };
   server: Settings['server'];
@@ -70,9 +83,11 @@ export function loadConfig(source: Source): Config {
     );
   }
 
-  if (storage.cache !== undefined) {
-    warnings.push('storage.cache has no meaning here: everything is kept in PostgreSQL.');
-  }
+  const { database, cache } = storage;
+  if (cache?.type === 'redis' && cache.url === undefined)
+    problems.push(`${nameOf(['storage', 'cache', 'url'])} must be a redis:// or rediss:// URL`);
+  if (cache !== undefined && cache.type !== 'redis')
+    warnings.push(`storage.cache of the type ${cache.type} has no meaning here; only redis has.`);
 
   const keys = (auth.keys ?? []).map(({ name, tenant, key, sha256 }) => ({
     name,
@@ -113,7 +128,14 @@ export function loadConfig(source: Source): Config {
     storage: {
       dataDir: resolve(source.cwd, storage.dataDir),
       maxConnections: storage.maxConnections,
-      ...(storage.database === undefined ? {} : { database: storage.database }),
+      ...(database && {
+        database: {
+          url: database.directUrl ?? database.url,
+          ...(database.directUrl !== undefined && { pooledUrl: database.url }),
+          replicas: database.replicas,
+        },
+      }),
+      ...(cache?.type === 'redis' && cache.url !== undefined && { redis: { url: cache.url } }),
     },
     kafka,
     auth: { mode, keys },

@@ -1,6 +1,7 @@
 import { type Logger as PinoLogger } from 'pino';
 import { type Config, ConfigError, loadConfig } from './config.js';
 import { isConnectionError } from './database/connection.js';
+import { PoolerNotReady } from './database/pooler.js';
 import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
 import { createLogger, flushLog } from './logging.js';
 import { ProcessEnded, processesOf, startProcesses } from './processes.js';
@@ -111,7 +112,9 @@ async function end(code: number): Promise<never> {
 }
 
 function explain(error: unknown): string {
-  const isPlain = [ConfigError, DataFolderInUseError, ProcessEnded].some((kind) => error instanceof kind);
+  const isPlain = [ConfigError, DataFolderInUseError, PoolerNotReady, ProcessEnded].some(
+    (kind) => error instanceof kind,
+  );
   if (isPlain) return (error as Error).message;
   const { code, message, address, port } = error as NodeJS.ErrnoException & {
     address?: string;

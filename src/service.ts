@@ -9,6 +9,7 @@ import { isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
+import { checkPooler } from './database/pooler.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest } from './http/request-log.js';
 import { configureApp, createHttpAdapter } from './http/server.js';
@@ -88,7 +89,9 @@ export async function openDatabase(
 ): Promise<{ readonly databaseUrl: string; readonly embedded: EmbeddedPostgres | undefined }> {
   const embedded = config.storage.database ? undefined : await startDatabase(config, undo, processes);
   const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
-  await migrateWhenThere(databaseUrl);
+  await whenThere(() => migrate(databaseUrl, migrations));
+  const { pooledUrl } = config.storage.database ?? {};
+  if (pooledUrl !== undefined) await whenThere(() => checkPooler(pooledUrl));
   // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
   if (embedded) await forgetLeases(databaseUrl);
   return { databaseUrl, embedded };
@@ -117,11 +120,12 @@ async function startDatabase(config: Config, undo: Undo, processes: number): Pro
   return embedded;
 }
 
-async function migrateWhenThere(url: string): Promise<void> {
+/** Waits for a database that cannot be reached yet. */
+async function whenThere(work: () => Promise<void>): Promise<void> {
   const deadline = Date.now() + DATABASE_PATIENCE_MS;
   for (let told = false; ; told = true) {
     try {
-      await migrate(url, migrations);
+      await work();
       return;
     } catch (error) {
       if (!isConnectionError(error) || Date.now() > deadline) throw error;

@@ -9,8 +9,9 @@ import {
 import { TypeOrmModule } from '@nestjs/typeorm';
 import { type Config, SETTINGS } from './config.js';
 import { shareConnections } from './database/connection-shares.js';
-import { connectionConfig, IDLE } from './database/connection.js';
+import { poolConfig } from './database/connection.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
+import { PLANS_BY_INDEX } from './database/server-settings.js';
 import { upcast } from './domain/session.events.js';
 import { EventLog } from './event-store/log.js';
 import { Leases } from './event-store/leases.js';
@@ -21,15 +22,6 @@ export const DATABASE_URL = Symbol('URL of the database');
 
 /** Keyed results are found for a day, and leases of dead nodes are of no use: what is older only takes room. */
 const PRUNE_MS = 3_600_000;
-
-/**
- * Every query on a read model has an index that finds its rows, and one in the order of its answer where there may be
- * many. Without these settings the server would decide by its statistics, of which there are none for a table that has
- * just grown, and plan anew for each call. Before version 18, PostgreSQL takes a plan that cannot do without sorting for
- * very expensive and compiles it, which takes a third of a second for a query of a millisecond: hence no `jit`.
- */
-export const PLANS_BY_INDEX =
-  '-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off -c jit=off';
 
 /**
  * The settings, the connections and the log, for all other modules. It is global, so that it is made before them and
@@ -48,25 +40,33 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
 
   static for(config: Config, url: string): DynamicModule {
     const shares = shareConnections(config.storage.maxConnections);
+    const { pooledUrl } = config.storage.database ?? {};
     return {
       module: StorageModule,
       global: true,
       imports: [
         TypeOrmModule.forRoot({
           type: 'postgres',
-          url,
+          url: pooledUrl ?? url,
           // Migrated before; the schema is never derived from entities, of which there are none.
           synchronize: false,
           retryAttempts: 0,
           poolSize: shares.readModels,
-          extra: { ...connectionConfig(url, 'read models', { settings: PLANS_BY_INDEX }), ...IDLE },
+          extra: poolConfig(pooledUrl ?? url, 'read models', {
+            settings: PLANS_BY_INDEX,
+            throughPooler: pooledUrl !== undefined,
+            max: shares.readModels,
+          }),
         }),
       ],
       providers: [
         { provide: SETTINGS, useValue: config },
         { provide: DATABASE_URL, useValue: url },
         { provide: RelaxedPool, useFactory: () => new RelaxedPool(url, shares.relaxed) },
-        { provide: EventLog, useFactory: () => EventLog.open(url, { upcast, connections: shares.log }) },
+        {
+          provide: EventLog,
+          useFactory: () => EventLog.open(url, { upcast, connections: shares.log, pooledUrl }),
+        },
         {
           provide: Leases,
           useFactory: (store: EventLog) => store.leases(randomUUID()),

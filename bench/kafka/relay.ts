@@ -172,7 +172,7 @@ async function withRelay<T>(
   topic: string,
   work: (relay: Relay) => Promise<T>,
 ): Promise<T> {
-  const pool = createPool(url, 'relay', { settings: '-c synchronous_commit=off' });
+  const pool = createPool(url, 'relay', { settings: { synchronous_commit: 'off' } });
   const leases = store.leases(randomUUID());
   const relay = new Relay(store, pool, leases, {
     kafka,

@@ -18,7 +18,7 @@ export async function oldSnapshot(server, { full }) {
   const turns = { held: () => rate(WRITERS, 1, held.append), free: () => rate(WRITERS, 1, free.append) };
   await sideBySide(2, turns);
 
-  const backup = await connect(held.url, 'bench', { settings: '-c idle_in_transaction_session_timeout=0' });
+  const backup = await connect(held.url, 'bench', { settings: { idle_in_transaction_session_timeout: '0' } });
   await backup.query('begin isolation level repeatable read');
   await backup.query('select from event limit 1');
   const since = performance.now();

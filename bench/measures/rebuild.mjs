@@ -47,7 +47,7 @@ async function ours(server, events) {
 
   const store = await EventLog.open(url, { upcast });
   const leases = store.leases(randomUUID());
-  const pool = createPool(url, 'projector', { settings: '-c synchronous_commit=off' });
+  const pool = createPool(url, 'projector', { settings: { synchronous_commit: 'off' } });
   const projector = new Projector({
     store,
     pool,

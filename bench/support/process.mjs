@@ -75,7 +75,7 @@ async function start(args, env) {
 }
 
 /** Node options for the processes under test, e.g. `BENCH_NODE_OPTIONS=--cpu-prof`. */
-const extra = () => process.env.BENCH_NODE_OPTIONS?.split(' ') ?? [];
+const extra = () => process.env.BENCH_NODE_OPTIONS?.split(' ').filter(Boolean) ?? [];
 
 const TICKS_PER_SECOND = 100;
 

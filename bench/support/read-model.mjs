@@ -6,7 +6,7 @@ const { EventLog } = product('dist/event-store/log.js');
 const { tableOf } = product('dist/projection-engine/projection.js');
 const { ReadModels } = product('dist/projection-engine/strong-reads.js');
 const { createTables } = product('dist/projection-engine/tables.js');
-const { PLANS_BY_INDEX } = product('dist/storage.module.js');
+const { PLANS_BY_INDEX } = product('dist/database/server-settings.js');
 
 /**
  * Creates the table of a read model in a database of its own. `write(events)` puts events into it as the projector

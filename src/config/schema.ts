@@ -30,6 +30,8 @@ function url(description: string, ...protocols: string[]) {
   );
 }
 
+const postgresUrl = url('must be a postgres:// or postgresql:// URL', 'postgres:', 'postgresql:');
+
 /** A mapping that refuses keys it does not know, and says which ones it does. */
 function section<T extends z.core.$ZodLooseShape>(shape: T) {
   return z.strictObject(shape, {
@@ -93,10 +95,18 @@ export const settings = section({
     /** Default: the embedded PostgreSQL, in `dataDir`. */
     database: section({
       type: choice('postgresql'),
-      url: url('must be a postgres:// or postgresql:// URL', 'postgres:', 'postgresql:'),
+      /** May lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well. */
+      url: postgresUrl,
+      /** Past the pooler, for what needs a session of its own. Default: `url` does not lead through a pooler. */
+      directUrl: postgresUrl.optional(),
+      /** Streaming replicas, which answer queries on read models. Default: none. */
+      replicas: z.array(postgresUrl, { error: 'must be a list of URLs' }).default([]),
     }).optional(),
-    /** Accepted so that settings written for an in-process agent load; has no meaning here. */
-    cache: section({ type: z.string().optional(), url: z.string().optional() }).optional(),
+    /** What nodes tell each other without the database. Default: nothing. Types other than `redis` have no meaning here. */
+    cache: section({
+      type: text(/^[\w-]{1,64}$/, 'must be redis'),
+      url: url('must be a redis:// or rediss:// URL', 'redis:', 'rediss:').optional(),
+    }).optional(),
     /** Where the embedded PostgreSQL keeps its files; relative to the working directory. Default `.colloquy`. */
     dataDir: text(/^[^\0]+$/, 'must be the path of a folder').default('.colloquy'),
     /** Connections to PostgreSQL that one process holds at most, over all its pools. Default 30. */

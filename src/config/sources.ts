@@ -17,6 +17,9 @@ const VARIABLES: readonly {
   { name: 'COLLOQUY_PROCESSES', path: ['server', 'processes'], read: number },
   { name: 'LOG_LEVEL', path: ['server', 'logLevel'] },
   { name: 'DATABASE_URL', path: ['storage', 'database'], read: (raw) => ({ type: 'postgresql', url: raw }) },
+  { name: 'DATABASE_DIRECT_URL', path: ['storage', 'database', 'directUrl'] },
+  { name: 'DATABASE_REPLICA_URLS', path: ['storage', 'database', 'replicas'], read: list },
+  { name: 'REDIS_URL', path: ['storage', 'cache'], read: (raw) => ({ type: 'redis', url: raw }) },
   { name: 'COLLOQUY_DATA_DIR', path: ['storage', 'dataDir'] },
   { name: 'KAFKA_BROKERS', path: ['kafka', 'brokers'], read: list },
   { name: 'OPENAI_API_KEY', path: ['llm', 'apiKey'] },
@@ -83,7 +86,8 @@ export function gatherSettings(source: Source): GivenSettings {
 
   const nameOf = (path: readonly PropertyKey[]): string => {
     const dotted = path.map(String).join('.');
-    const variable = VARIABLES.find(
+    // The last one that fits: of two variables for parts of one section, the narrower stands behind.
+    const variable = VARIABLES.findLast(
       (candidate) =>
         given(candidate.name) !== undefined && candidate.path.every((part, i) => part === path[i]),
     );

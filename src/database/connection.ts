@@ -1,5 +1,7 @@
 import { isNativeError } from 'node:util/types';
 import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
+import { EVERY_SESSION, optionsOf, type ServerSettings } from './server-settings.js';
+import { UnpreparedClient } from './unprepared-client.js';
 
 const DISK_FULL = '53100';
 const QUERY_CANCELED = '57014';
@@ -30,13 +32,6 @@ function explanationOf(cause: unknown): string {
   return 'the database cannot be reached at the moment; try again';
 }
 
-/**
- * Settings of every connection.
- * A process that was stopped between BEGIN and COMMIT would keep its row locks: the server ends such a transaction
- * before any lease of that process has run out, so that whoever takes over is not held up.
- */
-const SESSION_SETTINGS = '-c TimeZone=UTC -c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000';
-
 const TIMESTAMPTZ = 1184;
 const BIGINT = 20;
 const MILLISECONDS = '2026-11-22 10:00:00.123+00'.length;
@@ -60,9 +55,18 @@ const STATEMENT_MS = 15_000;
 const TIMEOUT_MARGIN_MS = 500;
 const CONNECT_MS = 3_000;
 
+const limitedTo = (statementMs: number): ServerSettings => ({
+  statement_timeout: String(Math.max(statementMs - TIMEOUT_MARGIN_MS, 1)),
+});
+
+/** The limit of a statement, unless another one is given. */
+export const STATEMENT_SETTINGS = limitedTo(STATEMENT_MS);
+
 export interface ConnectionOptions {
-  /** More server settings, e.g. `-c synchronous_commit=off` for what can be made again. */
-  readonly settings?: string | undefined;
+  /** More server settings; not with `throughPooler`. */
+  readonly settings?: ServerSettings | undefined;
+  /** Whether the URL leads through a pooler in transaction mode, whose sessions have settings already. */
+  readonly throughPooler?: boolean | undefined;
   /**
    * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does
    * not answer at all is as good as gone: whoever waits must get an answer.
@@ -75,24 +79,20 @@ export interface ConnectionOptions {
 export function connectionConfig(
   url: string,
   name: string,
-  { settings = '', statementMs = STATEMENT_MS, connectMs = CONNECT_MS }: ConnectionOptions = {},
+  { settings, throughPooler, statementMs = STATEMENT_MS, connectMs = CONNECT_MS }: ConnectionOptions = {},
 ): ClientConfig {
-  const serverMs = Math.max(statementMs - TIMEOUT_MARGIN_MS, 1);
   return {
     connectionString: url,
     application_name: `colloquy ${name}`,
-    options: `${SESSION_SETTINGS} -c statement_timeout=${serverMs} ${settings}`,
+    ...(!throughPooler && {
+      options: optionsOf({ ...EVERY_SESSION, ...limitedTo(statementMs), ...settings }),
+    }),
     types: typeParsers,
     connectionTimeoutMillis: connectMs,
     keepAlive: true,
     query_timeout: statementMs,
   };
 }
-
-/**
- * A program that uses the library may end by having nothing more to do: idle connections of a pool do not hold it up.
- */
-export const IDLE = { allowExitOnIdle: true } as const;
 
 /**
  * Whether a connection keeps the process alive, as it does unless told otherwise. A connection that waits for work, or
@@ -114,14 +114,25 @@ export async function endConnection(client: Client): Promise<void> {
   await client.end();
 }
 
-/** @param options.max connections at the same time; 10 unless given */
-export function createPool(
+export interface PoolOptions extends ConnectionOptions {
+  /** Connections at the same time; 10 unless given. */
+  readonly max?: number | undefined;
+}
+
+export const poolConfig = (
   url: string,
   name: string,
-  { max = 10, ...options }: ConnectionOptions & { readonly max?: number | undefined } = {},
-): Pool {
-  const config: PoolConfig = connectionConfig(url, name, options);
-  const pool = new Pool({ ...config, max, ...IDLE });
+  { max = 10, ...options }: PoolOptions = {},
+): PoolConfig => ({
+  ...connectionConfig(url, name, options),
+  max,
+  // A program that uses the library may end by having nothing more to do: idle connections do not hold it up.
+  allowExitOnIdle: true,
+  ...(options.throughPooler && { Client: UnpreparedClient }),
+});
+
+export function createPool(url: string, name: string, options: PoolOptions = {}): Pool {
+  const pool = new Pool(poolConfig(url, name, options));
   // A connection that breaks is replaced by the next query. Without listeners it would end the process: the pool's
   // covers idle ones, the other those that are lent out.
   pool.on('error', () => undefined);
@@ -133,7 +144,9 @@ export function createPool(
 
 /** @throws whatever `pg` throws when the server cannot be reached. */
 export async function connect(url: string, name: string, options: ConnectionOptions = {}): Promise<Client> {
-  const client = new Client(connectionConfig(url, name, options));
+  const client = new (options.throughPooler ? UnpreparedClient : Client)(
+    connectionConfig(url, name, options),
+  );
   client.on('error', () => undefined);
   await client.connect();
   return client;

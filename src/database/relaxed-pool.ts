@@ -1,5 +1,6 @@
 import { type Pool } from 'pg';
 import { createPool } from './connection.js';
+import { RELAXED } from './server-settings.js';
 
 /**
  * Connections whose commits do not wait for the disk. They are for what is made from the log and can be made again:
@@ -10,7 +11,7 @@ export class RelaxedPool {
 
   /** @param max connections at the same time */
   constructor(url: string, max: number) {
-    this.pool = createPool(url, 'relaxed', { max, settings: '-c synchronous_commit=off' });
+    this.pool = createPool(url, 'relaxed', { max, settings: RELAXED });
   }
 
   async close(): Promise<void> {

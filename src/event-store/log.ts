@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
+import { GENERIC_PLANS } from '../database/server-settings.js';
 import { type Append, type AppendEvent, type AppendResult, type StreamEnd } from './append.js';
 import { BatchWriter, type WriterOptions } from './batch-writer.js';
 import { Counters } from './counters.js';
@@ -33,6 +34,8 @@ export interface EventLogOptions extends WriterOptions {
    * Connections for reading at the same time; 10 unless given. Two for commits and one for notifications come to them.
    */
   readonly connections?: number;
+  /** URL of the same database through a pooler in transaction mode, for reading. */
+  readonly pooledUrl?: string | undefined;
   /** Lifts stored data to the current schema version. Without it, data is returned as stored. */
   readonly upcast?: Upcast;
 }
@@ -71,12 +74,6 @@ interface LogSettings {
 const STATE_EVENTS = 8;
 const STATE_BYTES = 64 * 1024;
 const NO_LAG: StateLag = { events: 0, bytes: 0 };
-
-/**
- * No query here has a plan that depends on its parameters, and planning for all lanes takes a good part of a small
- * read. The setting is not used for the append functions, where it would cost each call.
- */
-const GENERIC_PLANS = '-c plan_cache_mode=force_generic_plan';
 
 /** Timeout of a commit: callers of a database that hangs get an error within five seconds. */
 const COMMIT_MS = 4_500;
@@ -166,9 +163,14 @@ export class EventLog {
     );
   }
 
-  /** @param url URL of a migrated database */
+  /** @param url URL of a migrated database, past any pooler */
   static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
-    const pool = createPool(url, 'log', { settings: GENERIC_PLANS, max: options.connections });
+    const { pooledUrl, connections } = options;
+    const pool = createPool(pooledUrl ?? url, 'log', {
+      settings: GENERIC_PLANS,
+      throughPooler: pooledUrl !== undefined,
+      max: connections,
+    });
     try {
       const [settings] = await rowsOf<LogSettings>(pool, {
         text: 'select lanes, position_key from log_settings',

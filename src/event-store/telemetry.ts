@@ -19,6 +19,8 @@ export interface TelemetryEvents {
   projected: { readonly projection: string; readonly events: number; readonly ms: number };
   /** A read model could not apply an event, and skips the session of that event from now on. */
   parked: { readonly projection: string };
+  /** A replica was asked for rows of a read model. Unless it answered, the server itself was asked. */
+  replicaRead: { readonly outcome: 'answered' | 'late' | 'failed' };
   /** The brokers acknowledged events. */
   published: { readonly events: number; readonly bytes: number; readonly ms: number };
   /** Another node had taken over a lane whose events or checkpoint this node was about to write. */

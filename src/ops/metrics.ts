@@ -152,12 +152,16 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     const parked = this.counting('parkings_total', 'Sessions that read models could not take in', [
       'projection',
     ]);
+    const replicas = this.counting('replica_reads_total', 'Reads for which a replica was asked', ['outcome']);
     const published = this.counting('published_events_total', 'Events that the brokers acknowledged', []);
     telemetry.on('projected', ({ projection, events }) => {
       projected.inc({ projection }, events);
     });
     telemetry.on('parked', ({ projection }) => {
       parked.inc({ projection });
+    });
+    telemetry.on('replicaRead', ({ outcome }) => {
+      replicas.inc({ outcome });
     });
     telemetry.on('published', ({ events }) => {
       published.inc(events);

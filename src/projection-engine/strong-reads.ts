@@ -7,6 +7,7 @@ import { streamEndsAt } from '../event-store/event-rows.js';
 import { type StreamId } from '../event-store/lane.js';
 import { type EventLog } from '../event-store/log.js';
 import { type KnownEnd } from '../event-store/stream-reader.js';
+import { KEEPS_UP, type Replica, type Replicas } from './replicas.js';
 
 /**
  * How new the rows of a read must be: the read model must have applied all events up to these positions (lane →
@@ -74,6 +75,29 @@ interface Verdict {
 }
 
 /**
+ * A query together with the proof that its rows may be used. Its parameters are those of the query, then the table, the
+ * tenant, the session, the lanes and their positions.
+ *
+ * @param count of the parameters of the query
+ * @param condition more that must hold
+ */
+function provenRead(sql: string, count: number, condition = 'true'): string {
+  const next = count + 1;
+  return `
+    select c.*, q.* from (
+      select ${condition} and not exists (
+        select from unnest($${next + 3}::smallint[], $${next + 4}::bigint[]) as e (lane, "position")
+        left join projection_checkpoint p on p.projection = $${next} and p.lane = e.lane
+        where coalesce(p.position, 0) < e.position
+      ) as "isReady", exists (
+        select from projection_parked k
+        where k.projection = $${next} and k.tenant = $${next + 1} and k.session_id = $${next + 2}
+      ) as "isParked"
+      ${NOT_MERGED}
+    ) c left join lateral (select true as found, x.* from (${sql}) x) q on c."isReady" and not c."isParked"`;
+}
+
+/**
  * Queries on read models. One statement, and so one snapshot, reads the rows and checks that they are new enough:
  * between two statements a rebuilt table with another checkpoint could take the place of the first.
  *
@@ -85,9 +109,11 @@ export class ReadModels {
   private readonly names = new Map<string, string>();
   private readonly grouped = new Map<SessionQuery, Coalescer<Question, Verdict | undefined>>();
 
+  /** @param replicas are asked first; undefined: there are none */
   constructor(
     private readonly pool: Pool,
     private readonly store: EventLog,
+    private readonly replicas?: Replicas,
   ) {}
 
   /** The present ends of all lanes, which a strong read over many sessions asks for. */
@@ -114,19 +140,6 @@ export class ReadModels {
     session?: { readonly tenant: string; readonly sessionId: string },
   ): Promise<Row[]> {
     const ends = freshness === 'eventual' ? [] : [...freshness].filter(([, position]) => position > 0);
-    const next = values.length + 1;
-    const text = `
-      select c.*, q.* from (
-        select not exists (
-          select from unnest($${next + 3}::smallint[], $${next + 4}::bigint[]) as e (lane, "position")
-          left join projection_checkpoint p on p.projection = $${next} and p.lane = e.lane
-          where coalesce(p.position, 0) < e.position
-        ) as "isReady", exists (
-          select from projection_parked k
-          where k.projection = $${next} and k.tenant = $${next + 1} and k.session_id = $${next + 2}
-        ) as "isParked"
-        ${NOT_MERGED}
-      ) c left join lateral (select true as found, x.* from (${sql}) x) q on c."isReady" and not c."isParked"`;
     const parameters = [
       ...values,
       projection,
@@ -135,17 +148,50 @@ export class ReadModels {
       ends.map(([lane]) => lane),
       ends.map(([, position]) => position),
     ];
-    const deadline = Date.now() + PATIENCE_MS;
+    const found =
+      (await this.readFromReplica(provenRead(sql, values.length, KEEPS_UP), parameters)) ??
+      (await this.readFromServer(provenRead(sql, values.length), parameters));
+    return found.filter((row) => row.found) as unknown as Row[];
+  }
+
+  private async readFromServer(text: string, values: unknown[]): Promise<Verdict[]> {
+    const rows = await this.whenReady(PATIENCE_MS, () => this.query(text, values));
+    if (rows === 'late') throw new ProjectionLagging();
+    if (rows?.[0]?.isParked) throw new SessionParked();
+    return rows ?? [];
+  }
+
+  /** @returns undefined when no replica can answer, or none may: whether a session is parked, the server knows */
+  private async readFromReplica(text: string, values: unknown[]): Promise<Verdict[] | undefined> {
+    const replica = this.replicas?.next();
+    if (!replica) return undefined;
+    const rows = await this.whenReady(replica.patienceMs, () => this.query(text, values, replica));
+    if (rows === 'late') replica.isLate();
+    if (!rows || rows === 'late' || rows[0]?.isParked) return undefined;
+    replica.answered();
+    return rows;
+  }
+
+  /**
+   * Repeats a query until the read model is as new as it has to be.
+   * @returns `late` when it is not within the time; undefined when `query` returned that
+   */
+  private async whenReady(
+    patienceMs: number,
+    query: () => Promise<Verdict[] | undefined>,
+  ): Promise<Verdict[] | undefined | 'late'> {
+    const deadline = Date.now() + patienceMs;
     for (let pause = 2; ; pause = Math.min(pause * 2, 50)) {
       // Progress is watched from before the query, so that progress made during it is not missed.
       using progress = this.progress();
-      const rows = await this.query<Verdict>(text, parameters);
+      const rows = await query();
+      if (!rows) return undefined;
       const [first] = rows;
-      if (first?.isParked) throw new SessionParked();
-      if (first?.isReady) return rows.filter((row) => row.found) as unknown as Row[];
-      if (Date.now() >= deadline) throw new ProjectionLagging();
+      if (first?.isParked || first?.isReady) return rows;
+      const left = deadline - Date.now();
+      if (left <= 0) return 'late';
       this.store.wakeUp.readerWaits();
-      await progress.within(pause);
+      await progress.within(Math.min(pause, left));
     }
   }
 
@@ -153,8 +199,9 @@ export class ReadModels {
    * A strong read of a session that ends where this process believes. The proof is part of the statement, so that
    * nothing has to be asked of the log before; and reads that arrive together are one statement.
    *
-   * @returns the row, or null when there is none; `moved` when the session does not end there any more, and `late` when
-   *   the read model is not as new yet: then `read` has to be used
+   * @returns the row, or null when there is none; `moved` when the session does not end there any more, or when the rows
+   *   are to come from a replica, which cannot prove it; and `late` when the read model is not as new yet: then `read`
+   *   has to be used
    * @throws SessionParked, DatabaseUnavailable
    */
   async readIfUnmoved<Row>(
@@ -162,6 +209,7 @@ export class ReadModels {
     query: SessionQuery,
     question: Question,
   ): Promise<Row | null | 'moved' | 'late'> {
+    if (this.replicas?.canAnswer) return 'moved';
     let reads = this.grouped.get(query);
     if (!reads) {
       reads = new Coalescer((questions) => this.readTogether(projection, query, questions));
@@ -217,9 +265,24 @@ export class ReadModels {
     return questions.map((_, index) => answers.get(index + 1));
   }
 
-  /** The rows of a prepared statement; none when the table of the read model is missing. */
-  private async query<Row extends QueryResultRow>(text: string, values: unknown[]): Promise<Row[]> {
-    return rowsOf<Row>(this.pool, { name: this.nameOf(text), text, values }).catch((error: unknown) => {
+  /**
+   * The rows of a prepared statement; none when the table of the read model is missing.
+   * @returns undefined when the replica cannot answer
+   */
+  private async query<Row extends QueryResultRow>(text: string, values: unknown[]): Promise<Row[]>;
+  private async query<Row extends QueryResultRow>(
+    text: string,
+    values: unknown[],
+    replica: Replica,
+  ): Promise<Row[] | undefined>;
+  private async query<Row extends QueryResultRow>(
+    text: string,
+    values: unknown[],
+    replica?: Replica,
+  ): Promise<Row[] | undefined> {
+    const statement = { name: this.nameOf(text), text, values };
+    if (replica) return replica.rows<Row>(statement);
+    return rowsOf<Row>(this.pool, statement).catch((error: unknown) => {
       if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return [];
       throw error;
     });

@@ -10,11 +10,15 @@ import { InjectDataSource } from '@nestjs/typeorm';
 import { type Pool } from 'pg';
 import { DataSource } from 'typeorm';
 import { type PostgresDriver } from 'typeorm/driver/postgres/PostgresDriver.js';
-import { connect } from '../database/connection.js';
+import { type Config, SETTINGS } from '../config.js';
+import { shareConnections } from '../database/connection-shares.js';
+import { connect, createPool } from '../database/connection.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
+import { PLANS_BY_INDEX } from '../database/server-settings.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
 import { Projector } from '../projection-engine/projector.js';
+import { Replicas } from '../projection-engine/replicas.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { DATABASE_URL } from '../storage.module.js';
 import { historyProjection } from './history.projection.js';
@@ -29,10 +33,27 @@ const projections = [sessionsProjection, historyProjection, usageProjection, sea
 const VERIFY_LIMIT_MS = 3_600_000;
 
 @Injectable()
-class StrongReads extends ReadModels {
-  constructor(@InjectDataSource() source: DataSource, store: EventLog) {
+class StrongReads extends ReadModels implements OnApplicationShutdown {
+  private readonly ownReplicas: Replicas | undefined;
+
+  constructor(
+    @InjectDataSource() source: DataSource,
+    store: EventLog,
+    @Inject(SETTINGS) { storage }: Config,
+  ) {
     // TypeORM itself prepares no statements, and planning a small read anew costs more than the read.
-    super((source.driver as PostgresDriver).master as Pool, store);
+    const pool = (source.driver as PostgresDriver).master as Pool;
+    const { readModels: max } = shareConnections(storage.maxConnections);
+    const pools = (storage.database?.replicas ?? []).map((url) =>
+      createPool(url, 'read models', { settings: PLANS_BY_INDEX, max }),
+    );
+    const replicas = pools.length > 0 ? new Replicas(pool, pools, store.telemetry) : undefined;
+    super(pool, store, replicas);
+    this.ownReplicas = replicas;
+  }
+
+  async onApplicationShutdown(): Promise<void> {
+    await this.ownReplicas?.close();
   }
 }
 

@@ -66,7 +66,7 @@ async function broker(folder: string, owner: string): Promise<void> {
 
 async function relay(url: string, brokers: string, topic: string): Promise<void> {
   const store = await EventLog.open(url, { upcast });
-  const pool = createPool(url, 'relay', { settings: '-c synchronous_commit=off' });
+  const pool = createPool(url, 'relay', { settings: { synchronous_commit: 'off' } });
   const leases = store.leases(randomUUID());
   const node = new Relay(store, pool, leases, {
     kafka: { brokers: [brokers] },

@@ -77,7 +77,11 @@ llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:
 sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000 }
 storage:
   cache: { type: redis, url: "redis://localhost:6379" }
-  database: { type: postgresql, url: "postgres://u:p@db/x" }
+  database:
+    type: postgresql
+    url: "postgres://u:p@pooler/x"
+    directUrl: "postgres://u:p@db/x"
+    replicas: ["postgres://u:p@replica/x"]
   dataDir: data
 kafka:
   brokers: ["a:9092", "[::1]:9093"]
@@ -116,7 +120,15 @@ tenants:
         capPolicy: 'evict',
         deleteAfter: 86_400_000,
       },
-      storage: { database: { type: 'postgresql', url: 'postgres://u:p@db/x' }, dataDir: join(cwd, 'data') },
+      storage: {
+        database: {
+          url: 'postgres://u:p@db/x',
+          pooledUrl: 'postgres://u:p@pooler/x',
+          replicas: ['postgres://u:p@replica/x'],
+        },
+        redis: { url: 'redis://localhost:6379' },
+        dataDir: join(cwd, 'data'),
+      },
       kafka: {
         brokers: ['a:9092', '[::1]:9093'],
         topic: 't',
@@ -134,8 +146,42 @@ tenants:
       acme: { maxSessions: 5, sessionTTL: 1, capPolicy: 'evict' },
       constructor: {},
     });
-    expect(config.storage).not.toHaveProperty('cache');
+    expect(config.warnings).toEqual([]);
+  });
+
+  it('given a cache of a type that has no meaning here, when it is loaded, then the operator is told', () => {
+    const config = load('storage: { cache: { type: in-memory } }');
+    expect(config.storage).not.toHaveProperty('redis');
     expect(config.warnings).toEqual([expect.stringContaining('storage.cache')]);
+  });
+
+  it('given the database, its replicas and Redis in the environment, when they are loaded, then they apply', () => {
+    const { storage } = load(undefined, {
+      DATABASE_URL: 'postgres://pooler/x',
+      DATABASE_DIRECT_URL: 'postgres://db/x',
+      DATABASE_REPLICA_URLS: 'postgres://one/x, postgres://two/x',
+      REDIS_URL: 'rediss://r',
+    });
+    expect(storage).toMatchObject({
+      database: {
+        url: 'postgres://db/x',
+        pooledUrl: 'postgres://pooler/x',
+        replicas: ['postgres://one/x', 'postgres://two/x'],
+      },
+      redis: { url: 'rediss://r' },
+    });
+  });
+
+  it.each([
+    [
+      { DATABASE_URL: 'postgres://db/x', DATABASE_REPLICA_URLS: 'http://r' },
+      'DATABASE_REPLICA_URLS, entry 1',
+    ],
+    [{ DATABASE_URL: 'postgres://db/x', DATABASE_DIRECT_URL: 'db' }, 'DATABASE_DIRECT_URL'],
+    [{ DATABASE_DIRECT_URL: 'postgres://db/x' }, 'storage.database.url'],
+    [{ REDIS_URL: 'http://r' }, 'REDIS_URL'],
+  ])('given %p, when it is loaded, then the error names %s', (env, name) => {
+    expect(() => load(undefined, env)).toThrow(name);
   });
 
   it('given API keys, when they are loaded, then only their hashes are kept', () => {
@@ -178,7 +224,7 @@ server: { host: localhost, port: 1 }
     expect(config).toMatchObject({
       llm: { provider: 'openai', model: 'from-env', apiKey: 'sk-env', baseURL: 'https://env/v1' },
       sessions: { maxSessions: 7, sessionTTL: 8, capPolicy: 'evict' },
-      storage: { database: { type: 'postgresql', url: 'postgresql://env/x' }, dataDir: '/somewhere' },
+      storage: { database: { url: 'postgresql://env/x' }, dataDir: '/somewhere' },
       kafka: { brokers: ['a:1', 'b:2'], topic: 'kept' },
       auth: { mode: 'api-key', keys: [{ name: 'a', tenant: 'b' }] },
       server: { host: '0.0.0.0', port: 0 },

@@ -83,7 +83,7 @@ export class Node {
     const leases = store.leases(randomUUID());
     const reads = createPool(url, 'read models');
     const models = new ReadModels(reads, store);
-    const pool = createPool(url, 'projector', { max: 6, settings: '-c synchronous_commit=off' });
+    const pool = createPool(url, 'projector', { max: 6, settings: { synchronous_commit: 'off' } });
     const projector = new Projector({
       store,
       pool,

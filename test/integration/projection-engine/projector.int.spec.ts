@@ -205,7 +205,7 @@ describe('one owner per lane', () => {
     // This is the state of a process that is suspended between the statements of its batch.
     const timeout = sized(5_000, 1_000);
     const left = await connect(db.url, 'projector', {
-      ...(timeout === 1_000 && { settings: '-c idle_in_transaction_session_timeout=1000' }),
+      ...(timeout === 1_000 && { settings: { idle_in_transaction_session_timeout: '1000' } }),
     });
     await left.query('begin');
     await left.query('update projection_checkpoint set position = position + 1');

@@ -6,7 +6,7 @@ import { fold, termsOf } from '../../../src/read-models/search-keys.js';
 import { searchProjection, SEARCH } from '../../../src/read-models/search.projection.js';
 import { type Hit, type Search, searchMessages } from '../../../src/read-models/search.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
-import { PLANS_BY_INDEX } from '../../../src/storage.module.js';
+import { PLANS_BY_INDEX } from '../../../src/database/server-settings.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { planOf, watchStatements } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';

@@ -9,7 +9,7 @@ import {
   type SessionView,
 } from '../../../src/read-models/session-views.js';
 import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
-import { PLANS_BY_INDEX } from '../../../src/storage.module.js';
+import { PLANS_BY_INDEX } from '../../../src/database/server-settings.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { planOf, watchStatements } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
