@@ -113,7 +113,7 @@ export class EventLog {
   private constructor(
     readonly pool: Pool,
     private readonly url: string,
-    settings: LogSettings,
+    private readonly settings: LogSettings,
     options: EventLogOptions,
   ) {
     this.laneCount = settings.lanes;
@@ -172,15 +172,23 @@ export class EventLog {
       max: connections,
     });
     try {
-      const [settings] = await rowsOf<LogSettings>(pool, {
-        text: 'select lanes, position_key from log_settings',
-      });
+      const settings = await readSettings(pool);
       if (!settings) throw new Error('the database has no lane count: it was not migrated');
       return new EventLog(pool, url, settings, options);
     } catch (error) {
       await pool.end();
       throw error;
     }
+  }
+
+  /**
+   * Whether connections lead to a database with this log, such as a copy of it.
+   *
+   * @throws DatabaseUnavailable
+   */
+  async isIn(pool: Pool): Promise<boolean> {
+    const other = await readSettings(pool);
+    return other !== undefined && other.position_key.equals(this.settings.position_key);
   }
 
   /** Waits until accepted appends are answered, then closes the connections. */
@@ -326,5 +334,8 @@ export class EventLog {
     });
   }
 }
+
+const readSettings = async (pool: Pool): Promise<LogSettings | undefined> =>
+  (await rowsOf<LogSettings>(pool, { text: 'select lanes, position_key from log_settings' }))[0];
 
 const sizeOf = ({ json, sealed }: EncodedPayload): number => json?.length ?? sealed?.length ?? 0;

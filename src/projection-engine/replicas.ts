@@ -1,6 +1,6 @@
 import { type Pool, type QueryConfig, type QueryResultRow } from 'pg';
 import { rowsOf } from '../database/query.js';
-import { type Telemetry } from '../event-store/telemetry.js';
+import { type EventLog } from '../event-store/log.js';
 
 /** A replica that is this far behind the server is not asked, whatever freshness a read wants. */
 const STALE = '10 seconds';
@@ -26,11 +26,9 @@ export class Replica {
   private wasLateAt = 0;
   private checked: Promise<void> | undefined;
 
-  /** @param isOfSameLog whether the other end of a connection has the log of this service */
   constructor(
     private readonly pool: Pool,
-    private readonly isOfSameLog: (pool: Pool) => Promise<boolean>,
-    private readonly telemetry: Telemetry,
+    private readonly store: EventLog,
   ) {}
 
   get isResting(): boolean {
@@ -46,14 +44,14 @@ export class Replica {
       // It may be another server that comes back.
       this.checked = undefined;
       this.restsUntil = Date.now() + REST_MS;
-      this.telemetry.emit('replicaRead', { outcome: 'failed' });
-      this.telemetry.emit('failed', { what: 'a read from a replica', error });
+      this.store.telemetry.emit('replicaRead', { outcome: 'failed' });
+      this.store.telemetry.emit('failed', { what: 'a read from a replica', error });
       return undefined;
     }
   }
 
   answered(): void {
-    this.telemetry.emit('replicaRead', { outcome: 'answered' });
+    this.store.telemetry.emit('replicaRead', { outcome: 'answered' });
   }
 
   /** How long to wait until the replica is as new as a read wants. */
@@ -64,7 +62,7 @@ export class Replica {
   /** The replica was not as new as a read wanted, though it waited. Others would probably wait in vain as well. */
   isLate(): void {
     this.wasLateAt = Date.now();
-    this.telemetry.emit('replicaRead', { outcome: 'late' });
+    this.store.telemetry.emit('replicaRead', { outcome: 'late' });
   }
 
   close(): Promise<void> {
@@ -72,7 +70,7 @@ export class Replica {
   }
 
   private async check(): Promise<void> {
-    if (!(await this.isOfSameLog(this.pool)))
+    if (!(await this.store.isIn(this.pool)))
       throw new Error(
         'a URL of storage.database.replicas leads to another database than storage.database.url',
       );
@@ -84,13 +82,8 @@ export class Replicas {
   private readonly replicas: readonly Replica[];
   private turn = 0;
 
-  constructor(server: Pool, pools: readonly Pool[], telemetry: Telemetry) {
-    const key = async (pool: Pool): Promise<string | undefined> => {
-      const text = `select encode(position_key, 'hex') as key from log_settings`;
-      return (await rowsOf<{ key: string }>(pool, { text }, STATEMENT_MS))[0]?.key;
-    };
-    const isOfSameLog = async (pool: Pool): Promise<boolean> => (await key(pool)) === (await key(server));
-    this.replicas = pools.map((pool) => new Replica(pool, isOfSameLog, telemetry));
+  constructor(store: EventLog, pools: readonly Pool[]) {
+    this.replicas = pools.map((pool) => new Replica(pool, store));
   }
 
   /** Whether `next` would return one. */

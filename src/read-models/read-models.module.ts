@@ -47,7 +47,7 @@ class StrongReads extends ReadModels implements OnApplicationShutdown {
     const pools = (storage.database?.replicas ?? []).map((url) =>
       createPool(url, 'read models', { settings: PLANS_BY_INDEX, max }),
     );
-    const replicas = pools.length > 0 ? new Replicas(pool, pools, store.telemetry) : undefined;
+    const replicas = pools.length > 0 ? new Replicas(store, pools) : undefined;
     super(pool, store, replicas);
     this.ownReplicas = replicas;
   }
