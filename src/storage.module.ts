@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import {
   type DynamicModule,
+  Inject,
   Logger,
   Module,
   type OnApplicationShutdown,
@@ -10,6 +11,7 @@ import { TypeOrmModule } from '@nestjs/typeorm';
 import { type Config, SETTINGS } from './config.js';
 import { shareConnections } from './database/connection-shares.js';
 import { poolConfig } from './database/connection.js';
+import { RedisLink } from './database/redis-link.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
 import { PLANS_BY_INDEX } from './database/server-settings.js';
 import { upcast } from './domain/session.events.js';
@@ -36,6 +38,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
     private readonly store: EventLog,
     private readonly leases: Leases,
     private readonly relaxed: RelaxedPool,
+    @Inject(RedisLink) private readonly redis: RedisLink | null,
   ) {}
 
   static for(config: Config, url: string): DynamicModule {
@@ -68,12 +71,20 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           useFactory: () => EventLog.open(url, { upcast, connections: shares.log, pooledUrl }),
         },
         {
+          provide: RedisLink,
+          useFactory: ({ telemetry }: EventLog) =>
+            config.storage.redis
+              ? new RedisLink(config.storage.redis.url, telemetry.failed('the use of Redis'))
+              : null,
+          inject: [EventLog],
+        },
+        {
           provide: Leases,
           useFactory: (store: EventLog) => store.leases(randomUUID()),
           inject: [EventLog],
         },
       ],
-      exports: [SETTINGS, DATABASE_URL, RelaxedPool, EventLog, Leases],
+      exports: [SETTINGS, DATABASE_URL, RelaxedPool, RedisLink, EventLog, Leases],
     };
   }
 
@@ -97,7 +108,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
     this.stopPruning();
     // Each is closed whatever becomes of the others; the leases go back through the log's connections.
     const results = [
-      ...(await Promise.allSettled([this.leases.close(), this.relaxed.close()])),
+      ...(await Promise.allSettled([this.leases.close(), this.relaxed.close(), this.redis?.close()])),
       ...(await Promise.allSettled([this.store.close()])),
     ];
     for (const result of results) if (result.status === 'rejected') this.logger.error(result.reason);

@@ -23,10 +23,15 @@ export interface AgentOptions {
     readonly [key: string]: unknown;
   };
   readonly storage?: {
-    /** Accepted, and without meaning here: everything is in PostgreSQL. */
+    /** Of the type `redis`: replies that arrive travel between processes by it. Other types have no meaning here. */
     readonly cache?: { readonly type?: string; readonly url?: string };
     /** Without it PostgreSQL is run in `dataDir`. */
-    readonly database?: { readonly type: string; readonly url?: string | undefined };
+    readonly database?: {
+      readonly type: string;
+      readonly url?: string | undefined;
+      readonly directUrl?: string | undefined;
+      readonly replicas?: readonly string[];
+    };
     readonly dataDir?: string;
     readonly [key: string]: unknown;
   };

@@ -72,7 +72,7 @@ export class ReplyFollower {
   ): Promise<void> {
     const look = this.recorded.search(session, started);
     const lease = generationLease(started.generationId);
-    let chunk = 0;
+    using text = this.partials.reader(started.generationId);
     let deadline = Date.now() + OUTAGE_MS;
     for (let looks = 0; ; looks += 1) {
       const growth = laneGrowth(this.log, session, LOOK_MS);
@@ -82,13 +82,15 @@ export class ReplyFollower {
           reply.finish(end);
           return;
         }
-        for (const { number, text } of await this.partials.readAfter(started.generationId, chunk)) {
-          chunk = number;
-          reply.append(text);
-        }
+        reply.append(await text.next());
         if (looks % LOOKS_PER_LEASE_CHECK === 0 && (await this.leases.standing([lease])).size === 0) {
           await this.abandon(session, by, started.generationId);
-        } else await growth.soon;
+        } else {
+          // Of text alone the log says nothing.
+          const isOver = growth.soon.then(() => true);
+          while (!(await Promise.race([isOver, text.grown().then(() => false)])))
+            reply.append(await text.next());
+        }
         deadline = Date.now() + OUTAGE_MS;
       } catch (error) {
         if (codeOf(error) !== 'database-unavailable' || Date.now() > deadline) {

@@ -2,22 +2,29 @@ import { type Telemetry } from '../event-store/telemetry.js';
 import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
 
 /**
- * Milliseconds for which text is gathered before it is written. If this node dies, the text of this time is lost, and
- * readers on other nodes see text later by as much.
+ * Milliseconds for which text is gathered before it is written to the database, or to Redis. If this node dies, the text
+ * of this time is lost, and readers on other nodes see text later by as much.
  */
-const GATHER_MS = 75;
+const GATHER_MS = { table: 75, streams: 3 };
 
+/** A reply that arrives, and how much of it is where. */
 interface Shared {
-  /** Number of the last chunk. */
+  readonly pieces: string[];
+  /** Characters of all pieces. */
+  length: number;
+  /** Pieces that were written to Redis, and in which of its sessions. */
+  inStream: number;
+  session: number | undefined;
+  /** Pieces that are in chunks of the table, and the number of the last of these. */
+  inTable: number;
   number: number;
   /** Chunks that are not known to be stored. */
   unwritten: Chunk[];
-  /** Text that arrived after these chunks. */
-  text: string;
 }
 
 /**
- * Writes the text of the replies that arrive in this process to the database, where other nodes can read it. One
+ * Writes the text of the replies that arrive in this process to where other nodes can read it: to Redis if there is one,
+ * else to the database. What Redis may have lost is written again, from the beginning of the reply. One
  * statement writes the text of all replies.
  */
 export class ReplySharing {
@@ -32,9 +39,21 @@ export class ReplySharing {
   ) {}
 
   add(generationId: string, text: string): void {
-    const shared = this.replies.get(generationId);
-    if (shared) shared.text += text;
-    else this.replies.set(generationId, { number: 0, unwritten: [], text });
+    let shared = this.replies.get(generationId);
+    if (!shared) {
+      shared = {
+        pieces: [],
+        length: 0,
+        inStream: 0,
+        session: undefined,
+        inTable: 0,
+        number: 0,
+        unwritten: [],
+      };
+      this.replies.set(generationId, shared);
+    }
+    shared.pieces.push(text);
+    shared.length += text.length;
     this.writeSoon();
   }
 
@@ -56,22 +75,50 @@ export class ReplySharing {
   }
 
   private writeSoon(): void {
+    const gatherMs = this.partials.streams?.session === undefined ? GATHER_MS.table : GATHER_MS.streams;
     this.timer ??= setTimeout(() => {
       // Writes do not overlap: a reader that finds a chunk must find all chunks before it.
       this.writing = this.write().finally(() => {
         this.timer = undefined;
-        if ([...this.replies.values()].some(isUnwritten)) this.writeSoon();
+        if ([...this.replies.values()].some((shared) => this.isUnwritten(shared))) this.writeSoon();
       });
-    }, GATHER_MS);
+    }, gatherMs);
+  }
+
+  private isUnwritten({ pieces, inStream, session, inTable, unwritten }: Shared): boolean {
+    const isInStream = session !== undefined && session === this.partials.streams?.session;
+    return isInStream ? inStream < pieces.length : unwritten.length > 0 || inTable < pieces.length;
   }
 
   private async write(): Promise<void> {
-    const sharing = [...this.replies].filter(([, shared]) => isUnwritten(shared));
+    const sharing = [...this.replies].filter(([, shared]) => this.isUnwritten(shared));
+    if (!(await this.writeToStreams(sharing))) await this.writeToTable(sharing);
+  }
+
+  /** @returns whether the texts are there now */
+  private async writeToStreams(sharing: readonly (readonly [string, Shared])[]): Promise<boolean> {
+    const { streams } = this.partials;
+    const session = streams?.session;
+    if (!streams || session === undefined) return false;
+    const parts = sharing.map(([generation, shared]) => {
+      const { pieces, length, inStream } = shared;
+      const text = pieces.slice(shared.session === session ? inStream : 0).join('');
+      return { shared, pieces: pieces.length, generation, end: length, text };
+    });
+    const isWritten =
+      (await streams.write(parts.filter(({ text }) => text !== ''))) && streams.session === session;
+    if (!isWritten) return false;
+    for (const { shared, pieces } of parts) Object.assign(shared, { session, inStream: pieces });
+    return true;
+  }
+
+  private async writeToTable(sharing: readonly (readonly [string, Shared])[]): Promise<void> {
     for (const [generation, shared] of sharing) {
-      if (shared.text === '') continue;
+      const text = shared.pieces.slice(shared.inTable).join('');
+      shared.inTable = shared.pieces.length;
+      if (text === '') continue;
       shared.number += 1;
-      shared.unwritten.push({ generation, number: shared.number, text: shared.text });
-      shared.text = '';
+      shared.unwritten.push({ generation, number: shared.number, text });
     }
     const chunks = sharing.flatMap(([, shared]) => shared.unwritten);
     if (chunks.length === 0) return;
@@ -89,5 +136,3 @@ export class ReplySharing {
     }
   }
 }
-
-const isUnwritten = ({ unwritten, text }: Shared): boolean => unwritten.length > 0 || text !== '';

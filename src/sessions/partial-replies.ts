@@ -1,8 +1,11 @@
-import { Injectable, Logger, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
+import { Inject, Injectable, Logger, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { arrayLiteral } from '../database/array-literal.js';
 import { available } from '../database/connection.js';
+import { RedisLink } from '../database/redis-link.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { repeat } from '../housekeeping.js';
+import { ReplyReader } from './reply-reader.js';
+import { ReplyStreams } from './reply-streams.js';
 
 const PRUNE_MS = 3_600_000;
 
@@ -30,9 +33,16 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   private readonly own = new Map<string, OwnReply>();
   private readonly logger = new Logger('generation');
   private stopPruning = (): void => undefined;
+  /** Takes the place of the table while there is a Redis. */
+  readonly streams: ReplyStreams | undefined;
 
   /** @param relaxed nothing of an unfinished reply was promised, so a crash of the database may lose it */
-  constructor(private readonly relaxed: RelaxedPool) {}
+  constructor(
+    private readonly relaxed: RelaxedPool,
+    @Inject(RedisLink) redis: RedisLink | null,
+  ) {
+    this.streams = redis ? new ReplyStreams(redis) : undefined;
+  }
 
   onModuleInit(): void {
     this.stopPruning = repeat(
@@ -57,6 +67,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     return () => this.own.delete(generation);
   }
 
+  /** Writes to the table. */
   async write(chunks: readonly Chunk[]): Promise<void> {
     await available(() =>
       this.relaxed.pool.query({
@@ -76,9 +87,18 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   async read(generation: string): Promise<string> {
     const own = this.own.get(generation);
     if (own) return own.text();
-    return (await this.readAfter(generation, 0)).map((chunk) => chunk.text).join('');
+    using reader = this.reader(generation);
+    let text = '';
+    for (let more = await reader.next(); more !== ''; more = await reader.next()) text += more;
+    return text;
   }
 
+  /** Must be disposed of. */
+  reader(generation: string): ReplyReader {
+    return new ReplyReader(generation, this, this.streams);
+  }
+
+  /** Chunks of the table. */
   async readAfter(generation: string, number: number): Promise<Chunk[]> {
     const { rows } = await available(() =>
       this.relaxed.pool.query<Chunk>({
@@ -94,6 +114,7 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   /** Deletes the text of a generation that has ended. */
   async drop(generation: string): Promise<void> {
     this.own.get(generation)?.ended();
+    await this.streams?.drop(generation);
     await available(() =>
       this.relaxed.pool.query('delete from generation_chunk where generation = $1', [generation]),
     );

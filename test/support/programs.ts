@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-type Program = 'pgbouncer';
+type Program = 'pgbouncer' | 'redis-server';
 
 /** Debian keeps servers outside of the PATH of users. */
 const FOLDERS = [...(process.env['PATH'] ?? '').split(':'), '/usr/sbin', '/usr/local/sbin'];
@@ -46,6 +46,9 @@ export interface RunningProgram {
   kill9(): Promise<void>;
   /** Starts it again after `kill9`. */
   start(): Promise<void>;
+  /** Stops it where it stands, until `resume`. */
+  suspend(): void;
+  resume(): void;
   /** Ends it and removes its folder. */
   end(): Promise<void>;
 }
@@ -95,6 +98,8 @@ async function run(
     port,
     start,
     kill9,
+    suspend: () => child.kill('SIGSTOP'),
+    resume: () => child.kill('SIGCONT'),
     end: async () => {
       await kill9();
       await rm(folder, { recursive: true, force: true });
@@ -117,6 +122,14 @@ async function listens(port: number, child: ChildProcess): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
+
+/** Redis without a file: what it holds is gone when it is killed. */
+export const startRedis = (): Promise<RunningProgram> =>
+  run('redis-server', (folder, port) =>
+    Promise.resolve([
+      ...['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', folder],
+    ]),
+  );
 
 /**
  * PgBouncer in transaction mode with two connections to a database.
