@@ -5,6 +5,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
+import { TextDecoder } from 'node:util';
 import { startServer } from '../support/database.mjs';
 import { startPacedModel, startService } from '../support/process.mjs';
 import { quantile } from '../support/stats.mjs';
