@@ -4,6 +4,7 @@ import { Coalescer } from './coalescer.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type EventDecoder } from './event-decoder.js';
 import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
+import { type StreamId } from './lane.js';
 import { type LogTail } from './log-tail.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
 
@@ -68,6 +69,20 @@ export class LaneReader {
     if (unknown.size === 0) return recent;
     const stored = await this.read(unknown, limit);
     return recent.length === 0 ? stored : [...recent, ...stored];
+  }
+
+  /**
+   * The events of a stream behind one position of its lane, up to another one, if this process has just appended all
+   * events in between; else undefined.
+   */
+  recent(
+    lane: number,
+    { tenant, streamId }: StreamId,
+    after: number,
+    to: number,
+  ): RecordedEvent[] | undefined {
+    const events = this.tail.between(lane, after, to);
+    return events?.filter((event) => event.streamId === streamId && event.tenant === tenant);
   }
 
   /**

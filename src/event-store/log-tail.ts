@@ -45,6 +45,12 @@ export class LogTail<Event extends LanePosition> {
     return run === this.run ? this.lanes.get(lane)?.at(-1) : undefined;
   }
 
+  /** The events of a lane behind one position, up to another one; undefined when not all of them are kept here. */
+  between(lane: number, after: number, to: number): readonly Event[] | undefined {
+    const found = this.after(lane, after, to - after);
+    return found?.at(-1)?.position === to ? found : undefined;
+  }
+
   /** The next events of a lane after a position; undefined when the caller has to read the log. */
   after(lane: number, position: number, limit: number): readonly Event[] | undefined {
     const events = this.lanes.get(lane);

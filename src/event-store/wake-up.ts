@@ -20,7 +20,7 @@ type Listener = (lanes: Iterable<number>) => void;
 export class WakeUp {
   private readonly origin = randomUUID();
   private readonly listeners = new Set<Listener>();
-  private readonly waitListeners = new Set<() => void>();
+  private readonly waitListeners = new Map<() => void, string>();
   private readonly all: readonly number[];
   private readonly unannounced = new Set<number>();
   private announcing = false;
@@ -71,17 +71,17 @@ export class WakeUp {
   }
 
   /**
-   * Calls `listener` when a reader on this node waits, so that work is done at once instead of gathered into a batch.
-   * Returns a function that stops this.
+   * Calls `listener` when a reader on this node waits for this work, so that it is done at once instead of gathered into a
+   * batch. Returns a function that stops this.
    */
-  onReaderWaiting(listener: () => void): () => void {
-    this.waitListeners.add(listener);
+  onReaderWaiting(work: string, listener: () => void): () => void {
+    this.waitListeners.set(listener, work);
     return () => this.waitListeners.delete(listener);
   }
 
-  /** Tells that a reader waits until the followers of the log on this node have caught up. */
-  readerWaits(): void {
-    for (const listener of this.waitListeners) listener();
+  /** Tells that a reader waits until this node has caught up with the log in this work. */
+  readerWaits(work: string): void {
+    for (const [listener, waited] of this.waitListeners) if (waited === work) listener();
   }
 
   async close(): Promise<void> {

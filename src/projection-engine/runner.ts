@@ -77,7 +77,7 @@ export class Runner {
     const unsubscribe = wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
-    const unsubscribeWaits = wakeUp.onReaderWaiting(() => {
+    const unsubscribeWaits = wakeUp.onReaderWaiting(this.table, () => {
       this.skipPause();
     });
     this.unsubscribe = () => {

@@ -6,6 +6,7 @@ import { Coalescer } from '../event-store/coalescer.js';
 import { streamEndsAt } from '../event-store/event-rows.js';
 import { type StreamId } from '../event-store/lane.js';
 import { type EventLog } from '../event-store/log.js';
+import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { type KnownEnd } from '../event-store/stream-reader.js';
 import { KEEPS_UP, type Replica, type Replicas } from './replicas.js';
 
@@ -69,9 +70,15 @@ interface Question {
 /** Tells of a query whether its rows may be used. */
 interface Verdict {
   readonly isReady: boolean;
-  readonly isCurrent: boolean;
   readonly isParked: boolean;
   readonly found: true | null;
+}
+
+/** The same of a query on a session whose end is known. */
+interface PlaceVerdict extends Omit<Verdict, 'isReady'> {
+  readonly isCurrent: boolean;
+  /** Up to which position of the session's lane the rows are. */
+  readonly applied: number;
 }
 
 /**
@@ -107,7 +114,7 @@ function provenRead(sql: string, count: number, condition = 'true'): string {
 export class ReadModels {
   private readonly waiting = new Set<() => void>();
   private readonly names = new Map<string, string>();
-  private readonly grouped = new Map<SessionQuery, Coalescer<Question, Verdict | undefined>>();
+  private readonly grouped = new Map<SessionQuery, Coalescer<Question, PlaceVerdict | undefined>>();
 
   /** @param replicas are asked first; undefined: there are none */
   constructor(
@@ -149,23 +156,29 @@ export class ReadModels {
       ends.map(([, position]) => position),
     ];
     const found =
-      (await this.readFromReplica(provenRead(sql, values.length, KEEPS_UP), parameters)) ??
-      (await this.readFromServer(provenRead(sql, values.length), parameters));
+      (await this.readFromReplica(projection, provenRead(sql, values.length, KEEPS_UP), parameters)) ??
+      (await this.readFromServer(projection, provenRead(sql, values.length), parameters));
     return found.filter((row) => row.found) as unknown as Row[];
   }
 
-  private async readFromServer(text: string, values: unknown[]): Promise<Verdict[]> {
-    const rows = await this.whenReady(PATIENCE_MS, () => this.query(text, values));
+  private async readFromServer(projection: string, text: string, values: unknown[]): Promise<Verdict[]> {
+    const rows = await this.whenReady(projection, PATIENCE_MS, () => this.query(text, values));
     if (rows === 'late') throw new ProjectionLagging();
     if (rows?.[0]?.isParked) throw new SessionParked();
     return rows ?? [];
   }
 
   /** @returns undefined when no replica can answer, or none may: whether a session is parked, the server knows */
-  private async readFromReplica(text: string, values: unknown[]): Promise<Verdict[] | undefined> {
+  private async readFromReplica(
+    projection: string,
+    text: string,
+    values: unknown[],
+  ): Promise<Verdict[] | undefined> {
     const replica = this.replicas?.next();
     if (!replica) return undefined;
-    const rows = await this.whenReady(replica.patienceMs, () => this.query(text, values, replica));
+    const rows = await this.whenReady(projection, replica.patienceMs, () =>
+      this.query(text, values, replica),
+    );
     if (rows === 'late') replica.isLate();
     if (!rows || rows === 'late' || rows[0]?.isParked) return undefined;
     replica.answered();
@@ -177,6 +190,7 @@ export class ReadModels {
    * @returns `late` when it is not within the time; undefined when `query` returned that
    */
   private async whenReady(
+    projection: string,
     patienceMs: number,
     query: () => Promise<Verdict[] | undefined>,
   ): Promise<Verdict[] | undefined | 'late'> {
@@ -190,7 +204,7 @@ export class ReadModels {
       if (first?.isParked || first?.isReady) return rows;
       const left = deadline - Date.now();
       if (left <= 0) return 'late';
-      this.store.wakeUp.readerWaits();
+      this.store.wakeUp.readerWaits(projection);
       await progress.within(Math.min(pause, left));
     }
   }
@@ -199,16 +213,16 @@ export class ReadModels {
    * A strong read of a session that ends where this process believes. The proof is part of the statement, so that
    * nothing has to be asked of the log before; and reads that arrive together are one statement.
    *
-   * @returns the row, or null when there is none; `moved` when the session does not end there any more, or when the rows
-   *   are to come from a replica, which cannot prove it; and `late` when the read model is not as new yet: then `read`
-   *   has to be used
+   * @returns the row, or null when there is none, as of the position that the read model has applied in the session's lane:
+   *   events behind it are for the caller to add. `moved` when the session does not end there any more, or when the rows
+   *   are to come from a replica, which cannot prove it: then `read` has to be used
    * @throws SessionParked, DatabaseUnavailable
    */
-  async readIfUnmoved<Row>(
+  async readIfUnmoved(
     projection: string,
     query: SessionQuery,
     question: Question,
-  ): Promise<Row | null | 'moved' | 'late'> {
+  ): Promise<{ readonly row: object | null; readonly applied: number } | 'moved'> {
     if (this.replicas?.canAnswer) return 'moved';
     let reads = this.grouped.get(query);
     if (!reads) {
@@ -216,11 +230,18 @@ export class ReadModels {
       this.grouped.set(query, reads);
     }
     const row = await reads.ask(question);
-    if (!row) return 'late';
-    if (!row.isCurrent) return 'moved';
+    if (!row?.isCurrent) return 'moved';
     if (row.isParked) throw new SessionParked();
-    if (!row.isReady) return 'late';
-    return row.found && (row as unknown as Row);
+    return { row: row.found && row, applied: row.applied };
+  }
+
+  /**
+   * The events of a stream behind a position of its lane, up to its end, if this process has just appended them.
+   *
+   * @param applied as `readIfUnmoved` returned it
+   */
+  recent(stream: StreamId, { lane, position }: StreamPlace, applied: number): RecordedEvent[] | undefined {
+    return this.store.lanes.recent(lane, stream, applied, position);
   }
 
   /** @returns one row per question; undefined when the table of the read model is missing */
@@ -228,7 +249,7 @@ export class ReadModels {
     projection: string,
     { types, sql }: SessionQuery,
     questions: readonly Question[],
-  ): Promise<(Verdict | undefined)[]> {
+  ): Promise<(PlaceVerdict | undefined)[]> {
     const names = types.map((_, index) => `v${index + 1}`);
     const text = `
       select w.n, c.*, q.* from unnest(
@@ -238,7 +259,7 @@ export class ReadModels {
       cross join lateral (
         select coalesce((
           select p.position from projection_checkpoint p where p.projection = $1 and p.lane = w.lane
-        ), 0) >= w.position as "isReady", ${streamEndsAt('w')} as "isCurrent", exists (
+        ), 0) as applied, ${streamEndsAt('w')} as "isCurrent", exists (
           select from projection_parked k
           where k.projection = $1 and k.tenant = w.tenant and k.session_id = w.stream_id
         ) as "isParked"
@@ -248,10 +269,10 @@ export class ReadModels {
         select true as found, x.* from (
           ${sql({ tenant: 'w.tenant', sessionId: 'w.stream_id', parameters: names.map((name) => `w.${name}`) })}
         ) x
-      ) q on c."isReady" and c."isCurrent" and not c."isParked"`;
+      ) q on c."isCurrent" and not c."isParked"`;
     const column = (pick: (question: Question) => unknown): string =>
       arrayLiteral(questions.map((question) => pick(question) as Element));
-    const rows = await this.query<Verdict & { n: number }>(text, [
+    const rows = await this.query<PlaceVerdict & { n: number }>(text, [
       projection,
       column(({ stream }) => stream.tenant),
       column(({ stream }) => stream.streamId),

@@ -42,17 +42,7 @@ export const historyProjection: Projection<SessionRecord> = {
     for (const event of events) {
       const begins = event.type === 'SessionCreated' || event.type === 'ConversationReset';
       if (!begins && event.type !== 'MessageAppended') continue;
-      let message: HistoryRow['message'] = null;
-      if (event.type === 'MessageAppended') {
-        const { messageId, ...others } = event.data;
-        const { version, time } = event;
-        message = {
-          id: messageId,
-          ...others,
-          version,
-          createdAt: others.origin?.createdAt ?? time,
-        } as MessageView;
-      }
+      const message = event.type === 'MessageAppended' ? viewOf(event) : null;
       rows.push({
         tenant: event.tenant,
         session_id: event.streamId,
@@ -98,6 +88,11 @@ export const historyProjection: Projection<SessionRecord> = {
   },
 };
 
+function viewOf({ data, version, time }: SessionRecord & { type: 'MessageAppended' }): MessageView {
+  const { messageId, ...others } = data;
+  return { id: messageId, ...others, version, createdAt: others.origin?.createdAt ?? time } as MessageView;
+}
+
 /** A message as the API shows it. `version` is that of its event; times are RFC 3339. */
 export interface MessageView {
   readonly id: string;
@@ -124,8 +119,12 @@ export interface HistoryPage {
   readonly hasMore: boolean;
 }
 
+/** Is in no text of a message, because JSON escapes line breaks, and may stand between the elements of an array. */
+const BETWEEN_MESSAGES = ',\n';
+
 interface PageRow {
   start: number;
+  /** With `BETWEEN_MESSAGES` between them. */
   messages: string | null;
   last: number | null;
   more: boolean;
@@ -161,9 +160,10 @@ export async function readHistory(
 }
 
 /**
- * Reads a page if the session still ends where this process believes.
+ * Reads a page if the session still ends where this process believes. What the read model has not applied yet is added
+ * from what this process has just appended: who writes and reads in turns need not wait for the read model.
  *
- * @returns `moved` when it does not
+ * @returns `moved` when the session does not end there
  */
 export async function readHistoryIfUnmoved(
   models: ReadModels,
@@ -172,11 +172,46 @@ export async function readHistoryIfUnmoved(
 ): Promise<HistoryPage | undefined | 'moved'> {
   const stream = { tenant: page.tenant, streamId: page.sessionId };
   const query = queryOf(page);
-  const row = await models.readIfUnmoved<PageRow>(TABLE, query, { stream, end, values: valuesOf(page) });
-  if (row === 'moved') return row;
-  if (row === 'late') return readHistory(models, new Map([[end.lane, end.position]]), page);
-  return row ? toPage(row) : undefined;
+  const read = await models.readIfUnmoved(TABLE, query, { stream, end, values: valuesOf(page) });
+  if (read === 'moved') return read;
+  const { applied } = read;
+  const row = read.row as PageRow | null;
+  if (applied >= end.position) return row ? toPage(row) : undefined;
+  const since = models.recent(stream, end, applied);
+  if (since) return withRecent(row, since as readonly SessionRecord[], page);
+  return readHistory(models, new Map([[end.lane, end.position]]), page);
 }
+
+/** The page after events that its row lacks; undefined when there is no history. */
+function withRecent(
+  row: PageRow | null,
+  since: readonly SessionRecord[],
+  { incarnation, at, after, order, limit }: PageOfHistory,
+): HistoryPage | undefined {
+  const events = since.filter((event) => event.incarnation === incarnation && event.version <= at);
+  const begin = events.findLast(({ type }) => type === 'SessionCreated' || type === 'ConversationReset');
+  // A history that begins among these events has no row yet.
+  const known = begin ? { start: begin.version, messages: null, last: null, more: false } : row;
+  if (!known) return undefined;
+  const recent = events
+    .filter((event) => event.type === 'MessageAppended')
+    .filter(({ version }) => version > known.start && isBehind(order, version, after));
+  const rows = known.messages?.split(BETWEEN_MESSAGES) ?? [];
+  const added = recent.map((event) => JSON.stringify(viewOf(event)));
+  // Behind a page that ascends and is not the last one they are cut off again.
+  const whole = order === 'desc' ? [...added.reverse(), ...rows] : [...rows, ...added];
+  const shown = whole.slice(0, limit);
+  const last = shown.at(-1);
+  return {
+    start: known.start,
+    messages: `[${shown.join(BETWEEN_MESSAGES)}]`,
+    last: last === undefined ? null : (JSON.parse(last) as MessageView).version,
+    hasMore: known.more || whole.length > limit,
+  };
+}
+
+const isBehind = (order: 'asc' | 'desc', version: number, after: number | undefined): boolean =>
+  after === undefined || (order === 'asc' ? version > after : version < after);
 
 const valuesOf = ({ incarnation, at, limit, after }: PageOfHistory): number[] => [
   incarnation,
@@ -193,10 +228,10 @@ const QUERIES = {
   desc: { first: pageQuery('desc'), next: pageQuery('desc', true) },
 };
 
-function pageQuery(order: 'asc' | 'desc', isBehind = false): SessionQuery {
+function pageQuery(order: 'asc' | 'desc', isNext = false): SessionQuery {
   const [behind, furthest] = order === 'asc' ? ['>', 'max'] : ['<', 'min'];
   return {
-    types: ['int', 'int', 'int', ...(isBehind ? ['int'] : [])],
+    types: ['int', 'int', 'int', ...(isNext ? ['int'] : [])],
     // One row more than asked for tells whether there are more.
     sql: ({ tenant, sessionId, parameters: [incarnation, at, limit, after] }) => `
       select b.version as start, m.*
@@ -207,12 +242,12 @@ function pageQuery(order: 'asc' | 'desc', isBehind = false): SessionQuery {
         order by h.version desc limit 1
       ) b
       cross join lateral (
-        select string_agg(p.message, ',') filter (where p.nth <= ${limit}) as messages,
+        select string_agg(p.message, E',\\n') filter (where p.nth <= ${limit}) as messages,
                ${furthest}(p.version) filter (where p.nth <= ${limit}) as last, count(*) > ${limit} as more
         from (
           select h.version, h.message::text, row_number() over (order by h.version ${order}) as nth from ${TABLE} h
           where h.tenant = ${tenant} and h.session_id = ${sessionId} and h.version > b.version
-            and h.version <= ${at} and h.message is not null ${isBehind ? `and h.version ${behind} ${after}` : ''}
+            and h.version <= ${at} and h.message is not null ${isNext ? `and h.version ${behind} ${after}` : ''}
           order by h.version ${order} limit ${limit} + 1
         ) p
       ) m`,

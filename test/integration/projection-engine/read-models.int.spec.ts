@@ -11,6 +11,7 @@ import {
 } from '../../../src/domain/session.commands.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
 import { ProjectionLagging } from '../../../src/projection-engine/strong-reads.js';
+import { eventually } from '../../support/http.js';
 import { findSession, listSessions } from '../../../src/read-models/session-views.js';
 import { sessionUsage } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -312,7 +313,7 @@ describe('strong reads', () => {
   it('given no running projector, when a strong read is made after a write, then it fails with projection-lagging after 2 s; an eventual read answers at once', async () => {
     const projecting = await start();
     await projecting.handle('seen', new CreateSession());
-    await findSession(projecting.models, await projecting.endOf('seen'), TENANT, 'seen');
+    await eventually(async () => (await projecting.projector.lag()).every(({ behind }) => behind === 0));
     await projecting.projector.stop();
     const node = await start([]);
     await node.handle('unseen', new CreateSession());
