@@ -95,11 +95,11 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
 
   /** Must be disposed of. */
   reader(generation: string): ReplyReader {
-    return new ReplyReader(generation, this, this.streams);
+    return new ReplyReader(generation, (number) => this.readAfter(generation, number), this.streams);
   }
 
   /** Chunks of the table. */
-  async readAfter(generation: string, number: number): Promise<Chunk[]> {
+  private async readAfter(generation: string, number: number): Promise<Chunk[]> {
     const { rows } = await available(() =>
       this.relaxed.pool.query<Chunk>({
         name: 'read_chunks',

@@ -1,5 +1,11 @@
-import { type PartialReplies } from './partial-replies.js';
 import { type ReplyStreams } from './reply-streams.js';
+
+/** A part of a reply's text in the table. */
+interface Chunk {
+  /** From 1, without gaps. */
+  readonly number: number;
+  readonly text: string;
+}
 
 /**
  * Reads the text of a generation while it arrives. The same text may come by two ways, in different parts: by Redis, and
@@ -16,9 +22,13 @@ export class ReplyReader implements Disposable {
   private wake = (): void => undefined;
   private readonly unlisten: (() => void) | undefined;
 
+  /**
+   * @param chunksAfter gives the chunks of the table behind a number
+   * @param streams undefined: there is no Redis
+   */
   constructor(
     private readonly generation: string,
-    private readonly partials: PartialReplies,
+    private readonly chunksAfter: (number: number) => Promise<readonly Chunk[]>,
     private readonly streams: ReplyStreams | undefined,
   ) {
     this.unlisten = streams?.onGrowth(generation, () => {
@@ -54,7 +64,7 @@ export class ReplyReader implements Disposable {
 
   private async fromTable(): Promise<string> {
     let found = '';
-    for (const { number, text } of await this.partials.readAfter(this.generation, this.chunk)) {
+    for (const { number, text } of await this.chunksAfter(this.chunk)) {
       this.chunk = number;
       this.chunksLength += text.length;
       found += this.added(this.chunksLength, text);
