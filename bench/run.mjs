@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { appendRate } from './measures/append-rate.mjs';
+import { databaseTime } from './measures/database-time.mjs';
 import { httpAppends } from './measures/http-appends.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
@@ -15,6 +16,7 @@ import { judge, present } from './support/table.mjs';
 const MEASURES = {
   rate: appendRate,
   lone: loneAppend,
+  time: databaseTime,
   snapshot: oldSnapshot,
   http: httpAppends,
   reads,
