@@ -127,8 +127,7 @@ export class RedisLink {
       this.lose(connected, new Error('Redis has ended the connection'));
     });
     try {
-      await inTime(client.connect(), CONNECT_MS);
-      for (const channel of this.listeners.keys()) await client.subscribe(channel, this.told);
+      await inTime(this.prepare(client), CONNECT_MS);
       if (!this.isClosed && client.isReady) this.connected = connected;
       else client.destroy();
     } catch (error) {
@@ -136,6 +135,11 @@ export class RedisLink {
       this.onFailure(error);
       if (client.isOpen) client.destroy();
     }
+  }
+
+  private async prepare(client: Client): Promise<void> {
+    await client.connect();
+    for (const channel of this.listeners.keys()) await client.subscribe(channel, this.told);
   }
 
   private lose(lost: Connected, error: unknown): void {

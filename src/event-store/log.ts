@@ -186,8 +186,8 @@ export class EventLog {
    *
    * @throws DatabaseUnavailable
    */
-  async isIn(pool: Pool): Promise<boolean> {
-    const other = await readSettings(pool);
+  async isIn(pool: Pool, timeoutMs: number): Promise<boolean> {
+    const other = await readSettings(pool, timeoutMs);
     return other !== undefined && other.position_key.equals(this.settings.position_key);
   }
 
@@ -335,7 +335,7 @@ export class EventLog {
   }
 }
 
-const readSettings = async (pool: Pool): Promise<LogSettings | undefined> =>
-  (await rowsOf<LogSettings>(pool, { text: 'select lanes, position_key from log_settings' }))[0];
+const readSettings = async (pool: Pool, timeoutMs?: number): Promise<LogSettings | undefined> =>
+  (await rowsOf<LogSettings>(pool, { text: 'select lanes, position_key from log_settings' }, timeoutMs))[0];
 
 const sizeOf = ({ json, sealed }: EncodedPayload): number => json?.length ?? sealed?.length ?? 0;

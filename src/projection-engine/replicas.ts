@@ -1,4 +1,5 @@
 import { type Pool, type QueryConfig, type QueryResultRow } from 'pg';
+import { DatabaseUnavailable } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
 import { type EventLog } from '../event-store/log.js';
 
@@ -19,6 +20,12 @@ const REST_MS = 5_000;
 const PATIENCE_MS = 50;
 /** How long no other read waits for a replica after one has waited in vain. */
 const IMPATIENT_MS = 500;
+
+class OtherLog extends Error {
+  constructor() {
+    super('a URL of storage.database.replicas leads to another database than storage.database.url');
+  }
+}
 
 /** One streaming replica of the database. */
 export class Replica {
@@ -41,9 +48,13 @@ export class Replica {
       await (this.checked ??= this.check());
       return await rowsOf<Row>(this.pool, statement, STATEMENT_MS);
     } catch (error) {
-      // It may be another server that comes back.
-      this.checked = undefined;
-      this.restsUntil = Date.now() + REST_MS;
+      // The server refuses some statements for what they ask, and a replica also those that are in the way of what it
+      // has to replay. Both say nothing about the next one.
+      if (error instanceof DatabaseUnavailable || error instanceof OtherLog) {
+        this.restsUntil = Date.now() + REST_MS;
+        // It may be another server that comes back.
+        this.checked = undefined;
+      }
       this.store.telemetry.emit('replicaRead', { outcome: 'failed' });
       this.store.telemetry.emit('failed', { what: 'a read from a replica', error });
       return undefined;
@@ -70,10 +81,12 @@ export class Replica {
   }
 
   private async check(): Promise<void> {
-    if (!(await this.store.isIn(this.pool)))
-      throw new Error(
-        'a URL of storage.database.replicas leads to another database than storage.database.url',
-      );
+    const isSame = await this.store.isIn(this.pool, STATEMENT_MS).catch((error: unknown) => {
+      if (error instanceof DatabaseUnavailable) throw error;
+      // It has no log at all.
+      return false;
+    });
+    if (!isSame) throw new OtherLog();
   }
 }
 

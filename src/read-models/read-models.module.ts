@@ -32,6 +32,9 @@ const projections = [sessionsProjection, historyProjection, usageProjection, sea
 /** A verification folds the whole log anew. */
 const VERIFY_LIMIT_MS = 3_600_000;
 
+/** Somebody waits for the answer, which the server can give as well. */
+const REPLICA_CONNECT_MS = 1_000;
+
 @Injectable()
 class StrongReads extends ReadModels implements OnApplicationShutdown {
   private readonly ownReplicas: Replicas | undefined;
@@ -45,7 +48,7 @@ class StrongReads extends ReadModels implements OnApplicationShutdown {
     const pool = (source.driver as PostgresDriver).master as Pool;
     const { readModels: max } = shareConnections(storage.maxConnections);
     const pools = (storage.database?.replicas ?? []).map((url) =>
-      createPool(url, 'read models', { settings: PLANS_BY_INDEX, max }),
+      createPool(url, 'read models', { settings: PLANS_BY_INDEX, max, connectMs: REPLICA_CONNECT_MS }),
     );
     const replicas = pools.length > 0 ? new Replicas(store, pools) : undefined;
     super(pool, store, replicas);

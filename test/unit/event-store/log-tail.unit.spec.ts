@@ -58,6 +58,15 @@ describe('LogTail', () => {
     expect(positions(tail.after(0, 7, 10))).toEqual([8]);
   });
 
+  it('given positions between which all events are kept, when they are asked for, then all are given, and else none', () => {
+    const tail = tailOf(5, 7, 8, 9);
+    expect(positions(tail.between(0, 6, 8))).toEqual([7, 8]);
+    expect(positions(tail.between(0, 6, 9))).toEqual([7, 8, 9]);
+    expect(tail.between(0, 5, 8)).toBeUndefined();
+    expect(tail.between(0, 6, 10)).toBeUndefined();
+    expect(tail.between(1, 6, 8)).toBeUndefined();
+  });
+
   it('given an event that is too large to be kept, when a reader is before it, then it has to read the log', () => {
     const tail = tailOf(5, 6);
     tail.add(event(0, 7), 1_000_000);
