@@ -87,7 +87,7 @@ export function loadConfig(source: Source): Config {
   if (cache?.type === 'redis' && cache.url === undefined)
     problems.push(`${nameOf(['storage', 'cache', 'url'])} must be a redis:// or rediss:// URL`);
   if (cache !== undefined && cache.type !== 'redis')
-    warnings.push(`storage.cache of the type ${cache.type} has no meaning here; only redis has.`);
+    warnings.push(`storage.cache has no meaning with the type ${cache.type}: only redis has one.`);
 
   const keys = (auth.keys ?? []).map(({ name, tenant, key, sha256 }) => ({
     name,

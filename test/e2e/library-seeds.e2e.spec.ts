@@ -280,7 +280,10 @@ describe('the programs of the seeds', () => {
 
   heavy('names once each option that has no effect, and names a wrong option', async () => {
     const env = { OPENAI_API_KEY: 'sk-x', OPENAI_BASE_URL: model.url, DATABASE_URL: database.url };
-    application.writeProgram('storage.mjs', PROGRAMS.storage.replace(SEED_IMPORT, LOCAL));
+    const program = PROGRAMS.storage
+      .replace(SEED_IMPORT, LOCAL)
+      .replace(`type: 'redis'`, `type: 'in-memory'`);
+    application.writeProgram('storage.mjs', program);
     const { output } = await application.run('storage.mjs', env).ended;
     expect(output.match(/storage\.cache has no meaning/g)).toHaveLength(1);
     application.writeProgram(
