@@ -1,4 +1,4 @@
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cpuSeconds } from './process.mjs';
@@ -34,6 +34,8 @@ export async function startServer() {
   };
   return {
     version: server.serverVersion,
+    /** Of the server's first process. */
+    pid: Number(readFileSync(join(server.dataDir, 'postmaster.pid'), 'utf8').split('\n')[0]),
     emptyDatabase,
     database: async (name) => {
       const url = await emptyDatabase(name);

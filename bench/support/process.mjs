@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { fastifyEntry, main, pgEntry, product } from './product.mjs';
@@ -81,9 +81,29 @@ const TICKS_PER_SECOND = 100;
 
 /** Seconds of processor time that a process has used; undefined where there is no /proc. */
 export function cpuSeconds(pid) {
-  const file = `/proc/${pid}/stat`;
-  if (!existsSync(file)) return undefined;
-  // The name in brackets may hold blanks; user and system time are fields 14 and 15.
-  const fields = readFileSync(file, 'utf8').split(') ')[1].split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+  const fields = statOf(pid);
+  return fields && (fields[UTIME] + fields[STIME]) / TICKS_PER_SECOND;
+}
+
+/** The same of a process and all its children, also of those that have ended. */
+export function cpuSecondsOfAll(pid) {
+  const own = statOf(pid);
+  if (!own) return undefined;
+  const children = readdirSync('/proc').filter((name) => /^\d+$/.test(name) && statOf(name)?.[PPID] === pid);
+  const ended = (own[UTIME + 2] + own[STIME + 2]) / TICKS_PER_SECOND;
+  return children.reduce((sum, child) => sum + (cpuSeconds(child) ?? 0), cpuSeconds(pid) + ended);
+}
+
+// Places behind the name of the process, which stands in brackets and may hold blanks.
+const PPID = 1;
+const UTIME = 11;
+const STIME = 12;
+
+function statOf(pid) {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1).split(' ').map(Number);
+  } catch {
+    // It has ended, or there is no /proc.
+    return undefined;
+  }
 }
