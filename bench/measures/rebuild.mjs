@@ -14,6 +14,7 @@ const { createPool } = product('dist/database/connection.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventLog } = product('dist/event-store/log.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
+const { tableOf } = product('dist/projection-engine/projection.js');
 const { Projector } = product('dist/projection-engine/projector.js');
 
 const SESSION_LENGTH = 50;
@@ -71,7 +72,8 @@ async function ours(server, events) {
       return events / ((performance.now() - began) / 1_000);
     },
     verify: () => projector.verify(historyProjection),
-    count: async () => (await client.query('select count(*) from history_v1')).rows[0].count,
+    count: async () =>
+      (await client.query(`select count(*) from ${tableOf(historyProjection)}`)).rows[0].count,
     close: async () => {
       await projector.stop();
       await leases.close();

@@ -72,12 +72,7 @@ async function mastra(server) {
     await memory.query({ threadId, resourceId, selectBy: { last: READ } });
     await append(threadId, 'assistant');
   });
-  const stop = async () => {
-    await storage.close();
-    // It does not wait for the ends of its connections.
-    await sleep(1_000);
-  };
-  return { turn, stop };
+  return { turn, stop: () => storage.close() };
 }
 
 async function langgraph(server) {
@@ -118,5 +113,7 @@ try {
   }
 } finally {
   for (const { stop } of Object.values(sides)) await stop();
+  // The memories do not wait for the ends of their connections.
+  await sleep(1_000);
   await server.stop();
 }
