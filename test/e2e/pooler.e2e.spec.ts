@@ -23,13 +23,6 @@ async function nodeBehind(connectQuery: string): Promise<Node & { readonly poole
   return { ...(await world.node(env)), pooler };
 }
 
-/** The line that the service asks for, from its own message. */
-async function neededQuery(): Promise<string> {
-  const error = await nodeBehind('select 1').catch((reason: unknown) => reason as Error);
-  const [, line] = /connect_query='(.*)'/.exec((error as Error).message) ?? [];
-  return line ?? '';
-}
-
 async function useEverything(api: Api): Promise<void> {
   await Promise.all(
     Array.from({ length: SESSIONS }, async (_, index) => {
@@ -53,13 +46,17 @@ async function useEverything(api: Api): Promise<void> {
 }
 
 describeWith('pgbouncer', 'a database behind PgBouncer in transaction mode', () => {
+  /** The line that the service asks for, from its own message. */
+  let needed = '';
+
   it('given sessions of the server without the settings that they need, when a node starts, then it ends with the line that is missing in pgbouncer.ini', async () => {
     const error = await nodeBehind('select 1').catch((reason: unknown) => reason as Error);
     expect((error as Error).message).toMatch(/DATABASE_URL.*pgbouncer\.ini.*connect_query='set TimeZone/s);
+    needed = /connect_query='(.*)'/.exec((error as Error).message)?.[1] ?? '';
   });
 
   it('given that line, when many requests share two connections, then all are answered, and the server has no other reader', async () => {
-    const { api } = await nodeBehind(await neededQuery());
+    const { api } = await nodeBehind(needed);
     await useEverything(api);
     const names = await world.database.query<{ name: string }>(
       `select application_name as name from pg_stat_activity where datname = current_database() and application_name like 'colloquy %'`,
@@ -69,7 +66,7 @@ describeWith('pgbouncer', 'a database behind PgBouncer in transaction mode', () 
   });
 
   it('given a pooler that is gone, when it is back, then the node answers again', async () => {
-    const { api, pooler } = await nodeBehind(await neededQuery());
+    const { api, pooler } = await nodeBehind(needed);
     await pooler.kill9();
     expect((await api.get('/v1/sessions?limit=1')).status).toBe(503);
     await pooler.start();

@@ -1,6 +1,7 @@
 import { createClient } from '@redis/client';
 import { conducted, type ConductedReply, type FakeOpenAi } from '../support/fake-openai.js';
 import { type EventStream, openEvents } from '../support/event-stream.js';
+import { heavy } from '../support/heavy.js';
 import { eventually } from '../support/http.js';
 import { describeWith, freePort, type RunningProgram, startRedis } from '../support/programs.js';
 import { createWorld, type MessageView, type Node, say, texts, type World } from './fixture.js';
@@ -112,49 +113,55 @@ describeWith('redis-server', 'replies that travel between nodes by Redis', () =>
     expect((await stream.rest()).at(-1)?.data['content']).toBe('before without after');
   });
 
-  it('given a reply that pauses, when Redis has come back empty before it goes on, then whoever comes later finds the whole text', async () => {
-    await connected('before-paused');
-    const { reply, stream, generationId } = await followed('paused');
-    // Both nodes follow a reply of the other one, and connect again for it.
-    const other = await followed('elsewhere', two);
-    const path = `/v1/sessions/elsewhere/generations/${other.generationId}/stream`;
-    const back = await openEvents(one.api.url + path);
-    reply.say('before ');
-    expect(await stream.text('before '.length)).toBe('before ');
-    await redis.kill9();
-    await redis.start();
-    await eventually(async () => (await connectedNodes()) === 2);
-    reply.say('after');
-    // A node that has not read anything of it yet.
-    const three = await node();
-    const late = await openEvents(`${three.api.url}/v1/sessions/paused/generations/${generationId}/stream`);
-    await late.next();
-    expect(await late.text('before after'.length)).toBe('before after');
-    expect(await inTable(generationId)).toBe('');
-    reply.end();
-    expect((await stream.rest()).at(-1)?.data['content']).toBe('before after');
-    other.reply.end();
-    await back.rest();
-  });
-
-  it('given a reply that arrives, when Redis hangs, then the other node shows it all the same, and a node that starts meanwhile can be stopped', async () => {
-    await connected('before-hanging');
-    const { reply, stream } = await followed('hanging');
-    reply.say('before ');
-    expect(await stream.text('before '.length)).toBe('before ');
-    redis.suspend();
-    try {
-      reply.say('during');
-      expect(await stream.text('during'.length)).toBe('during');
+  heavy(
+    'given a reply that pauses, when Redis has come back empty before it goes on, then whoever comes later finds the whole text',
+    async () => {
+      await connected('before-paused');
+      const { reply, stream, generationId } = await followed('paused');
+      // Both nodes follow a reply of the other one, and connect again for it.
+      const other = await followed('elsewhere', two);
+      const path = `/v1/sessions/elsewhere/generations/${other.generationId}/stream`;
+      const back = await openEvents(one.api.url + path);
+      reply.say('before ');
+      expect(await stream.text('before '.length)).toBe('before ');
+      await redis.kill9();
+      await redis.start();
+      await eventually(async () => (await connectedNodes()) === 2);
+      reply.say('after');
+      // A node that has not read anything of it yet.
       const three = await node();
-      (await followed('hanging-too', three)).reply.end();
-      expect(await three.service.stop()).toBe(0);
-    } finally {
-      redis.resume();
-    }
-    reply.end();
-    await stream.rest();
-  });
+      const late = await openEvents(`${three.api.url}/v1/sessions/paused/generations/${generationId}/stream`);
+      await late.next();
+      expect(await late.text('before after'.length)).toBe('before after');
+      expect(await inTable(generationId)).toBe('');
+      reply.end();
+      expect((await stream.rest()).at(-1)?.data['content']).toBe('before after');
+      other.reply.end();
+      await back.rest();
+    },
+  );
+
+  heavy(
+    'given a reply that arrives, when Redis hangs, then the other node shows it all the same, and a node that starts meanwhile can be stopped',
+    async () => {
+      await connected('before-hanging');
+      const { reply, stream } = await followed('hanging');
+      reply.say('before ');
+      expect(await stream.text('before '.length)).toBe('before ');
+      redis.suspend();
+      try {
+        reply.say('during');
+        expect(await stream.text('during'.length)).toBe('during');
+        const three = await node();
+        (await followed('hanging-too', three)).reply.end();
+        expect(await three.service.stop()).toBe(0);
+      } finally {
+        redis.resume();
+      }
+      reply.end();
+      await stream.rest();
+    },
+  );
 
   it('given a node that is killed in the middle of a reply, when its lease has run out, then another node keeps the text that was in Redis', async () => {
     const three = await node();
