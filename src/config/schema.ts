@@ -94,7 +94,7 @@ export const settings = section({
   storage: section({
     /** Default: the embedded PostgreSQL, in `dataDir`. */
     database: section({
-      type: choice('postgresql'),
+      type: choice('postgresql').default('postgresql'),
       /** May lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well. */
       url: postgresUrl,
       /** Past the pooler, for what needs a session of its own. Default: `url` does not lead through a pooler. */
