@@ -17,6 +17,7 @@ const port = await freePort();
 const redis = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--save', ''], {
   stdio: 'ignore',
 });
+process.once('exit', () => redis.kill('SIGKILL'));
 const server = await startServer();
 const model = await startPacedModel();
 try {
@@ -47,7 +48,7 @@ async function measure(name, env) {
     const path = `/v1/sessions/reply-${n}`;
     await post(`${runs.url}/v1/sessions`, { id: `reply-${n}` });
     const own = lengths(await post(`${runs.url}${path}/generate`, { message: `Say ${TOKENS} tokens.` }));
-    const { generationId } = (await own.started).data;
+    const { generationId } = await own.started;
     const other = lengths(await fetch(`${follows.url}${path}/generations/${generationId}/stream`));
     const [shown, seen] = await Promise.all([own.all, other.all]);
     // By the first reply everything connects and is compiled.
@@ -74,7 +75,7 @@ function lengths(response) {
       const piece = decoder.decode(bytes, { stream: true });
       text += piece;
       const data = /^data: (\{.*generationId.*\})$/m.exec(text)?.[1];
-      if (data) started({ data: JSON.parse(data) });
+      if (data) started(JSON.parse(data));
       for (const [, length] of piece.matchAll(/^id: (\d+)-/gm)) found.push({ at, length: Number(length) });
     }
     return found;

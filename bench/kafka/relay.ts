@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CompressionTypes, Kafka, logLevel, Partitioners } from 'kafkajs';
 import { createPool } from '../../src/database/connection.js';
+import { RELAXED } from '../../src/database/server-settings.js';
 import { startEmbeddedPostgres } from '../../src/embedded-postgres/embedded-postgres.js';
 import { migrate } from '../../src/database/migrate.js';
 import { upcast } from '../../src/domain/session.events.js';
@@ -172,7 +173,7 @@ async function withRelay<T>(
   topic: string,
   work: (relay: Relay) => Promise<T>,
 ): Promise<T> {
-  const pool = createPool(url, 'relay', { settings: { synchronous_commit: 'off' } });
+  const pool = createPool(url, 'relay', { settings: RELAXED });
   const leases = store.leases(randomUUID());
   const relay = new Relay(store, pool, leases, {
     kafka,

@@ -1,4 +1,4 @@
-import { connect } from '../support/database.mjs';
+import { connect, lag } from '../support/database.mjs';
 import { ask, Connection, request } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
 import { cpuSeconds, startByHand, startService } from '../support/process.mjs';
@@ -150,13 +150,3 @@ export async function httpAppends(server, { full }) {
 const openMany = (url) => Promise.all(Array.from({ length: CROWD }, () => Connection.open(url)));
 
 const perSecond = (rates) => `${Math.round(median(rates))}/s`;
-
-/** Number of events that the read model which is furthest behind has not applied. */
-async function lag(database) {
-  const { rows } = await database.query(`
-    select max(behind) as behind from (
-      select sum(e.position - c.position) as behind
-      from projection_checkpoint c join lane_ends() e using (lane) group by c.projection
-    ) l`);
-  return Number(rows[0].behind);
-}

@@ -11,6 +11,7 @@ import { product } from '../support/product.mjs';
 import { median, ratio, sideBySide, spread } from '../support/stats.mjs';
 
 const { createPool } = product('dist/database/connection.js');
+const { RELAXED } = product('dist/database/server-settings.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventLog } = product('dist/event-store/log.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
@@ -48,7 +49,7 @@ async function ours(server, events) {
 
   const store = await EventLog.open(url, { upcast });
   const leases = store.leases(randomUUID());
-  const pool = createPool(url, 'projector', { settings: { synchronous_commit: 'off' } });
+  const pool = createPool(url, 'projector', { settings: RELAXED });
   const projector = new Projector({
     store,
     pool,

@@ -5,7 +5,7 @@
  * commits, is shown by as many conversations as go.
  */
 import { randomUUID } from 'node:crypto';
-import { connect, startServer } from '../support/database.mjs';
+import { connect, lag, startServer } from '../support/database.mjs';
 import { Connection, request } from '../support/http.mjs';
 import { cpuSeconds, cpuSecondsOfAll, startService } from '../support/process.mjs';
 import { rate, sleep } from '../support/stats.mjs';
@@ -130,7 +130,7 @@ async function measured(work) {
   const before = await meters();
   const calls = await work();
   // What read models do for these calls belongs to them, too.
-  await caughtUp();
+  while ((await lag(admin)) > 0) await sleep(50);
   const after = await meters();
   return Object.fromEntries(Object.keys(before).map((what) => [what, (after[what] - before[what]) / calls]));
 }
@@ -147,18 +147,6 @@ async function meters() {
     log: Number(log),
     disk: Number(disk),
   };
-}
-
-async function caughtUp() {
-  for (;;) {
-    const { rows } = await admin.query(`
-      select max(behind) as behind from (
-        select sum(e.position - c.position) as behind
-        from projection_checkpoint c join lane_ends() e using (lane) group by c.projection
-      ) l`);
-    if (Number(rows[0].behind) === 0) return;
-    await sleep(50);
-  }
 }
 
 function line(name, { service: own, database, log, disk }) {

@@ -59,5 +59,15 @@ export async function databaseSeconds(url) {
   return rows.reduce((sum, { pid }) => sum + (cpuSeconds(pid) ?? 0), 0);
 }
 
+/** Number of events that the read model which is furthest behind has not applied. */
+export async function lag(database) {
+  const { rows } = await database.query(`
+    select max(behind) as behind from (
+      select sum(e.position - c.position) as behind
+      from projection_checkpoint c join lane_ends() e using (lane) group by c.projection
+    ) l`);
+  return Number(rows[0].behind);
+}
+
 /** A connection with the service's settings. */
 export { connect };

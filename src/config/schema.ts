@@ -96,7 +96,9 @@ export const settings = section({
     database: section({
       type: choice('postgresql').default('postgresql'),
       /** May lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well. */
-      url: postgresUrl,
+      url: z
+        .string({ error: 'must be a postgres:// or postgresql:// URL; DATABASE_URL sets it, too' })
+        .pipe(postgresUrl),
       /** Past the pooler, for what needs a session of its own. Default: `url` does not lead through a pooler. */
       directUrl: postgresUrl.optional(),
       /** Streaming replicas, which answer queries on read models. Default: none. */

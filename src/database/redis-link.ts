@@ -39,7 +39,7 @@ type Client = Awaited<ReturnType<typeof createClient>>;
 interface Connected {
   readonly client: Client;
   /** A number that no connection before had. */
-  readonly session: number;
+  readonly epoch: number;
 }
 
 /**
@@ -50,7 +50,7 @@ export class RedisLink {
   private connected: Connected | undefined;
   private connecting: Promise<void> | undefined;
   private retryAt = 0;
-  private sessions = 0;
+  private epochs = 0;
   private isClosed = false;
   private readonly listeners = new Map<string, Set<() => void>>();
 
@@ -61,17 +61,17 @@ export class RedisLink {
   ) {}
 
   /**
-   * Number of the present connection; undefined when there is none. What was written in another session may be gone: Redis
-   * may have lost it in between.
+   * Number of the present connection; undefined when there is none. What was written by another connection may be gone:
+   * Redis may have been started anew in between.
    */
-  get session(): number | undefined {
+  get epoch(): number | undefined {
     if (!this.connected) this.connectSoon();
-    return this.connected?.session;
+    return this.connected?.epoch;
   }
 
   /** Runs commands. @returns undefined when Redis is away, or does not answer in time: they may have had their effect */
   async run<T>(commands: (client: Client) => Promise<T>): Promise<T | undefined> {
-    if (this.session === undefined || !this.connected) return undefined;
+    if (this.epoch === undefined || !this.connected) return undefined;
     const used = this.connected;
     try {
       return await inTime(commands(used.client), ANSWER_MS);
@@ -118,8 +118,8 @@ export class RedisLink {
 
   private async connect(): Promise<void> {
     const client = await createClient(this.url);
-    this.sessions += 1;
-    const connected = { client, session: this.sessions };
+    this.epochs += 1;
+    const connected = { client, epoch: this.epochs };
     client.on('error', (error: unknown) => {
       this.lose(connected, error);
     });

@@ -86,7 +86,7 @@ export class ReplyFollower {
         if (looks % LOOKS_PER_LEASE_CHECK === 0 && (await this.leases.standing([lease])).size === 0) {
           await this.abandon(session, by, started.generationId);
         } else {
-          // Of text alone the log says nothing.
+          // The log does not tell of text, so new text ends the wait as well.
           const isOver = growth.soon.then(() => true);
           while (!(await Promise.race([isOver, text.grown().then(() => false)])))
             reply.append(await text.next());

@@ -1,5 +1,6 @@
 import { type Telemetry } from '../event-store/telemetry.js';
-import { type Chunk, type PartialReplies } from '../sessions/partial-replies.js';
+import { type PartialReplies } from '../sessions/partial-replies.js';
+import { type Chunk } from '../sessions/reply-reader.js';
 
 /**
  * Milliseconds for which text is gathered before it is written to the database, or to Redis. If this node dies, the text
@@ -12,9 +13,9 @@ interface Shared {
   readonly pieces: string[];
   /** Characters of all pieces. */
   length: number;
-  /** Pieces that were written to Redis, and in which of its sessions. */
+  /** Pieces that were written to Redis, and in which epoch of the connection. */
   inStream: number;
-  session: number | undefined;
+  epoch: number | undefined;
   /** Pieces that are in chunks of the table, and the number of the last of these. */
   inTable: number;
   number: number;
@@ -45,7 +46,7 @@ export class ReplySharing {
         pieces: [],
         length: 0,
         inStream: 0,
-        session: undefined,
+        epoch: undefined,
         inTable: 0,
         number: 0,
         unwritten: [],
@@ -75,7 +76,7 @@ export class ReplySharing {
   }
 
   private writeSoon(): void {
-    const gatherMs = this.partials.streams?.session === undefined ? GATHER_MS.table : GATHER_MS.streams;
+    const gatherMs = this.partials.streams?.epoch === undefined ? GATHER_MS.table : GATHER_MS.streams;
     this.timer ??= setTimeout(() => {
       // Writes do not overlap: a reader that finds a chunk must find all chunks before it.
       this.writing = this.write().finally(() => {
@@ -85,8 +86,8 @@ export class ReplySharing {
     }, gatherMs);
   }
 
-  private isUnwritten({ pieces, inStream, session, inTable, unwritten }: Shared): boolean {
-    const isInStream = session !== undefined && session === this.partials.streams?.session;
+  private isUnwritten({ pieces, inStream, epoch, inTable, unwritten }: Shared): boolean {
+    const isInStream = epoch !== undefined && epoch === this.partials.streams?.epoch;
     return isInStream ? inStream < pieces.length : unwritten.length > 0 || inTable < pieces.length;
   }
 
@@ -98,17 +99,17 @@ export class ReplySharing {
   /** @returns whether the texts are there now */
   private async writeToStreams(sharing: readonly (readonly [string, Shared])[]): Promise<boolean> {
     const { streams } = this.partials;
-    const session = streams?.session;
-    if (!streams || session === undefined) return false;
+    const epoch = streams?.epoch;
+    if (!streams || epoch === undefined) return false;
     const parts = sharing.map(([generation, shared]) => {
       const { pieces, length, inStream } = shared;
-      const text = pieces.slice(shared.session === session ? inStream : 0).join('');
+      const text = pieces.slice(shared.epoch === epoch ? inStream : 0).join('');
       return { shared, pieces: pieces.length, generation, end: length, text };
     });
     const isWritten =
-      (await streams.write(parts.filter(({ text }) => text !== ''))) && streams.session === session;
+      (await streams.write(parts.filter(({ text }) => text !== ''))) && streams.epoch === epoch;
     if (!isWritten) return false;
-    for (const { shared, pieces } of parts) Object.assign(shared, { session, inStream: pieces });
+    for (const { shared, pieces } of parts) Object.assign(shared, { epoch, inStream: pieces });
     return true;
   }
 

@@ -120,7 +120,7 @@ export class ReadModels {
   constructor(
     private readonly pool: Pool,
     private readonly store: EventLog,
-    private readonly replicas?: Replicas,
+    protected readonly replicas?: Replicas,
   ) {}
 
   /** The present ends of all lanes, which a strong read over many sessions asks for. */

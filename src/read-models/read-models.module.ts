@@ -37,8 +37,6 @@ const REPLICA_CONNECT_MS = 1_000;
 
 @Injectable()
 class StrongReads extends ReadModels implements OnApplicationShutdown {
-  private readonly ownReplicas: Replicas | undefined;
-
   constructor(
     @InjectDataSource() source: DataSource,
     store: EventLog,
@@ -50,13 +48,11 @@ class StrongReads extends ReadModels implements OnApplicationShutdown {
     const pools = (storage.database?.replicas ?? []).map((url) =>
       createPool(url, 'read models', { settings: PLANS_BY_INDEX, max, connectMs: REPLICA_CONNECT_MS }),
     );
-    const replicas = pools.length > 0 ? new Replicas(store, pools) : undefined;
-    super(pool, store, replicas);
-    this.ownReplicas = replicas;
+    super(pool, store, pools.length > 0 ? new Replicas(store, pools) : undefined);
   }
 
   async onApplicationShutdown(): Promise<void> {
-    await this.ownReplicas?.close();
+    await this.replicas?.close();
   }
 }
 

@@ -4,17 +4,10 @@ import { available } from '../database/connection.js';
 import { RedisLink } from '../database/redis-link.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { repeat } from '../housekeeping.js';
-import { ReplyReader } from './reply-reader.js';
+import { type Chunk, ReplyReader } from './reply-reader.js';
 import { ReplyStreams } from './reply-streams.js';
 
 const PRUNE_MS = 3_600_000;
-
-/** A piece of a reply's text; pieces of a generation are numbered from 1 without gaps. */
-export interface Chunk {
-  readonly generation: string;
-  readonly number: number;
-  readonly text: string;
-}
 
 /** A reply that is being generated in this process. */
 export interface OwnReply {

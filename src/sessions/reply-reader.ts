@@ -1,8 +1,8 @@
 import { type ReplyStreams } from './reply-streams.js';
 
-/** A part of a reply's text in the table. */
-interface Chunk {
-  /** From 1, without gaps. */
+/** A piece of a reply's text; pieces of a generation are numbered from 1 without gaps. */
+export interface Chunk {
+  readonly generation: string;
   readonly number: number;
   readonly text: string;
 }

@@ -18,9 +18,9 @@ export interface Part {
 export class ReplyStreams {
   constructor(private readonly redis: RedisLink) {}
 
-  /** See `RedisLink.session`: what was written in another session has to be written again. */
-  get session(): number | undefined {
-    return this.redis.session;
+  /** See `RedisLink.epoch`: what was written in another epoch has to be written again. */
+  get epoch(): number | undefined {
+    return this.redis.epoch;
   }
 
   /** @returns whether the parts are there now */

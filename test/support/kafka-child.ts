@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdirSync, openSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createPool } from '../../src/database/connection.js';
+import { RELAXED } from '../../src/database/server-settings.js';
 import { EventLog } from '../../src/event-store/log.js';
 import { Relay } from '../../src/kafka/relay.js';
 import { upcast } from '../../src/domain/session.events.js';
@@ -66,7 +67,7 @@ async function broker(folder: string, owner: string): Promise<void> {
 
 async function relay(url: string, brokers: string, topic: string): Promise<void> {
   const store = await EventLog.open(url, { upcast });
-  const pool = createPool(url, 'relay', { settings: { synchronous_commit: 'off' } });
+  const pool = createPool(url, 'relay', { settings: RELAXED });
   const leases = store.leases(randomUUID());
   const node = new Relay(store, pool, leases, {
     kafka: { brokers: [brokers] },

@@ -1,11 +1,11 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Kafka, logLevel, type KafkaMessage } from 'kafkajs';
+import { describeUnless, freePort } from './programs.js';
 
 const ROOT = join(__dirname, '../..');
 const HOOK = join(__dirname, 'typescript-hook.cjs');
@@ -20,21 +20,9 @@ type Found = { readonly brokers: string } | { readonly reason: string };
  */
 export function describeWithKafka(name: string, tests: (brokers: string) => void): void {
   const found = findKafka();
-  if ('brokers' in found) {
-    describe(name, () => {
-      tests(found.brokers);
-    });
-    return;
-  }
-  if (process.env['REQUIRE_KAFKA'] === '1') {
-    it(`${name}: needs Kafka`, () => {
-      throw new Error(`REQUIRE_KAFKA=1, and there is no Kafka: ${found.reason}`);
-    });
-    return;
-  }
-  process.stderr.write(`\nSKIPPED, FOR WANT OF KAFKA: ${name} (${found.reason})\n`);
-  describe.skip(name, () => {
-    tests('');
+  const missing = 'brokers' in found ? undefined : found.reason;
+  describeUnless(missing, { what: 'Kafka', variable: 'REQUIRE_KAFKA' }, name, () => {
+    tests('brokers' in found ? found.brokers : '');
   });
 }
 
@@ -64,14 +52,6 @@ export interface OwnBroker {
   /** Shuts the broker down in order. Data and port are kept for the next start. */
   stop(): Promise<void>;
   remove(): Promise<void>;
-}
-
-async function freePort(): Promise<number> {
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address() as AddressInfo;
-  probe.close();
-  return port;
 }
 
 /** @param properties returns further settings of the broker, given its port and another free port */

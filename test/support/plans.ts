@@ -1,9 +1,12 @@
 import { type Pool, type QueryConfig } from 'pg';
+import { createPool } from '../../src/database/connection.js';
+import { PLANS_BY_INDEX } from '../../src/database/server-settings.js';
 
-/** Calls back for each statement of a pool, with the number of its rows. */
-export function watchStatements(pool: Pool, seen: (statement: QueryConfig, rows: number) => void): void {
+/** Connections as those for reads of read models. @param seen is called for each statement, with the number of its rows */
+export function openWatched(url: string, seen: (statement: QueryConfig, rows: number) => void): Pool {
+  const pool = createPool(url, 'test', { settings: PLANS_BY_INDEX });
   const query = pool.query.bind(pool) as (statement: QueryConfig) => Promise<{ rowCount: number | null }>;
-  Object.assign(pool, {
+  return Object.assign(pool, {
     query: async (statement: QueryConfig) => {
       const result = await query(statement);
       seen(statement, result.rowCount ?? 0);

@@ -22,22 +22,32 @@ const find = (program: Program): string | undefined =>
   FOLDERS.map((folder) => join(folder, program)).find((file) => existsSync(file));
 
 /**
- * Declares tests that need a program of the system. Without it they are skipped with a message; with REQUIRE_PROGRAMS=1
- * they fail.
+ * Declares tests that need something of the machine. Without it they are skipped with a message, or fail if an environment
+ * variable is set to 1.
+ *
+ * @param missing why it is not there; undefined: it is
  */
-export function describeWith(program: Program, name: string, tests: () => void): void {
-  if (find(program) !== undefined) {
-    describe(name, tests);
-    return;
-  }
-  if (process.env['REQUIRE_PROGRAMS'] === '1') {
-    it(`${name}: needs ${program}`, () => {
-      throw new Error(`REQUIRE_PROGRAMS=1, and ${program} is not installed`);
+export function describeUnless(
+  missing: string | undefined,
+  { what, variable }: { readonly what: string; readonly variable: string },
+  name: string,
+  tests: () => void,
+): void {
+  if (missing === undefined) describe(name, tests);
+  else if (process.env[variable] === '1') {
+    it(`${name}: needs ${what}`, () => {
+      throw new Error(`${variable}=1, and there is no ${what}: ${missing}`);
     });
-    return;
+  } else {
+    process.stderr.write(`\nSKIPPED, FOR WANT OF ${what}: ${name} (${missing})\n`);
+    describe.skip(name, tests);
   }
-  process.stderr.write(`\nSKIPPED, FOR WANT OF ${program}: ${name}\n`);
-  describe.skip(name, tests);
+}
+
+/** Declares tests that need a program of the system; with REQUIRE_PROGRAMS=1 they fail without it. */
+export function describeWith(program: Program, name: string, tests: () => void): void {
+  const missing = find(program) === undefined ? 'it is not installed' : undefined;
+  describeUnless(missing, { what: program, variable: 'REQUIRE_PROGRAMS' }, name, tests);
 }
 
 export interface RunningProgram {

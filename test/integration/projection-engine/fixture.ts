@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type Pool } from 'pg';
 import { connect, createPool } from '../../../src/database/connection.js';
+import { RELAXED } from '../../../src/database/server-settings.js';
 import { DomainError } from '../../../src/domain/decider.js';
 import { type NewMessage, type SessionCommand } from '../../../src/domain/session.commands.js';
 import { isActivity, type SessionState, STATE_VERSION } from '../../../src/domain/session.state.js';
@@ -83,7 +84,7 @@ export class Node {
     const leases = store.leases(randomUUID());
     const reads = createPool(url, 'read models');
     const models = new ReadModels(reads, store);
-    const pool = createPool(url, 'projector', { max: 6, settings: { synchronous_commit: 'off' } });
+    const pool = createPool(url, 'projector', { max: 6, settings: RELAXED });
     const projector = new Projector({
       store,
       pool,

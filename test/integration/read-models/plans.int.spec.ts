@@ -1,6 +1,4 @@
 import { type Pool, type QueryConfig } from 'pg';
-import { createPool } from '../../../src/database/connection.js';
-import { PLANS_BY_INDEX } from '../../../src/database/server-settings.js';
 import { CreateSession } from '../../../src/domain/session.commands.js';
 import { tableOf } from '../../../src/projection-engine/projection.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
@@ -13,7 +11,7 @@ import {
 import { sessionUsage, usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
-import { planOf, watchStatements } from '../../support/plans.js';
+import { openWatched, planOf } from '../../support/plans.js';
 import { Node, TENANT } from '../projection-engine/fixture.js';
 
 const ROWS = 20_000;
@@ -47,8 +45,7 @@ beforeAll(async () => {
      from generate_series(1, $3) as n on conflict do nothing`,
     [TENANT, LONG, ROWS],
   );
-  pool = createPool(db.url, 'test', { settings: PLANS_BY_INDEX });
-  watchStatements(pool, (statement) => {
+  pool = openWatched(db.url, (statement) => {
     last = statement;
   });
   models = new ReadModels(pool, node.store);

@@ -1,14 +1,12 @@
 import { type Pool, type QueryConfig } from 'pg';
-import { createPool } from '../../../src/database/connection.js';
 import { type Role } from '../../../src/domain/session.events.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
 import { fold, termsOf } from '../../../src/read-models/search-keys.js';
 import { searchProjection, SEARCH } from '../../../src/read-models/search.projection.js';
 import { type Hit, type Search, searchMessages } from '../../../src/read-models/search.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
-import { PLANS_BY_INDEX } from '../../../src/database/server-settings.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { planOf, watchStatements } from '../../support/plans.js';
+import { openWatched, planOf } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { Node } from '../projection-engine/fixture.js';
 
@@ -77,8 +75,7 @@ beforeAll(async () => {
       }),
     ),
   );
-  pool = createPool(db.url, 'test', { settings: PLANS_BY_INDEX });
-  watchStatements(pool, (statement, rows) => {
+  pool = openWatched(db.url, (statement, rows) => {
     last = statement;
     statements += 1;
     rowsRead += rows;

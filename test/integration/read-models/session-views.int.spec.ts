@@ -1,6 +1,5 @@
 import { type Pool, type QueryConfig } from 'pg';
 import { arrayLiteral } from '../../../src/database/array-literal.js';
-import { createPool } from '../../../src/database/connection.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
 import { keyOfValue, keysOfSession } from '../../../src/read-models/session-keys.js';
 import {
@@ -9,9 +8,8 @@ import {
   type SessionView,
 } from '../../../src/read-models/session-views.js';
 import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
-import { PLANS_BY_INDEX } from '../../../src/database/server-settings.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { planOf, watchStatements } from '../../support/plans.js';
+import { openWatched, planOf } from '../../support/plans.js';
 import { seeded, sized } from '../event-store/fixture.js';
 import { Node } from '../projection-engine/fixture.js';
 
@@ -41,8 +39,7 @@ beforeAll(async () => {
     [TENANT, Math.floor(SESSIONS_OF_TENANT * 1.5)],
   );
   await fillKeys();
-  pool = createPool(db.url, 'test', { settings: PLANS_BY_INDEX });
-  watchStatements(pool, (statement) => {
+  pool = openWatched(db.url, (statement) => {
     last = statement;
   });
   models = new ReadModels(pool, node.store);
