@@ -53,4 +53,8 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0012-append_chains.sql',
     sha256: 'ec59ad7b5acbc79e1d00a85330b2eedb6e064b95413bf95295f4f5e31c2360c9',
   },
+  {
+    file: 'event-store/migrations/0013-append_known.sql',
+    sha256: 'd981671381465573175ba5f94a68fba66689e01f117dfb0bf153bc22c8931b85',
+  },
 ];

@@ -7,7 +7,8 @@ import {
 } from '../database/connection.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
 import { type Telemetry } from './telemetry.js';
-import { type LastEvent, commitAppends } from './append-statements.js';
+import { commitAppends } from './append-statements.js';
+import { type KnownEnds } from './known-ends.js';
 
 /** What this process remembers of its own appends, so that readers and lone appends need not query the database. */
 export interface AppendMemory {
@@ -19,8 +20,7 @@ export interface AppendMemory {
   committed(appends: readonly (readonly [Append, StreamEnd])[], run: string): void;
   /** Forgets everything: the connection was lost, and the next one may lead to another database. */
   lost(): void;
-  /** The last event seen in a lane, provided that it was seen in this run of the server. */
-  lastOf(lane: number, run: string): LastEvent | undefined;
+  readonly ends: KnownEnds;
 }
 
 /** An append together with the caller that waits for its outcome. */
@@ -77,7 +77,7 @@ export class Committer {
           client,
           batch.map(({ append }) => append),
           run,
-          (lane) => this.memory.lastOf(lane, run),
+          this.memory.ends,
         );
         this.outageSince = undefined;
         await this.settle(connection, batch, results, sent || attempt > 0);
@@ -124,6 +124,7 @@ export class Committer {
       const append = batch[index]?.append;
       if (append && result.status === 'ok' && append.events.length > 0) committed.push([append, result]);
     });
+    committed.sort(([, one], [, other]) => one.position - other.position);
     if (committed.length > 0) this.memory.committed(committed, run);
     results.forEach((result, index) => batch[index]?.resolve(result));
   }

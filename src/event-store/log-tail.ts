@@ -40,11 +40,6 @@ export class LogTail<Event extends LanePosition> {
     for (const lane of lanes) this.lanes.delete(lane);
   }
 
-  /** The last event seen in a lane; undefined when it is not kept here or was seen in another run of the server. */
-  lastOf(lane: number, run: string): Event | undefined {
-    return run === this.run ? this.lanes.get(lane)?.at(-1) : undefined;
-  }
-
   /** The events of a lane behind one position, up to another one; undefined when not all of them are kept here. */
   between(lane: number, after: number, to: number): readonly Event[] | undefined {
     const found = this.after(lane, after, to - after);

@@ -11,6 +11,7 @@ import { endOfTurn } from './end-of-turn.js';
 import { EventDecoder, type Upcast } from './event-decoder.js';
 import { FeedReader } from './feed-reader.js';
 import { KeyedResults } from './keyed-results.js';
+import { KnownEnds } from './known-ends.js';
 import { rememberedLaneOf, type StreamId } from './lane.js';
 import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
@@ -106,6 +107,7 @@ export class EventLog {
   readonly vectors: VectorTokens;
   private readonly codec: PayloadCodec;
   private readonly tail = new LogTail<RecordedEvent>();
+  private readonly ends = new KnownEnds();
   private readonly writer: BatchWriter;
   /** Appends that the codec works on and the writer does not know of yet. */
   private readonly encodings = new Set<Promise<unknown>>();
@@ -131,7 +133,7 @@ export class EventLog {
     this.keyed = new KeyedResults(pool);
     this.counters = new Counters(pool);
     const onForeign = (changed: Iterable<number>): void => {
-      this.tail.forget(changed);
+      this.forget(changed);
     };
     this.wakeUp = new WakeUp(url, settings.lanes, onForeign, this.telemetry);
     this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
@@ -139,7 +141,7 @@ export class EventLog {
   }
 
   private createWriter(options: WriterOptions): BatchWriter {
-    const { tail } = this;
+    const { tail, ends } = this;
     return new BatchWriter(
       () =>
         connect(this.url, 'writer', {
@@ -150,13 +152,16 @@ export class EventLog {
       {
         committed: (appends, run) => {
           tail.enter(run);
-          for (const [append, end] of appends) this.remember(append, end);
+          for (const [append, end] of appends) {
+            ends.appended(append, end, run);
+            this.remember(append, end);
+          }
           this.wakeUp.appended(new Set(appends.map(([{ lane }]) => lane)));
         },
         lost: () => {
-          tail.forget();
+          this.forget();
         },
-        lastOf: (lane, run) => tail.lastOf(lane, run),
+        ends,
       },
       this.telemetry,
       options,
@@ -309,6 +314,12 @@ export class EventLog {
     }
   }
 
+  /** Forgets these lanes, or all of them, because other processes may have appended to them. */
+  private forget(lanes?: Iterable<number>): void {
+    this.tail.forget(lanes);
+    this.ends.forget(lanes);
+  }
+
   /** The database's time, RFC 3339. All times in the log come from this clock. */
   async now(): Promise<string> {
     const [row] = await rowsOf<{ now: string }>(this.pool, { text: 'select colloquy_now() as now' });
@@ -329,7 +340,7 @@ export class EventLog {
     // A stream is committed in one piece, and a long one needs a long statement timeout.
     const client = await available(() => connect(this.url, 'import', { statementMs: 600_000 }));
     return LogImport.begin(client, this.laneCount, this.codec, (lanes) => {
-      this.tail.forget(lanes);
+      this.forget(lanes);
       this.wakeUp.appended(lanes);
     });
   }

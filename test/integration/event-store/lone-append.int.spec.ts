@@ -147,15 +147,15 @@ it('given another server behind the same address, when it has less of the log, t
   const store = await startListening();
   const writer = new Writer(store);
   for (let n = 0; n < 5; n += 1) await writer.append();
-  const { tail, writer: batches } = store as unknown as {
-    tail: { run: string };
+  const { ends, writer: batches } = store as unknown as {
+    ends: { run: string };
     writer: { halves: { committer: { connection?: { run: string } } }[] };
   };
   const lane = store.laneOf(stream);
   await db.query(`alter table event_lane_${lane} disable trigger refuse_change`);
   await db.query(`delete from event_lane_${lane} where version > 3`);
   // This is what a failover behind a proxy looks like: only the start time of the server differs.
-  tail.run = '2026-01-01 00:00:00+00';
+  ends.run = '2026-01-01 00:00:00+00';
   for (const { committer } of batches.halves)
     if (committer.connection) committer.connection.run = '2026-01-01 00:00:00+00';
 

@@ -31,7 +31,6 @@ describe('LogTail', () => {
     expect(positions(tail.after(0, 4, 10))).toEqual([5, 6, 7, 8]);
     expect(positions(tail.after(0, 6, 10))).toEqual([7, 8]);
     expect(positions(tail.after(0, 4, 2))).toEqual([5, 6]);
-    expect(tail.lastOf(0, 'this run')).toEqual(event(0, 8));
   });
 
   it.each([0, 3, 8, 9])(
@@ -44,11 +43,8 @@ describe('LogTail', () => {
 
   it('given another start of the server, when its events are added, then the earlier events are forgotten', () => {
     const tail = tailOf(5, 6);
-    expect(tail.lastOf(0, 'another run')).toBeUndefined();
     tail.enter('another run');
     tail.add(event(1, 3), 10);
-    expect(tail.lastOf(1, 'another run')).toEqual(event(1, 3));
-    expect(tail.lastOf(1, 'this run')).toBeUndefined();
     expect(tail.after(0, 4, 10)).toBeUndefined();
   });
 
@@ -71,7 +67,6 @@ describe('LogTail', () => {
     const tail = tailOf(5, 6);
     tail.add(event(0, 7), 1_000_000);
     expect(tail.after(0, 5, 10)).toBeUndefined();
-    expect(tail.lastOf(0, 'this run')).toBeUndefined();
     tail.add(event(0, 8), 10);
     expect(tail.after(0, 6, 10)).toBeUndefined();
     expect(positions(tail.after(0, 7, 10))).toEqual([8]);
