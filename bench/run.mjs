@@ -3,6 +3,7 @@ import { parseArgs } from 'node:util';
 import { appendRate } from './measures/append-rate.mjs';
 import { databaseTime } from './measures/database-time.mjs';
 import { httpAppends } from './measures/http-appends.mjs';
+import { large } from './measures/large.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
@@ -24,7 +25,10 @@ const MEASURES = {
   quiet: quietService,
   rebuild,
   streaming,
+  large,
 };
+/** Those that take too long for every day. */
+const ONLY_FULL = ['large'];
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -35,7 +39,10 @@ if (unknown.length > 0) {
   console.error(`there is no ${unknown.join(', ')}; there are: ${Object.keys(MEASURES).join(', ')}`);
   process.exit(2);
 }
-const wanted = positionals.length > 0 ? positionals : Object.keys(MEASURES);
+const wanted =
+  positionals.length > 0
+    ? positionals
+    : Object.keys(MEASURES).filter((name) => values.full || !ONLY_FULL.includes(name));
 
 const server = await startServer();
 for (const signal of ['SIGINT', 'SIGTERM']) {
