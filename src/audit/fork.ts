@@ -1,5 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
+import { HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
 import { type SessionRecord } from '../read-models/session-record.js';
 import { EventLog } from '../event-store/log.js';
 import { VersionMismatch } from '../event-store/refusals.js';
@@ -13,6 +14,8 @@ import { incarnationIn, SessionQueries } from '../sessions/session-queries.js';
 /** Most messages of a fork. A fork is a single append, which holds up its lane. */
 const MAX_MESSAGES = 10_000;
 const MAX_BYTES = 32 * 1024 * 1024;
+
+type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
 
 /** Creates the command that begins a session with a copy of another session's history. Nothing is shared afterwards. */
 @Injectable()
@@ -48,17 +51,16 @@ export class Forks {
     const pointer = { pointer: '/at', in: 'body' } as const;
     const { version } = await this.queries.pointAt(source, incarnation, at ?? now.version, pointer);
     const then = await this.commands.stateAt(source, version);
-    const messages: NewMessage[] = [];
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;
-    const range = { from: then.historyStart, to: version, types: ['MessageAppended'] };
-    const events = this.store.streams.events({ tenant, streamId: sessionId }, range);
-    for await (const event of events as AsyncGenerator<SessionRecord>) {
-      if (event.type !== 'MessageAppended') continue;
-      messages.push(copyOf(sessionId, event));
+    const range = { from: then.historyStart, to: version, types: HISTORY_EVENTS };
+    const events: HistoryRecord[] = [];
+    for await (const event of this.store.streams.events({ tenant, streamId: sessionId }, range)) {
+      events.push(event as HistoryRecord);
       bytes += Buffer.byteLength(JSON.stringify(event.data));
       if (bytes > MAX_BYTES) throw tooLong(`${MAX_BYTES / 1024 / 1024} MiB`);
     }
+    const messages = messagesLeft(events).map((event) => copyOf(sessionId, event));
     return new ForkSession({ sessionId, version }, messages, {
       ...(then.title !== null && { title: then.title }),
       ...(Object.keys(then.metadata).length > 0 && { metadata: then.metadata }),

@@ -4,7 +4,7 @@ import { type EventOf } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
 import { invalidRequest } from '../http/problem.js';
-import { type MessageView, readHistory } from '../read-models/history.projection.js';
+import { type MessageView, readGone, readHistory } from '../read-models/history.projection.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type SessionRef } from '../sessions/command-context.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -86,8 +86,16 @@ export class Past {
     };
     // A reset begins another history, and a deletion ends the last one.
     const isSame = before.historyStart === after.historyStart;
-    const added = after.messageCount - (isSame ? before.messageCount : 0);
-    const removed = isSame ? 0 : before.messageCount;
+    const gone = isSame
+      ? await readGone(this.models, endOf(loaded), {
+          ...session,
+          from: { start: before.historyStart, version: from.version },
+          to: to.version,
+          limit: asked.limit,
+        })
+      : { count: before.messageCount, data: undefined };
+    const removed = gone.count;
+    const added = after.messageCount - (isSame ? before.messageCount - removed : 0);
     return {
       sessionId: session.sessionId,
       incarnation,
@@ -97,7 +105,7 @@ export class Past {
       ...changed(before, after),
       messages: {
         added: { count: added, data: added ? await history(to.version, isSame ? from.version : 0) : [] },
-        removed: { count: removed, data: removed ? await history(from.version) : [] },
+        removed: { count: removed, data: gone.data ?? (removed ? await history(from.version) : []) },
       },
       approvals: {
         added: missing(after.approvals, before.approvals),

@@ -233,12 +233,39 @@ export class Agent {
   }
 
   /**
+   * Takes the last reply out of the history and has the model answer again.
+   * @throws ColloquyError as `generate`
+   */
+  regenerate(sessionId: string, options: Omit<GenerateOptions, 'sessionId'> = {}): Promise<GenerateResult> {
+    const { signal, ...ask } = options;
+    return this.write('POST', `${session(sessionId)}/generate`, { regenerate: true, ...ask }, signal);
+  }
+
+  /**
    * Asks the model and yields its answer as it arrives. A lost connection is resumed where it ended.
    * @throws ColloquyError as `generate`
    */
   async *stream(message: string, options: GenerateOptions = {}): AsyncGenerator<StreamEvent> {
     const { sessionId, signal, ...ask } = options;
     const path = session(sessionId ?? (await this.createSession()).id);
+    yield* this.streamed(path, { message, ...ask }, signal);
+  }
+
+  /** As `regenerate`, and yields the answer as it arrives. @throws ColloquyError as `generate` */
+  streamRegenerated(
+    sessionId: string,
+    options: Omit<GenerateOptions, 'sessionId'> = {},
+  ): AsyncGenerator<StreamEvent> {
+    const { signal, ...ask } = options;
+    return this.streamed(session(sessionId), { regenerate: true, ...ask }, signal);
+  }
+
+  /** @param path of the session */
+  private async *streamed(
+    path: string,
+    body: object,
+    signal: AbortSignal | undefined,
+  ): AsyncGenerator<StreamEvent> {
     // With an idempotency key, a request that is repeated before the generation's id is known attaches to that
     // generation.
     const headers = { 'idempotency-key': randomUUID() };
@@ -247,7 +274,7 @@ export class Agent {
     for (let fruitless = 0; ; fruitless += 1) {
       const source =
         generationId === undefined
-          ? this.connected.events('POST', `${path}/generate`, { body: { message, ...ask }, headers, signal })
+          ? this.connected.events('POST', `${path}/generate`, { body, headers, signal })
           : this.connected.events('GET', `${path}/generations/${generationId}/stream`, {
               headers: { 'last-event-id': lastId },
               signal,
@@ -278,6 +305,23 @@ export class Agent {
   /** Empties the history and keeps the session. @throws ColloquyError `session-not-found` */
   async resetConversation(sessionId: string): Promise<void> {
     await this.write('POST', `${session(sessionId)}/reset`);
+  }
+
+  /**
+   * Takes a message out of the history; a tool call and its results go together. The log keeps it.
+   * @throws ColloquyError `session-not-found`, `not-found`, `session-busy`
+   */
+  async removeMessage(sessionId: string, messageId: string): Promise<void> {
+    await this.write('DELETE', `${session(sessionId)}/messages/${encodeURIComponent(messageId)}`);
+  }
+
+  /**
+   * Takes all messages after a version out of the history. The log keeps them.
+   * @throws ColloquyError `session-not-found`, `invalid-request`, `session-busy`
+   */
+  async rewindHistory(sessionId: string, toVersion: number, reason?: string): Promise<SessionInfo> {
+    const body = { toVersion, ...(reason !== undefined && { reason }) };
+    return this.write('POST', `${session(sessionId)}/rewind`, body);
   }
 
   /** Deletes a session; resolves also when it does not exist. */

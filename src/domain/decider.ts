@@ -50,7 +50,7 @@ export class DomainError extends Error {
   readonly detail: string | undefined;
 
   constructor(
-    readonly code: 'session-not-found' | 'session-busy' | 'legal-hold' | 'invalid-request',
+    readonly code: 'session-not-found' | 'not-found' | 'session-busy' | 'legal-hold' | 'invalid-request',
     message: string,
     fault?: FieldFault,
   ) {

@@ -55,6 +55,10 @@ export class StartGeneration {
     readonly partial?: PartialReply,
     /** The part of the history that the model sees; the whole history unless given. */
     readonly window?: ContextWindow,
+    /** Whether the last reply leaves the history first, so that the message before it is answered again. */
+    readonly regenerate = false,
+    /** Where the last reply begins, and what is left before it; null when there is no reply to leave. */
+    readonly rewound?: Rewound | null,
   ) {}
 }
 export class CompleteGeneration {
@@ -98,6 +102,31 @@ export class RevokeToolApproval {
   readonly type = 'RevokeToolApproval';
   constructor(readonly tool: string) {}
 }
+/** What leaves the history with a message, and what is left. It is read from the log, because the state does not hold it. */
+export type Removed = Pick<EventData<'MessageRemoved'>, 'versions' | 'openToolCalls'>;
+/** What is left of the history when it is rewound to a version. */
+export type Rewound = Pick<EventData<'HistoryRewound'>, 'toVersion' | 'messageCount' | 'openToolCalls'>;
+
+/** Takes a message out of the history; a tool call takes its results along, and a result its call. */
+export class RemoveMessage {
+  readonly type = 'RemoveMessage';
+  constructor(
+    readonly messageId: string,
+    readonly partial?: PartialReply,
+    /** Without it there is no such message. */
+    readonly removed?: Removed,
+  ) {}
+}
+/** Takes all messages after a version out of the history. */
+export class RewindHistory {
+  readonly type = 'RewindHistory';
+  constructor(
+    readonly toVersion: number,
+    readonly reason?: string,
+    readonly partial?: PartialReply,
+    readonly rewound?: Rewound,
+  ) {}
+}
 export class ResetConversation {
   readonly type = 'ResetConversation';
   constructor(
@@ -131,6 +160,8 @@ export type SessionCommand =
   | AbandonGeneration
   | GrantToolApproval
   | RevokeToolApproval
+  | RemoveMessage
+  | RewindHistory
   | ResetConversation
   | ExpireSession
   | DeleteSession;

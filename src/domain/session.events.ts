@@ -97,6 +97,13 @@ export const role = z.enum(['system', 'user', 'assistant', 'tool']);
 export type Role = z.infer<typeof role>;
 export const messageStatus = z.enum(['complete', 'incomplete']);
 
+const openToolCalls = z
+  .array(z.object({ id, name: toolName }))
+  .optional()
+  .meta({
+    description: 'the tool calls of the history that have no result then; absent when there are none',
+  });
+
 const sessionVersion = z.object({ sessionId, version });
 /** Ranges of stream versions, both ends inclusive. They stand for the messages among the events in them. */
 const versionRanges = z.array(z.tuple([version, version]));
@@ -168,6 +175,26 @@ export const sessionEvents = {
     data: z.object({ tool: toolName, scope: z.enum(['once', 'session']), expiresAt: moment.optional() }),
   },
   ToolApprovalRevoked: { version: 1, data: z.object({ tool: toolName }) },
+  MessageRemoved: {
+    version: 1,
+    data: z.object({
+      messageId: id,
+      versions: z.array(version).min(1).meta({
+        description:
+          'versions of the messages that leave the history: of the removed one, and with a tool call or a result of one those of the call and of all its results',
+      }),
+      openToolCalls,
+    }),
+  },
+  HistoryRewound: {
+    version: 1,
+    data: z.object({
+      toVersion: version.meta({ description: 'all messages of later versions leave the history' }),
+      reason: reason.optional(),
+      messageCount: count.meta({ description: 'messages of the history that is left' }),
+      openToolCalls,
+    }),
+  },
   ConversationReset: { version: 1, data: z.object({ reason: reason.optional() }) },
   SessionExpired: {
     version: 1,

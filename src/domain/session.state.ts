@@ -87,6 +87,18 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return { ...next, approvals: [...without(state.approvals, event.data.tool), event.data] };
     case 'ToolApprovalRevoked':
       return { ...next, approvals: without(state.approvals, event.data.tool) };
+    case 'MessageRemoved':
+      return {
+        ...next,
+        messageCount: state.messageCount - event.data.versions.length,
+        openToolCalls: event.data.openToolCalls ?? [],
+      };
+    case 'HistoryRewound':
+      return {
+        ...next,
+        messageCount: event.data.messageCount,
+        openToolCalls: event.data.openToolCalls ?? [],
+      };
     case 'ConversationReset':
       return { ...next, historyStart: next.version, messageCount: 0, openToolCalls: [], approvals: [] };
     case 'SessionExpired':

@@ -94,6 +94,32 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
         ? { events: [{ type: 'ToolApprovalRevoked', data: { tool: command.tool } }] }
         : NOTHING;
 
+    case 'RemoveMessage': {
+      if (!command.removed)
+        throw new DomainError('not-found', 'the history of the session has no such message');
+      const { messageId, removed } = command;
+      return rewritten(state, command.partial, {
+        type: 'MessageRemoved',
+        data: given({ messageId, ...removed }),
+      });
+    }
+
+    case 'RewindHistory': {
+      const { toVersion, reason, rewound } = command;
+      if (toVersion < state.historyStart || toVersion > state.version) {
+        throw new DomainError('invalid-request', 'the version is not one of the present history', {
+          field: ['toVersion'],
+          detail: `must be from ${state.historyStart} to ${state.version}`,
+        });
+      }
+      if (!rewound) throw new Error('what is left of the history was not read');
+      if (rewound.messageCount === state.messageCount) return NOTHING;
+      return rewritten(state, command.partial, {
+        type: 'HistoryRewound',
+        data: given({ ...rewound, reason }),
+      });
+    }
+
     case 'ResetConversation': {
       const reset: SessionEvent = { type: 'ConversationReset', data: given({ reason: command.reason }) };
       if (!state.generation) return { events: [reset] };
@@ -131,6 +157,8 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {
   const { generation, message, partial } = command;
+  const rewound = command.regenerate ? command.rewound : null;
+  if (rewound === undefined) throw new Error('what is left of the history was not read');
   if (message) checkMessages([message], state, ['message']);
   if (message?.toolCalls) {
     throw new DomainError('invalid-request', 'a message with tool calls needs their results first', {
@@ -138,19 +166,19 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
       detail: 'have no results yet',
     });
   }
-  if (!message && state.messageCount === 0) {
+  if (!message && (rewound ?? state).messageCount === 0) {
     throw new DomainError('invalid-request', 'there is no message to answer: give `message`', {
       field: ['message'],
       detail: 'is needed while the history is empty',
     });
   }
   const before: SessionEvent[] = state.generation ? leaseExpired(state.generation, partial) : [];
+  if (rewound) before.push({ type: 'HistoryRewound', data: given({ ...rewound, reason: 'regenerate' }) });
+  const openToolCalls = rewound ? (rewound.openToolCalls ?? []) : state.openToolCalls;
   const answered =
-    message?.role === 'tool'
-      ? state.openToolCalls.findLast((call) => call.id === message.toolCallId)
-      : undefined;
+    message?.role === 'tool' ? openToolCalls.findLast((call) => call.id === message.toolCallId) : undefined;
   // Models refuse a history with a tool call that has no result. Without these results every later turn would fail.
-  const results = state.openToolCalls
+  const results = openToolCalls
     .filter((call) => call !== answered)
     .map((call, index) =>
       appended({
@@ -187,6 +215,19 @@ function contextOf(state: SessionState, window: ContextWindow | undefined, seen:
   if (last?.[1] === window.upTo) last[1] = seen;
   else ranges.push([window.upTo + 1, seen]);
   return ranges;
+}
+
+/** A change of the history. It waits for no generation, but the lease of one that its node has left must be over. */
+function rewritten(
+  state: SessionState,
+  partial: PartialReply | undefined,
+  event: SessionEvent,
+): Decision<SessionEvent> {
+  if (!state.generation) return { events: [event] };
+  return {
+    events: [...leaseExpired(state.generation, partial), event],
+    guard: whenAbandoned(state.generation, busy()),
+  };
 }
 
 /** @throws DomainError `invalid-request` when a tool result answers no open call or an id is used twice. */

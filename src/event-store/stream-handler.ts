@@ -163,7 +163,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     certain: Loaded<State & { version: number }> | undefined,
   ): Promise<Handled<State, Event> | undefined> {
     // Outside of the `try`: that the database cannot be reached is no question of the basis.
-    const prepared = (await this.kind.prepare?.(command, basis.state)) ?? command;
+    const prepared = (await this.kind.prepare?.(command, basis.state, stream)) ?? command;
     let decision: Decision<Event>;
     try {
       checkIfMatch(options.ifMatch, basis.state.version);

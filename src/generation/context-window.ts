@@ -1,10 +1,6 @@
 import { type ContextWindow, type NewMessage } from '../domain/session.commands.js';
 import { type ContentPart, type ToolDefinition } from '../domain/session.events.js';
-
-export interface VersionedMessage {
-  readonly version: number;
-  readonly message: NewMessage;
-}
+import { type VersionedMessage } from '../sessions/history-reader.js';
 
 /** Tokens of each message in addition to its text, for role and separators. */
 const MESSAGE_OVERHEAD = 4;

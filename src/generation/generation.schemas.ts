@@ -21,6 +21,10 @@ export const GenerateBody = z
         error: 'must not name a tool twice',
       })
       .optional(),
+    regenerate: z.literal(true).optional().meta({
+      description:
+        'the last reply leaves the history first, so that the message before it is answered again; not together with `message`',
+    }),
     onBusy: z.enum(['reject', 'queue']).default('reject').meta({
       description:
         'while another generation runs: answer 409 `session-busy`, or wait for its end, at most a minute and behind at most 15 others',
@@ -30,12 +34,17 @@ export const GenerateBody = z
     examples: [
       { message: 'What is React?' },
       { message: 'And Vue?', onBusy: 'queue' },
+      { regenerate: true },
       { message: { role: 'tool', toolCallId: 'call_1', content: '18 °C' } },
       {
         message: 'How warm is it in Rome?',
         tools: [{ name: 'weather', parameters: { type: 'object' }, approval: 'required' }],
       },
     ],
+  })
+  .refine(({ message, regenerate }) => !regenerate || message === undefined, {
+    path: ['regenerate'],
+    error: 'answers the message before the last reply: give no `message` with it',
   })
   .default({ onBusy: 'reject' });
 

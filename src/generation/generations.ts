@@ -40,6 +40,8 @@ export interface Ask {
   readonly model?: string | undefined;
   readonly instructions?: string | undefined;
   readonly tools?: ToolDefinition[] | undefined;
+  /** Whether the last reply leaves the history first, so that the message before it is answered again. */
+  readonly regenerate?: boolean | undefined;
   /** Wait until the running generation has ended, instead of failing with `session-busy`. */
   readonly queue?: boolean | undefined;
 }
@@ -115,7 +117,7 @@ export class Generations {
     const { data, time, version } = await this.recorded.findStart(session, generationId, incarnation);
     const { model, instructions, tools, context } = data;
     const end = await this.recorded.search(session, { generationId, version, tools })();
-    const seen = await this.history.messages(session, context);
+    const seen = await this.history.messages(session, context, version);
     const messages = buildPrompt(seen.map((one) => one.message));
     return {
       generationId,
@@ -159,7 +161,11 @@ export class Generations {
 
   /** The messages of the present history. */
   async presentMessages(session: SessionRef, state: SessionState): Promise<NewMessage[]> {
-    const messages = await this.history.messages(session, [[state.historyStart + 1, state.version]]);
+    const messages = await this.history.messages(
+      session,
+      [[state.historyStart + 1, state.version]],
+      state.version,
+    );
     return messages.map((one) => one.message);
   }
 
@@ -198,6 +204,7 @@ export class Generations {
         message,
         undefined,
         window,
+        ask.regenerate,
       );
       started = await dispatch(this.bus, session, command, {
         ...context,

@@ -4,15 +4,10 @@ import { type SessionEvent, type ToolDefinition } from '../domain/session.events
 import { type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type EventLog } from '../event-store/log.js';
+import { HistoryReader, type VersionedMessage } from '../sessions/history-reader.js';
 import { type SessionRef } from '../sessions/command-context.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
-import {
-  definitionTokens,
-  fitWindow,
-  loadTokenizer,
-  messageTokens,
-  type VersionedMessage,
-} from './context-window.js';
+import { definitionTokens, fitWindow, loadTokenizer, messageTokens } from './context-window.js';
 
 /**
  * What is read of a session while the start of a generation is appended. Otherwise the model would have to wait for
@@ -34,27 +29,24 @@ const CACHED_COUNTS = 50_000;
 /** Reads the history of a session for a model: its messages, and the window of them that fits the model's context. */
 export class History {
   private readonly counts = new LRUCache<string, number>({ max: CACHED_COUNTS });
+  private readonly reader: HistoryReader;
 
   constructor(
     private readonly log: EventLog,
     private readonly commands: SessionCommands,
     /** Tokens of a prompt; without it the model is given the whole history. */
     private readonly maxInputTokens: number | undefined,
-  ) {}
+  ) {
+    this.reader = new HistoryReader(log);
+  }
 
-  /** The messages in inclusive ranges of versions, in their order. */
-  async messages(
-    { tenant, sessionId }: SessionRef,
+  /** The messages that the history had at a version, those in inclusive ranges of versions, in their order. */
+  messages(
+    session: SessionRef,
     ranges: readonly (readonly [number, number])[],
+    at: number,
   ): Promise<VersionedMessage[]> {
-    const messages: VersionedMessage[] = [];
-    for (const [from, to] of ranges) {
-      const range = { from, to, types: ['MessageAppended'] };
-      for await (const event of this.log.streams.events({ tenant, streamId: sessionId }, range)) {
-        messages.push({ version: event.version, message: event.data as NewMessage });
-      }
-    }
-    return messages;
+    return this.reader.messages(session, ranges, at);
   }
 
   /** Begins to read what a generation will probably see. The result may be out of date by the time of the append. */
@@ -68,7 +60,7 @@ export class History {
     // The append is sent before this read, so that it need not wait behind it. With a token budget the append has to
     // wait for the messages all the same, because they determine the window, so they are read at once.
     const turn = this.maxInputTokens === undefined ? endOfTurn() : Promise.resolve();
-    const messages = turn.then(() => this.messages(session, [[historyStart + 1, version]]));
+    const messages = turn.then(() => this.messages(session, [[historyStart + 1, version]], version));
     const reportFailure = this.log.telemetry.failed('reading the history ahead of a generation');
     return { historyStart, version, messages: messages.catch(reportFailure) };
   }
@@ -93,14 +85,15 @@ export class History {
     const known = isCurrent ? await ahead.messages : undefined;
     if (!known) {
       await recorded;
-      return this.messages(session, context);
+      return this.messages(session, context, version + events.length);
     }
-    const own = events.flatMap((event, index) =>
-      event.type === 'MessageAppended' ? [{ version: version + 1 + index, message: event.data }] : [],
-    );
-    return [...known, ...own].filter((one) =>
-      context.some(([from, last]) => from <= one.version && one.version <= last),
-    );
+    let seen = [...known];
+    for (const [index, event] of events.entries()) {
+      if (event.type === 'MessageAppended') seen.push({ version: version + 1 + index, message: event.data });
+      else if (event.type === 'HistoryRewound')
+        seen = seen.filter((one) => one.version <= event.data.toVersion);
+    }
+    return seen.filter((one) => context.some(([from, last]) => from <= one.version && one.version <= last));
   }
 
   /** The part of the history that fits the budget; undefined when there is no budget or no history. */
@@ -115,7 +108,7 @@ export class History {
   ): Promise<ContextWindow | undefined> {
     if (this.maxInputTokens === undefined) return undefined;
     const [tokens, known] = await Promise.all([loadTokenizer(), messages]);
-    const history = known ?? (await this.messages(session, [[historyStart + 1, version]]));
+    const history = known ?? (await this.messages(session, [[historyStart + 1, version]], version));
     const { message, instructions, tools } = request;
     const fixed =
       (message ? messageTokens(message, tokens) : 0) +

@@ -1,7 +1,7 @@
 import { type ToolDefinition } from '../domain/session.events.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type AnswerEnd, type ChatModel } from './chat-model.js';
-import { type VersionedMessage } from './context-window.js';
+import { type VersionedMessage } from '../sessions/history-reader.js';
 import { buildPrompt } from './prompt.js';
 import { StorableText } from './storable-text.js';
 

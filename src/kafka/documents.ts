@@ -31,6 +31,8 @@ const SUMMARIES: Record<EventType, string> = {
   GenerationCancelled: 'A model call was called off; tokens that were spent all the same.',
   ToolApprovalGranted: 'A tool may be used.',
   ToolApprovalRevoked: 'A tool may no longer be used.',
+  MessageRemoved: 'Messages left the conversation: one, or a tool call with its results.',
+  HistoryRewound: 'All messages after a version left the conversation.',
   ConversationReset: 'History and tool approvals are emptied; the session, its title and its usage stay.',
   SessionExpired: 'The session left the active set; its history is kept.',
   SessionResumed: 'An expired session is active again.',

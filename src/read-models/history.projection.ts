@@ -1,5 +1,7 @@
 import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
-import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
+import { versionsLeft } from '../domain/history.js';
+import { streamKey } from '../event-store/lane.js';
+import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
 import {
   type Freshness,
   type ReadModels,
@@ -15,17 +17,35 @@ interface HistoryRow {
   incarnation: number;
   /** null in the row that marks the beginning of a history: a creation or a reset. */
   message: MessageView | null;
+  /** Version with which the message left the history; null while it is in it, or in one that has ended. */
+  gone: number | null;
 }
 
+/** Versions of messages that left a history with an event. */
+interface Departure {
+  tenant: string;
+  session_id: string;
+  version: number;
+  first: number;
+  last: number;
+}
+
+/** Those that `applyInside` understands: messages that leave are few, and concern rows that are there already. */
+const withoutDepartures = ({
+  MessageRemoved: _removed,
+  HistoryRewound: _rewound,
+  ...others
+}: Readonly<Record<string, number>>): Readonly<Record<string, number>> => others;
+
 /**
- * All messages of all incarnations. Those before a reset or a deletion are kept, because the history at an earlier
- * version shows them. A row without a message marks where a history begins.
+ * All messages of all incarnations. Those that were removed, and those before a reset or a deletion, are kept, because
+ * the history at an earlier version shows them. A row without a message marks where a history begins.
  *
  * A message is stored as the text that clients get, so that nobody has to take it apart and put it together again.
  */
 export const historyProjection: Projection<SessionRecord> = {
   name: 'history',
-  version: 2,
+  version: 3,
   createTable: (table) => `
     create table ${table} (
       tenant text collate "C" not null,
@@ -33,13 +53,21 @@ export const historyProjection: Projection<SessionRecord> = {
       version integer not null,
       incarnation integer not null,
       message json,
+      gone integer,
       primary key (tenant, session_id, version)
     );
     create index ${table}_begins on ${table} (tenant, session_id, version) where message is null`,
 
   apply(events, table) {
     const rows: HistoryRow[] = [];
+    const departures: Departure[] = [];
     for (const event of events) {
+      if (event.type === 'MessageRemoved' || event.type === 'HistoryRewound') {
+        const { tenant, streamId: session_id, version } = event;
+        for (const [first, last] of versionsLeft(event))
+          departures.push({ tenant, session_id, version, first, last });
+        continue;
+      }
       const begins = event.type === 'SessionCreated' || event.type === 'ConversationReset';
       if (!begins && event.type !== 'MessageAppended') continue;
       const message = event.type === 'MessageAppended' ? viewOf(event) : null;
@@ -49,29 +77,18 @@ export const historyProjection: Projection<SessionRecord> = {
         version: event.version,
         incarnation: event.incarnation,
         message,
+        gone: null,
       });
     }
-    if (rows.length === 0) return Promise.resolve([]);
+    leave(rows, departures);
     return Promise.resolve([
-      {
-        // One JSON array is cheaper to send and to parse than an array of escaped texts. It passes through jsonb, so
-        // that the text is the same as that of the statement below.
-        text: `insert into ${table} (tenant, session_id, version, incarnation, message)
-               select tenant, session_id, version, incarnation, nullif(message, 'null')::text::json
-               from rows from (
-                 unnest($1::text[], $2::text[], $3::int[], $4::int[]),
-                 jsonb_array_elements($5::jsonb)
-               ) as r (tenant, session_id, version, incarnation, message)`,
-        values: [
-          ...columns(rows, ['tenant', 'session_id', 'version', 'incarnation']),
-          JSON.stringify(rows.map((row) => row.message)),
-        ],
-      },
+      ...(departures.length > 0 ? [departureStatement(table, departures)] : []),
+      ...(rows.length > 0 ? [insertStatement(table, rows)] : []),
     ]);
   },
 
   applyInside: {
-    schemaVersions: SCHEMA_VERSIONS,
+    schemaVersions: withoutDepartures(SCHEMA_VERSIONS),
     statement: (table, events) => `
       insert into ${table} (tenant, session_id, version, incarnation, message)
       select tenant, stream_id, version, incarnation,
@@ -87,6 +104,56 @@ export const historyProjection: Projection<SessionRecord> = {
       order by tenant, stream_id, version`,
   },
 };
+
+/** Marks the rows of messages that leave within the same batch. */
+function leave(rows: readonly HistoryRow[], departures: readonly Departure[]): void {
+  if (departures.length === 0) return;
+  const bySession = new Map<string, Departure[]>();
+  for (const departure of departures) {
+    const key = keyOf(departure);
+    bySession.set(key, [...(bySession.get(key) ?? []), departure]);
+  }
+  for (const row of rows) {
+    const departure = bySession
+      .get(keyOf(row))
+      ?.find(({ first, last }) => first <= row.version && row.version <= last);
+    if (departure && row.message) row.gone = departure.version;
+  }
+}
+
+const keyOf = ({ tenant, session_id }: Pick<HistoryRow, 'tenant' | 'session_id'>): string =>
+  streamKey({ tenant, streamId: session_id });
+
+/** The first event with which a message leaves is the one that counts: later ones may have it within their ranges. */
+const departureStatement = (table: string, departures: readonly Departure[]): Statement => ({
+  text: `update ${table} h set gone = g.gone
+         from (
+           select t.tenant, t.session_id, t.version, min(d.version) as gone
+           from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::int[])
+                as d (tenant, session_id, version, first, last)
+           join ${table} t on t.tenant = d.tenant collate "C" and t.session_id = d.session_id collate "C"
+                          and t.version between d.first and d.last
+           where t.gone is null and t.message is not null
+           group by t.tenant, t.session_id, t.version
+         ) g
+         where h.tenant = g.tenant and h.session_id = g.session_id and h.version = g.version`,
+  values: columns(departures, ['tenant', 'session_id', 'version', 'first', 'last']),
+});
+
+const insertStatement = (table: string, rows: readonly HistoryRow[]): Statement => ({
+  // One JSON array is cheaper to send and to parse than an array of escaped texts. It passes through jsonb, so that the
+  // text is the same as that of `applyInside`.
+  text: `insert into ${table} (tenant, session_id, version, incarnation, message, gone)
+         select tenant, session_id, version, incarnation, nullif(message, 'null')::text::json, gone
+         from rows from (
+           unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::int[]),
+           jsonb_array_elements($6::jsonb)
+         ) as r (tenant, session_id, version, incarnation, gone, message)`,
+  values: [
+    ...columns(rows, ['tenant', 'session_id', 'version', 'incarnation', 'gone']),
+    JSON.stringify(rows.map((row) => row.message)),
+  ],
+});
 
 function viewOf({ data, version, time }: SessionRecord & { type: 'MessageAppended' }): MessageView {
   const { messageId, ...others } = data;
@@ -159,6 +226,34 @@ export async function readHistory(
   return row && toPage(row);
 }
 
+/** The first messages of the history at a version that had left it at a later one, and how many there are. */
+export async function readGone(
+  models: ReadModels,
+  freshness: Freshness,
+  asked: {
+    readonly tenant: string;
+    readonly sessionId: string;
+    readonly from: { readonly start: number; readonly version: number };
+    readonly to: number;
+    readonly limit: number;
+  },
+): Promise<{ count: number; data: MessageView[] }> {
+  const { tenant, sessionId, from, to, limit } = asked;
+  const [row] = await models.read<{ count: number; data: MessageView[] | null }>(
+    TABLE,
+    freshness,
+    `select count(*)::int as count, json_agg(g.message order by g.version) filter (where g.nth <= $6) as data
+     from (
+       select h.version, h.message, row_number() over (order by h.version) as nth from ${TABLE} h
+       where h.tenant = $1 and h.session_id = $2 and h.version > $3 and h.version <= $4
+         and h.message is not null and h.gone > $4 and h.gone <= $5
+     ) g`,
+    [tenant, sessionId, from.start, from.version, to, limit],
+    { tenant, sessionId },
+  );
+  return { count: row?.count ?? 0, data: row?.data ?? [] };
+}
+
 /**
  * Reads a page if the session still ends where this process believes. What the read model has not applied yet is added
  * from what this process has just appended: who writes and reads in turns need not wait for the read model.
@@ -178,7 +273,8 @@ export async function readHistoryIfUnmoved(
   const row = read.row as PageRow | null;
   if (applied >= end.position) return row ? toPage(row) : undefined;
   const since = models.recent(stream, end, applied);
-  if (since) return withRecent(row, since as readonly SessionRecord[], page);
+  const onlyMore = !since?.some(({ type }) => type === 'MessageRemoved' || type === 'HistoryRewound');
+  if (since && onlyMore) return withRecent(row, since as readonly SessionRecord[], page);
   return readHistory(models, new Map([[end.lane, end.position]]), page);
 }
 
@@ -247,7 +343,7 @@ function pageQuery(order: 'asc' | 'desc', isNext = false): SessionQuery {
         from (
           select h.version, h.message::text, row_number() over (order by h.version ${order}) as nth from ${TABLE} h
           where h.tenant = ${tenant} and h.session_id = ${sessionId} and h.version > b.version
-            and h.version <= ${at} and h.message is not null ${isNext ? `and h.version ${behind} ${after}` : ''}
+            and h.version <= ${at} and h.message is not null and (h.gone is null or h.gone > ${at}) ${isNext ? `and h.version ${behind} ${after}` : ''}
           order by h.version ${order} limit ${limit} + 1
         ) p
       ) m`,

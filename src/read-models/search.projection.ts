@@ -1,7 +1,7 @@
 import { arrayLiteral } from '../database/array-literal.js';
 import { textOf } from '../domain/content.js';
+import { versionsLeft } from '../domain/history.js';
 import { type Role } from '../domain/session.events.js';
-import { streamKey } from '../event-store/lane.js';
 import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
 import { fold, keyOfRole, keysOfText, keysOfTime } from './search-keys.js';
 import { type SessionRecord } from './session-record.js';
@@ -56,30 +56,38 @@ export const searchProjection: Projection<SessionRecord> = {
 
   apply(events, table) {
     const said: SearchRow[] = [];
-    // Session → version of the event that ended a history.
-    const ends = new Map<string, { tenant: string; session_id: string; version: number }>();
+    const gone: { tenant: string; session_id: string; first: number; last: number }[] = [];
     for (const event of events) {
       const { tenant, streamId: session_id, version } = event;
       if (event.type === 'ConversationReset' || event.type === 'SessionDeleted') {
-        ends.set(streamKey(event), { tenant, session_id, version });
+        gone.push({ tenant, session_id, first: 1, last: version });
+      } else if (event.type === 'MessageRemoved' || event.type === 'HistoryRewound') {
+        for (const [first, last] of versionsLeft(event)) gone.push({ tenant, session_id, first, last });
       } else if (event.type === 'MessageAppended') {
         const row = rowOf(event);
         if (row) said.push(row);
       }
     }
-    const rows = said.filter(({ tenant, session_id: streamId, version }) => {
-      const end = ends.get(streamKey({ tenant, streamId }));
-      return !end || version > end.version;
-    });
+    const rows = said.filter(
+      ({ tenant, session_id, version }) =>
+        !gone.some(
+          (one) =>
+            one.session_id === session_id &&
+            one.tenant === tenant &&
+            one.first <= version &&
+            version <= one.last,
+        ),
+    );
     return Promise.resolve([
-      ...(ends.size === 0
+      ...(gone.length === 0
         ? []
         : [
             {
-              text: `delete from ${table} t using unnest($1::text[], $2::text[], $3::int[]) as e (tenant, session_id, version)
-                     where t.tenant = e.tenant collate "C" and t.session_id = e.session_id collate "C"
-                       and t.version < e.version`,
-              values: columns([...ends.values()], ['tenant', 'session_id', 'version']),
+              text: `delete from ${table} t
+                     using unnest($1::text[], $2::text[], $3::int[], $4::int[]) as g (tenant, session_id, first, last)
+                     where t.tenant = g.tenant collate "C" and t.session_id = g.session_id collate "C"
+                       and t.version between g.first and g.last`,
+              values: columns(gone, ['tenant', 'session_id', 'first', 'last']),
             },
           ]),
       ...(rows.length === 0

@@ -248,6 +248,12 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       next.cached_tokens += event.data.usage?.cachedTokens ?? 0;
       next.reasoning_tokens += event.data.usage?.reasoningTokens ?? 0;
       break;
+    case 'MessageRemoved':
+      next.message_count -= event.data.versions.length;
+      break;
+    case 'HistoryRewound':
+      next.message_count = event.data.messageCount;
+      break;
     case 'ConversationReset':
       next.message_count = 0;
       break;

@@ -9,7 +9,9 @@ import {
   ForkSession,
   type NewMessage,
   type PartialReply,
+  RemoveMessage,
   ResetConversation,
+  RewindHistory,
   type SessionCommand,
   StartGeneration,
 } from '../domain/session.commands.js';
@@ -23,6 +25,7 @@ import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
 import { type CommandContext, type SessionRef } from './command-context.js';
+import { HistoryReader, withFields } from './history-reader.js';
 import { newId } from './ids.js';
 import { PartialReplies } from './partial-replies.js';
 import { TenantPolicies } from './tenant-policies.js';
@@ -67,6 +70,7 @@ export class SessionCommands {
     private readonly policies: TenantPolicies,
     private readonly partials: PartialReplies,
   ) {
+    const histories = new HistoryReader(store);
     this.streams = new StreamHandler(store, {
       decider: sessionDecider,
       stateVersion: STATE_VERSION,
@@ -75,7 +79,8 @@ export class SessionCommands {
       incarnation: (state) => state.incarnation,
       weigh: (command) =>
         command instanceof AppendMessages || command instanceof ForkSession ? weightOf(command.messages) : 0,
-      prepare: (command, state) => this.withPartial(command, state),
+      prepare: async (command, state, { tenant, streamId }) =>
+        histories.prepare({ tenant, sessionId: streamId }, await this.withPartial(command, state), state),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
     this.room = new RoomMaker(store, models, policies, async (candidate, reason, idleFor) => {
@@ -199,6 +204,8 @@ export class SessionCommands {
   private async withPartial(command: SessionCommand, { generation }: SessionState): Promise<SessionCommand> {
     const ends =
       command instanceof StartGeneration ||
+      command instanceof RemoveMessage ||
+      command instanceof RewindHistory ||
       command instanceof ResetConversation ||
       command instanceof CancelGeneration ||
       command instanceof AbandonGeneration;
@@ -207,9 +214,7 @@ export class SessionCommands {
     const content = await this.partials.read(generation.id);
     if (content === '') return command;
     const partial: PartialReply = { messageId: newId('msg'), content, generationId: generation.id };
-    return Object.assign(Object.create(Object.getPrototypeOf(command) as object) as object, command, {
-      partial,
-    });
+    return withFields(command, { partial });
   }
 }
 

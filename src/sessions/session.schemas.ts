@@ -66,6 +66,14 @@ export const ChangeSessionBody = z.strictObject({
 
 export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
 
+export const RewindBody = z.strictObject({
+  toVersion: z.int().positive().max(2_147_483_647).meta({
+    description: 'a version of the present history; the messages of later versions leave it',
+  }),
+  reason: reason.optional(),
+});
+export const messagePath = z.string().min(1).max(128);
+
 const name = z.string().min(1).max(128).optional();
 const filled = content.refine((value) => value !== '', { error: 'must not be empty' });
 const asked = { content: filled, name };

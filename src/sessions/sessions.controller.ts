@@ -9,7 +9,9 @@ import {
   CreateSession,
   DeleteSession,
   type NewMessage,
+  RemoveMessage,
   ResetConversation,
+  RewindHistory,
 } from '../domain/session.commands.js';
 import { DomainError } from '../domain/decider.js';
 import { Caller } from '../access/caller.js';
@@ -31,8 +33,10 @@ import {
   ListMessagesQuery,
   ListSessionsQuery,
   MessageList,
+  messagePath,
   type NewMessageInput,
   ReasonBody,
+  RewindBody,
   Session,
   SessionList,
   sessionPath,
@@ -251,6 +255,48 @@ export class SessionsController {
       version,
       position: duplicate ? await this.queries.positionAt(session, version) : this.queries.positionOf(done),
     };
+  }
+
+  @Requires('sessions:write')
+  @Delete(':id/messages/:messageId')
+  @Answers(204, null, {
+    summary: 'Take a message out of the history; a tool call and its results go together',
+    description: 'The log keeps it, and `at=` shows it.',
+    etag: true,
+    problems: ['session-busy', 'not-found', ...WRITE_EXISTING],
+  })
+  async removeMessage(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Param('messageId', { schema: messagePath }) messageId: string,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ): Promise<void> {
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `DELETE /v1/sessions/${sessionId}/messages/${messageId}`, null);
+    const done = await dispatch(this.bus, session, new RemoveMessage(messageId), context);
+    reply.header('etag', etag(done.duplicate?.version ?? done.state.version));
+  }
+
+  @Requires('sessions:write')
+  @Post(':id/rewind')
+  @Answers(200, Session, {
+    summary: 'Take all messages after a version out of the history',
+    description: 'The log keeps them, and `at=` shows them.',
+    etag: true,
+    problems: ['session-busy', ...WRITE_EXISTING],
+  })
+  async rewind(
+    @Write() write: WriteContext,
+    @Param('id', { schema: sessionPath }) sessionId: string,
+    @Body({ schema: RewindBody }) body: z.infer<typeof RewindBody>,
+    @Res({ passthrough: true }) reply: FastifyReply,
+  ) {
+    const session = { tenant: write.caller.tenant, sessionId };
+    const context = contextOf(write, `POST /v1/sessions/${sessionId}/rewind`, body);
+    const command = new RewindHistory(body.toVersion, body.reason);
+    const answer = this.queries.answer(session, await dispatch(this.bus, session, command, context));
+    reply.header('etag', etag(answer.version));
+    return answer;
   }
 
   @Requires('sessions:read')

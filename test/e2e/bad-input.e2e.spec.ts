@@ -442,7 +442,7 @@ describe('bad input', () => {
       '/v1/sessions/s/',
       '/v1/sessions/s/nothing',
       '/v1/sessions//messages',
-      '/v1/sessions/s/messages/1',
+      '/v1/sessions/s/messages/1/parts',
       '/sessions',
       '/docs/../../package.json',
       '/docs/%2e%2e/package.json',

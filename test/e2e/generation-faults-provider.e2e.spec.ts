@@ -511,6 +511,8 @@ describe('what a model provider does', () => {
   describe('many at once', () => {
     it('given many sessions of two tenants in parallel, when each has several turns, then no prompt holds a word of another', async () => {
       const SESSIONS = FULL ? 200 : 50;
+      // So many at once may take longer than the short timeout of the other tests.
+      const { api: patient } = await world.node({ MAX_SESSIONS: '1000' });
       const from = model.requests.length;
       model.always(echoesPrompt);
       await Promise.all(
@@ -518,9 +520,9 @@ describe('what a model provider does', () => {
           // Both tenants use the same session ids.
           const headers = { 'colloquy-tenant': n % 2 ? 'red' : 'blue' };
           const id = `same-${Math.floor(n / 2)}`;
-          await api.post('/v1/sessions', { id }, headers);
+          await patient.post('/v1/sessions', { id }, headers);
           for (let turn = 1; turn <= 3; turn += 1) {
-            const answer = await api.post<GeneratedAnswer>(
+            const answer = await patient.post<GeneratedAnswer>(
               `/v1/sessions/${id}/generate`,
               { message: `mine-${n}-${turn}.`, instructions: `only-${n}.` },
               headers,

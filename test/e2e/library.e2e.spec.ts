@@ -115,6 +115,23 @@ describe('the library', () => {
       ]);
     });
 
+    it('changes a history: asks again, whole and streamed, removes a message, goes back', async () => {
+      const id = own('h');
+      const contents = async () => (await agent.getSessionHistory(id)).map(({ content }) => content);
+      await agent.createSession(id);
+      model.next(says('First.'), says('Second.'), says('Third.'));
+      await agent.generate('Ask', { sessionId: id });
+      expect((await agent.regenerate(id, { instructions: 'Again.' })).content).toBe('Second.');
+      expect(textOf(await collect(agent.streamRegenerated(id)))).toBe('Third.');
+      expect(await contents()).toEqual(['Ask', 'Third.']);
+      const [ask, third] = await agent.getSessionHistory(id);
+      await agent.removeMessage(id, ask?.id ?? '');
+      expect(await contents()).toEqual(['Third.']);
+      await expect(agent.removeMessage(id, ask?.id ?? '')).rejects.toEqual(refused('not-found'));
+      expect((await agent.rewindHistory(id, (third?.version ?? 1) - 1, 'edited')).messageCount).toBe(0);
+      await expect(agent.rewindHistory(id, 999)).rejects.toEqual(refused('invalid-request'));
+    });
+
     it('streams as an async iterator', async () => {
       await agent.createSession(own('s'));
       model.next(says('One two.'));

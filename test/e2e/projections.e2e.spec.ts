@@ -98,7 +98,10 @@ heavy(
   async () => {
     await fillLog(FULL ? 300_000 : 20_000);
     const doomed = await world.node();
-    await eventually(async () => (await projections(doomed.api)).every(({ behind }) => behind === 0));
+    await eventually(
+      async () => (await projections(doomed.api)).every(({ behind }) => behind === 0),
+      FULL ? 180_000 : 30_000,
+    );
     await doomed.api.post('/v1/admin/projections/sessions/rebuild');
     await eventually(async () => ((await projections(doomed.api))[0]?.rebuild?.processed ?? 0) > 2_000);
     await doomed.service.kill9();
@@ -116,10 +119,10 @@ heavy(
     // The rebuild is still running, and no finished part is repeated.
     expect(first?.rebuild?.processed).toBeGreaterThanOrEqual(before);
     await world.database.setClock({ offsetMs: 10_000 });
-    await eventually(() => isRebuilt(api));
+    await eventually(() => isRebuilt(api), FULL ? 120_000 : 30_000);
     expect(await verify(api, 'sessions')).toMatchObject({ ok: true, rows: FULL ? 300_000 : 20_000 });
   },
-  180_000,
+  FULL ? 600_000 : 180_000,
 );
 
 /** A copy of the tested build in which a read model has a new version. */
@@ -152,7 +155,7 @@ heavy(
     const api = apiOf(next.url);
     await eventually(async () => (await api.get('/health/ready')).status === 200);
     expect((await api.get('/health/ready')).text).toContain('history_v99');
-    expect((await old.api.get('/health/ready')).text).toContain('history_v2');
+    expect((await old.api.get('/health/ready')).text).toContain('history_v3');
     expect(await texts(api, 'chat')).toEqual(['before the upgrade']);
 
     // Both nodes follow the log, whichever of them writes.
@@ -173,7 +176,7 @@ heavy(
       async () =>
         (await api.post<{ dropped: string[] }>('/v1/admin/projections/prune')).body.dropped.length > 0,
     );
-    expect(await world.database.query(`select to_regclass('history_v2') as table`)).toEqual([
+    expect(await world.database.query(`select to_regclass('history_v3') as table`)).toEqual([
       { table: null },
     ]);
     expect(await texts(api, 'chat')).toEqual(all);
@@ -218,7 +221,7 @@ it('given a read model with a conflicting row, when the next event is applied, t
   await say(api, 'chat', 'one');
   await eventually(async () => (await projections(api)).every(({ behind }) => behind === 0));
   await world.database.query(
-    `insert into history_v2 select tenant, session_id, 3, incarnation, message from history_v2 where version = 2`,
+    `insert into history_v3 select tenant, session_id, 3, incarnation, message from history_v3 where version = 2`,
   );
   expect(await verify(api, 'history')).toMatchObject({
     ok: false,
@@ -242,7 +245,7 @@ it('given a read model with a conflicting row, when the next event is applied, t
 
   const session = { projection: 'history', tenant: 'default', sessionId: 'chat' };
   expect((await api.post('/v1/admin/parked/retry', session)).body).toMatchObject({ parked: { version: 3 } });
-  await world.database.query('delete from history_v2 where version = 3');
+  await world.database.query('delete from history_v3 where version = 3');
   expect((await api.post('/v1/admin/parked/retry', session)).body).toEqual({ parked: null });
   expect((await texts(api, 'chat')).slice(0, 3)).toEqual(['one', 'two', 'three']);
   expect(await verify(api, 'history')).toMatchObject({ ok: true });

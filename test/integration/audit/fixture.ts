@@ -29,7 +29,7 @@ export function anyCommand(random: Random, round: number): session.SessionComman
   const commands = [
     () => new session.CreateSession({ title: `title ${round}`, metadata: { round } }),
     () => new session.CreateSession(),
-    () => new session.AppendMessages([message('one'), message('two')]),
+    () => new session.AppendMessages([message('one'), message('two', { messageId: `m${random(3)}` })]),
     () => new session.AppendMessages([message('one')]),
     () => new session.AppendMessages([message('call', calling)]),
     () => new session.AppendMessages([message('result', { role: 'tool', toolCallId: call })]),
@@ -45,6 +45,10 @@ export function anyCommand(random: Random, round: number): session.SessionComman
     () => new session.GrantToolApproval({ tool, scope: random(2) ? 'once' : 'session' }),
     () => new session.RevokeToolApproval(tool),
     () => new session.ChangeSessionDetails({ title: random(2) ? null : 'other', metadata: { round } }),
+    () => new session.RemoveMessage(['m', `m${random(3)}`, `r${random(round + 1)}`][random(3)] ?? ''),
+    () => new session.RewindHistory(1 + random(2 * round + 2)),
+    () =>
+      new session.StartGeneration({ generationId, model: 'model-0' }, undefined, undefined, undefined, true),
     () => new session.ResetConversation(),
     () => new session.ExpireSession('ttl', '2026-11-22T10:00:00.000Z'),
     () => new session.DeleteSession(),

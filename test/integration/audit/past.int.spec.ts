@@ -7,7 +7,7 @@ import { StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { SessionQueries } from '../../../src/sessions/session-queries.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
-import { messagesIn, recount } from '../../unit/domain/naive-session.js';
+import { messagesIn, recount, removalIn, rewoundIn } from '../../unit/domain/naive-session.js';
 import { seeded, sized, tallies, by, Nodes } from '../event-store/fixture.js';
 import { Node, TENANT } from '../sweeper/fixture.js';
 import { anyCommand, eventsOf, expectProblemCode, type Logged } from './fixture.js';
@@ -131,8 +131,27 @@ describe('the past of sessions that lived through random commands', () => {
   it('given the random commands, when their events are counted, then every kind of event occurred', () => {
     const all = [...logs.values()].flat();
     expect(all.length).toBeGreaterThan(SEQUENCES * 6);
-    expect(new Set(all.map(({ type }) => type)).size).toBe(13);
+    expect(new Set(all.map(({ type }) => type)).size).toBe(15);
     expect(Math.max(...all.map(({ incarnation }) => incarnation))).toBeGreaterThan(2);
+  });
+
+  it('given the random commands, when messages left a history, then each event says what the naive rules say', () => {
+    for (const log of logs.values()) {
+      log.forEach((event, index) => {
+        const before = log.slice(0, index);
+        if (event.type === 'MessageRemoved') {
+          const { messageId } = event.data;
+          expectSame('what leaves with a message', event.data, {
+            messageId,
+            ...removalIn(before, messageId),
+          });
+        }
+        if (event.type === 'HistoryRewound') {
+          const { reason: _reason, ...data } = event.data;
+          expectSame('what is left by a rewinding', data, rewoundIn(before, data.toVersion));
+        }
+      });
+    }
   });
 
   it(

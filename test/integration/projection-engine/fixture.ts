@@ -23,6 +23,7 @@ import {
 import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
 import { ReadModels, type Freshness } from '../../../src/projection-engine/strong-reads.js';
+import { HistoryReader } from '../../../src/sessions/history-reader.js';
 import { searchProjection } from '../../../src/read-models/search.projection.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
@@ -65,12 +66,15 @@ export class Node {
     private readonly reads: Pool,
     private readonly pool: Pool,
   ) {
+    const histories = new HistoryReader(store);
     this.sessions = new StreamHandler(store, {
       decider: sessionDecider,
       stateVersion: STATE_VERSION,
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity: isActivity,
       incarnation: (state) => state.incarnation,
+      prepare: (command, state, { tenant, streamId }) =>
+        histories.prepare({ tenant, sessionId: streamId }, command, state),
     });
   }
 
@@ -152,6 +156,8 @@ export class Node {
       const command = [
         () => new session.CreateSession({ title: `title ${index}`, metadata: { index } }),
         () => new session.AppendMessages([message(`one ${index}`), message(`two ${index}`)]),
+        () => new session.RemoveMessage('m'),
+        () => new session.RewindHistory(1 + random(40)),
         () => new session.AppendMessages([message(`one ${index}`)]),
         () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, message('ask')),
         () =>
@@ -165,7 +171,7 @@ export class Node {
         () => new session.ResetConversation(),
         () => new session.ExpireSession('ttl', '2026-11-22T10:00:00.000Z'),
         () => (random(3) ? new session.AppendMessages([message('more')]) : new session.DeleteSession()),
-      ][random(11)]?.();
+      ][random(13)]?.();
       try {
         if (command) events += (await this.handle(sessionId, command)).events.length;
       } catch (error) {

@@ -293,12 +293,12 @@ describe('verify', () => {
   it.each([
     [
       'changed',
-      `update history_v2 set message = jsonb_set(message::jsonb, '{content}', '"forged"')::json where message is not null`,
+      `update history_v3 set message = jsonb_set(message::jsonb, '{content}', '"forged"')::json where message is not null`,
     ],
-    ['lost', 'delete from history_v2 where version = 2'],
+    ['lost', 'delete from history_v3 where version = 2'],
     [
       'made up',
-      `insert into history_v2 select tenant, session_id, 99, incarnation, message from history_v2 where version = 2`,
+      `insert into history_v3 select tenant, session_id, 99, incarnation, message from history_v3 where version = 2`,
     ],
   ])(
     'given a row that was %s behind the service’s back, when the read model is verified under load, then it names the session',

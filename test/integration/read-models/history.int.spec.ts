@@ -12,6 +12,7 @@ import { Node, TENANT } from '../projection-engine/fixture.js';
 
 const SEEDS = sized(40, 12, 4);
 const STEPS = 25;
+jest.setTimeout(sized(300_000, 60_000));
 const SESSIONS = ['one', 'two', 'three'];
 
 let db: TestDatabase;

@@ -4,6 +4,8 @@ import {
   type ContextWindow,
   type NewMessage,
   type PartialReply,
+  type Removed,
+  type Rewound,
   type SessionCommand,
 } from '../../../src/domain/session.commands.js';
 import { type SessionState } from '../../../src/domain/session.state.js';
@@ -21,6 +23,8 @@ export type Recount = Omit<SessionState, 'historyStart'>;
 interface Call {
   readonly id: string;
   readonly name: string;
+  /** Version of the message that calls. */
+  readonly version: number;
   /** Version of its result. */
   answered?: { readonly version: number; readonly ran: boolean };
 }
@@ -34,8 +38,52 @@ const begin = (log: readonly SessionEvent[]): number =>
 export function messagesIn(log: readonly SessionEvent[]): { version: number; message: NewMessage }[] {
   const from = begin(log);
   return log.flatMap((one, index) =>
-    one.type === 'MessageAppended' && index >= from ? [{ version: index + 1, message: one.data }] : [],
+    one.type === 'MessageAppended' && index >= from && !hasLeft(log, index + 1)
+      ? [{ version: index + 1, message: one.data }]
+      : [],
   );
+}
+
+const hasLeft = (log: readonly SessionEvent[], version: number): boolean =>
+  log
+    .slice(version)
+    .some(
+      (later) =>
+        (later.type === 'MessageRemoved' && later.data.versions.includes(version)) ||
+        (later.type === 'HistoryRewound' && later.data.toVersion < version),
+    );
+
+const openAs = (calls: readonly Call[]) => {
+  const openToolCalls = calls.filter((call) => !call.answered).map(({ id, name }) => ({ id, name }));
+  return openToolCalls.length > 0 ? { openToolCalls } : {};
+};
+
+/** What leaves with the last message of this id: a call and its results go together. */
+export function removalIn(log: readonly SessionEvent[], messageId: string): Removed | undefined {
+  const target = messagesIn(log).findLast(({ message }) => message.messageId === messageId);
+  if (!target) return undefined;
+  const calls = callsIn(log);
+  const { version } = calls.find(({ answered }) => answered?.version === target.version) ?? target;
+  const results = calls.flatMap((call) =>
+    call.version === version && call.answered ? [call.answered.version] : [],
+  );
+  return {
+    versions: [version, ...results].sort((one, other) => one - other),
+    ...openAs(calls.filter((call) => call.version !== version)),
+  };
+}
+
+/** What is left after a rewinding; undefined when the version is not of the present history. */
+export function rewoundIn(log: readonly SessionEvent[], toVersion: number): Rewound | undefined {
+  if (toVersion < begin(log) || toVersion > log.length) return undefined;
+  const left = [...log, event('HistoryRewound', { toVersion, messageCount: 0 })];
+  return { toVersion, messageCount: messagesIn(left).length, ...openAs(callsIn(left)) };
+}
+
+/** The version before the last reply, unless a message of the user came after it. */
+export function beforeLastReplyIn(log: readonly SessionEvent[]): number | undefined {
+  const last = messagesIn(log).findLast(({ message }) => ['user', 'assistant'].includes(message.role));
+  return last?.message.role === 'assistant' ? last.version - 1 : undefined;
 }
 
 /** The messages that a model is to see: those that a window of the present history selects, and all newer ones. */
@@ -52,7 +100,7 @@ export function seenThrough(window: ContextWindow | undefined, log: readonly Ses
 export function callsIn(log: readonly SessionEvent[]): Call[] {
   const calls: Call[] = [];
   for (const { version, message } of messagesIn(log)) {
-    for (const { id, name } of message.toolCalls ?? []) calls.push({ id, name });
+    for (const { id, name } of message.toolCalls ?? []) calls.push({ id, name, version });
     if (message.role !== 'tool') continue;
     const call = calls.find((one) => one.id === message.toolCallId && !one.answered);
     if (call) call.answered = { version, ran: message.status === 'complete' };
@@ -114,7 +162,6 @@ export function recount(log: readonly SessionEvent[]): Recount {
 
 /** The last grant of each tool, unless something has ended it since. */
 function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGranted'>[] {
-  const calls = callsIn(log);
   return log.flatMap((grant, index) => {
     if (grant.type !== 'ToolApprovalGranted') return [];
     const { tool, scope } = grant.data;
@@ -126,9 +173,12 @@ function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGrant
           ((one.type === 'ToolApprovalRevoked' || one.type === 'ToolApprovalGranted') &&
             one.data.tool === tool),
       );
-    const used = calls.some(
-      ({ name, answered }) => name === tool && answered?.ran === true && answered.version > index + 1,
-    );
+    // Whether the call and its result are still in the history does not matter.
+    const used = log.some((one, at) => {
+      if (at <= index || one.type !== 'MessageAppended' || one.data.role !== 'tool') return false;
+      const call = openCalls(log.slice(0, at)).find(({ id }) => id === one.data.toolCallId);
+      return call?.name === tool && one.data.status === 'complete';
+    });
     return ended || (scope === 'once' && used) ? [] : [grant.data];
   });
 }
@@ -198,12 +248,15 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
 
     case 'StartGeneration': {
       const { generation, message, partial } = command;
-      if (message ? !allowed([message], log) || message.toolCalls : now.messageCount === 0) {
+      const rewound = command.regenerate ? command.rewound : null;
+      const rewinding = rewound ? [event('HistoryRewound', { ...rewound, reason: 'regenerate' })] : [];
+      const left = [...log, ...rewinding];
+      if (message ? !allowed([message], log) || message.toolCalls : messagesIn(left).length === 0) {
         return { refused: 'invalid-request' };
       }
       const asked = running && { leaseOver: `generation:${running.id}` };
       if (asked && !holds) return { refused: 'session-busy', asked };
-      const open = openCalls(log);
+      const open = openCalls(left);
       // The message comes last, so it answers the last of the calls that share its id.
       if (message?.role === 'tool')
         open.splice(
@@ -214,6 +267,7 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
         ...restoring([
           ...partOf(partial),
           ...(running ? [leaseExpired(running.id, running.model)] : []),
+          ...rewinding,
           ...open.map(({ id, name }, index) =>
             said(notRun(`${generation.generationId}.${index + 1}`, id, name)),
           ),
@@ -274,6 +328,27 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
       return now.approvals.some(({ tool }) => tool === command.tool)
         ? { events: [event('ToolApprovalRevoked', { tool: command.tool })], active: 0 }
         : nothing;
+
+    case 'RemoveMessage':
+    case 'RewindHistory': {
+      let change: SessionEvent;
+      if (command.type === 'RemoveMessage') {
+        const removed = removalIn(log, command.messageId);
+        if (!removed) return { refused: 'not-found' };
+        change = event('MessageRemoved', { messageId: command.messageId, ...removed });
+      } else {
+        const rewound = rewoundIn(log, command.toVersion);
+        if (!rewound) return { refused: 'invalid-request' };
+        if (rewound.messageCount === now.messageCount) return nothing;
+        const why = command.reason === undefined ? {} : { reason: command.reason };
+        change = event('HistoryRewound', { ...rewound, ...why });
+      }
+      if (!running) return { events: [change], active: 0 };
+      const asked = { leaseOver: `generation:${running.id}` };
+      if (!holds) return { refused: 'session-busy', asked };
+      const ended = [...partOf(command.partial), leaseExpired(running.id, running.model)];
+      return { events: [...ended, change], active: 0, asked };
+    }
 
     case 'ResetConversation': {
       const { reason, partial } = command;

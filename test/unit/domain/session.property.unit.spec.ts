@@ -16,8 +16,10 @@ import {
   ForkSession,
   GrantToolApproval,
   type NewMessage,
+  RemoveMessage,
   ResetConversation,
   RevokeToolApproval,
+  RewindHistory,
   type SessionCommand,
   StartGeneration,
 } from '../../../src/domain/session.commands.js';
@@ -25,7 +27,16 @@ import { type SessionState } from '../../../src/domain/session.state.js';
 import { sessionDecider } from '../../../src/domain/session.js';
 import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
 import { attempt, deepFreeze } from './given-when-then.js';
-import { callsIn, foretell, messagesIn, recount, seenThrough } from './naive-session.js';
+import {
+  beforeLastReplyIn,
+  callsIn,
+  foretell,
+  messagesIn,
+  recount,
+  removalIn,
+  rewoundIn,
+  seenThrough,
+} from './naive-session.js';
 import { sized } from '../../support/heavy.js';
 
 const FULL = Boolean(process.env['FULL']);
@@ -131,8 +142,21 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
         partly({ generationId, model, instructions: text }, ['generationId', 'model']),
         maybe(message),
         partial,
+        fc.boolean(),
       )
-      .map((parts) => new StartGeneration(...parts)),
+      .map(
+        ([generation, asked, part, regenerate]) =>
+          new StartGeneration(generation, asked, part, undefined, regenerate && !asked),
+      ),
+  ),
+  often(
+    4,
+    fc.tuple(messageId, partial).map((parts) => new RemoveMessage(...parts)),
+  ),
+  // Counted back from the end of the log.
+  often(
+    4,
+    fc.tuple(fc.nat(8), reason, partial).map((parts) => new RewindHistory(...parts)),
   ),
   often(
     6,
@@ -241,10 +265,7 @@ class Life {
 
   do({ command: given, holds, view }: Step): void {
     const window = view && this.window(view.age, view.kept);
-    const command =
-      window && given.type === 'StartGeneration'
-        ? new StartGeneration(given.generation, given.message, given.partial, window)
-        : given;
+    const command = this.prepared(given, window);
     deepFreeze(command);
     const foretold = foretell(command, this.log, holds);
     expectSame(
@@ -270,6 +291,27 @@ class Life {
       foretold.active === 0 ? {} : { active: foretold.active },
     );
     this.append(settled, window);
+  }
+
+  /** The command with what is read from the log for it. */
+  private prepared(given: SessionCommand, window: ContextWindow | undefined): SessionCommand {
+    const { log } = this;
+    switch (given.type) {
+      case 'StartGeneration': {
+        const toVersion = given.regenerate ? beforeLastReplyIn(log) : undefined;
+        const rewound = toVersion === undefined ? null : (rewoundIn(log, toVersion) ?? null);
+        const { generation, message, partial, regenerate } = given;
+        return new StartGeneration(generation, message, partial, window, regenerate, rewound);
+      }
+      case 'RemoveMessage':
+        return new RemoveMessage(given.messageId, given.partial, removalIn(log, given.messageId));
+      case 'RewindHistory': {
+        const toVersion = log.length - given.toVersion;
+        return new RewindHistory(toVersion, given.reason, given.partial, rewoundIn(log, toVersion));
+      }
+      default:
+        return given;
+    }
   }
 
   private decided(command: SessionCommand, holds: boolean) {
@@ -354,7 +396,7 @@ class Life {
     );
     expectSame(
       'the messages in the context',
-      versions.filter((one) => this.log[one - 1]?.type === 'MessageAppended'),
+      messagesIn(this.log).flatMap(({ version }) => (versions.includes(version) ? [version] : [])),
       seenThrough(window, this.log),
     );
     expectSame(
@@ -391,7 +433,7 @@ describe('any sequence of commands', () => {
       // Everything that can happen must have happened; otherwise the sequences above would prove little.
       const types = Object.keys(sessionEvents).filter((type) => type !== 'TenantSettingsChanged');
       expect([...met].sort()).toEqual(
-        [...types, 'invalid-request', 'legal-hold', 'session-busy', 'session-not-found'].sort(),
+        [...types, 'invalid-request', 'legal-hold', 'not-found', 'session-busy', 'session-not-found'].sort(),
       );
     },
     TIMEOUT,

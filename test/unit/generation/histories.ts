@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { type NewMessage } from '../../../src/domain/session.commands.js';
-import { type VersionedMessage } from '../../../src/generation/context-window.js';
+import { type VersionedMessage } from '../../../src/sessions/history-reader.js';
 
 /** A message of a history; `cost` is its number of tokens in these tests. */
 export type Costed = VersionedMessage & { readonly cost: number };

@@ -1,0 +1,226 @@
+import {
+  RemoveMessage,
+  type Removed,
+  RewindHistory,
+  type Rewound,
+  type SessionCommand,
+  StartGeneration,
+} from '../domain/session.commands.js';
+import { type EventData } from '../domain/session.events.js';
+import { HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
+import { type SessionState } from '../domain/session.state.js';
+import { type EventLog } from '../event-store/log.js';
+import { type SessionRecord } from '../read-models/session-record.js';
+import { type SessionRef } from './command-context.js';
+
+/** A message of a history. */
+export interface VersionedMessage {
+  readonly version: number;
+  readonly message: EventData<'MessageAppended'>;
+}
+
+/** Versions that are read at once, first and at most: most changes concern the end of a history. */
+const FIRST_PAGE = 64;
+const LARGEST_PAGE = 1_024;
+
+type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
+type OpenToolCalls = SessionState['openToolCalls'];
+
+/** Reads the histories of sessions from the log, so that no read model has to have caught up. */
+export class HistoryReader {
+  constructor(private readonly log: EventLog) {}
+
+  /**
+   * The messages of the history that the session had at a version, in their order.
+   * @param ranges of versions, both ends inclusive, ascending: of which messages are wanted
+   */
+  async messages(
+    session: SessionRef,
+    ranges: readonly (readonly [number, number])[],
+    at: number,
+  ): Promise<VersionedMessage[]> {
+    const [first] = ranges;
+    if (!first) return [];
+    const parts =
+      ranges.length === 1
+        ? [{ from: first[0], to: at, types: HISTORY_EVENTS }]
+        : [
+            ...ranges.map(([from, to]) => ({ from, to, types: HISTORY_EVENTS.slice(0, 1) })),
+            { from: first[0], to: at, types: HISTORY_EVENTS.slice(1) },
+          ];
+    const events: HistoryRecord[] = [];
+    for (const range of parts)
+      for await (const event of this.log.streams.events(streamOf(session), range))
+        events.push(event as HistoryRecord);
+    if (parts.length > 1) events.sort((one, other) => one.version - other.version);
+    return messagesLeft(events)
+      .filter(({ version }) => ranges.some(([from, to]) => from <= version && version <= to))
+      .map(({ version, data }) => ({ version, message: data }));
+  }
+
+  /** Adds to a command that changes the history what it leaves of it. Other commands stay as they are. */
+  async prepare(session: SessionRef, command: SessionCommand, state: SessionState): Promise<SessionCommand> {
+    const changes =
+      command instanceof RemoveMessage ||
+      command instanceof RewindHistory ||
+      (command instanceof StartGeneration && command.regenerate);
+    // Upon a guess it cannot be read. The command is refused then, and decided again upon the log.
+    if (!changes || state.version === 0 || !(await this.reaches(session, state))) return command;
+    if (command instanceof RemoveMessage) {
+      const removed = await this.removal(session, state, command.messageId);
+      return removed ? withFields(command, { removed }) : command;
+    }
+    if (command instanceof StartGeneration) {
+      const toVersion = await this.beforeLastReply(session, state);
+      const rewound = toVersion === undefined ? null : await this.rewind(session, state, toVersion);
+      return withFields(command, { rewound });
+    }
+    const { toVersion } = command;
+    if (toVersion < state.historyStart || toVersion > state.version) return command;
+    return withFields(command, { rewound: await this.rewind(session, state, toVersion) });
+  }
+
+  /**
+   * What leaves the history with a message.
+   * @returns undefined when the present history has no such message
+   */
+  private async removal(
+    session: SessionRef,
+    state: SessionState,
+    messageId: string,
+  ): Promise<Removed | undefined> {
+    /** By id of a call: the results behind, the nearest last. */
+    const results = new Map<string, { version: number; isWanted: boolean }[]>();
+    let orphan: number | undefined;
+    for await (const { version, message } of this.backwards(session, state)) {
+      const isNamed = orphan === undefined && message.messageId === messageId;
+      if (message.role === 'tool') {
+        if (isNamed) orphan = version;
+        push(results, message.toolCallId ?? '', { version, isWanted: isNamed });
+        continue;
+      }
+      const calls = (message.toolCalls ?? []).map(({ id }) => ({ id, result: results.get(id)?.pop() }));
+      if (!isNamed && !calls.some(({ result }) => result?.isWanted)) continue;
+      const versions = [version, ...calls.flatMap(({ result }) => (result ? [result.version] : []))];
+      const unanswered = calls.flatMap(({ id, result }) => (result ? [] : [id]));
+      return {
+        versions: versions.sort((one, other) => one - other),
+        ...asOpen(without(state.openToolCalls, unanswered)),
+      };
+    }
+    return orphan === undefined ? undefined : { versions: [orphan], ...asOpen(state.openToolCalls) };
+  }
+
+  /**
+   * What is left of the present history when all messages after a version leave it.
+   * @param toVersion inside the present history
+   */
+  private async rewind(session: SessionRef, state: SessionState, toVersion: number): Promise<Rewound> {
+    /** By id of a call: the results behind, the nearest last. True for one that leaves. */
+    const results = new Map<string, boolean[]>();
+    let messageCount = state.messageCount;
+    /** Results that leave and whose calls were not met yet. */
+    let bereft = 0;
+    /** Calls that leave without a result. */
+    const gone: string[] = [];
+    /** Calls that stay and have no result then, as far as they were met. */
+    const open: { id: string; name: string }[] = [];
+    let isReopened = false;
+    /** Those of `open` that have no result now either. */
+    let stillOpen = 0;
+    for await (const { version, message } of this.backwards(session, state)) {
+      const leaves = version > toVersion;
+      // With a call that is open again, all others have to be met as well, so that they are in order.
+      const unmet = isReopened && stillOpen < state.openToolCalls.length - gone.length;
+      if (!leaves && bereft === 0 && !unmet) break;
+      if (leaves) messageCount -= 1;
+      if (message.role === 'tool') {
+        push(results, message.toolCallId ?? '', leaves);
+        if (leaves) bereft += 1;
+      }
+      const openOnes: { id: string; name: string }[] = [];
+      for (const { id, name } of message.toolCalls ?? []) {
+        const resultLeaves = results.get(id)?.pop();
+        if (resultLeaves) bereft -= 1;
+        if (leaves && resultLeaves === undefined) gone.push(id);
+        if (leaves || resultLeaves === false) continue;
+        openOnes.push({ id, name });
+        if (resultLeaves) isReopened = true;
+        else stillOpen += 1;
+      }
+      open.unshift(...openOnes);
+    }
+    return { toVersion, messageCount, ...asOpen(isReopened ? open : without(state.openToolCalls, gone)) };
+  }
+
+  /**
+   * The version before the last reply, if that is still the last word: undefined when a message of the user came after
+   * it, or when there is none.
+   */
+  private async beforeLastReply(session: SessionRef, state: SessionState): Promise<number | undefined> {
+    for await (const { version, message } of this.backwards(session, state)) {
+      if (message.role === 'assistant') return version - 1;
+      if (message.role === 'user') return undefined;
+    }
+    return undefined;
+  }
+
+  /** Whether the log has all that the state rests on, which may be a guess. */
+  private async reaches(session: SessionRef, { version }: SessionState): Promise<boolean> {
+    const [end = 0] = await this.log.streams.versions([streamOf(session)]);
+    return end >= version;
+  }
+
+  /** The messages of the present history, the last one first. */
+  private async *backwards(
+    session: SessionRef,
+    { historyStart, version: end }: SessionState,
+  ): AsyncGenerator<VersionedMessage> {
+    const removed = new Set<number>();
+    let to = end;
+    for (let size = FIRST_PAGE; to > historyStart; size = Math.min(4 * size, LARGEST_PAGE)) {
+      const from = Math.max(historyStart + 1, to - size + 1);
+      const range = { from, to, types: HISTORY_EVENTS };
+      const events = (await this.log.streams.read(streamOf(session), range)) as unknown as HistoryRecord[];
+      to = from - 1;
+      let last = Infinity;
+      for (const event of events.toReversed()) {
+        const { type, version, data } = event;
+        if (type === 'MessageRemoved') for (const one of data.versions) removed.add(one);
+        else if (type === 'HistoryRewound') last = Math.min(last, data.toVersion);
+        else if (version <= last && !removed.has(version)) yield { version, message: data };
+      }
+      // What a rewinding has left behind is not read.
+      to = Math.min(to, last);
+    }
+  }
+}
+
+/** The command with more fields, of the same class. */
+export function withFields<Command extends SessionCommand>(
+  command: Command,
+  fields: Partial<Command>,
+): Command {
+  const copy = Object.create(Object.getPrototypeOf(command) as object) as Command;
+  return Object.assign(copy, command, fields);
+}
+
+const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
+
+function push<Value>(lists: Map<string, Value[]>, key: string, value: Value): void {
+  const list = lists.get(key);
+  if (list) list.push(value);
+  else lists.set(key, [value]);
+}
+
+/** The calls without those of these ids, one for each id. */
+function without(calls: OpenToolCalls, ids: readonly string[]): OpenToolCalls {
+  const left = [...calls];
+  for (const id of ids) {
+    const index = left.findLastIndex((call) => call.id === id);
+    if (index >= 0) left.splice(index, 1);
+  }
+  return left;
+}
+
+const asOpen = (calls: OpenToolCalls) => (calls.length > 0 ? { openToolCalls: [...calls] } : {});
