@@ -142,6 +142,10 @@ export class Node {
     return new Map([[lane, position]]);
   }
 
+  private lastSeen(sessionId: string): number {
+    return this.sessions.known({ tenant: TENANT, streamId: sessionId })?.state.version ?? 1;
+  }
+
   /** Sends random commands as clients and nodes do. Commands that the rules refuse change nothing. */
   async live(
     random: (below: number) => number,
@@ -156,8 +160,9 @@ export class Node {
       const command = [
         () => new session.CreateSession({ title: `title ${index}`, metadata: { index } }),
         () => new session.AppendMessages([message(`one ${index}`), message(`two ${index}`)]),
-        () => new session.RemoveMessage('m'),
-        () => new session.RewindHistory(1 + random(40)),
+        // Of the last messages, some are of this session.
+        () => new session.RemoveMessage(`m${messages - random(8)}`),
+        () => new session.RewindHistory(Math.max(1, this.lastSeen(sessionId) - random(6))),
         () => new session.AppendMessages([message(`one ${index}`)]),
         () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, message('ask')),
         () =>
