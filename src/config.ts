@@ -30,7 +30,11 @@ export interface DatabaseConfig {
 
 /** The settings in force: complete, deeply frozen. Times are milliseconds, sizes bytes. */
 export type Config = DeepReadonly<{
-  llm: Settings['llm'] & { provider: 'openai' | 'echo'; model: string };
+  llm: Settings['llm'] & {
+    provider: 'openai' | 'echo';
+    model: string;
+    systemMessages: 'in-place' | 'first';
+  };
   sessions: Settings['sessions'];
   /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used, and without `redis` no Redis. */
   storage: Pick<Settings['storage'], 'dataDir' | 'maxConnections'> & {
@@ -123,7 +127,12 @@ export function loadConfig(source: Source): Config {
     throw new ConfigError(problems);
   }
   return deepFreeze({
-    llm: { ...llm, provider, model: llm.model ?? (provider === 'openai' ? 'gpt-5-mini' : 'echo') },
+    llm: {
+      ...llm,
+      provider,
+      model: llm.model ?? (provider === 'openai' ? 'gpt-5-mini' : 'echo'),
+      systemMessages: llm.systemMessages ?? (llm.baseURL === undefined ? 'in-place' : 'first'),
+    },
     sessions,
     storage: {
       dataDir: resolve(source.cwd, storage.dataDir),

@@ -80,6 +80,11 @@ export const settings = section({
     maxOutputBytes: wholeNumber(1, 67_108_864).default(1_048_576),
     /** Model calls at the same time in one process; more wait their turn. Default 256. */
     maxConcurrency: wholeNumber(1, 100_000).default(256),
+    /**
+     * Where system messages go in a prompt: where they stand in the history, or all of them into one message in front, as
+     * the templates of many models want it. Default: `first` with a `baseURL`, else `in-place`.
+     */
+    systemMessages: choice('in-place', 'first').optional(),
   }).prefault({}),
   sessions: section({
     /** Active sessions per tenant. Default 100. */

@@ -50,8 +50,13 @@ export const metadata = jsonObject
   })
   .meta({ ...personal, description: `Any JSON object of at most ${METADATA_BYTES} bytes` });
 
+const mediaType = z.string().min(1).max(255).optional();
 const contentPart = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('text'), text: z.string().min(1) }),
+  z.strictObject({
+    type: z.literal('text'),
+    text: z.string(),
+    annotations: z.array(jsonObject).max(1_000).optional().meta({ description: 'as the model gave them' }),
+  }),
   z.strictObject({
     type: z.literal('image'),
     url: z.string().min(1),
@@ -61,8 +66,17 @@ const contentPart = z.discriminatedUnion('type', [
     type: z.literal('file'),
     url: z.string().min(1),
     name: z.string().min(1).max(255).optional(),
-    mediaType: z.string().min(1).max(255).optional(),
+    mediaType,
   }),
+  z.strictObject({ type: z.literal('audio'), url: z.string().min(1), mediaType }),
+  z.strictObject({ type: z.literal('refusal'), text: z.string() }),
+  z.strictObject({
+    type: z.literal('reasoning'),
+    text: z.string().optional(),
+    summary: z.array(z.string()).max(1_000).optional(),
+    encrypted: z.string().optional().meta({ description: 'for the provider alone' }),
+  }),
+  z.strictObject({ type: z.literal('data'), name: z.string().min(1).max(128), data: json }),
 ]);
 export type ContentPart = z.infer<typeof contentPart>;
 
@@ -93,8 +107,17 @@ export const usage = z.object({
 });
 export type Usage = z.infer<typeof usage>;
 
-export const role = z.enum(['system', 'user', 'assistant', 'tool']);
+export const role = z.enum(['system', 'developer', 'user', 'assistant', 'tool']);
 export type Role = z.infer<typeof role>;
+const EXTENSION_BYTES = 65_536;
+/** What only one protocol understands of a message, by the name of the protocol, so that its clients get back what they gave. */
+export const extensions = z
+  .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be the name of a protocol'), json)
+  .refine((value) => Buffer.byteLength(JSON.stringify(value)) <= EXTENSION_BYTES, {
+    error: `must be at most ${EXTENSION_BYTES} bytes as JSON`,
+  })
+  .meta({ ...personal, description: `By protocol, any JSON; at most ${EXTENSION_BYTES} bytes in all` });
+
 export const messageStatus = z.enum(['complete', 'incomplete']);
 
 const openToolCalls = z
@@ -137,7 +160,7 @@ export const sessionEvents = {
     }),
   },
   MessageAppended: {
-    version: 1,
+    version: 2,
     data: z.object({
       messageId: id,
       role,
@@ -147,6 +170,7 @@ export const sessionEvents = {
       toolCallId: id.optional(),
       generationId: id.optional(),
       status: messageStatus,
+      extensions: extensions.optional(),
       origin: z.object({ sessionId, messageId: id, createdAt: moment }).optional(),
     }),
   },
@@ -237,7 +261,10 @@ export class NewerEvent extends Error {
 export type Upcaster = (data: Record<string, unknown>) => Record<string, unknown>;
 
 /** By event type: how data of schema version n becomes data of version n + 1, at index n - 1. */
-const upcasters: Partial<Record<EventType, readonly Upcaster[]>> = {};
+const upcasters: Partial<Record<EventType, readonly Upcaster[]>> = {
+  // Version 2 has more roles and parts, and extensions; all that version 1 could say it says in the same way.
+  MessageAppended: [(data) => data],
+};
 
 /**
  * Lifts data that was stored under an older schema version to the current one.

@@ -150,15 +150,18 @@ export class LaneReader {
     lane: number,
     after: number,
     limit: number,
-    schemaVersions: Readonly<Record<string, number>>,
+    schemaVersions: Readonly<Record<string, readonly number[]>>,
   ): Promise<number | undefined> {
+    const known = Object.entries(schemaVersions).flatMap(([type, versions]) =>
+      versions.map((version) => ({ type, version })),
+    );
     const [row] = await rowsOf<{ end: number | null; isPlain: boolean | null }>(this.pool, {
       name: 'plain_stretch',
       text: `select max(position) as end,
                     bool_and(sealed is null and (type, schema_version) in (select * from unnest($4::text[], $5::int[])))
                       as "isPlain"
              from event where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint`,
-      values: [lane, after, limit, Object.keys(schemaVersions), Object.values(schemaVersions)],
+      values: [lane, after, limit, known.map(({ type }) => type), known.map(({ version }) => version)],
     });
     return row?.end && row.isPlain ? row.end : undefined;
   }

@@ -1,3 +1,4 @@
+import { type GenerationParameters } from './generation.schemas.js';
 import {
   type Content,
   type Role,
@@ -21,6 +22,7 @@ export interface ModelRequest {
   readonly instructions?: string | undefined;
   readonly messages: readonly PromptMessage[];
   readonly tools?: readonly ToolDefinition[] | undefined;
+  readonly parameters?: GenerationParameters | undefined;
 }
 
 /** What is known of an answer once all of its text has arrived. */
@@ -29,6 +31,17 @@ export interface AnswerEnd {
   /** Why the answer ended, as the provider names it: `stop`, `length`, `tool_calls`, … */
   readonly finishReason: string;
   readonly usage?: Usage | undefined;
+  /** What the model thought before it answered, as far as its provider tells. */
+  readonly reasoning?: Reasoning | undefined;
+  /** The end of the text, if it is the words with which the model refuses to answer. */
+  readonly refusal?: string | undefined;
+}
+
+export interface Reasoning {
+  readonly text?: string;
+  readonly summary?: string[];
+  /** Only the provider can read it. */
+  readonly encrypted?: string;
 }
 
 export interface AnswerConditions {

@@ -98,8 +98,19 @@ export function messageTokens(
   return MESSAGE_OVERHEAD + parts + (toolCalls ? tokens(JSON.stringify(toolCalls)) : 0);
 }
 
-const partTokens = (part: ContentPart, tokens: (text: string) => number): number =>
-  part.type === 'text' ? tokens(part.text) : ATTACHMENT_TOKENS;
+function partTokens(part: ContentPart, tokens: (text: string) => number): number {
+  switch (part.type) {
+    case 'text':
+    case 'refusal':
+      return tokens(part.text);
+    case 'data':
+      return tokens(JSON.stringify(part.data));
+    case 'reasoning':
+      return 0;
+    default:
+      return ATTACHMENT_TOKENS;
+  }
+}
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0);
 

@@ -30,6 +30,7 @@ import {
   Generated,
   Generation,
   generationPath,
+  parametersIn,
   replyStream,
   TitleBody,
 } from './generation.schemas.js';
@@ -80,11 +81,12 @@ export class GenerationController {
     @Req() request: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const { message, onBusy, ...ask } = body;
+    const { message, onBusy, model, instructions, tools, regenerate } = body;
     const session = { tenant: write.caller.tenant, sessionId };
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/generate`, body);
     const live = await this.generations.start(session, context, {
-      ...ask,
+      ...{ model, instructions, tools, regenerate },
+      parameters: parametersIn(body),
       message: userMessage(message),
       queue: onBusy === 'queue',
     });
@@ -119,7 +121,8 @@ export class GenerationController {
     // A retry must not create a session again that was deleted after the first request.
     if (!known) await dispatch(this.bus, session, new CreateSession(), { ...context, ifMatch });
     const message = userMessage(body.message);
-    const live = await this.generations.start(session, { ...context, idempotency }, { message });
+    const ask = { message, parameters: parametersIn(body) };
+    const live = await this.generations.start(session, { ...context, idempotency }, ask);
     if (wantsEvents(request)) return sendEvents(reply, live);
     return { response: (await endOf(live)).answer.content, sessionId };
   }

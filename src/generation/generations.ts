@@ -1,7 +1,7 @@
 import { Logger } from '@nestjs/common';
 import { type CommandBus } from '@nestjs/cqrs';
 import { type NewMessage, StartGeneration } from '../domain/session.commands.js';
-import { type ToolDefinition } from '../domain/session.events.js';
+import { type Json, type ToolDefinition } from '../domain/session.events.js';
 import { generationLease } from '../domain/session.js';
 import { type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
@@ -21,7 +21,7 @@ import {
   sessionNotFound,
   Superseded,
 } from './generation.errors.js';
-import { type GeneratedAnswer } from './generation.schemas.js';
+import { type GeneratedAnswer, type GenerationParameters } from './generation.schemas.js';
 import { History } from './history.js';
 import { LiveReply, type ReplyEnd } from './live-reply.js';
 import { prepareCall, type PreparedCall } from './prepared-call.js';
@@ -40,6 +40,7 @@ export interface Ask {
   readonly model?: string | undefined;
   readonly instructions?: string | undefined;
   readonly tools?: ToolDefinition[] | undefined;
+  readonly parameters?: GenerationParameters | undefined;
   /** Whether the last reply leaves the history first, so that the message before it is answered again. */
   readonly regenerate?: boolean | undefined;
   /** Wait until the running generation has ended, instead of failing with `session-busy`. */
@@ -115,7 +116,7 @@ export class Generations {
   async describe(session: SessionRef, generationId: string): Promise<GenerationDescription> {
     const incarnation = await this.incarnationOf(session);
     const { data, time, version } = await this.recorded.findStart(session, generationId, incarnation);
-    const { model, instructions, tools, context } = data;
+    const { model, instructions, tools, parameters, context } = data;
     const end = await this.recorded.search(session, { generationId, version, tools })();
     const seen = await this.history.messages(session, context, version);
     const messages = buildPrompt(seen.map((one) => one.message));
@@ -125,7 +126,12 @@ export class Generations {
       status: end?.type ?? 'running',
       model,
       startedAt: time,
-      prompt: { ...(instructions !== undefined && { instructions }), ...(tools && { tools }), messages },
+      prompt: {
+        ...(instructions !== undefined && { instructions }),
+        ...(tools && { tools }),
+        ...(parameters && { parameters }),
+        messages,
+      },
       result: end && end.type !== 'failed' ? end.answer : null,
       error: shownError(end),
     };
@@ -192,7 +198,7 @@ export class Generations {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
     const lease = generationLease(generationId);
-    const { message, instructions, tools } = ask;
+    const { message, instructions, tools, parameters } = ask;
     const model = ask.model ?? this.settings.defaultModel;
     let started: HandledSession;
     let call: PreparedCall | undefined;
@@ -200,7 +206,13 @@ export class Generations {
       const ahead = await this.history.readAhead(session);
       const window = await this.history.window(session, ask, ahead);
       const command = new StartGeneration(
-        { generationId, model, instructions, tools },
+        {
+          generationId,
+          model,
+          instructions,
+          tools,
+          parameters: parameters as Record<string, Json> | undefined,
+        },
         message,
         undefined,
         window,
@@ -212,7 +224,7 @@ export class Generations {
         onDecided: (events, before) => {
           // The command was decided again, so a call that was prepared for the decision before is useless.
           call?.controller.abort();
-          call = prepareCall(this.model, { model, instructions, tools }, (recorded) =>
+          call = prepareCall(this.model, { model, instructions, tools, parameters }, (recorded) =>
             this.history.seenBy(session, ahead, events, before, recorded),
           );
         },
@@ -338,6 +350,7 @@ export interface GenerationDescription {
   readonly prompt: {
     readonly instructions?: string;
     readonly tools?: readonly ToolDefinition[];
+    readonly parameters?: Readonly<Record<string, Json>>;
     readonly messages: readonly PromptMessage[];
   };
   readonly result: GeneratedAnswer | null;

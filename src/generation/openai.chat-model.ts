@@ -9,13 +9,14 @@ import {
 } from './chat-model.js';
 import { ConcurrencyLimit } from './concurrency-limit.js';
 import { Answer } from './openai-answer.js';
-import { toParams } from './openai-request.js';
+import { toRequest, type SentRequest } from './openai-request.js';
 import {
   brokenOff,
   isConnectionLost,
   isRetryable,
   retryAfterMs,
   ProviderError,
+  reasonOf,
   unreadable,
 } from './provider-errors.js';
 import { readEvents } from './provider-events.js';
@@ -34,6 +35,8 @@ export interface OpenAiSettings {
   readonly maxOutputBytes: number;
   /** Most calls at the same time; further calls wait. */
   readonly maxConcurrency: number;
+  /** Where system messages go: where they stand in the history, or all into one in front. */
+  readonly systemMessages: 'in-place' | 'first';
 }
 
 const NEVER_MS = 2 ** 31 - 1;
@@ -51,6 +54,8 @@ const FIRST_BACKOFF_MS = 500;
 export class OpenAiModel implements ChatModel {
   private readonly client: OpenAI;
   private readonly limit: ConcurrencyLimit;
+  /** False when the provider has refused to tell the number of tokens. */
+  private usage = true;
 
   constructor(private readonly settings: OpenAiSettings) {
     this.limit = new ConcurrencyLimit(settings.maxConcurrency);
@@ -87,13 +92,20 @@ export class OpenAiModel implements ChatModel {
     try {
       const { maxOutputBytes } = this.settings;
       const answer = new Answer(maxOutputBytes);
-      await readEvents(await this.respond(request, signal, when), maxOutputBytes, (data) => {
-        silence.heard();
-        const text = answer.add(data);
-        if (text !== '') onText(text);
+      const { response, toolName } = await this.respond(request, signal, when);
+      await readEvents(response, maxOutputBytes, {
+        onData: (data, event) => {
+          silence.heard();
+          const text = answer.add(data, event);
+          if (text !== '') onText(text);
+        },
+        onComment: () => {
+          silence.kept();
+        },
       });
       signal.throwIfAborted();
-      return answer.end();
+      const end = answer.end();
+      return { ...end, toolCalls: end.toolCalls.map((call) => ({ ...call, name: toolName(call.name) })) };
     } catch (error) {
       aborted.throwIfAborted();
       throw this.toModelError(error, silence.signal.aborted);
@@ -110,16 +122,24 @@ export class OpenAiModel implements ChatModel {
     request: ModelRequest,
     signal: AbortSignal,
     when: Promise<unknown>,
-  ): Promise<Response> {
+  ): Promise<Pick<SentRequest, 'toolName'> & { readonly response: Response }> {
     // The SDK passes `fetchOptions` on to `providerFetch` unchanged.
     const fetchOptions = { when } satisfies DelayedSend as object;
     for (let attempt = 1; ; attempt += 1) {
       try {
-        return await this.client.chat.completions
-          .create(toParams(request), { signal, fetchOptions })
-          .asResponse();
+        const { params, toolName } = toRequest(request, {
+          systemFirst: this.settings.systemMessages === 'first',
+          usage: this.usage,
+          maxTokens: this.settings.baseURL === undefined ? 'max_completion_tokens' : 'max_tokens',
+        });
+        const call = this.client.chat.completions.create(params, { signal, fetchOptions });
+        return { response: await call.asResponse(), toolName };
       } catch (error) {
         signal.throwIfAborted();
+        if (this.usage && refusesUsage(error)) {
+          this.usage = false;
+          continue;
+        }
         const pauseMs =
           retryAfterMs(error) ?? FIRST_BACKOFF_MS * 2 ** (attempt - 1) * (1 - Math.random() / 4);
         if (attempt === MAX_ATTEMPTS || !isRetryable(error) || pauseMs >= this.settings.timeoutMs)
@@ -139,7 +159,8 @@ export class OpenAiModel implements ChatModel {
       return new ModelError('model-failed', 'the model provider cannot be reached', { cause: error });
     }
     if (error instanceof APIError || error instanceof ProviderError) {
-      const message = this.withoutKeys(`the model provider answered: ${error.message}`);
+      const reason = error instanceof APIError ? statedBy(error as APIError) : error.message;
+      const message = this.withoutKeys(`the model provider answered: ${reason}`);
       return new ModelError('model-failed', message, { cause: error });
     }
     return isConnectionLost(error) ? brokenOff(error) : unreadable(error);
@@ -153,4 +174,17 @@ export class OpenAiModel implements ChatModel {
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;
     return masked.replaceAll(/\b(sk|pk|key)-[\w*.-]+/gi, '***').slice(0, 500);
   }
+}
+
+/** Whether a provider refuses a request because of the option by which the number of tokens is asked for. */
+const refusesUsage = (error: unknown): boolean =>
+  error instanceof APIError &&
+  (error.status === 400 || error.status === 422) &&
+  /stream_options|include_usage/.test(error.message);
+
+/** The status and the reason of an answer that is an error. The SDK has the reason only where it is where OpenAI has it. */
+function statedBy({ status, error, message }: APIError): string {
+  // In front of a body that is no JSON the SDK puts the status itself.
+  const reason = reasonOf(error ?? message.replace(/^\d{3} /, ''));
+  return status === undefined ? reason : `${status} ${reason}`;
 }

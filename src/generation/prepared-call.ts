@@ -1,6 +1,5 @@
-import { type ToolDefinition } from '../domain/session.events.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
-import { type AnswerEnd, type ChatModel } from './chat-model.js';
+import { type AnswerEnd, type ChatModel, type ModelRequest } from './chat-model.js';
 import { type VersionedMessage } from '../sessions/history-reader.js';
 import { buildPrompt } from './prompt.js';
 import { StorableText } from './storable-text.js';
@@ -24,11 +23,7 @@ export interface PreparedCall {
  */
 export function prepareCall(
   model: ChatModel,
-  request: {
-    readonly model: string;
-    readonly instructions?: string | undefined;
-    readonly tools?: readonly ToolDefinition[] | undefined;
-  },
+  request: Omit<ModelRequest, 'messages'>,
   read: (recorded: Promise<void>) => Promise<VersionedMessage[]>,
 ): PreparedCall {
   const controller = new AbortController();

@@ -1,3 +1,4 @@
+import { isSilent } from '../domain/content.js';
 import { type NewMessage } from '../domain/session.commands.js';
 import { type Role } from '../domain/session.events.js';
 import { type PromptMessage } from './chat-model.js';
@@ -26,8 +27,8 @@ export function buildPrompt(history: readonly NewMessage[]): PromptMessage[] {
     }
     const replaced = message.role === 'assistant' && message.status === 'incomplete' && after !== 'user';
     if (replaced && !message.toolCalls) continue;
-    if (message.content === '' && !message.toolCalls) continue;
-    if (message.role !== 'system') after = message.role;
+    if (isSilent(message.content) && !message.toolCalls) continue;
+    if (message.role !== 'system' && message.role !== 'developer') after = message.role;
     for (const call of (message.toolCalls ?? []).toReversed()) {
       const result = results.get(call.id);
       results.delete(call.id);

@@ -1,8 +1,29 @@
 import { APIConnectionError, APIError } from 'openai';
 import { ModelError } from './chat-model.js';
 
-/** An error that a provider reports after the answer has begun. */
+/** An error that a provider reports in an answer that has begun, or in place of one. */
 export class ProviderError extends Error {}
+
+/**
+ * The reason that a provider gives in the body of an error, or in a piece of an answer. Servers say it in different
+ * members, and some have a code but no text.
+ */
+export function reasonOf(error: unknown): string {
+  if (typeof error === 'string') return pageReason(error) ?? error;
+  if (typeof error !== 'object' || error === null) return 'an error without a reason';
+  const { message, error: inner, detail, code, type, status } = error as Readonly<Record<string, unknown>>;
+  for (const one of [message, detail]) if (typeof one === 'string' && one !== '') return one;
+  if (inner !== undefined && inner !== null) return reasonOf(inner);
+  const names = [code, type, status].filter((one) => typeof one === 'string' || typeof one === 'number');
+  return names.length > 0 ? names.join(', ') : JSON.stringify(error);
+}
+
+/** What a page of HTML says, such as that of a proxy that cannot reach the provider; undefined for any other text. */
+function pageReason(text: string): string | undefined {
+  if (!/^\s*<(?:!doctype|html)/i.test(text)) return undefined;
+  const title = /<title[^>]*>([^<]*)/i.exec(text)?.[1]?.trim();
+  return title ? `a page of HTML: ${title}` : 'a page of HTML';
+}
 
 export const unreadable = (cause: unknown): ModelError =>
   new ModelError('model-failed', 'the model provider sent an answer that cannot be read', { cause });

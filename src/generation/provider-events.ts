@@ -1,7 +1,8 @@
+import { type Readable } from 'node:stream';
 import { StringDecoder } from 'node:string_decoder';
 import { createParser } from 'eventsource-parser';
 import { atLowPriority } from './low-priority.js';
-import { brokenOff, tooLong } from './provider-errors.js';
+import { brokenOff, ProviderError, reasonOf, tooLong } from './provider-errors.js';
 import { bodyOf, drain } from './provider-fetch.js';
 
 const DONE = '[DONE]';
@@ -14,25 +15,43 @@ const LINE_EXTRA = 65_536;
  */
 const MAX_QUEUED = 64;
 
+/** Who is told of what a provider sends. */
+export interface Listener {
+  /** @param event the name of the event, if it has one */
+  readonly onData: (data: string, event: string | undefined) => void;
+  /** A comment, by which a provider that has nothing to send yet keeps the connection open. */
+  readonly onComment: () => void;
+}
+
 /**
- * Calls `onData` with the `data` of a response's events as they arrive. All steps from the socket on are plain calls:
- * with thousands of tokens a second, a promise or a generator at each step would be a large part of the cost.
- * @throws what `onData` throws; ModelError when the response breaks off, or a line of it is too long
+ * Calls the listener with the `data` of a response's events as they arrive; with the whole body at once when the
+ * provider did not stream it. All steps from the socket on are plain calls: with thousands of tokens a second, a promise
+ * or a generator at each step would be a large part of the cost.
+ * @throws what the listener throws; ModelError when the response breaks off, or a line of it is too long; ProviderError
+ * when it is a page of HTML
  */
 export async function readEvents(
   response: Response,
   maxOutputBytes: number,
-  onData: (data: string) => void,
+  { onData, onComment }: Listener,
 ): Promise<void> {
   const body = bodyOf(response);
+  const type = response.headers.get('content-type') ?? '';
+  if (/^(?:application\/json|text\/html)\b/i.test(type)) {
+    const text = await readWhole(body, maxOutputBytes * LINE_FACTOR + LINE_EXTRA, maxOutputBytes);
+    if (/^text\/html/i.test(type)) throw new ProviderError(reasonOf(text));
+    onData(text, undefined);
+    return;
+  }
   const decoder = new StringDecoder('utf8');
   let isDone = false as boolean;
   const parser = createParser({
-    onEvent: ({ data }) => {
+    onEvent: ({ data, event }) => {
       if (isDone) return;
       if (data.startsWith(DONE)) isDone = true;
-      else onData(data);
+      else onData(data, event);
     },
+    onComment,
     onError: ({ type }) => {
       if (type === 'max-buffer-size-exceeded') throw tooLong(maxOutputBytes);
     },
@@ -52,6 +71,16 @@ export async function readEvents(
           if (isDone) settle();
         } catch (error) {
           settle(error as Error);
+        }
+      };
+      // The last event may lack the blank line behind it.
+      const end = (): void => {
+        try {
+          parser.feed(`${decoder.end()}\n\n`);
+          settle();
+        } catch (error) {
+          // A piece that was cut off is no answer to complain about: the end of the answer is missing.
+          settle(error instanceof SyntaxError ? undefined : (error as Error));
         }
       };
       const waiting: (() => void)[] = [];
@@ -77,7 +106,9 @@ export async function readEvents(
           });
         })
         .once('end', () => {
-          enqueue(settle);
+          enqueue(() => {
+            end();
+          });
         })
         .on('error', (error) => {
           enqueue(() => {
@@ -99,4 +130,15 @@ export async function readEvents(
     if (isDone) drain(body);
     else body.destroy();
   }
+}
+
+async function readWhole(body: Readable, most: number, maxOutputBytes: number): Promise<string> {
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  for await (const piece of body as AsyncIterable<Buffer>) {
+    bytes += piece.length;
+    if (bytes > most) throw tooLong(maxOutputBytes);
+    pieces.push(piece);
+  }
+  return Buffer.concat(pieces).toString();
 }

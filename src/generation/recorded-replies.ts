@@ -1,4 +1,4 @@
-import { textOf } from '../domain/content.js';
+import { replyText } from '../domain/content.js';
 import { type ToolDefinition } from '../domain/session.events.js';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
@@ -102,7 +102,7 @@ export class RecordedReplies {
           case 'GenerationFailed': {
             const code = event.data.code === 'model-timeout' ? 'model-timeout' : 'model-failed';
             const error = modelProblem(code, event.data.message, session, started.generationId);
-            return { type: 'failed', error, content: message && textOf(message.data.content) };
+            return { type: 'failed', error, content: message && replyText(message.data.content) };
           }
           case 'GenerationCompleted':
           case 'GenerationCancelled':
@@ -126,7 +126,7 @@ export class RecordedReplies {
       type: isCancelled ? 'cancelled' : 'completed',
       version: end.version,
       answer: {
-        content: message ? textOf(message.data.content) : '',
+        content: message ? replyText(message.data.content) : '',
         message: message ? await this.toMessage(session, message, started.tools) : null,
         usage: end.data.usage ?? null,
         finishReason: isCancelled ? 'cancelled' : end.data.finishReason,

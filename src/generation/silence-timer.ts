@@ -1,11 +1,17 @@
-/** Aborts its signal when `heard` was not called for `ms` milliseconds, counted from `begin` on. */
+/** How many times as long as without any sign a provider may keep a call alive by comments alone. */
+const PATIENCE = 5;
+
+/** Aborts its signal when nothing was heard for `ms` milliseconds, counted from `begin` on. */
 export class SilenceTimer {
   private readonly controller = new AbortController();
   private timer: NodeJS.Timeout | undefined;
+  /** When data has come last, or the time began, by `performance.now()`. */
+  private since = 0;
 
   constructor(private readonly ms: number) {}
 
   begin(): void {
+    this.since = performance.now();
     this.timer = setTimeout(() => {
       this.controller.abort();
     }, this.ms);
@@ -17,7 +23,15 @@ export class SilenceTimer {
 
   /** Must be called when data has arrived: the time begins again. */
   heard(): void {
+    this.since = performance.now();
     this.timer?.refresh();
+  }
+
+  /**
+   * Must be called when the provider has sent a comment. It is at work, but one that only ever says so has to end as well.
+   */
+  kept(): void {
+    if (performance.now() - this.since < (PATIENCE - 1) * this.ms) this.timer?.refresh();
   }
 
   end(): void {

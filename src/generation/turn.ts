@@ -1,7 +1,7 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { type CommandBus } from '@nestjs/cqrs';
 import { CompleteGeneration, FailGeneration } from '../domain/session.commands.js';
-import { type ToolCall, type ToolDefinition } from '../domain/session.events.js';
+import { type Content, type ToolCall, type ToolDefinition } from '../domain/session.events.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
 import { newId } from '../sessions/ids.js';
@@ -74,7 +74,8 @@ export class TurnRecorder {
 
   private async complete(turn: StartedTurn, answered: CheckedEnd, durationMs: number): Promise<ReplyEnd> {
     const { toolCalls, usage, finishReason } = answered;
-    const { generationId, text: content } = turn.running.reply;
+    const { generationId, text } = turn.running.reply;
+    const content = contentOf(text, answered);
     const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
     const result = { generationId, finishReason, ...(usage && { usage }), durationMs };
     const done = await this.record(turn, () => new CompleteGeneration(result, message));
@@ -84,7 +85,7 @@ export class TurnRecorder {
       type: 'completed',
       version,
       answer: {
-        content,
+        content: text,
         message: {
           id: message.messageId,
           role: 'assistant',
@@ -131,6 +132,28 @@ export class TurnRecorder {
       }
     }
   }
+}
+
+/** The content of a reply: its text, or parts where the model has also told its thoughts or refused to answer. */
+function contentOf(text: string, { reasoning, refusal: given = '' }: AnswerEnd): Content {
+  const refusal = storable(given);
+  const isRefusal = refusal !== '' && text.endsWith(refusal);
+  if (!reasoning && !isRefusal) return text;
+  const said = isRefusal ? text.slice(0, -refusal.length) : text;
+  return [
+    ...(reasoning
+      ? [
+          {
+            type: 'reasoning' as const,
+            ...(reasoning.text !== undefined && { text: storable(reasoning.text) }),
+            ...(reasoning.summary && { summary: reasoning.summary.map(storable) }),
+            ...(reasoning.encrypted !== undefined && { encrypted: storable(reasoning.encrypted) }),
+          },
+        ]
+      : []),
+    ...(said === '' ? [] : [{ type: 'text' as const, text: said }]),
+    ...(isRefusal ? [{ type: 'refusal' as const, text: refusal }] : []),
+  ];
 }
 
 /**

@@ -11,8 +11,8 @@ export type Read = <Row>(text: string, values: readonly unknown[]) => Promise<Ro
 
 /** A projection's `apply` in one statement that stays inside the database. */
 export interface ApplyInside {
-  /** Event type → the schema version that the statement understands; a type that is missing here is not understood. */
-  readonly schemaVersions: Readonly<Record<string, number>>;
+  /** Event type → the schema versions that the statement understands; a type that is missing here is not understood. */
+  readonly schemaVersions: Readonly<Record<string, readonly number[]>>;
   /** @param events SQL for the events to apply, for a `from`: see `STRETCH`; its parameters are all there are */
   readonly statement: (table: string, events: string) => string;
 }

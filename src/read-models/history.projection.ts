@@ -1,4 +1,4 @@
-import { type Content, type Role, type ToolCall } from '../domain/session.events.js';
+import { type Content, type Json, type Role, type ToolCall } from '../domain/session.events.js';
 import { versionsLeft } from '../domain/history.js';
 import { streamKey } from '../event-store/lane.js';
 import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
@@ -35,7 +35,7 @@ const withoutDepartures = ({
   MessageRemoved: _removed,
   HistoryRewound: _rewound,
   ...others
-}: Readonly<Record<string, number>>): Readonly<Record<string, number>> => others;
+}: typeof SCHEMA_VERSIONS): typeof SCHEMA_VERSIONS => others;
 
 /**
  * All messages of all incarnations. Those that were removed, and those before a reset or a deletion, are kept, because
@@ -172,6 +172,7 @@ export interface MessageView {
   readonly toolCalls?: ToolCall[];
   readonly toolCallId?: string;
   readonly generationId?: string;
+  readonly extensions?: Readonly<Record<string, Json>>;
   readonly origin?: { readonly sessionId: string; readonly messageId: string; readonly createdAt: string };
 }
 

@@ -6,7 +6,8 @@ export type SessionRecord = {
   [T in EventType]: RecordedEvent<T, EventData<T>>;
 }[EventType];
 
-/** Event type → its present schema version. */
-export const SCHEMA_VERSIONS: Readonly<Record<string, number>> = Object.fromEntries(
-  Object.entries(sessionEvents).map(([type, { version }]) => [type, version]),
-);
+/** Event type → the schema versions of which the data is that of the present one, without being lifted. */
+export const SCHEMA_VERSIONS: Readonly<Record<string, readonly number[]>> = {
+  ...Object.fromEntries(Object.entries(sessionEvents).map(([type, { version }]) => [type, [version]])),
+  MessageAppended: [1, 2],
+};

@@ -19,7 +19,7 @@ function randomBytes(count: number): Buffer {
 }
 
 /** A new id: the prefix and 26 characters for 48 bits of time, so that ids sort by age, and 80 random bits. */
-export function newId(prefix: 'sess' | 'msg' | 'gen'): string {
+export function newId(prefix: 'sess' | 'msg' | 'gen' | 'call'): string {
   let time = Date.now();
   let text = '';
   for (let index = 0; index < 10; index += 1) {
@@ -41,7 +41,7 @@ export function timeOf(id: string): string | undefined {
 }
 
 /** An id that follows from the parts alone, so that a retry finds what the first request made. */
-export function derivedId(prefix: 'sess' | 'msg' | 'gen', ...parts: readonly string[]): string {
+export function derivedId(prefix: 'sess' | 'msg' | 'gen' | 'call', ...parts: readonly string[]): string {
   const digest = createHash('sha256').update(JSON.stringify(parts)).digest();
   let text = '';
   for (const byte of digest.subarray(0, 26)) text += ALPHABET[byte % 32] ?? '';

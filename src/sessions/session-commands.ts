@@ -223,7 +223,7 @@ function weightOf(messages: readonly NewMessage[]): number {
   let bytes = 0;
   for (const { content, toolCalls } of messages) {
     if (typeof content === 'string') bytes += content.length;
-    else for (const part of content) bytes += part.type === 'text' ? part.text.length : part.url.length;
+    else bytes += JSON.stringify(content).length;
     for (const call of toolCalls ?? []) bytes += call.arguments.length;
   }
   return bytes;

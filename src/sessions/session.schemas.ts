@@ -1,6 +1,8 @@
 import { z } from 'zod';
 import {
   content,
+  type Content,
+  extensions,
   messageStatus,
   metadata,
   moment,
@@ -11,6 +13,7 @@ import {
   toolCall,
   usage,
 } from '../domain/session.events.js';
+import { isSilent } from '../domain/content.js';
 import { termsOf } from '../read-models/search-keys.js';
 
 /** Requests and answers of the session routes. Types, validation and OpenAPI are derived from these schemas. */
@@ -50,6 +53,7 @@ export const Message = z
     toolCalls: z.array(toolCall).optional(),
     toolCallId: z.string().optional(),
     generationId: z.string().optional(),
+    extensions: extensions.optional(),
     origin: z.object({ sessionId, messageId: z.string(), createdAt: time }).optional(),
   })
   .meta({ id: 'Message' });
@@ -75,26 +79,41 @@ export const RewindBody = z.strictObject({
 export const messagePath = z.string().min(1).max(128);
 
 const name = z.string().min(1).max(128).optional();
-const filled = content.refine((value) => value !== '', { error: 'must not be empty' });
-const asked = { content: filled, name };
+/** What `url` of a part may be: the model's provider fetches it, or it holds the bytes itself. */
+const isUrl = (url: string): boolean => /^(?:https?|data):/i.test(url) && URL.canParse(url);
+const sent = content.superRefine((value: Content, context) => {
+  if (typeof value === 'string') return;
+  value.forEach((part, index) => {
+    if ('url' in part && !isUrl(part.url))
+      context.addIssue({
+        code: 'custom',
+        path: [index, 'url'],
+        message: 'must be an http(s) or a data: URL',
+      });
+  });
+});
+const filled = sent.refine((value) => !isSilent(value), { error: 'must not be empty' });
+const extended = { name, extensions: extensions.optional() };
+const asked = { content: filled, ...extended };
 
 /** A message as clients send it. The service adds id and version. */
 export const NewMessage = z
   .discriminatedUnion('role', [
     z.strictObject({ role: z.literal('system'), ...asked }),
+    z.strictObject({ role: z.literal('developer'), ...asked }),
     z.strictObject({ role: z.literal('user'), ...asked }),
-    z
-      .strictObject({
-        role: z.literal('assistant'),
-        content,
-        name,
-        toolCalls: z.array(toolCall).min(1).max(128).optional(),
-      })
-      .refine((message) => message.content !== '' || message.toolCalls, {
-        path: ['content'],
-        error: 'must not be empty unless there are toolCalls',
-      }),
-    z.strictObject({ role: z.literal('tool'), content, name, toolCallId: z.string().min(1).max(128) }),
+    z.strictObject({
+      role: z.literal('assistant'),
+      content: sent.nullish().meta({ description: 'may be missing, above all beside tool calls' }),
+      ...extended,
+      toolCalls: z.array(toolCall).min(1).max(128).optional(),
+    }),
+    z.strictObject({
+      role: z.literal('tool'),
+      content: sent,
+      ...extended,
+      toolCallId: z.string().min(1).max(128),
+    }),
   ])
   .meta({ id: 'NewMessage' });
 

@@ -80,9 +80,10 @@ export function contextOf(write: WriteContext, route: string, body: unknown): Co
 }
 
 /** A message of a request, as the event will hold it. */
-export const drafted = (message: NewMessageInput): NewMessage => ({
+export const drafted = ({ content, ...message }: NewMessageInput): NewMessage => ({
   messageId: newId('msg'),
   ...message,
+  content: content ?? '',
   status: 'complete',
 });
 

@@ -254,7 +254,9 @@ class MessageLines implements LineReader {
       messageId ??
       derivedId('msg', this.tenant, sessionId, JSON.stringify([session.fold.state.version, value]));
     const origin = { sessionId, messageId: id, createdAt: time };
-    const command = new AppendMessages([{ ...message, messageId: id, status: 'complete', origin }]);
+    const command = new AppendMessages([
+      { ...message, content: message.content ?? '', messageId: id, status: 'complete', origin },
+    ]);
     try {
       for (const event of sessionDecider.decide(command, session.fold.state).events) {
         this.record(session, event, time, bytes.length);

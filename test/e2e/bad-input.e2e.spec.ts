@@ -112,7 +112,23 @@ describe('bad input', () => {
         },
         '/toolCalls/1/id',
       ],
-      ['a silent assistant', { role: 'assistant', content: '' }, '/content'],
+      ['a user who only thinks', { role: 'user', content: [{ type: 'reasoning', text: 'x' }] }, '/content'],
+      [
+        'an image that is nowhere',
+        { role: 'user', content: [{ type: 'image', url: 'not a url' }] },
+        '/content/0/url',
+      ],
+      [
+        'a file on a disk',
+        { role: 'user', content: [{ type: 'file', url: 'file:///etc/passwd' }] },
+        '/content/0/url',
+      ],
+      [
+        'extensions that are too large',
+        { ...user('x'), extensions: { a: 'x'.repeat(65_536) } },
+        '/extensions',
+      ],
+      ['extensions of a bad name', { ...user('x'), extensions: { 'a b': 1 } }, '/extensions/a b'],
       ['a tool result that names no call', { role: 'tool', content: 'x' }, '/toolCallId'],
       ['a tool result without a call', { role: 'tool', content: 'x', toolCallId: 'c' }, '/toolCallId'],
       ['an empty list', { messages: [] }, '/messages'],
@@ -142,7 +158,7 @@ describe('bad input', () => {
     });
 
     const generate: [what: string, body: unknown, pointer: string][] = [
-      ['an unknown field', { message: 'x', temperature: 1 }, '/temperature'],
+      ['an unknown field', { message: 'x', surprise: 1 }, '/surprise'],
       ['an empty message', { message: '' }, '/message'],
       ['a number as message', { message: 1 }, '/message'],
       ['a message without content', { message: { role: 'user' } }, '/message/content'],

@@ -36,6 +36,12 @@ const TIMEOUT_MS = 1_500;
 const OUTPUT_BYTES = 2_000;
 const piece = (delta: object, finish: string | null = null) =>
   `data: ${JSON.stringify({ choices: [{ index: 0, delta, finish_reason: finish }] })}\n\n`;
+const page =
+  (status: number): Reply =>
+  (_, response) => {
+    const html = '<!doctype html><html><title>Gateway</title></html>';
+    response.writeHead(status, { 'content-type': 'text/html', 'x-should-retry': 'false' }).end(html);
+  };
 const stream =
   (...bytes: string[]): Reply =>
   (_, response) => {
@@ -134,12 +140,16 @@ describe('what a model provider does', () => {
   describe('answers that cannot be used', () => {
     const bad: [string, Reply, number, RegExp][] = [
       ['broken JSON in its stream', stream('data: {"choices": [\n\n'), 502, /cannot be read/],
-      ['JSON that is no piece', stream('data: {"choices": 5}\n\n'), 502, /cannot be read/],
+      ['JSON that is no piece', stream('data: {"choices": 5}\n\n'), 502, /broke off/],
       ['no stream', sends('{"choices": []}'), 502, /broke off/],
       ['an end without a reason', stream(piece({ content: 'abc' })), 502, /broke off/],
       ['an error after it had begun', stream(piece({ content: 'abc' }), 'data: {"error": {"message": "GPU lost"}}\n\n'), 502, /GPU lost/],
-      ['tool calls without a name', stream(piece({ tool_calls: [{ index: 0, id: 'c' }] }), piece({}, 'tool_calls')), 502, /tool calls/],
-      ['two calls with one id', callsTools([{ id: 'c', name: 'a', arguments: '' }, { id: 'c', name: 'b', arguments: '' }]), 502, /tool calls/],
+      ['a page of HTML', page(200), 502, /a page of HTML: Gateway/],
+      ['a page of HTML as an error', page(403), 502, /403 a page of HTML: Gateway/],
+      ['an error with a code alone', fails(400, ''), 502, /400 fake/],
+      ['an error in place of a stream', sends('{"error": {"code": "gone"}}'), 502, /gone/],
+      ['an event of the name error', stream(piece({ content: 'abc' }), 'event: error\ndata: {"message": "GPU lost"}\n\n'), 502, /GPU lost/],
+      ['too many tool calls', callsTools(Array.from({ length: 129 }, (_, n) => ({ id: `c${n}`, name: 'a', arguments: '' }))), 502, /129 tool calls|longer/],
       ['nothing at all', neverAnswers, 504, /no sign/],
       ['comments for ever', floods(200, ': alive\n\n'), 504, /no sign/],
       ['text for ever', floods(200, piece({ content: 'abcdefghij' })), 502, /longer than 2000 bytes/],

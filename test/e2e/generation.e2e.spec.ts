@@ -136,8 +136,7 @@ describe('generation', () => {
         tools: [{ name: 'stock', description: 'How many there are', parameters }, { name: 'price' }],
       });
       const prompt = [
-        { role: 'system', content: 'Be brief.' },
-        { role: 'system', content: 'You sell shoes.' },
+        { role: 'system', content: 'Be brief.\n\nYou sell shoes.' },
         { role: 'user', content: 'What do you have?' },
         { role: 'assistant', content: 'We have sandals.' },
         { role: 'user', content: 'In size 42?', name: expect.stringMatching(/^Alice_B_$/) as string },

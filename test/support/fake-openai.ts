@@ -7,6 +7,7 @@ export interface ChatRequest {
   readonly model: string;
   readonly messages: readonly ChatMessage[];
   readonly tools?: readonly unknown[];
+  readonly stream_options?: object;
   /** The `Authorization` header. */
   readonly authorization: string | undefined;
 }
@@ -112,17 +113,20 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
 export function promptFault(messages: readonly ChatMessage[]): string | undefined {
   const open = new Set<string>();
   let before: string | undefined;
-  for (const { role, content, tool_calls: calls, tool_call_id: answered } of messages) {
+  for (const [index, { role, content, tool_calls: calls, tool_call_id: answered }] of messages.entries()) {
     if (role === 'tool') {
       if (!open.delete(answered ?? '')) return 'a tool result that answers no call';
       continue;
     }
     if (open.size > 0) return 'a tool call without its result';
+    if (role === 'system' && index > 0) return 'a system message that is not the first message';
     if (role === 'system') continue;
     if (role !== 'user' && role !== 'assistant') return `a role ${role}`;
     if ((content === '' || content === null) && !calls) return `an empty ${role} message`;
     if (role === 'assistant' && before === 'assistant' && !calls) return 'two replies in a row';
-    for (const { id } of calls ?? []) {
+    for (const { id, function: called } of calls ?? []) {
+      if (!/^[a-zA-Z0-9_-]{1,64}$/.test(called.name)) return `a tool of the name ${called.name}`;
+      if (!isObject(called.arguments)) return `arguments that are no object: ${called.arguments}`;
       if (open.has(id)) return 'two calls with one id';
       open.add(id);
     }
@@ -131,6 +135,15 @@ export function promptFault(messages: readonly ChatMessage[]): string | undefine
   if (open.size > 0) return 'a tool call without its result';
   const last = messages.findLast(({ role }) => role !== 'system')?.role;
   return last === 'user' || last === 'tool' ? undefined : `a last message of ${last ?? 'nobody'}`;
+}
+
+function isObject(text: string): boolean {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === 'object' && value !== null && !Array.isArray(value);
+  } catch {
+    return false;
+  }
 }
 
 const json = (response: ServerResponse, status: number, body: unknown): void => {

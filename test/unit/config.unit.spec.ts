@@ -45,6 +45,7 @@ describe('settings', () => {
         timeoutMs: 60_000,
         maxOutputBytes: 1_048_576,
         maxConcurrency: 256,
+        systemMessages: 'in-place',
       },
       sessions: { maxSessions: 100, sessionTTL: 3_600_000, capPolicy: 'reject' },
       storage: { dataDir: join(cwd, '.colloquy'), maxConnections: 30 },
@@ -73,7 +74,7 @@ describe('settings', () => {
 
   it('given a file with every setting, when it is loaded, then every setting applies', () => {
     const config = load(`
-llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5, maxInputTokens: 7, maxOutputBytes: 9, maxConcurrency: 2 }
+llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5, maxInputTokens: 7, maxOutputBytes: 9, maxConcurrency: 2, systemMessages: in-place }
 sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000 }
 storage:
   cache: { type: redis, url: "redis://localhost:6379" }
@@ -113,6 +114,7 @@ tenants:
         maxInputTokens: 7,
         maxOutputBytes: 9,
         maxConcurrency: 2,
+        systemMessages: 'in-place',
       },
       sessions: {
         maxSessions: 1000,

@@ -110,7 +110,7 @@ describeWithKafka('relay', (brokers) => {
         value: message.value?.toString(),
       } as never) as CloudEvent<string>;
       expect(event.validate()).toBe(true);
-      expect(event.type).toMatch(/^colloquy\.(MessageAppended|GenerationCompleted)\.v1$/);
+      expect(event.type).toMatch(/^colloquy\.(MessageAppended\.v2|GenerationCompleted\.v1)$/);
       expect(`${String(event['tenant'])}/${event.subject ?? ''}`).toBe(message.key?.toString());
       expect(Number(event['lane']) % 4).toBe(partition);
     }
@@ -216,7 +216,7 @@ describeWithKafka('relay', (brokers) => {
     });
     expect(large?.message.headers).toMatchObject({
       ce_dataschema: Buffer.from('urn:colloquy:event:EventReference:v1'),
-      ce_type: Buffer.from('colloquy.MessageAppended.v1'),
+      ce_type: Buffer.from('colloquy.MessageAppended.v2'),
     });
     expect(troubles).toEqual([]);
   }, 30_000);
@@ -270,10 +270,10 @@ describeWithKafka('relay', (brokers) => {
     const header = (name: string) =>
       listening.records.map(({ message }) => message.headers?.[name]?.toString());
     expect(header('ce_type')).toEqual([
-      'colloquy.MessageAppended.v1',
+      'colloquy.MessageAppended.v2',
       'colloquy.MessagePinned.v1',
       'colloquy.MessageAppended.v7',
-      'colloquy.MessageAppended.v1',
+      'colloquy.MessageAppended.v2',
     ]);
     expect(header('ce_dataschema').slice(1, 3)).toEqual([
       'urn:colloquy:event:MessagePinned:v1',

@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { fitWindow, loadTokenizer, messageTokens } from '../../../src/generation/context-window.js';
+import { toRequest } from '../../../src/generation/openai-request.js';
 import { buildPrompt } from '../../../src/generation/prompt.js';
-import { promptFault } from '../../support/fake-openai.js';
+import { type ChatMessage, promptFault } from '../../support/fake-openai.js';
 import { type Costed, histories, pairsOf } from './histories.js';
 
 const runs = { seed: 20_260_404, numRuns: process.env['FULL'] === '1' ? 50_000 : 2_000 };
@@ -64,19 +65,9 @@ describe('the context window', () => {
       fc.property(fc.tuple(histories, fc.integer({ min: -20, max: 200 })), ([history, budget]) => {
         const question = { messageId: 'q', role: 'user', content: 'and now?', status: 'complete' } as const;
         const prompt = buildPrompt([...seen(history, budget, true).map(({ message }) => message), question]);
-        const sent = prompt.map(({ role, content, toolCalls, toolCallId }) => ({
-          role,
-          content,
-          ...(toolCalls && {
-            tool_calls: toolCalls.map(({ id, name, arguments: text }) => ({
-              id,
-              type: 'function' as const,
-              function: { name, arguments: text },
-            })),
-          }),
-          ...(toolCallId !== undefined && { tool_call_id: toolCallId }),
-        }));
-        expect(promptFault(sent)).toBeUndefined();
+        const request = { model: 'm', messages: prompt };
+        const { params } = toRequest(request, { systemFirst: true, usage: true, maxTokens: 'max_tokens' });
+        expect(promptFault(params.messages as readonly ChatMessage[])).toBeUndefined();
       }),
       runs,
     );

@@ -34,6 +34,7 @@ describe('a model over the OpenAI API', () => {
       timeoutMs,
       maxOutputBytes: 1_000_000,
       maxConcurrency: 4,
+      systemMessages: 'in-place',
     });
   const { signal } = new AbortController();
 
