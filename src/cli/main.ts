@@ -325,21 +325,25 @@ program
   .command('export [file]')
   .description('write sessions of the database as JSON lines, to standard output unless a file is named')
   .option('--session <id...>', 'these sessions only, of --tenant (default: default)')
-  .action(async (file: string | undefined, { session }: { session?: string[] }) => {
+  .addOption(
+    new Option('--format <format>', 'all that happened, or the present histories as OpenAI messages')
+      .choices(['events', 'openai'])
+      .default('events'),
+  )
+  .action(async (file: string | undefined, options: { session?: string[]; format: 'events' | 'openai' }) => {
+    const { session, format } = options;
     const { exportTo } = await import('./transfer.js');
     const { tenant } = service();
-    await exportTo(file, {
-      tenant,
-      ...(session && { sessions: { tenant: tenant ?? 'default', sessionIds: session } }),
-    });
+    const sessions = session && { tenant: tenant ?? 'default', sessionIds: session };
+    await exportTo(file, { tenant, ...(sessions && { sessions }) }, format);
   });
 
 program
   .command('import <file>')
   .description('bring sessions into the database; - is standard input')
   .addOption(
-    new Option('--format <format>', 'what `export` wrote, or plain messages of --tenant')
-      .choices(['events', 'messages'])
+    new Option('--format <format>', 'what `export` wrote, or conversations of --tenant in another form')
+      .choices(['events', 'messages', 'openai', 'langchain', 'chatgpt'])
       .default('events'),
   )
   .action(async (file: string, { format }: Pick<ImportOptions, 'format'>) => {

@@ -1,11 +1,13 @@
 import { createReadStream, createWriteStream } from 'node:fs';
-import { access, mkdtemp, open, rename, rm } from 'node:fs/promises';
+import { access, mkdtemp, open, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { type ExportManifestData } from '../transfer/export-format.js';
-import { exportSessions, type ExportSelection } from '../transfer/export.js';
-import { readExport, readMessages } from '../transfer/import-format.js';
+import { upcast } from '../domain/session.events.js';
+import { type Upcast } from '../event-store/event-decoder.js';
+import { exportOpenAi, exportSessions, type ExportSelection } from '../transfer/export.js';
+import { type HistoryForm } from '../transfer/histories.js';
+import { readExport, readHistories, readMessages } from '../transfer/import-format.js';
 import { type ImportReport, importSessions } from '../transfer/import.js';
 import { migrate } from '../database/migrate.js';
 import { EventLog } from '../event-store/log.js';
@@ -13,10 +15,20 @@ import { withDatabase } from './database.js';
 import { print, progressBar, write } from './output.js';
 
 /** @param file standard output unless given. The file appears only when it is complete. */
-export async function exportTo(file: string | undefined, selection: ExportSelection): Promise<void> {
+export async function exportTo(
+  file: string | undefined,
+  selection: ExportSelection,
+  format: 'events' | 'openai',
+): Promise<void> {
+  if (format === 'openai') {
+    await exportHistories(file, selection);
+    return;
+  }
   const manifest = await withDatabase({ create: false }, (url) =>
     withStore(url, (store) =>
-      file === undefined ? exportSessions(store, selection, write) : exportToFile(store, selection, file),
+      file === undefined
+        ? exportSessions(store, selection, write)
+        : toFile(file, (put) => exportSessions(store, selection, put)),
     ),
   );
   if (file === undefined) {
@@ -29,22 +41,37 @@ export async function exportTo(file: string | undefined, selection: ExportSelect
   );
 }
 
-async function exportToFile(
-  store: EventLog,
-  selection: ExportSelection,
+async function exportHistories(file: string | undefined, selection: ExportSelection): Promise<void> {
+  const sessions = await withDatabase({ create: false }, (url) =>
+    withStore(
+      url,
+      (store) =>
+        file === undefined
+          ? exportOpenAi(store, selection, write)
+          : toFile(file, (put) => exportOpenAi(store, selection, put)),
+      upcast,
+    ),
+  );
+  if (file === undefined) process.stderr.write(`${sessions} sessions\n`);
+  else await print([{ sessions }], [{ title: 'sessions', of: (row) => row.sessions }]);
+}
+
+/** The file appears only when it is complete. */
+async function toFile<Result>(
   file: string,
-): Promise<ExportManifestData> {
+  work: (put: (text: string) => Promise<void>) => Promise<Result>,
+): Promise<Result> {
   const partial = `${file}.partial`;
   // Readable by its owner only, because it contains conversations.
   const handle = await open(partial, 'w', 0o600);
   try {
-    const manifest = await exportSessions(store, selection, async (text) => {
+    const result = await work(async (text) => {
       await handle.writeFile(text);
     });
     await handle.sync();
     await handle.close();
     await rename(partial, file);
-    return manifest;
+    return result;
   } catch (error) {
     await handle.close().catch(() => undefined);
     await rm(partial, { force: true });
@@ -53,8 +80,8 @@ async function exportToFile(
 }
 
 export interface ImportOptions {
-  readonly format: 'events' | 'messages';
-  /** Of messages; the lines of an export name their own. */
+  readonly format: 'events' | 'messages' | HistoryForm;
+  /** Of messages and histories; the lines of an export name their own. */
   readonly tenant: string;
 }
 
@@ -83,10 +110,16 @@ async function importFile(
 ): Promise<ImportReport> {
   const bytes = () => createReadStream(path, { highWaterMark: 1024 * 1024 });
   const bar = progressBar('events');
+  // Of the file, so that the same file is the same sessions whenever it is imported.
+  const { mtimeMs } = await stat(path);
   try {
     return await importSessions(
       store,
-      format === 'events' ? readExport(bytes) : readMessages(bytes, tenant),
+      format === 'events'
+        ? readExport(bytes)
+        : format === 'messages'
+          ? readMessages(bytes, tenant)
+          : readHistories(bytes, format, tenant, Math.floor(mtimeMs)),
       bar.update,
     );
   } finally {
@@ -94,9 +127,9 @@ async function importFile(
   }
 }
 
-async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>): Promise<T> {
-  // Without an upcaster, so that events are exported and imported as they were recorded.
-  const store = await EventLog.open(url).catch((error: unknown) => {
+/** @param lift without it events are exported and imported as they were recorded */
+async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>, lift?: Upcast): Promise<T> {
+  const store = await EventLog.open(url, lift ? { upcast: lift } : {}).catch((error: unknown) => {
     const isUnknown = (error as { code?: unknown }).code === '42P01';
     throw isUnknown ? new Error('this database holds no log of Colloquy') : error;
   });

@@ -1,15 +1,57 @@
 import { createHash } from 'node:crypto';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
+import { type HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
+import { type SessionRecord } from '../read-models/session-record.js';
+import { toOpenAi } from './openai-messages.js';
 import { EXPORT_FORMAT, exported, type ExportManifestData } from './export-format.js';
 
 const STREAMS = 1_000;
+
+type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
 
 export interface ExportSelection {
   /** Sessions of this tenant only. */
   readonly tenant?: string | undefined;
   /** These sessions of the tenant only; those that do not exist are left out. */
   readonly sessions?: { readonly tenant: string; readonly sessionIds: readonly string[] } | undefined;
+}
+
+/**
+ * Writes the present histories of sessions in OpenAI's form, one session in a line: `{"id", "title"?, "messages": […]}`, as they were
+ * at the moment of the call. Sessions without messages are left out.
+ *
+ * @param store lifts events to the present schema version
+ * @returns the number of sessions
+ */
+export async function exportOpenAi(
+  store: EventLog,
+  selection: ExportSelection,
+  write: (text: string) => Promise<void>,
+): Promise<number> {
+  let sessions = 0;
+  for await (const streams of pagesOf(store, selection)) {
+    for (const { tenant, streamId, version } of streams) {
+      let title: string | null = null;
+      let history: HistoryRecord[] = [];
+      for await (const event of store.streams.events({ tenant, streamId }, { to: version })) {
+        const record = event as SessionRecord;
+        if (record.type === 'SessionCreated') title = record.data.title ?? null;
+        if (record.type === 'SessionDetailsChanged' && record.data.title !== undefined)
+          title = record.data.title;
+        const { type } = record;
+        if (type === 'SessionCreated' || type === 'ConversationReset' || type === 'SessionDeleted')
+          history = [];
+        else if (type === 'MessageAppended' || type === 'MessageRemoved' || type === 'HistoryRewound')
+          history.push(record);
+      }
+      const messages = messagesLeft(history).map(({ data }) => toOpenAi(data));
+      if (messages.length === 0) continue;
+      sessions += 1;
+      await write(`${JSON.stringify({ id: streamId, ...(title !== null && { title }), messages })}\n`);
+    }
+  }
+  return sessions;
 }
 
 /**

@@ -5,7 +5,15 @@ import { DomainError } from '../domain/decider.js';
 import { AppendMessages } from '../domain/session.commands.js';
 import { isActivity, type SessionState } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
-import { moment, sessionEvents, type SessionEvent, sessionId, upcast } from '../domain/session.events.js';
+import {
+  type EventData,
+  moment,
+  sessionEvents,
+  type SessionEvent,
+  sessionId,
+  upcast,
+} from '../domain/session.events.js';
+import { type History, historiesIn, type HistoryForm, timeOf } from './histories.js';
 import { isStorable, NOT_STORABLE } from '../http/json-body.js';
 import { jsonPointer } from '../http/problem.js';
 import { derivedId } from '../sessions/ids.js';
@@ -101,6 +109,8 @@ const reading = (bytes: Bytes, reader: () => LineReader): ImportFormat =>
     let number = 0;
     for await (const line of linesOf(bytes())) {
       number += 1;
+      // Editors and other programs leave such lines, above all at the end.
+      if (line.every((byte) => byte === 0x20 || byte === 0x0d || byte === 0x09)) continue;
       const piece = atLine(number, () => lines.take(jsonObject(line), line));
       if (piece) yield piece;
     }
@@ -118,6 +128,99 @@ export const readExport = (bytes: Bytes): ImportFormat => reading(bytes, () => n
  */
 export const readMessages = (bytes: Bytes, tenant: string): ImportFormat =>
   reading(bytes, () => new MessageLines(tenant));
+
+/**
+ * Conversations of other programs: JSON lines with one document each, or a single document.
+ *
+ * @param notTold time of the messages that do not say when they were written, in milliseconds
+ */
+export const readHistories = (
+  bytes: Bytes,
+  form: HistoryForm,
+  tenant: string,
+  notTold: number,
+): ImportFormat =>
+  async function* () {
+    const seen = new Set<string>();
+    for await (const { number, document } of documentsOf(bytes)) {
+      const histories = atLine(number, () => {
+        try {
+          return historiesIn(document, form, tenant);
+        } catch (error) {
+          throw new ImportRefused((error as Error).message);
+        }
+      });
+      for (const history of histories) {
+        // The same conversation twice is one session.
+        if (seen.has(history.sessionId)) continue;
+        seen.add(history.sessionId);
+        for (const piece of atLine(number, () => piecesOf(history, tenant, notTold))) yield piece;
+      }
+    }
+  };
+
+/** The documents of a file, and the line at which each begins. */
+async function* documentsOf(bytes: Bytes): AsyncGenerator<{ number: number; document: unknown }> {
+  let number = 0;
+  let whole = false;
+  for await (const line of linesOf(bytes())) {
+    number += 1;
+    const text = line.toString().trim();
+    if (text === '') continue;
+    let document: unknown;
+    try {
+      document = JSON.parse(text);
+    } catch {
+      // The document goes on in the next line.
+      if (number > 1) throw new ImportRefused(`line ${number}: it is not JSON`);
+      whole = true;
+      break;
+    }
+    yield { number, document };
+  }
+  if (!whole) return;
+  const pieces: Uint8Array[] = [];
+  for await (const piece of bytes()) pieces.push(piece);
+  try {
+    yield { number: 1, document: JSON.parse(Buffer.concat(pieces).toString()) as unknown };
+  } catch {
+    throw new ImportRefused('it is neither JSON nor JSON lines');
+  }
+}
+
+/** The events of a conversation. Its times never go back, and messages without one have that of the message before. */
+function piecesOf(
+  { sessionId, title, forkedFrom, messages }: History,
+  tenant: string,
+  notTold: number,
+): SessionPiece[] {
+  const lines = new MessageLines(tenant);
+  let time = messages.find((one) => one.time !== undefined)?.time ?? notTold;
+  const pieces: SessionPiece[] = [];
+  const origin = {
+    ...(title !== undefined && { title }),
+    ...(forkedFrom && {
+      // Its first event is the creation, and each message is one more.
+      forkedFrom: { sessionId: forkedFrom.sessionId, version: forkedFrom.messages + 1 },
+    }),
+  };
+  messages.forEach(({ message, time: given }, index) => {
+    time = Math.max(time, given ?? time);
+    const createdAt = new Date(time).toISOString();
+    const line = { sessionId, createdAt, ...message };
+    let piece: SessionPiece | undefined;
+    try {
+      piece = lines.take(line, Buffer.from(JSON.stringify(line)), origin);
+    } catch (error) {
+      throw error instanceof ImportRefused
+        ? new ImportRefused(`message ${index + 1}: ${error.message}`)
+        : error;
+    }
+    if (piece) pieces.push(piece);
+  });
+  const last = lines.end();
+  return last ? [...pieces, last] : pieces;
+}
 
 /** Collects the events of the session that is being read, up to the size of a piece. */
 class Gathering {
@@ -226,17 +329,30 @@ class ExportLines implements LineReader {
 
 const MessageLine = z.looseObject({
   sessionId,
-  createdAt: moment,
+  createdAt: z.union([
+    moment,
+    z
+      .number()
+      .positive()
+      .transform((value) => new Date(timeOf({ createdAt: value }) ?? 0).toISOString()),
+  ]),
   messageId: z.string().min(1).max(128).optional(),
 });
 
 class MessageLines implements LineReader {
   private session: Gathering | undefined;
   private readonly seen = new Set<string>();
+  /** Ids of the messages of the session. */
+  private messageIds = new Set<string>();
 
   constructor(private readonly tenant: string) {}
 
-  take(value: object, bytes: Buffer): SessionPiece | undefined {
+  /** @param details of the session, if this line begins it */
+  take(
+    value: object,
+    bytes: Buffer,
+    details: Partial<EventData<'SessionCreated'>> = {},
+  ): SessionPiece | undefined {
     const { sessionId, createdAt, messageId, ...rest } = parsed(MessageLine, value);
     const message = parsed(NewMessage, rest);
     const time = new Date(createdAt).toISOString();
@@ -247,12 +363,15 @@ class MessageLines implements LineReader {
       this.seen.add(sessionId);
       before = this.session?.last();
       this.session = new Gathering(this.tenant, sessionId);
-      this.record(this.session, { type: 'SessionCreated', data: { imported: true } }, time, 0);
+      this.messageIds = new Set();
+      this.record(this.session, { type: 'SessionCreated', data: { ...details, imported: true } }, time, 0);
     }
     const { session } = this;
     const id =
       messageId ??
       derivedId('msg', this.tenant, sessionId, JSON.stringify([session.fold.state.version, value]));
+    if (this.messageIds.has(id)) throw new ImportRefused(`the session has two messages of the id ${id}`);
+    this.messageIds.add(id);
     const origin = { sessionId, messageId: id, createdAt: time };
     const command = new AppendMessages([
       { ...message, content: message.content ?? '', messageId: id, status: 'complete', origin },

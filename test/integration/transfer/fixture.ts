@@ -1,5 +1,7 @@
-import { readExport, readMessages } from '../../../src/transfer/import-format.js';
-import { exportSessions, type ExportSelection } from '../../../src/transfer/export.js';
+import { type HistoryForm } from '../../../src/transfer/histories.js';
+import { readExport, readHistories, readMessages } from '../../../src/transfer/import-format.js';
+import { upcast } from '../../../src/domain/session.events.js';
+import { exportOpenAi, exportSessions, type ExportSelection } from '../../../src/transfer/export.js';
 import { type ImportReport, importSessions } from '../../../src/transfer/import.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { type TestDatabase } from '../../support/database.js';
@@ -67,6 +69,35 @@ export const importMessages = (
       readMessages(bytesOf(lines.map((line) => `${JSON.stringify(line)}\n`).join('')), tenant),
     ),
   );
+
+/** When a message that does not say so counts as written. */
+export const NOT_TOLD = Date.parse('2026-01-01T00:00:00.000Z');
+
+export const importHistories = (
+  db: Pick<TestDatabase, 'url'>,
+  text: string,
+  form: HistoryForm,
+  tenant = 'acme',
+): Promise<ImportReport> =>
+  withStore(db.url, (store) => importSessions(store, readHistories(bytesOf(text), form, tenant, NOT_TOLD)));
+
+/** What `export --format openai` writes. */
+export async function exportedHistories(db: Pick<TestDatabase, 'url'>): Promise<Record<string, unknown>[]> {
+  let text = '';
+  await withStore(
+    db.url,
+    (store) =>
+      exportOpenAi(store, {}, (piece) => {
+        text += piece;
+        return Promise.resolve();
+      }),
+    { upcast },
+  );
+  return text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+}
 
 export const linesOf = (text: string): Line[] =>
   text
