@@ -60,7 +60,7 @@ export interface Usage {
 
 export interface HistoryMessage {
   readonly id: string;
-  readonly role: 'system' | 'user' | 'assistant' | 'tool';
+  readonly role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
   /** Text, or typed parts. */
   readonly content: string | readonly Readonly<Record<string, unknown>>[];
   readonly version: number;
@@ -70,6 +70,8 @@ export interface HistoryMessage {
   readonly toolCalls?: readonly ToolCall[];
   readonly toolCallId?: string;
   readonly generationId?: string;
+  /** By protocol, what only its clients understand. */
+  readonly extensions?: Readonly<Record<string, unknown>>;
 }
 
 export interface ToolCall {
@@ -91,6 +93,24 @@ export interface GenerateOptions {
     readonly parameters?: object;
     readonly approval?: 'required';
   }[];
+  readonly temperature?: number;
+  readonly topP?: number;
+  readonly maxOutputTokens?: number;
+  /** Texts at which the reply ends. */
+  readonly stop?: readonly string[];
+  readonly seed?: number;
+  readonly toolChoice?: 'auto' | 'none' | 'required' | { readonly name: string };
+  readonly parallelToolCalls?: boolean;
+  readonly responseFormat?:
+    | { readonly type: 'text' | 'json_object' }
+    | {
+        readonly type: 'json_schema';
+        readonly name: string;
+        readonly description?: string;
+        readonly schema: object;
+        readonly strict?: boolean;
+      };
+  readonly reasoning?: { readonly effort?: string };
   /** While another generation runs: fail with `session-busy`, or wait. */
   readonly onBusy?: 'reject' | 'queue';
   /** Stops waiting; the generation goes on. Use `cancel` to end it. */

@@ -105,9 +105,14 @@ describe('the library', () => {
         instructions: 'Be brief.',
         model: 'm',
         tools: [{ name: 't' }],
+        temperature: 0.5,
+        responseFormat: { type: 'json_object' },
       });
       expect(answer).toMatchObject({ content: 'Hi.', finishReason: 'stop', usage: { inputTokens: 10 } });
-      expect(model.last).toMatchObject({ model: 'm', tools: [{ function: { name: 't' } }] });
+      expect(model.last).toMatchObject({
+        ...{ model: 'm', tools: [{ function: { name: 't' } }] },
+        ...{ temperature: 0.5, response_format: { type: 'json_object' } },
+      });
       expect(model.last.messages[0]).toEqual({ role: 'system', content: 'Be brief.' });
       expect((await agent.getSessionHistory(answer.sessionId)).map(({ content }) => content)).toEqual([
         'Hello',
