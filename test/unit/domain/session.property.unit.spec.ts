@@ -26,6 +26,9 @@ import {
 import { type SessionState } from '../../../src/domain/session.state.js';
 import { sessionDecider } from '../../../src/domain/session.js';
 import { ChangeTenantSettings, tenantDecider } from '../../../src/domain/tenant.js';
+import { toRequest } from '../../../src/generation/openai-request.js';
+import { buildPrompt } from '../../../src/generation/prompt.js';
+import { type ChatMessage, promptFault } from '../../support/fake-openai.js';
 import { attempt, deepFreeze } from './given-when-then.js';
 import {
   beforeLastReplyIn,
@@ -251,6 +254,14 @@ function withoutContext(event: SessionEvent): SessionEvent {
   return event.type === 'GenerationStarted' ? { ...event, data: { ...event.data, context: [] } } : event;
 }
 
+/** What a provider that insists on pairs of tool calls and results would refuse of a history. */
+function pairFault(history: readonly NewMessage[]): string | undefined {
+  const request = { model: 'm', messages: buildPrompt(history) };
+  const { params } = toRequest(request, { systemFirst: true, usage: true, maxTokens: 'max_tokens' });
+  const fault = promptFault(params.messages as readonly ChatMessage[]);
+  return fault?.includes('call') ? fault : undefined;
+}
+
 /** A session that handles commands; every step is checked. */
 class Life {
   readonly log: SessionEvent[] = [];
@@ -399,6 +410,10 @@ class Life {
       messagesIn(this.log).flatMap(({ version }) => (versions.includes(version) ? [version] : [])),
       seenThrough(window, this.log),
     );
+    const seen = messagesIn(this.log).filter(({ version }) => versions.includes(version));
+    // A window of a test may part a call from its result; the one of the service does not.
+    if (!window)
+      expectSame('what a provider would refuse', pairFault(seen.map(({ message }) => message)), undefined);
     expectSame(
       'the tool calls without a result when the model is asked',
       callsIn(this.log).filter(({ answered }) => !answered),

@@ -65,6 +65,14 @@ describe('a request in the form of the OpenAI API', () => {
     ]);
   });
 
+  it('given a result with an image as the last message, when it is sent, then the image is sent as well', () => {
+    const image = { type: 'image' as const, url: 'https://x/y.png' };
+    expect(messagesOf([calling(['a', 'f', '{}']), result('a', [image])]).at(-1)).toMatchObject({
+      role: 'user',
+      content: [{ type: 'text' }, { type: 'image_url', image_url: { url: image.url } }],
+    });
+  });
+
   it('given instructions and system messages, when the server wants one in front, then they are one in front, and else they stay', () => {
     const history: PromptMessage[] = [
       { role: 'system', content: 'One.' },

@@ -76,6 +76,12 @@ describe('the prompt', () => {
     );
   });
 
+  it('given two calls of one message with one id, when it is built, then each has an id and a result of its own', () => {
+    expect(
+      promptOf([user('q'), calls('a', 'a', 'a_2'), result('a', 'first'), result('a', 'second')]),
+    ).toEqual(['user: q', 'calls a a_3 a_2', 'tool a: first', 'tool a_3: second', 'tool a_2: cancelled']);
+  });
+
   it('given a result without its call, when the prompt is built, then the result is left out', () => {
     expect(promptOf([result('gone', 'x'), user('q')])).toEqual(['user: q']);
   });
