@@ -45,6 +45,15 @@ export const streamEndsAt = (end: string): string => `coalesce((
 /** SQL expression for the stored size of an event's payload, in bytes. */
 export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 
+/**
+ * SQL expression for the bytes that an event's payload takes in memory. An estimate: what may be compressed is taken for
+ * eight times its stored size, because only expanding it would tell.
+ */
+export const HELD_SIZE = `${PAYLOAD_SIZE} * case when ${PAYLOAD_SIZE} < 1000 then 1 else 8 end`;
+
+/** Most bytes of payload in a page, by `HELD_SIZE`; beyond that a page ends early, with at least one event. */
+export const PAGE_BYTES = 16 * 1024 * 1024;
+
 export const STATE_COLUMNS = `s.tenant, s.stream_id, s.lane, s.version, s.incarnation, s.position, s.time, s.created_at,
   s.last_activity_at, s.state, s.state_version, s.sealed, s.key_id`;
 

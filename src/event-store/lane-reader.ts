@@ -3,16 +3,10 @@ import { rowsOf } from '../database/query.js';
 import { Coalescer } from './coalescer.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type EventDecoder } from './event-decoder.js';
-import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE } from './event-rows.js';
+import { EVENT_COLUMNS, type EventRow, HELD_SIZE, PAGE_BYTES, PAYLOAD_SIZE } from './event-rows.js';
 import { type StreamId } from './lane.js';
 import { type LogTail } from './log-tail.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
-
-/**
- * Most bytes of payload in a page, over all lanes; beyond that a page ends early, with at least one event of each lane.
- * An estimate: what may be compressed is taken for eight times its stored size, because only expanding it would tell.
- */
-const PAGE_BYTES = 16 * 1024 * 1024;
 
 /** SQL for a page of lanes: at most $3 events of each, and no more once there are $4 bytes of it. */
 const pageOfLanes = `
@@ -22,7 +16,7 @@ const pageOfLanes = `
     select * from (
       select s.*, sum(s.size) over (order by s.position rows unbounded preceding) as bytes
       from (
-        select e.*, ${PAYLOAD_SIZE} * case when ${PAYLOAD_SIZE} < 1000 then 1 else 8 end as size from event e
+        select e.*, ${HELD_SIZE} as size from event e
         where e.lane = reader.lane and e.position > reader.position
         order by e.position limit $3
       ) s

@@ -3,7 +3,15 @@ import { arrayLiteral } from '../database/array-literal.js';
 import { COMMAND_READ_MS, rowsOf } from '../database/query.js';
 import { Coalescer } from './coalescer.js';
 import { dataOf, type EventDecoder, type Opened } from './event-decoder.js';
-import { EVENT_COLUMNS, type EventRow, PAYLOAD_SIZE, STATE_COLUMNS, type StateRow } from './event-rows.js';
+import {
+  EVENT_COLUMNS,
+  type EventRow,
+  HELD_SIZE,
+  PAGE_BYTES,
+  PAYLOAD_SIZE,
+  STATE_COLUMNS,
+  type StateRow,
+} from './event-rows.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type RecordedEvent } from './recorded-event.js';
 
@@ -299,16 +307,46 @@ export class StreamReader {
     return rows[0];
   }
 
-  /** All events of a stream, read in pages, so that a long stream need not fit in memory. */
+  /** All events of a stream, read in pages of bounded size, so that a long stream need not fit in memory. */
   async *events(stream: StreamId, range: StreamRange = {}, limit = 1_000): AsyncGenerator<RecordedEvent> {
     let from = range.from ?? 1;
     for (;;) {
-      const page = await this.read(stream, { ...range, from, limit });
-      yield* page;
-      const last = page.at(-1);
-      if (!last || page.length < limit) return;
+      const rows = await this.pageOf(stream, { ...range, from, limit });
+      yield* await this.decoder.events(rows, range.unknownAsStored);
+      const last = rows.at(-1);
+      if (!last || (rows.length < limit && !last.isFull)) return;
       from = last.version + 1;
     }
+  }
+
+  /** The next events of a stream, no more once there are `PAGE_BYTES` of them. */
+  private pageOf(
+    stream: StreamId,
+    { from, to, limit, types }: StreamRange,
+  ): Promise<(EventRow & { readonly isFull: boolean })[]> {
+    return rowsOf(this.pool, {
+      name: 'page_of_stream',
+      text: `select ${EVENT_COLUMNS}, e.bytes >= $8 as "isFull" from (
+               select s.*, sum(s.size) over (order by s.version rows unbounded preceding) as bytes
+               from (
+                 select e.*, ${HELD_SIZE} as size from event e
+                 where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version between $4 and $5
+                   and ($7::text[] is null or e.type = any ($7))
+                 order by e.version limit $6
+               ) s
+             ) e where e.bytes - e.size < $8
+             order by e.version`,
+      values: [
+        this.laneOf(stream),
+        stream.tenant,
+        stream.streamId,
+        from ?? 1,
+        to ?? 2_147_483_647,
+        limit ?? null,
+        types ?? null,
+        PAGE_BYTES,
+      ],
+    });
   }
 
   private async toStream(

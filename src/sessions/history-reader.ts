@@ -7,7 +7,7 @@ import {
   StartGeneration,
 } from '../domain/session.commands.js';
 import { type EventData } from '../domain/session.events.js';
-import { HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
+import { type DepartureEvent, HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
 import { type SessionState } from '../domain/session.state.js';
 import { type EventLog } from '../event-store/log.js';
 import { type SessionRecord } from '../read-models/session-record.js';
@@ -18,6 +18,13 @@ export interface VersionedMessage {
   readonly version: number;
   readonly message: EventData<'MessageAppended'>;
 }
+
+/** What a change of a history has to know of a message. */
+interface MessageHead {
+  readonly version: number;
+  readonly message: Pick<EventData<'MessageAppended'>, 'messageId' | 'role' | 'toolCalls' | 'toolCallId'>;
+}
+type Departure = DepartureEvent & { readonly version: number };
 
 /** Versions that are read at once, first and at most: most changes concern the end of a history. */
 const FIRST_PAGE = 64;
@@ -175,20 +182,24 @@ export class HistoryReader {
   private async *backwards(
     session: SessionRef,
     { historyStart, version: end }: SessionState,
-  ): AsyncGenerator<VersionedMessage> {
+  ): AsyncGenerator<MessageHead> {
     const removed = new Set<number>();
     let to = end;
     for (let size = FIRST_PAGE; to > historyStart; size = Math.min(4 * size, LARGEST_PAGE)) {
       const from = Math.max(historyStart + 1, to - size + 1);
       const range = { from, to, types: HISTORY_EVENTS };
-      const events = (await this.log.streams.read(streamOf(session), range)) as unknown as HistoryRecord[];
+      // Without what was said: a page of long messages would fill the memory.
+      const page: (Departure | MessageHead)[] = [];
+      for await (const event of this.log.streams.events(streamOf(session), range))
+        page.push(headOf(event as HistoryRecord));
       to = from - 1;
       let last = Infinity;
-      for (const event of events.toReversed()) {
-        const { type, version, data } = event;
-        if (type === 'MessageRemoved') for (const one of data.versions) removed.add(one);
-        else if (type === 'HistoryRewound') last = Math.min(last, data.toVersion);
-        else if (version <= last && !removed.has(version)) yield { version, message: data };
+      for (const one of page.toReversed()) {
+        if ('message' in one) {
+          if (one.version <= last && !removed.has(one.version)) yield one;
+        } else if (one.type === 'MessageRemoved')
+          for (const version of one.data.versions) removed.add(version);
+        else last = Math.min(last, one.data.toVersion);
       }
       // What a rewinding has left behind is not read.
       to = Math.min(to, last);
@@ -206,6 +217,12 @@ export function withFields<Command extends SessionCommand>(
 }
 
 const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
+
+function headOf(event: HistoryRecord): Departure | MessageHead {
+  if (event.type !== 'MessageAppended') return event;
+  const { messageId, role, toolCalls, toolCallId } = event.data;
+  return { version: event.version, message: { messageId, role, toolCalls, toolCallId } };
+}
 
 function push<Value>(lists: Map<string, Value[]>, key: string, value: Value): void {
   const list = lists.get(key);

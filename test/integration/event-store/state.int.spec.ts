@@ -229,3 +229,30 @@ it('given data of an older schema, when it is read, then it is lifted by type an
   const lanes = new Map([[store.laneOf(stream), 0]]);
   expect((await store.lanes.read(lanes, 5))[0]?.data).toEqual({ old: 1, from: 'Written v1' });
 });
+
+it('given a stream of large events, when all of it is read, then few of them are in memory at a time, and none is missing', async () => {
+  const store = await nodes.start(db.url);
+  const handler = tallies(store);
+  const stream = { tenant: 'acme', streamId: 'large' };
+  for (let n = 0; n < 30; n += 1) await handler.handle(stream, { numbers: [n] }, by);
+  // As if each had two megabytes that can hardly be compressed.
+  const lane = store.laneOf(stream);
+  await db.query(`alter table event_lane_${lane} disable trigger refuse_change`);
+  await db.query(
+    `update event_lane_${lane} set data = data || jsonb_build_object('text',
+       (select string_agg(md5(random()::text || n), '') from generate_series(1, 65000) n))`,
+  );
+  const pages: number[] = [];
+  const pool = store.pool as unknown as { query: (query: { name?: string }) => Promise<{ rows: unknown[] }> };
+  const query = pool.query.bind(pool);
+  const spy = jest.spyOn(pool, 'query').mockImplementation(async (asked) => {
+    const result = await query(asked);
+    if (asked.name === 'page_of_stream') pages.push(result.rows.length);
+    return result;
+  });
+  const versions: number[] = [];
+  for await (const { version } of store.streams.events(stream, { from: 2 })) versions.push(version);
+  spy.mockRestore();
+  expect(versions).toEqual(Array.from({ length: 29 }, (_, n) => n + 2));
+  expect(Math.max(...pages)).toBeLessThanOrEqual(3);
+});
