@@ -9,13 +9,20 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** A route without it keeps the service from starting. */
     access?: Requirement;
+    /** The body may be as large as a message with a photograph in it. */
+    takesMessages?: boolean;
   }
 }
 
 const REQUIREMENT = Symbol('what a route asks of its caller');
 
-/** The route answers only callers with this scope; others get 403, or 401 without credentials. */
-export const Requires = (scope: Scope): MethodDecorator => declared({ scope });
+/**
+ * The route answers only callers with this scope; others get 403, or 401 without credentials.
+ *
+ * @param body `messages`: its limit is `server.messageLimit` instead of `server.bodyLimit`
+ */
+export const Requires = (scope: Scope, body?: 'messages'): MethodDecorator =>
+  declared({ scope }, body === 'messages');
 
 /** The route answers everybody. The handler still learns the caller of a request with valid credentials. */
 export const Public = (): MethodDecorator => declared('public');
@@ -24,10 +31,10 @@ export const Public = (): MethodDecorator => declared('public');
 export const requirementOf = (prototype: object, key: string): Requirement | undefined =>
   Reflect.getMetadata(REQUIREMENT, prototype, key) as Requirement | undefined;
 
-function declared(access: Requirement): MethodDecorator {
+function declared(access: Requirement, takesMessages = false): MethodDecorator {
   const remember: MethodDecorator = (target, key) => {
     Reflect.defineMetadata(REQUIREMENT, access, target, key);
   };
-  // The guard reads the requirement from Fastify's route, before the body is read and before Nest handles the request.
-  return applyDecorators(RouteConfig({ access }), remember);
+  // The guard and the server read this from Fastify's route, before the body is read and before Nest handles the request.
+  return applyDecorators(RouteConfig({ access, ...(takesMessages && { takesMessages }) }), remember);
 }

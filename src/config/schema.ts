@@ -180,6 +180,8 @@ export const settings = section({
       .default(1),
     /** Bytes of a request body. Default 1 048 576 (1 MiB). */
     bodyLimit: wholeNumber(1, 1_073_741_824).default(1_048_576),
+    /** The same where messages are taken, which may have photographs in them. Default 16 777 216 (16 MiB). */
+    messageLimit: wholeNumber(1, 1_073_741_824).default(16_777_216),
     /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
     logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
     /** Milliseconds that running requests get to end at shutdown. Default 10 000. */

@@ -65,7 +65,7 @@ export class GenerationController {
     private readonly generations: Generations,
   ) {}
 
-  @Requires('generate')
+  @Requires('generate', 'messages')
   @Post('sessions/:id/generate')
   @Answers(200, Generated, {
     summary: 'Have the model answer; with `Accept: text/event-stream` as it arrives',

@@ -32,11 +32,11 @@ export function sendError(error: unknown, request: FastifyRequest, reply: Fastif
 }
 
 /** Adds the limit and the setting behind it to the error of a body that is too large. */
-function withLimit(error: unknown, { routeOptions: { bodyLimit } }: FastifyRequest): unknown {
+function withLimit(error: unknown, { routeOptions: { bodyLimit, config } }: FastifyRequest): unknown {
   if ((error as { code?: unknown } | undefined)?.code !== 'FST_ERR_CTP_BODY_TOO_LARGE') return error;
   return new ApiError(
     'body-too-large',
-    `The body is larger than ${bodyLimit} bytes, which is the limit of this server (server.bodyLimit).`,
+    `The body is larger than ${bodyLimit} bytes, which is the limit of this server (server.${config.takesMessages ? 'messageLimit' : 'bodyLimit'}).`,
   );
 }
 

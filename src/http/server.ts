@@ -19,6 +19,8 @@ export interface HttpSettings {
   readonly server: {
     /** Bytes of a request body. */
     readonly bodyLimit: number;
+    /** The same of routes that take messages. */
+    readonly messageLimit: number;
   };
   readonly auth: AuthSettings;
   /** Called for each request when it has ended. */
@@ -68,8 +70,9 @@ class HttpAdapter extends FastifyAdapter {
     if (tell) onAnswered(fastify, tell);
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();
-    fastify.addHook('onRoute', ({ method, url }) => {
-      routes.add(method, url);
+    fastify.addHook('onRoute', (route) => {
+      routes.add(route.method, route.url);
+      if (route.config?.takesMessages) route.bodyLimit = Math.max(server.messageLimit, server.bodyLimit);
     });
     fastify.setErrorHandler((error, request, reply) => {
       sendError(error, request, reply);

@@ -17,7 +17,10 @@ export class UnreadBodies {
   private isClosing = false;
 
   install(fastify: FastifyInstance): void {
-    fastify.addHook('onSend', ({ raw: request }, _reply, payload, done) => {
+    fastify.addHook('onSend', ({ raw: request }, reply, payload, done) => {
+      // Fastify would close the connection of a body that is too large, and a client that still sends would get the error
+      // of its socket instead of the answer.
+      if (reply.statusCode === 413 && !this.isClosing) reply.removeHeader('connection');
       // Most bodies are small and came with their headers: nothing of them is on its way any more.
       if (!request.complete && !this.isClosing) this.hold(request);
       done(null, payload);

@@ -295,8 +295,9 @@ function withRecent(
     .filter(({ version }) => version > known.start && isBehind(order, version, after));
   const rows = known.messages?.split(BETWEEN_MESSAGES) ?? [];
   const added = recent.map((event) => JSON.stringify(viewOf(event)));
-  // Behind a page that ascends and is not the last one they are cut off again.
-  const whole = order === 'desc' ? [...added.reverse(), ...rows] : [...rows, ...added];
+  // They are no part of a page that ascends and is not the last one.
+  const isWhole = order === 'desc' || !known.more;
+  const whole = order === 'desc' ? [...added.reverse(), ...rows] : [...rows, ...(isWhole ? added : [])];
   const shown = whole.slice(0, limit);
   const last = shown.at(-1);
   return {
@@ -320,6 +321,14 @@ const valuesOf = ({ incarnation, at, limit, after }: PageOfHistory): number[] =>
 const queryOf = ({ order, after }: PageOfHistory): SessionQuery =>
   QUERIES[order][after === undefined ? 'first' : 'next'];
 
+/**
+ * SQL for the bytes that a message takes in memory. An estimate: one that may be compressed is taken for eight times its
+ * stored size.
+ */
+const SIZE = 'pg_column_size(h.message) * case when pg_column_size(h.message) < 1000 then 1 else 8 end';
+/** Most bytes of a page, by `SIZE`; beyond that it ends early, with at least one message. */
+const PAGE_BYTES = 32 * 1024 * 1024;
+
 const QUERIES = {
   asc: { first: pageQuery('asc'), next: pageQuery('asc', true) },
   desc: { first: pageQuery('desc'), next: pageQuery('desc', true) },
@@ -339,12 +348,15 @@ function pageQuery(order: 'asc' | 'desc', isNext = false): SessionQuery {
         order by h.version desc limit 1
       ) b
       cross join lateral (
-        select string_agg(p.message, E',\\n') filter (where p.nth <= ${limit}) as messages,
-               ${furthest}(p.version) filter (where p.nth <= ${limit}) as last, count(*) > ${limit} as more
+        select string_agg(p.message::text, E',\\n') filter (where p.shown) as messages,
+               ${furthest}(p.version) filter (where p.shown) as last, coalesce(not bool_and(p.shown), false) as more
         from (
-          select h.version, h.message::text, row_number() over (order by h.version ${order}) as nth from ${TABLE} h
+          select h.version, h.message,
+                 row_number() over o <= ${limit} and sum(${SIZE}) over o - ${SIZE} < ${PAGE_BYTES} as shown
+          from ${TABLE} h
           where h.tenant = ${tenant} and h.session_id = ${sessionId} and h.version > b.version
             and h.version <= ${at} and h.message is not null and (h.gone is null or h.gone > ${at}) ${isNext ? `and h.version ${behind} ${after}` : ''}
+          window o as (order by h.version ${order} rows unbounded preceding)
           order by h.version ${order} limit ${limit} + 1
         ) p
       ) m`,

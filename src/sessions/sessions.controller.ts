@@ -218,7 +218,7 @@ export class SessionsController {
     return answer;
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write', 'messages')
   @Post(':id/messages')
   @Answers(201, AppendedMessages, {
     summary: 'Append one message, or up to 1000 in one piece',

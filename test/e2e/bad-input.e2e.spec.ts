@@ -268,8 +268,8 @@ describe('bad input', () => {
       expect((await api.get('/health/live')).status).toBe(200);
     });
 
-    it('given a body of more than 1 MiB, when it is sent with or without a content-length, then 413', async () => {
-      const body = JSON.stringify(user(long(MIB)));
+    it('given a body of more than 16 MiB, when it is sent with or without a content-length, then 413', async () => {
+      const body = JSON.stringify(user(long(16 * MIB)));
       expectProblem(await post(body), 413, 'body-too-large');
       const chunked = await fetch(`${api.url}/v1/sessions/s/messages`, {
         method: 'POST',

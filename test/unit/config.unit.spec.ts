@@ -64,6 +64,7 @@ describe('settings', () => {
         port: 3000,
         processes: 1,
         bodyLimit: 1_048_576,
+        messageLimit: 16_777_216,
         logLevel: 'info',
         shutdownGraceMs: 10_000,
       },
@@ -99,7 +100,7 @@ auth:
   keys:
     - { name: alice, tenant: acme, key: alice-key }
     - { name: root, tenant: "*", sha256: ${sha256('root-key').toUpperCase()} }
-server: { host: 0.0.0.0, port: 8080, bodyLimit: 10, shutdownGraceMs: 0 }
+server: { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 }
 tenants:
   acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict }
   constructor: {}
@@ -142,7 +143,7 @@ tenants:
         ssl: { ca: 'pem' },
         sasl: { mechanism: 'plain', username: 'u', password: 'p' },
       },
-      server: { host: '0.0.0.0', port: 8080, bodyLimit: 10, shutdownGraceMs: 0 },
+      server: { host: '0.0.0.0', port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 },
     });
     expect({ ...config.tenants }).toEqual({
       acme: { maxSessions: 5, sessionTTL: 1, capPolicy: 'evict' },

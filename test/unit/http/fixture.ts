@@ -170,7 +170,7 @@ export async function startApp(
   settings: { auth?: AuthSettings; bodyLimit?: number; module?: Type; surfaces?: readonly Surface[] } = {},
 ): Promise<NestFastifyApplication> {
   const all = {
-    server: { bodyLimit: settings.bodyLimit ?? 1_048_576 },
+    server: { bodyLimit: settings.bodyLimit ?? 1_048_576, messageLimit: 16_777_216 },
     auth: settings.auth ?? { mode: 'none' as const, keys: [] },
     version: '1.2.3',
   };
