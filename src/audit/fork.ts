@@ -1,12 +1,12 @@
 import { Injectable } from '@nestjs/common';
 import { ForkSession, type NewMessage } from '../domain/session.commands.js';
-import { HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
-import { type SessionRecord } from '../read-models/session-record.js';
+import { type MessageRecord } from '../read-models/session-record.js';
 import { EventLog } from '../event-store/log.js';
 import { VersionMismatch } from '../event-store/refusals.js';
 import { invalidRequest } from '../http/problem.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { HistoryReader } from '../sessions/history-reader.js';
 import { newId } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
 import { incarnationIn, SessionQueries } from '../sessions/session-queries.js';
@@ -15,16 +15,18 @@ import { incarnationIn, SessionQueries } from '../sessions/session-queries.js';
 const MAX_MESSAGES = 10_000;
 const MAX_BYTES = 32 * 1024 * 1024;
 
-type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
-
 /** Creates the command that begins a session with a copy of another session's history. Nothing is shared afterwards. */
 @Injectable()
 export class Forks {
+  private readonly histories: HistoryReader;
+
   constructor(
     private readonly store: EventLog,
     private readonly commands: SessionCommands,
     private readonly queries: SessionQueries,
-  ) {}
+  ) {
+    this.histories = new HistoryReader(store);
+  }
 
   /**
    * @param source the session that is copied
@@ -53,14 +55,16 @@ export class Forks {
     const then = await this.commands.stateAt(source, version);
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;
-    const range = { from: then.historyStart, to: version, types: HISTORY_EVENTS };
-    const events: HistoryRecord[] = [];
-    for await (const event of this.store.streams.events({ tenant, streamId: sessionId }, range)) {
-      events.push(event as HistoryRecord);
-      bytes += Buffer.byteLength(JSON.stringify(event.data));
-      if (bytes > MAX_BYTES) throw tooLong(`${MAX_BYTES / 1024 / 1024} MiB`);
-    }
-    const messages = messagesLeft(events).map((event) => copyOf(sessionId, event));
+    const left = await this.histories.messagesLeft(
+      source,
+      [[then.historyStart, version]],
+      version,
+      ({ data }) => {
+        bytes += Buffer.byteLength(JSON.stringify(data));
+        if (bytes > MAX_BYTES) throw tooLong(`${MAX_BYTES / 1024 / 1024} MiB`);
+      },
+    );
+    const messages = left.map((event) => copyOf(sessionId, event));
     return new ForkSession({ sessionId, version }, messages, {
       ...(then.title !== null && { title: then.title }),
       ...(Object.keys(then.metadata).length > 0 && { metadata: then.metadata }),
@@ -71,10 +75,7 @@ export class Forks {
 /** The copy has no `generationId`, because the generation is one of the source session. */
 function copyOf(
   sessionId: string,
-  {
-    data: { generationId: _generation, messageId, ...message },
-    time,
-  }: SessionRecord & { type: 'MessageAppended' },
+  { data: { generationId: _generation, messageId, ...message }, time }: MessageRecord,
 ): NewMessage {
   const createdAt = message.origin?.createdAt ?? time;
   return { ...message, messageId: newId('msg'), origin: { sessionId, messageId, createdAt } };

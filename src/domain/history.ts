@@ -2,9 +2,11 @@ import { type EventOf } from './session.events.js';
 
 /** The types of the events that make a history: messages that come and messages that leave. */
 export const HISTORY_EVENTS = ['MessageAppended', 'MessageRemoved', 'HistoryRewound'] as const;
+/** Those with which messages leave. */
+export const DEPARTURE_EVENTS = ['MessageRemoved', 'HistoryRewound'] as const;
 export type HistoryEvent = EventOf<(typeof HISTORY_EVENTS)[number]>;
 /** An event with which messages leave the history. They stay in the log. */
-export type DepartureEvent = EventOf<'MessageRemoved' | 'HistoryRewound'>;
+export type DepartureEvent = EventOf<(typeof DEPARTURE_EVENTS)[number]>;
 
 /**
  * The versions of the messages that leave with an event, as ranges with both ends inclusive. Some of the messages in them
@@ -16,22 +18,31 @@ export function versionsLeft(event: DepartureEvent & { readonly version: number 
     : [[event.data.toVersion + 1, event.version - 1]];
 }
 
-/** The messages that are left of a history after its events, which have to come in order, from its beginning. */
-export function messagesLeft<Event extends HistoryEvent & { readonly version: number }>(
-  events: readonly Event[],
-): (Event & { type: 'MessageAppended' })[] {
-  const left: (Event & { type: 'MessageAppended' })[] = [];
-  for (const event of events) {
-    if (event.type === 'MessageAppended') {
-      left.push(event as Event & { type: 'MessageAppended' });
-      continue;
-    }
-    const ranges = versionsLeft(event);
-    const leaves = ({ version }: Event): boolean =>
-      ranges.some(([first, last]) => first <= version && version <= last);
-    // What leaves is mostly at the end.
-    const from = left.findIndex(({ version }) => version >= Math.min(...ranges.map(([first]) => first)));
-    if (from >= 0) left.push(...left.splice(from).filter((one) => !leaves(one)));
+/** Whether the message of a version leaves the history with one of these events. */
+export function leavesWith(
+  events: readonly (DepartureEvent & { readonly version: number })[],
+): (version: number) => boolean {
+  const ranges = events.flatMap(versionsLeft);
+  return (version) => ranges.some(([first, last]) => first <= version && version <= last);
+}
+
+type Appended<Event> = Event & { readonly type: 'MessageAppended' };
+
+/**
+ * Carries a history on by its next event: adds the message, or takes out those that leave.
+ * @param left the messages of the history so far, which is changed
+ */
+export function carryOn<Event extends HistoryEvent & { readonly version: number }>(
+  left: Appended<Event>[],
+  event: Event,
+): void {
+  if (event.type === 'MessageAppended') {
+    left.push(event as Appended<Event>);
+    return;
   }
-  return left;
+  const leaves = leavesWith([event]);
+  const earliest = Math.min(...versionsLeft(event).map(([first]) => first));
+  // What leaves is mostly at the end.
+  const from = left.findIndex(({ version }) => version >= earliest);
+  if (from >= 0) left.push(...left.splice(from).filter(({ version }) => !leaves(version)));
 }

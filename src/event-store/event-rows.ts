@@ -46,10 +46,16 @@ export const streamEndsAt = (end: string): string => `coalesce((
 export const PAYLOAD_SIZE = '(coalesce(pg_column_size(e.data), 0) + coalesce(pg_column_size(e.sealed), 0))';
 
 /**
- * SQL expression for the bytes that an event's payload takes in memory. An estimate: what may be compressed is taken for
- * eight times its stored size, because only expanding it would tell.
+ * SQL expression for the bytes that a stored value takes in memory. An estimate: what may be compressed is taken for eight
+ * times its stored size, because only expanding it would tell.
+ *
+ * @param stored SQL expression for its stored size
  */
-export const HELD_SIZE = `${PAYLOAD_SIZE} * case when ${PAYLOAD_SIZE} < 1000 then 1 else 8 end`;
+export const heldSize = (stored: string): string =>
+  `${stored} * case when ${stored} < 1000 then 1 else 8 end`;
+
+/** The same of an event's payload. */
+export const HELD_SIZE = heldSize(PAYLOAD_SIZE);
 
 /** Most bytes of payload in a page, by `HELD_SIZE`; beyond that a page ends early, with at least one event. */
 export const PAGE_BYTES = 16 * 1024 * 1024;

@@ -32,7 +32,7 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   /** Approximate bytes that a command holds while it waits for its turn. Without it a command counts as 0 bytes. */
   readonly weigh?: (command: Command) => number;
   /** Adds to a command the data that its effect in this state needs and that the state does not hold. */
-  readonly prepare?: (command: Command, state: State, stream: StreamId) => Promise<Command>;
+  readonly prepare?: (command: Command, state: State, stream: StreamId) => Command | Promise<Command>;
 }
 
 const CACHED_STATES = 20_000;

@@ -1,4 +1,4 @@
-import { type GenerationParameters } from './generation.schemas.js';
+import { type GenerationParameters } from './parameters.js';
 import {
   type Content,
   type Role,

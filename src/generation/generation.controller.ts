@@ -30,11 +30,11 @@ import {
   Generated,
   Generation,
   generationPath,
-  parametersIn,
   replyStream,
   TitleBody,
 } from './generation.schemas.js';
 import { Generations } from './generations.js';
+import { parametersIn } from './parameters.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
 import { placeOf, sendEvents } from './sse.js';
 import { storable } from './storable-text.js';

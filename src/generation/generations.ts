@@ -21,7 +21,8 @@ import {
   sessionNotFound,
   Superseded,
 } from './generation.errors.js';
-import { type GeneratedAnswer, type GenerationParameters } from './generation.schemas.js';
+import { type GeneratedAnswer } from './generation.schemas.js';
+import { type GenerationParameters } from './parameters.js';
 import { History } from './history.js';
 import { LiveReply, type ReplyEnd } from './live-reply.js';
 import { prepareCall, type PreparedCall } from './prepared-call.js';

@@ -1,3 +1,4 @@
+import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { type ToolCall, type Usage } from '../domain/session.events.js';
 import { type AnswerEnd, type Reasoning } from './chat-model.js';
 import { brokenOff, ProviderError, reasonOf, tooLong } from './provider-errors.js';
@@ -8,13 +9,7 @@ import { brokenOff, ProviderError, reasonOf, tooLong } from './provider-errors.j
  */
 const EMPTY_PIECE_BYTES = 16;
 
-type Fields = Readonly<Record<string, unknown>>;
-
-// Servers that imitate the API leave out members, or fill them in ways of their own. A member that is not what it should
-// be counts as absent, because no oddity of one of them is worth the reply.
-const fieldsOf = (value: unknown): Fields =>
-  typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Fields) : {};
-const listOf = (value: unknown): readonly unknown[] => (Array.isArray(value) ? (value as unknown[]) : []);
+// No oddity of a server that imitates the API is worth the reply.
 const textOf = (value: unknown): string => (typeof value === 'string' ? value : '');
 const countOf = (value: unknown): number | undefined =>
   Number.isSafeInteger(value) && (value as number) >= 0 ? (value as number) : undefined;

@@ -1,7 +1,7 @@
 import type OpenAI from 'openai';
 import { type Content, type ContentPart } from '../domain/session.events.js';
 import { type ModelRequest, type PromptMessage } from './chat-model.js';
-import { type GenerationParameters } from './generation.schemas.js';
+import { type GenerationParameters } from './parameters.js';
 
 type MessageParam = OpenAI.Chat.Completions.ChatCompletionMessageParam;
 type PartParam = OpenAI.Chat.Completions.ChatCompletionContentPart;
@@ -136,7 +136,7 @@ function toParam(message: PromptMessage, names: SentNames): MessageParam {
     case 'assistant':
       return {
         role: 'assistant',
-        content: saidIn(message.content),
+        content: asText(message.content),
         ...named,
         ...(message.toolCalls && {
           tool_calls: message.toolCalls.map((call) => ({
@@ -147,7 +147,7 @@ function toParam(message: PromptMessage, names: SentNames): MessageParam {
         }),
       };
     default:
-      return { role: 'system', content: saidIn(message.content), ...named };
+      return { role: 'system', content: asText(message.content), ...named };
   }
 }
 
@@ -157,10 +157,10 @@ function resultOf({ content, toolCallId }: PromptMessage): { text: string; parts
     typeof content === 'string'
       ? []
       : content.filter(({ type }) => type === 'image' || type === 'file' || type === 'audio');
-  if (others.length === 0) return { text: saidIn(content), parts: [] };
+  if (others.length === 0) return { text: asText(content), parts: [] };
   const kinds = others.map((part) => part.type).join(', ');
   const told =
-    typeof content === 'string' ? content : saidIn(content.filter((part) => !others.includes(part)));
+    typeof content === 'string' ? content : asText(content.filter((part) => !others.includes(part)));
   const text = [told, `[The result goes on in the next message: ${kinds}]`].filter(Boolean);
   const announced: PartParam = {
     type: 'text',
@@ -187,20 +187,20 @@ function toParts(part: ContentPart): PartParam[] {
       const [, format, data] = /^data:audio\/(?:x-)?(wav|mpeg|mp3)[^,]*;base64,(.+)$/s.exec(part.url) ?? [];
       if (format !== undefined && data !== undefined)
         return [{ type: 'input_audio', input_audio: { data, format: format === 'wav' ? 'wav' : 'mp3' } }];
-      return [{ type: 'text', text: wordsFor(part) }];
+      return [{ type: 'text', text: textFor(part) }];
     }
     default: {
-      const text = wordsFor(part);
+      const text = textFor(part);
       return text === '' ? [] : [{ type: 'text', text }];
     }
   }
 }
 
 /** A content where only text can be sent: what cannot be shown is named. */
-const saidIn = (content: Content): string =>
-  typeof content === 'string' ? content : content.map(wordsFor).filter(Boolean).join('\n');
+const asText = (content: Content): string =>
+  typeof content === 'string' ? content : content.map(textFor).filter(Boolean).join('\n');
 
-function wordsFor(part: ContentPart): string {
+function textFor(part: ContentPart): string {
   switch (part.type) {
     case 'text':
     case 'refusal':

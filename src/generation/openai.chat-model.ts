@@ -100,7 +100,7 @@ export class OpenAiModel implements ChatModel {
           if (text !== '') onText(text);
         },
         onComment: () => {
-          silence.kept();
+          silence.commented();
         },
       });
       signal.throwIfAborted();
@@ -159,7 +159,7 @@ export class OpenAiModel implements ChatModel {
       return new ModelError('model-failed', 'the model provider cannot be reached', { cause: error });
     }
     if (error instanceof APIError || error instanceof ProviderError) {
-      const reason = error instanceof APIError ? statedBy(error as APIError) : error.message;
+      const reason = error instanceof APIError ? reasonGivenBy(error as APIError) : error.message;
       const message = this.withoutKeys(`the model provider answered: ${reason}`);
       return new ModelError('model-failed', message, { cause: error });
     }
@@ -183,7 +183,7 @@ const refusesUsage = (error: unknown): boolean =>
   /stream_options|include_usage/.test(error.message);
 
 /** The status and the reason of an answer that is an error. The SDK has the reason only where it is where OpenAI has it. */
-function statedBy({ status, error, message }: APIError): string {
+function reasonGivenBy({ status, error, message }: APIError): string {
   // In front of a body that is no JSON the SDK puts the status itself.
   const reason = reasonOf(error ?? message.replace(/^\d{3} /, ''));
   return status === undefined ? reason : `${status} ${reason}`;

@@ -30,7 +30,7 @@ export class SilenceTimer {
   /**
    * Must be called when the provider has sent a comment. It is at work, but one that only ever says so has to end as well.
    */
-  kept(): void {
+  commented(): void {
     if (performance.now() - this.since < (PATIENCE - 1) * this.ms) this.timer?.refresh();
   }
 

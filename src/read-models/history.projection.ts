@@ -1,5 +1,6 @@
 import { type Content, type Json, type Role, type ToolCall } from '../domain/session.events.js';
 import { versionsLeft } from '../domain/history.js';
+import { heldSize } from '../event-store/event-rows.js';
 import { streamKey } from '../event-store/lane.js';
 import { columns, type Projection, type Statement, tableOf } from '../projection-engine/projection.js';
 import {
@@ -321,12 +322,8 @@ const valuesOf = ({ incarnation, at, limit, after }: PageOfHistory): number[] =>
 const queryOf = ({ order, after }: PageOfHistory): SessionQuery =>
   QUERIES[order][after === undefined ? 'first' : 'next'];
 
-/**
- * SQL for the bytes that a message takes in memory. An estimate: one that may be compressed is taken for eight times its
- * stored size.
- */
-const SIZE = 'pg_column_size(h.message) * case when pg_column_size(h.message) < 1000 then 1 else 8 end';
-/** Most bytes of a page, by `SIZE`; beyond that it ends early, with at least one message. */
+const SIZE = heldSize('pg_column_size(h.message)');
+/** Most bytes of a page, by `heldSize`; beyond that it ends early, with at least one message. */
 const PAGE_BYTES = 32 * 1024 * 1024;
 
 const QUERIES = {

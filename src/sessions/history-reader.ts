@@ -7,10 +7,16 @@ import {
   StartGeneration,
 } from '../domain/session.commands.js';
 import { type EventData } from '../domain/session.events.js';
-import { type DepartureEvent, HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
+import {
+  carryOn,
+  DEPARTURE_EVENTS,
+  type DepartureEvent,
+  HISTORY_EVENTS,
+  leavesWith,
+} from '../domain/history.js';
 import { type SessionState } from '../domain/session.state.js';
 import { type EventLog } from '../event-store/log.js';
-import { type SessionRecord } from '../read-models/session-record.js';
+import { type HistoryRecord, type MessageRecord } from '../read-models/session-record.js';
 import { type SessionRef } from './command-context.js';
 
 /** A message of a history. */
@@ -30,7 +36,6 @@ type Departure = DepartureEvent & { readonly version: number };
 const FIRST_PAGE = 64;
 const LARGEST_PAGE = 1_024;
 
-type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
 type OpenToolCalls = SessionState['openToolCalls'];
 
 /** Reads the histories of sessions from the log, so that no read model has to have caught up. */
@@ -48,21 +53,52 @@ export class HistoryReader {
   ): Promise<VersionedMessage[]> {
     const [first] = ranges;
     if (!first) return [];
-    const parts =
+    const left =
       ranges.length === 1
-        ? [{ from: first[0], to: at, types: HISTORY_EVENTS }]
-        : [
-            ...ranges.map(([from, to]) => ({ from, to, types: HISTORY_EVENTS.slice(0, 1) })),
-            { from: first[0], to: at, types: HISTORY_EVENTS.slice(1) },
-          ];
-    const events: HistoryRecord[] = [];
-    for (const range of parts)
-      for await (const event of this.log.streams.events(streamOf(session), range))
-        events.push(event as HistoryRecord);
-    if (parts.length > 1) events.sort((one, other) => one.version - other.version);
-    return messagesLeft(events)
+        ? await this.carriedOn(session, first[0], at)
+        : await this.messagesLeft(session, ranges, at);
+    return left
       .filter(({ version }) => ranges.some(([from, to]) => from <= version && version <= to))
       .map(({ version, data }) => ({ version, message: data }));
+  }
+
+  /**
+   * The messages of ranges of versions that have not left the history by another version. Nothing is held of those that
+   * have.
+   * @param check called with each message that is left; what it throws ends the reading
+   */
+  async messagesLeft(
+    session: SessionRef,
+    ranges: readonly (readonly [number, number])[],
+    at: number,
+    check: (message: MessageRecord) => void = () => undefined,
+  ): Promise<MessageRecord[]> {
+    const stream = streamOf(session);
+    const departures: (HistoryRecord & DepartureEvent)[] = [];
+    const events = this.log.streams.events(stream, {
+      from: ranges[0]?.[0] ?? 1,
+      to: at,
+      types: DEPARTURE_EVENTS,
+    });
+    for await (const event of events) departures.push(event as HistoryRecord & DepartureEvent);
+    const leaves = leavesWith(departures);
+    const left: MessageRecord[] = [];
+    for (const [from, to] of ranges) {
+      for await (const event of this.log.streams.events(stream, { from, to, types: ['MessageAppended'] })) {
+        if (leaves(event.version)) continue;
+        left.push(event as MessageRecord);
+        check(event as MessageRecord);
+      }
+    }
+    return left;
+  }
+
+  /** The messages from one version on that are left at another one, in a single pass. */
+  private async carriedOn(session: SessionRef, from: number, to: number): Promise<MessageRecord[]> {
+    const left: MessageRecord[] = [];
+    for await (const event of this.log.streams.events(streamOf(session), { from, to, types: HISTORY_EVENTS }))
+      carryOn(left, event as HistoryRecord);
+    return left;
   }
 
   /** Adds to a command that changes the history what it leaves of it. Other commands stay as they are. */
@@ -98,11 +134,12 @@ export class HistoryReader {
   ): Promise<Removed | undefined> {
     /** By id of a call: the results behind, the nearest last. */
     const results = new Map<string, { version: number; isWanted: boolean }[]>();
-    let orphan: number | undefined;
+    /** The version of the named message, if that is a result whose call was not met yet. */
+    let namedResult: number | undefined;
     for await (const { version, message } of this.backwards(session, state)) {
-      const isNamed = orphan === undefined && message.messageId === messageId;
+      const isNamed = namedResult === undefined && message.messageId === messageId;
       if (message.role === 'tool') {
-        if (isNamed) orphan = version;
+        if (isNamed) namedResult = version;
         push(results, message.toolCallId ?? '', { version, isWanted: isNamed });
         continue;
       }
@@ -115,7 +152,9 @@ export class HistoryReader {
         ...asOpen(without(state.openToolCalls, unanswered)),
       };
     }
-    return orphan === undefined ? undefined : { versions: [orphan], ...asOpen(state.openToolCalls) };
+    return namedResult === undefined
+      ? undefined
+      : { versions: [namedResult], ...asOpen(state.openToolCalls) };
   }
 
   /**
@@ -127,7 +166,7 @@ export class HistoryReader {
     const results = new Map<string, boolean[]>();
     let messageCount = state.messageCount;
     /** Results that leave and whose calls were not met yet. */
-    let bereft = 0;
+    let unmatched = 0;
     /** Calls that leave without a result. */
     const gone: string[] = [];
     /** Calls that stay and have no result then, as far as they were met. */
@@ -139,16 +178,16 @@ export class HistoryReader {
       const leaves = version > toVersion;
       // With a call that is open again, all others have to be met as well, so that they are in order.
       const unmet = isReopened && stillOpen < state.openToolCalls.length - gone.length;
-      if (!leaves && bereft === 0 && !unmet) break;
+      if (!leaves && unmatched === 0 && !unmet) break;
       if (leaves) messageCount -= 1;
       if (message.role === 'tool') {
         push(results, message.toolCallId ?? '', leaves);
-        if (leaves) bereft += 1;
+        if (leaves) unmatched += 1;
       }
       const openOnes: { id: string; name: string }[] = [];
       for (const { id, name } of message.toolCalls ?? []) {
         const resultLeaves = results.get(id)?.pop();
-        if (resultLeaves) bereft -= 1;
+        if (resultLeaves) unmatched -= 1;
         if (leaves && resultLeaves === undefined) gone.push(id);
         if (leaves || resultLeaves === false) continue;
         openOnes.push({ id, name });

@@ -79,8 +79,13 @@ export class SessionCommands {
       incarnation: (state) => state.incarnation,
       weigh: (command) =>
         command instanceof AppendMessages || command instanceof ForkSession ? weightOf(command.messages) : 0,
-      prepare: async (command, state, { tenant, streamId }) =>
-        histories.prepare({ tenant, sessionId: streamId }, await this.withPartial(command, state), state),
+      // Most commands append messages, and need nothing.
+      prepare: (command, state, { tenant, streamId }) =>
+        command instanceof AppendMessages
+          ? command
+          : this.withPartial(command, state).then((one) =>
+              histories.prepare({ tenant, sessionId: streamId }, one, state),
+            ),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
     this.room = new RoomMaker(store, models, policies, async (candidate, reason, idleFor) => {

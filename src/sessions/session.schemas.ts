@@ -70,8 +70,11 @@ export const ChangeSessionBody = z.strictObject({
 
 export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
 
+/** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
+export const MAX_VERSION = 2_147_483_647;
+
 export const RewindBody = z.strictObject({
-  toVersion: z.int().positive().max(2_147_483_647).meta({
+  toVersion: z.int().positive().max(MAX_VERSION).meta({
     description: 'a version of the present history; the messages of later versions leave it',
   }),
   reason: reason.optional(),
@@ -156,9 +159,6 @@ export const ListSessionsQuery = z
     consistency,
   })
   .catchall(z.string());
-
-/** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
-export const MAX_VERSION = 2_147_483_647;
 
 /** Where a page of sessions ended. */
 export const SessionCursor = z.strictObject({ createdAt: moment, id: sessionId });

@@ -1,14 +1,12 @@
 import { createHash } from 'node:crypto';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
-import { type HISTORY_EVENTS, messagesLeft } from '../domain/history.js';
-import { type SessionRecord } from '../read-models/session-record.js';
+import { carryOn } from '../domain/history.js';
+import { type MessageRecord, type SessionRecord } from '../read-models/session-record.js';
 import { toOpenAi } from './openai-messages.js';
 import { EXPORT_FORMAT, exported, type ExportManifestData } from './export-format.js';
 
 const STREAMS = 1_000;
-
-type HistoryRecord = SessionRecord & { type: (typeof HISTORY_EVENTS)[number] };
 
 export interface ExportSelection {
   /** Sessions of this tenant only. */
@@ -30,27 +28,38 @@ export async function exportOpenAi(
   write: (text: string) => Promise<void>,
 ): Promise<number> {
   let sessions = 0;
-  for await (const streams of pagesOf(store, selection)) {
-    for (const { tenant, streamId, version } of streams) {
-      let title: string | null = null;
-      let history: HistoryRecord[] = [];
-      for await (const event of store.streams.events({ tenant, streamId }, { to: version })) {
-        const record = event as SessionRecord;
-        if (record.type === 'SessionCreated') title = record.data.title ?? null;
-        if (record.type === 'SessionDetailsChanged' && record.data.title !== undefined)
-          title = record.data.title;
-        const { type } = record;
-        if (type === 'SessionCreated' || type === 'ConversationReset' || type === 'SessionDeleted')
-          history = [];
-        else if (type === 'MessageAppended' || type === 'MessageRemoved' || type === 'HistoryRewound')
-          history.push(record);
+  let title: string | null = null;
+  let left: MessageRecord[] = [];
+  let last: RecordedEvent | undefined;
+  const put = async (): Promise<void> => {
+    if (!last || left.length === 0) return;
+    sessions += 1;
+    const messages = left.map(({ data }) => toOpenAi(data));
+    await write(`${JSON.stringify({ id: last.streamId, ...(title !== null && { title }), messages })}\n`);
+  };
+  for await (const page of eventsOf(store, selection)) {
+    for (const event of page as readonly RecordedEvent[] as readonly SessionRecord[]) {
+      if (isOfOther(event, last)) {
+        await put();
+        left = [];
       }
-      const messages = messagesLeft(history).map(({ data }) => toOpenAi(data));
-      if (messages.length === 0) continue;
-      sessions += 1;
-      await write(`${JSON.stringify({ id: streamId, ...(title !== null && { title }), messages })}\n`);
+      last = event;
+      if (event.type === 'SessionCreated') title = event.data.title ?? null;
+      if (event.type === 'SessionDetailsChanged' && event.data.title !== undefined) title = event.data.title;
+      switch (event.type) {
+        case 'SessionCreated':
+        case 'ConversationReset':
+        case 'SessionDeleted':
+          left = [];
+          break;
+        case 'MessageAppended':
+        case 'MessageRemoved':
+        case 'HistoryRewound':
+          carryOn(left, event);
+      }
     }
   }
+  await put();
   return sessions;
 }
 
@@ -81,25 +90,30 @@ export async function exportSessions(
     return { session: { tenant, sessionId: streamId, version } };
   };
 
-  const cut = await store.lanes.ends();
-  for await (const streams of pagesOf(store, selection)) {
-    for await (const page of store.cuts.eventsUpTo(cut, streams)) {
-      const lines: unknown[] = [];
-      for (const event of page) {
-        if (last && (last.streamId !== event.streamId || last.tenant !== event.tenant))
-          lines.push(endOf(last));
-        lines.push(exported(event));
-        last = event;
-      }
-      events += page.length;
-      await put(lines);
+  for await (const page of eventsOf(store, selection)) {
+    const lines: unknown[] = [];
+    for (const event of page) {
+      if (last && isOfOther(event, last)) lines.push(endOf(last));
+      lines.push(exported(event));
+      last = event;
     }
+    events += page.length;
+    await put(lines);
   }
   if (last) await put([endOf(last)]);
   const manifest = { format: EXPORT_FORMAT, sessions, events, sha256: hash.digest('hex') } as const;
   await write(`${JSON.stringify({ manifest })}\n`);
   return manifest;
 }
+
+/** The events of the sessions up to the moment of the call, session by session, in pages. */
+async function* eventsOf(store: EventLog, selection: ExportSelection): AsyncGenerator<RecordedEvent[]> {
+  const cut = await store.lanes.ends();
+  for await (const streams of pagesOf(store, selection)) yield* store.cuts.eventsUpTo(cut, streams);
+}
+
+const isOfOther = (event: RecordedEvent, last: RecordedEvent | undefined): boolean =>
+  last !== undefined && (last.streamId !== event.streamId || last.tenant !== event.tenant);
 
 async function* pagesOf(store: EventLog, { tenant, sessions }: ExportSelection) {
   if (sessions) {

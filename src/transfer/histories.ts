@@ -1,6 +1,7 @@
+import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { SESSION_ID } from '../domain/session.events.js';
 import { derivedId } from '../sessions/ids.js';
-import { callOf, contentOf, type Fields, fieldsOf, fromOpenAi, listOf, roleOf } from './openai-messages.js';
+import { callOf, contentOf, fromOpenAi, roleOf } from './openai-messages.js';
 
 /** Forms in which other programs write conversations. */
 export type HistoryForm = 'openai' | 'langchain' | 'chatgpt';

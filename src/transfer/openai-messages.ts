@@ -1,3 +1,4 @@
+import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { type Content, type ContentPart, type Json } from '../domain/session.events.js';
 import { type NewMessage } from '../domain/session.commands.js';
 
@@ -6,12 +7,6 @@ import { type NewMessage } from '../domain/session.commands.js';
  * and back. What has no place here is kept as a part `data`.
  */
 
-export type Fields = Readonly<Record<string, unknown>>;
-
-export const fieldsOf = (value: unknown): Fields =>
-  typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Fields) : {};
-export const listOf = (value: unknown): readonly unknown[] =>
-  Array.isArray(value) ? (value as unknown[]) : [];
 const textOf = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined);
 
 /** Other names of roles, at other providers and in older versions. */

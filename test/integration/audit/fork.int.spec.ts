@@ -100,6 +100,17 @@ it('given a fork, when it and its source are used, then neither shows changes of
   expect(await forksOf(node, 's', '?incarnation=1')).toEqual(['f']);
 });
 
+it('given a long history of which most was taken back, when it is forked, then only what is left counts', async () => {
+  const node = await world.start();
+  await node.create('s');
+  await node.say('s', 'kept');
+  for (let n = 0; n < 3; n += 1) await node.say('s', 'x'.repeat(12 * 1024 * 1024));
+  expectProblem(await fork(node, 's', { id: 'too-long' }), 400, 'invalid-request', '/at');
+  await node.inject('POST', '/v1/sessions/s/rewind', { toVersion: 2 });
+  expect((await fork(node, 's', { id: 'f' })).status).toBe(201);
+  expect(await contents(node, 'f')).toEqual(['kept']);
+});
+
 it('given many forks, when they are listed in pages, then each comes once, and deleted ones are missing', async () => {
   const node = await world.start();
   await node.create('s');

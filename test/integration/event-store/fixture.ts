@@ -1,7 +1,10 @@
 import { type Decider } from '../../../src/domain/decider.js';
-import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
+import { type StreamId } from '../../../src/event-store/lane.js';
+import { type Appended, EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { StreamHandler } from '../../../src/event-store/stream-handler.js';
 import { type StreamKind } from '../../../src/event-store/stream-states.js';
+import { type StateLag } from '../../../src/event-store/stream-reader.js';
+import { appendOf, type AppendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 
 export { sized } from '../../support/heavy.js';
@@ -46,8 +49,46 @@ export class Nodes {
     return store;
   }
 
+  /**
+   * A node that has begun to listen for notifications. When it begins, it forgets the ends of lanes, because other nodes
+   * may have appended before. A test that relies on known ends must therefore wait until the node listens.
+   */
+  async startListening(url: string): Promise<EventLog> {
+    const store = await this.start(url);
+    const connected = new Promise<void>((resolve) => {
+      store.telemetry.on('wakeUp', (wakeUp) => {
+        if (wakeUp.connected) resolve();
+      });
+    });
+    store.wakeUp.subscribe(() => undefined);
+    await connected;
+    return store;
+  }
+
   async stopAll(): Promise<void> {
     await Promise.all(this.open.splice(0).map((store) => store.close()));
+  }
+}
+
+/** A writer of one stream that knows its end from the last append, as a command handler does. */
+export class StreamWriter {
+  version = 0;
+  last: Appended | undefined;
+  private lag: StateLag | undefined;
+
+  constructor(
+    private readonly store: EventLog,
+    readonly stream: StreamId,
+  ) {}
+
+  async append(events = 1, more: Partial<AppendOf> = {}): Promise<Appended['status']> {
+    const data = Array.from({ length: events }, () => ({ type: 'Written', data: { text: 'one of many' } }));
+    const append = appendOf(this.stream, this.version, data, { lag: this.lag, ...more });
+    const result = await this.store.append(append);
+    if (result.status === 'ok') this.lag = result.lag;
+    if ('version' in result) this.version = result.version;
+    this.last = result;
+    return result.status;
   }
 }
 

@@ -1,55 +1,14 @@
 import { type Appended, type EventLog } from '../../../src/event-store/log.js';
-import { type StreamId } from '../../../src/event-store/lane.js';
-import { type StateLag } from '../../../src/event-store/stream-reader.js';
-import { appendOf, type AppendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
-import { blocked, logPerTest, seeded, sized } from './fixture.js';
+import { blocked, logPerTest, seeded, sized, StreamWriter } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = logPerTest((made) => {
   db = made;
 });
 
-const written = [{ type: 'Written', data: { text: 'one of many' } }];
-
-/** A writer of one stream that knows its end from the last append, as a command handler does. */
-class Writer {
-  version = 0;
-  last: Appended | undefined;
-  private lag: StateLag | undefined;
-
-  constructor(
-    private readonly store: EventLog,
-    readonly stream: StreamId,
-  ) {}
-
-  async append(events = 1, more: Partial<AppendOf> = {}): Promise<Appended['status']> {
-    const data = Array.from({ length: events }, () => written).flat();
-    const result = await this.store.append(
-      appendOf(this.stream, this.version, data, { lag: this.lag, ...more }),
-    );
-    if (result.status === 'ok') this.lag = result.lag;
-    if ('version' in result) this.version = result.version;
-    this.last = result;
-    return result.status;
-  }
-}
-
-/** A node that listens already: when it begins to, it forgets what it knows. */
-async function startListening(): Promise<EventLog> {
-  const store = await nodes.start(db.url);
-  const connected = new Promise<void>((resolve) => {
-    store.telemetry.on('wakeUp', (wakeUp) => {
-      if (wakeUp.connected) resolve();
-    });
-  });
-  store.wakeUp.subscribe(() => undefined);
-  await connected;
-  return store;
-}
-
-const writersOf = (store: EventLog, count: number): Writer[] =>
-  Array.from({ length: count }, (_, n) => new Writer(store, { tenant: 'acme', streamId: `s${n}` }));
+const writersOf = (store: EventLog, count: number): StreamWriter[] =>
+  Array.from({ length: count }, (_, n) => new StreamWriter(store, { tenant: 'acme', streamId: `s${n}` }));
 /** In one commit. */
 const together = async (appends: readonly (() => Promise<Appended['status']>)[]) => {
   await db.query('select pg_advisory_lock(7301, l) from generate_series(0, 15) as l');
@@ -61,7 +20,7 @@ const together = async (appends: readonly (() => Promise<Appended['status']>)[])
 const all = (count: number, status = 'ok') => Array.from({ length: count }, () => status);
 
 it('given streams to which a process appended, when it appends to all of them again, then nothing is looked up, and states are stored as ever', async () => {
-  const writers = writersOf(await startListening(), 40);
+  const writers = writersOf(await nodes.startListening(db.url), 40);
   await together(writers.map((writer) => () => writer.append()));
   await db.query('drop function append_chains');
 
@@ -72,12 +31,12 @@ it('given streams to which a process appended, when it appends to all of them ag
 });
 
 it('given a batch in which some streams are known, when it is committed, then one commit holds all of it, and each append has its own outcome', async () => {
-  const store = await startListening();
+  const store = await nodes.startListening(db.url);
   const writers = writersOf(store, 30);
   const known = writers.slice(0, 20);
   await together(known.map((writer) => () => writer.append()));
   // It believes that its stream does not exist.
-  const late = new Writer(store, known[3]?.stream ?? { tenant: '', streamId: '' });
+  const late = new StreamWriter(store, known[3]?.stream ?? { tenant: '', streamId: '' });
   const key = { scope: 's', key: 'k', fingerprint: 'f', reference: 7 };
 
   const statuses = await together(
@@ -93,7 +52,7 @@ it('given a batch in which some streams are known, when it is committed, then on
 });
 
 it('given a lane to which another process has appended unheard, when the first one appends to many lanes, then nothing is lost or doubled', async () => {
-  const writers = writersOf(await startListening(), 30);
+  const writers = writersOf(await nodes.startListening(db.url), 30);
   await together(writers.map((writer) => () => writer.append()));
   await db.query(
     `insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
@@ -110,7 +69,7 @@ it('given a lane to which another process has appended unheard, when the first o
 });
 
 it('given another server behind the same address, when it has less of the log, then what is known of the first server is not used', async () => {
-  const store = await startListening();
+  const store = await nodes.startListening(db.url);
   const writers = writersOf(store, 20);
   for (let round = 0; round < 3; round += 1) await together(writers.map((writer) => () => writer.append()));
   for (let lane = 0; lane < store.laneCount; lane += 1) {
@@ -142,7 +101,7 @@ it('given a clock that went back, when known streams are appended to, then no ti
 
 it('given three processes that append to the same streams at random, when each knows only what it saw, then an append succeeds exactly when it expects the version that the stream is at', async () => {
   const random = seeded();
-  const stores = [await startListening(), await nodes.start(db.url), await nodes.start(db.url)];
+  const stores = [await nodes.startListening(db.url), await nodes.start(db.url), await nodes.start(db.url)];
   const writers = stores.map((store) => writersOf(store, 12));
   const versions = writers[0]?.map(() => 0) ?? [];
   let appended = 0;

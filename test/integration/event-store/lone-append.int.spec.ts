@@ -1,10 +1,9 @@
 import { type EventLog } from '../../../src/event-store/log.js';
-import { type StateLag } from '../../../src/event-store/stream-reader.js';
 import { laneOf } from '../../../src/event-store/lane.js';
-import { appendOf, type AppendOf } from '../../support/append.js';
+import { type AppendOf } from '../../support/append.js';
 import { connect } from '../../../src/database/connection.js';
 import { type TestDatabase } from '../../support/database.js';
-import { logPerTest, seeded, sized } from './fixture.js';
+import { logPerTest, seeded, sized, StreamWriter } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = logPerTest((made) => {
@@ -18,41 +17,6 @@ const neighbour = Array.from({ length: 1_000 }, (_, n) => ({ tenant: 'acme', str
 ) ?? { tenant: '', streamId: '' };
 const written = [{ type: 'Written', data: { text: 'one of several' } }];
 
-/** A writer that knows the end of a stream from its own last append, as a command handler does. */
-class Writer {
-  version = 0;
-  private lag: StateLag | undefined;
-
-  constructor(
-    private readonly store: EventLog,
-    private readonly to = stream,
-  ) {}
-
-  async append(more: Partial<AppendOf> = {}): Promise<string> {
-    const append = appendOf(this.to, this.version, written, { lag: this.lag, ...more });
-    const result = await this.store.append(append);
-    if (result.status === 'ok') ({ version: this.version, lag: this.lag } = result);
-    if (result.status === 'conflict') ({ version: this.version } = result);
-    return result.status;
-  }
-}
-
-/**
- * A node that has begun to listen for notifications. When it begins, it forgets the ends of lanes, because other nodes
- * may have appended before. A test that relies on known ends must therefore wait until the node listens.
- */
-async function startListening(): Promise<EventLog> {
-  const store = await nodes.start(db.url);
-  const connected = new Promise<void>((resolve) => {
-    store.telemetry.on('wakeUp', (wakeUp) => {
-      if (wakeUp.connected) resolve();
-    });
-  });
-  store.wakeUp.subscribe(() => undefined);
-  await connected;
-  return store;
-}
-
 const dropFunctions = async (): Promise<void> => {
   for (const name of ['append_event', 'append_chains']) await db.query(`drop function ${name}`);
 };
@@ -60,7 +24,7 @@ const eventsOf = (query = '') =>
   db.query<{ version: number; position: string }>(`select version, position from event ${query}`);
 
 it('given the only writer of a lane, when it appends right after its last event, then a plain insert is used instead of a function', async () => {
-  const writer = new Writer(await startListening());
+  const writer = new StreamWriter(await nodes.startListening(db.url), stream);
   await writer.append();
   await dropFunctions();
 
@@ -83,10 +47,10 @@ it.each<[string, Partial<AppendOf>]>([
 ])(
   'given the only writer of a lane, when its append has %s, then a function is used',
   async (_what, more) => {
-    const writer = new Writer(await nodes.start(db.url));
+    const writer = new StreamWriter(await nodes.start(db.url), stream);
     await writer.append();
     await dropFunctions();
-    await expect(writer.append(more)).rejects.toThrow(/append_/);
+    await expect(writer.append(1, more)).rejects.toThrow(/append_/);
     expect(await eventsOf()).toHaveLength(1);
   },
 );
@@ -94,8 +58,8 @@ it.each<[string, Partial<AppendOf>]>([
 it('given three processes that append to one stream and to one lane, when none knows of the appends of the others yet, then an append with the right version succeeds, and there are no gaps', async () => {
   const random = seeded();
   const stores = await Promise.all([1, 2, 3].map(() => nodes.start(db.url)));
-  const writers = stores.map((store) => new Writer(store));
-  const beside = new Writer(stores[2] as EventLog, neighbour);
+  const writers = stores.map((store) => new StreamWriter(store, stream));
+  const beside = new StreamWriter(stores[2] as EventLog, neighbour);
   let version = 0;
   for (let round = 0; round < sized(3_000, 500, 200); round += 1) {
     const writer = writers[random(3)];
@@ -110,7 +74,7 @@ it('given three processes that append to one stream and to one lane, when none k
 
 it('given a lane that another transaction has locked, when a writer appends right after its last event, then it waits', async () => {
   const store = await nodes.start(db.url);
-  const writer = new Writer(store);
+  const writer = new StreamWriter(store, stream);
   await writer.append();
   const holder = await connect(db.url, 'holder');
   await holder.query('begin');
@@ -135,7 +99,7 @@ it('given a lane that another transaction has locked, when a writer appends righ
 
 it('given a clock that went back, when a writer appends right after its last event, then the time of the stream does not go back', async () => {
   const store = await nodes.start(db.url);
-  const writer = new Writer(store);
+  const writer = new StreamWriter(store, stream);
   await writer.append();
   await db.setClock({ offsetMs: -3_600_000 });
   await writer.append();
@@ -144,8 +108,8 @@ it('given a clock that went back, when a writer appends right after its last eve
 });
 
 it('given another server behind the same address, when it has less of the log, then the known ends of the first server are not used', async () => {
-  const store = await startListening();
-  const writer = new Writer(store);
+  const store = await nodes.startListening(db.url);
+  const writer = new StreamWriter(store, stream);
   for (let n = 0; n < 5; n += 1) await writer.append();
   const { ends, writer: batches } = store as unknown as {
     ends: { run: string };

@@ -1,3 +1,5 @@
+import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
+import { message, Node } from '../projection-engine/fixture.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { exportedHistories, importHistories, importMessages, withStore } from './fixture.js';
 
@@ -57,6 +59,23 @@ describe('OpenAI messages', () => {
       title: 'Cats',
       messages: [...HISTORY, odd].map((one) => ({ ...one, content: one.content ?? '' })),
     });
+  });
+
+  it('given sessions whose stored state is behind, when they go out, then the last messages are there', async () => {
+    const node = await Node.start(db.url, []);
+    await node.handle('live', new CreateSession({ title: 'Live' }));
+    for (let n = 1; n <= 5; n += 1) await node.handle('live', new AppendMessages([message(`${n}`)]));
+    await node.stop();
+    await importHistories(
+      db,
+      JSON.stringify({ id: 'after', messages: [{ role: 'user', content: 'x' }] }),
+      'openai',
+    );
+    const exported = await exportedHistories(db);
+    expect(exported.map(({ id, title, messages }) => [id, title, (messages as unknown[]).length])).toEqual([
+      ['after', undefined, 1],
+      ['live', 'Live', 5],
+    ]);
   });
 
   it('given lines for fine-tuning with blank ones between, when they come in twice, then each is one session, and the second time nothing changes', async () => {
@@ -160,12 +179,12 @@ it('given a ChatGPT export, when it comes in, then the chosen branch is the sess
 });
 
 describe('plain messages', () => {
-  const message = (more: object) => ({ sessionId: 's', role: 'user', content: 'x', ...more });
+  const line = (more: object) => ({ sessionId: 's', role: 'user', content: 'x', ...more });
 
   it('given times in seconds or milliseconds, when they come in, then they are those times', async () => {
     await importMessages(
       db,
-      [message({ createdAt: 1_600_000_000 }), message({ createdAt: 1_600_000_001_000 })],
+      [line({ createdAt: 1_600_000_000 }), line({ createdAt: 1_600_000_001_000 })],
       'acme',
     );
     expect((await messagesOf('s')).map(({ time }) => time)).toEqual([
@@ -176,11 +195,11 @@ describe('plain messages', () => {
 
   it('given two messages of one id in a session, when they come in, then they are refused', async () => {
     const twice = { createdAt: '2024-01-01T00:00:00Z', messageId: 'm' };
-    await expect(importMessages(db, [message(twice), message(twice)], 'acme')).rejects.toThrow(
+    await expect(importMessages(db, [line(twice), line(twice)], 'acme')).rejects.toThrow(
       /line 2: .*two messages of the id m/,
     );
     expect(
-      (await importMessages(db, [message(twice), { ...message(twice), sessionId: 't' }], 'acme')).imported,
+      (await importMessages(db, [line(twice), { ...line(twice), sessionId: 't' }], 'acme')).imported,
     ).toBe(2);
   });
 });
