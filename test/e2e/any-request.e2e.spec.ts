@@ -11,7 +11,7 @@ import {
 import { sized } from '../support/heavy.js';
 import { createWorld, say, type World } from './fixture.js';
 
-const REQUESTS = sized(20_000, 2_000, 700);
+const REQUESTS = sized(20_000, 2_000, 1_000);
 const AT_ONCE = 16;
 /** SEED=n generates other requests; the same seed generates the same requests. */
 const SEED = Number(process.env['SEED'] ?? 20_261_127);
@@ -76,7 +76,8 @@ it(`given ${REQUESTS} requests generated from the OpenAPI document, at and past 
   expect(faults.slice(0, 5)).toEqual([]);
   // Many of the generated requests must succeed; otherwise this test would only test refusals.
   expect(statuses.get(200) ?? 0).toBeGreaterThan(REQUESTS / 20);
-  expect(statuses.get(201) ?? 0).toBeGreaterThan(REQUESTS / 500);
+  // Few of all operations create something, and fewer with each operation that is added.
+  expect(statuses.get(201) ?? 0).toBeGreaterThan(REQUESTS / 1_000);
   expect((await api.get('/health/ready')).status).toBe(200);
 });
 
