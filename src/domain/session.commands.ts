@@ -49,8 +49,10 @@ export class StartGeneration {
       readonly instructions?: string | undefined;
       readonly parameters?: Record<string, Json> | undefined;
       readonly tools?: ToolDefinition[] | undefined;
+      readonly extensions?: NewMessage['extensions'] | undefined;
     },
-    readonly message?: NewMessage,
+    /** Join the history first. Without any, the history as it stands is answered. */
+    readonly messages: readonly NewMessage[] = [],
     /** The partial reply of the previous generation, recorded if that generation turns out to be dead. */
     readonly partial?: PartialReply,
     /** The part of the history that the model sees; the whole history unless given. */
@@ -59,6 +61,8 @@ export class StartGeneration {
     readonly regenerate = false,
     /** Where the last reply begins, and what is left before it; null when there is no reply to leave. */
     readonly rewound?: Rewound | null,
+    /** What the session is created with if there is none; without it there must be one. */
+    readonly create?: EventData<'SessionCreated'>,
   ) {}
 }
 export class CompleteGeneration {

@@ -96,6 +96,9 @@ export const toolDefinition = z.strictObject({
   description: z.string().max(10_000).optional(),
   parameters: jsonObject.optional().meta({ description: 'JSON Schema of the arguments' }),
   approval: z.literal('required').optional().meta({ description: 'a call needs an approval of the session' }),
+  strict: z.boolean().optional().meta({
+    description: 'whether the provider holds the model to the schema; as the provider does it unless given',
+  }),
 });
 export type ToolDefinition = z.infer<typeof toolDefinition>;
 
@@ -110,7 +113,10 @@ export type Usage = z.infer<typeof usage>;
 export const role = z.enum(['system', 'developer', 'user', 'assistant', 'tool']);
 export type Role = z.infer<typeof role>;
 const EXTENSION_BYTES = 65_536;
-/** What only one protocol understands of a message, by the name of the protocol, so that its clients get back what they gave. */
+/**
+ * What only one protocol understands of a message or of a generation, by the name of the protocol, so that its clients get
+ * back what they gave.
+ */
 export const extensions = z
   .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be the name of a protocol'), json)
   .refine((value) => Buffer.byteLength(JSON.stringify(value)) <= EXTENSION_BYTES, {
@@ -182,6 +188,7 @@ export const sessionEvents = {
       instructions: instructions.optional(),
       parameters: jsonObject.optional(),
       tools: z.array(toolDefinition).optional().meta(personal),
+      extensions: extensions.optional(),
       context: versionRanges.meta({ description: 'version ranges of the messages that the model sees' }),
     }),
   },

@@ -32,6 +32,13 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
         { type: 'SessionCreated', data: { ...given(command.details), forkedFrom: command.from } },
         ...command.messages.map(appended),
       ]);
+
+    case 'StartGeneration': {
+      if (exists(state) || !command.create) break;
+      const created: SessionEvent = { type: 'SessionCreated', data: given(command.create) };
+      const { events } = startGeneration(command, evolve(state, created));
+      return opened([created, ...events]);
+    }
   }
 
   if (!exists(state)) throw new DomainError('session-not-found', 'there is no such session');
@@ -156,41 +163,39 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
 }
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {
-  const { generation, message, partial } = command;
+  const { generation, messages, partial } = command;
   const rewound = command.regenerate ? command.rewound : null;
   if (rewound === undefined) throw new Error('what is left of the history was not read');
-  if (message) checkMessages([message], state, ['message']);
-  if (message?.toolCalls) {
+  checkMessages(messages, state);
+  if (messages.at(-1)?.toolCalls) {
     throw new DomainError('invalid-request', 'a message with tool calls needs their results first', {
-      field: ['message', 'toolCalls'],
+      field: ['messages', messages.length - 1, 'toolCalls'],
       detail: 'have no results yet',
     });
   }
-  if (!message && (rewound ?? state).messageCount === 0) {
+  if (messages.length === 0 && (rewound ?? state).messageCount === 0) {
     throw new DomainError('invalid-request', 'there is no message to answer: give `message`', {
-      field: ['message'],
+      field: ['messages'],
       detail: 'is needed while the history is empty',
     });
   }
   const before: SessionEvent[] = state.generation ? leaseExpired(state.generation, partial) : [];
   if (rewound) before.push({ type: 'HistoryRewound', data: given({ ...rewound, reason: 'regenerate' }) });
   const openToolCalls = rewound ? (rewound.openToolCalls ?? []) : state.openToolCalls;
-  const answered =
-    message?.role === 'tool' ? openToolCalls.findLast((call) => call.id === message.toolCallId) : undefined;
   // Models refuse a history with a tool call that has no result. Without these results every later turn would fail.
-  const results = openToolCalls
-    .filter((call) => call !== answered)
-    .map((call, index) =>
-      appended({
-        messageId: `${generation.generationId}.${index + 1}`,
-        role: 'tool',
-        toolCallId: call.id,
-        name: call.name,
-        content: 'cancelled',
-        status: 'incomplete',
-      }),
-    );
-  const events = [...before, ...results, ...(message ? [appended(message)] : [])];
+  const open = unanswered(openToolCalls, messages);
+  const notRun = [...open.before, ...open.among].map((call, index) =>
+    appended({
+      messageId: `${generation.generationId}.${index + 1}`,
+      role: 'tool',
+      toolCallId: call.id,
+      name: call.name,
+      content: 'cancelled',
+      status: 'incomplete',
+    }),
+  );
+  const results = notRun.splice(0, open.before.length);
+  const events = [...before, ...results, ...messages.map(appended), ...notRun];
   const resumes = state.status === 'expired' ? 1 : 0;
   const seen = state.version + resumes + events.length;
   events.push({
@@ -202,6 +207,31 @@ function startGeneration(command: StartGeneration, state: SessionState): Decisio
   });
   const started = inActiveSession(state, events);
   return state.generation ? { ...started, guard: whenAbandoned(state.generation, busy()) } : started;
+}
+
+type OpenToolCalls = SessionState['openToolCalls'];
+
+/**
+ * The tool calls that have no result when messages have joined a history: those that were open `before`, and those
+ * `among` the messages. A result is that of the last call of its id, of a model that uses ids again.
+ */
+function unanswered(
+  openBefore: OpenToolCalls,
+  messages: readonly NewMessage[],
+): { readonly before: OpenToolCalls; readonly among: OpenToolCalls } {
+  const before = [...openBefore];
+  const among: { id: string; name: string }[] = [];
+  for (const { role, toolCallId, toolCalls } of messages) {
+    if (role === 'tool') {
+      const calls = among.some(({ id }) => id === toolCallId) ? among : before;
+      calls.splice(
+        calls.findLastIndex(({ id }) => id === toolCallId),
+        1,
+      );
+    }
+    for (const { id, name } of toolCalls ?? []) among.push({ id, name });
+  }
+  return { before, among };
 }
 
 /**
@@ -231,18 +261,14 @@ function rewritten(
 }
 
 /** @throws DomainError `invalid-request` when a tool result answers no open call or an id is used twice. */
-function checkMessages(
-  messages: readonly NewMessage[],
-  state: SessionState,
-  base?: readonly (string | number)[],
-): void {
+function checkMessages(messages: readonly NewMessage[], state: SessionState): void {
   // Counts calls, not ids: a model may give two calls of a reply the same id, and each of them needs a result.
   const open = new Map<string, number>();
   const count = (id: string, by: 1 | -1) => open.set(id, (open.get(id) ?? 0) + by);
   for (const call of state.openToolCalls) count(call.id, 1);
   let total = state.openToolCalls.length;
   messages.forEach((message, index) => {
-    const at = base ?? ['messages', index];
+    const at = ['messages', index];
     if (message.role === 'tool') {
       if (message.toolCallId === undefined || !open.get(message.toolCallId)) {
         throw new DomainError(

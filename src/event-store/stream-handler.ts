@@ -28,6 +28,8 @@ export interface HandleOptions<State = unknown, Event = unknown> {
         readonly reference: (events: readonly { readonly type: string }[]) => unknown;
       }
     | undefined;
+  /** The caller has just made the name of the stream up, so it need not be looked for. */
+  readonly isNew?: boolean | undefined;
   /** A lease that begins with the append, if there is one. */
   readonly lease?: NewLease | undefined;
   /** Key and limit of the counter to which a decision refers by this name. */
@@ -126,7 +128,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       if (handled) return handled;
     }
     const cached = this.states.known(stream);
-    const handled = cached && (await tryUpon(basisOf(cached)));
+    const guessed = cached ? basisOf(cached) : options.isNew ? this.nothing() : undefined;
+    const handled = guessed && (await tryUpon(guessed));
     if (handled) return handled;
     // Where there is something to append, the append itself finds out whether the key was used before.
     const duplicate = key && !options.decided && (await this.findDuplicate(stream, key));
@@ -137,6 +140,11 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       if (retried) return retried;
     }
     throw new Error(`stream ${streamKey(stream)}: ${ATTEMPTS} appends in a row met a newer version`);
+  }
+
+  private nothing(): Basis<State> {
+    const chain = { version: 0, createdAt: null, lastActivityAt: null };
+    return { state: this.kind.decider.initialState, chain, lag: undefined };
   }
 
   /** The effect of an earlier command with the same key, if there was one. */

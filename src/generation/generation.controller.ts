@@ -3,10 +3,10 @@ import { CommandBus } from '@nestjs/cqrs';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
 import { textOf } from '../domain/content.js';
+import { DomainError } from '../domain/decider.js';
 import {
   CancelGeneration,
   ChangeSessionDetails,
-  CreateSession,
   type NewMessage,
 } from '../domain/session.commands.js';
 import { VersionMismatch } from '../event-store/refusals.js';
@@ -33,7 +33,7 @@ import {
   replyStream,
   TitleBody,
 } from './generation.schemas.js';
-import { Generations } from './generations.js';
+import { type Ask, Generations } from './generations.js';
 import { parametersIn } from './parameters.js';
 import { type LiveReply, type ReplyEnd } from './live-reply.js';
 import { placeOf, sendEvents } from './sse.js';
@@ -84,10 +84,10 @@ export class GenerationController {
     const { message, onBusy, model, instructions, tools, regenerate } = body;
     const session = { tenant: write.caller.tenant, sessionId };
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/generate`, body);
-    const live = await this.generations.start(session, context, {
+    const live = await this.start(session, context, {
       ...{ model, instructions, tools, regenerate },
       parameters: parametersIn(body),
-      message: userMessage(message),
+      messages: userMessages(message),
       queue: onBusy === 'queue',
     });
     if (wantsEvents(request)) return sendEvents(reply, live);
@@ -101,8 +101,7 @@ export class GenerationController {
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
     stream: replyStream,
-    // The session may be deleted between its creation and the turn.
-    problems: ['session-not-found', ...PROBLEMS],
+    problems: PROBLEMS,
   })
   async chat(
     @Write() write: WriteContext,
@@ -116,13 +115,13 @@ export class GenerationController {
     const sessionId =
       body.sessionId ?? (key === undefined ? newId('sess') : derivedId('sess', tenant, route, key));
     const session = { tenant, sessionId };
-    const { ifMatch, idempotency, ...context } = contextOf(write, route, body);
-    const known = idempotency && (await this.generations.isKnown(tenant, idempotency));
-    // A retry must not create a session again that was deleted after the first request.
-    if (!known) await dispatch(this.bus, session, new CreateSession(), { ...context, ifMatch });
-    const message = userMessage(body.message);
-    const ask = { message, parameters: parametersIn(body) };
-    const live = await this.generations.start(session, { ...context, idempotency }, ask);
+    const isNew = body.sessionId === undefined && key === undefined;
+    const context = { ...contextOf(write, route, body), isNew };
+    const live = await this.start(session, context, {
+      messages: userMessages(body.message),
+      parameters: parametersIn(body),
+      create: {},
+    });
     if (wantsEvents(request)) return sendEvents(reply, live);
     return { response: (await endOf(live)).answer.content, sessionId };
   }
@@ -197,6 +196,15 @@ export class GenerationController {
     return answer;
   }
 
+  /** A request has one message at most, so the pointers of its faults have no index. */
+  private start(session: SessionRef, context: CommandContext, ask: Ask): Promise<LiveReply> {
+    return this.generations.start(session, context, ask).catch((error: unknown) => {
+      throw error instanceof DomainError
+        ? error.withField(([_messages, _index, ...field]) => ['message', ...field])
+        : error;
+    });
+  }
+
   /** Sets the title, unless somebody set one while the model was working. */
   private async setTitle(
     session: SessionRef,
@@ -235,9 +243,9 @@ export class GenerationController {
   }
 }
 
-function userMessage(message: z.infer<typeof GenerateBody>['message']): NewMessage | undefined {
-  if (message === undefined) return undefined;
-  return drafted(typeof message === 'string' ? { role: 'user', content: message } : message);
+function userMessages(message: z.infer<typeof GenerateBody>['message']): NewMessage[] {
+  if (message === undefined) return [];
+  return [drafted(typeof message === 'string' ? { role: 'user', content: message } : message)];
 }
 
 async function endOf(live: LiveReply): Promise<Exclude<ReplyEnd, { type: 'failed' }>> {

@@ -1,7 +1,7 @@
 import { Logger } from '@nestjs/common';
 import { type CommandBus } from '@nestjs/cqrs';
 import { type NewMessage, StartGeneration } from '../domain/session.commands.js';
-import { type Json, type ToolDefinition } from '../domain/session.events.js';
+import { type EventData, type Json, type ToolDefinition } from '../domain/session.events.js';
 import { generationLease } from '../domain/session.js';
 import { type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
@@ -37,13 +37,17 @@ import { type StartedTurn, TurnRecorder } from './turn.js';
 import { TurnQueue } from './turn-queue.js';
 
 export interface Ask {
-  readonly message?: NewMessage | undefined;
+  /** Join the history first. */
+  readonly messages?: readonly NewMessage[] | undefined;
   readonly model?: string | undefined;
   readonly instructions?: string | undefined;
   readonly tools?: ToolDefinition[] | undefined;
   readonly parameters?: GenerationParameters | undefined;
   /** Whether the last reply leaves the history first, so that the message before it is answered again. */
   readonly regenerate?: boolean | undefined;
+  /** What the session is created with if there is none. */
+  readonly create?: EventData<'SessionCreated'> | undefined;
+  readonly extensions?: NewMessage['extensions'] | undefined;
   /** Wait until the running generation has ended, instead of failing with `session-busy`. */
   readonly queue?: boolean | undefined;
 }
@@ -199,12 +203,15 @@ export class Generations {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
     const generationId = newId('gen');
     const lease = generationLease(generationId);
-    const { message, instructions, tools, parameters } = ask;
+    const { messages, instructions, tools, parameters, extensions } = ask;
     const model = ask.model ?? this.settings.defaultModel;
     let started: HandledSession;
     let call: PreparedCall | undefined;
     try {
-      const ahead = await this.history.readAhead(session);
+      const ahead = await this.history.readAhead(session, {
+        isNew: context.isNew,
+        mayCreate: ask.create !== undefined,
+      });
       const window = await this.history.window(session, ask, ahead);
       const command = new StartGeneration(
         {
@@ -213,11 +220,14 @@ export class Generations {
           instructions,
           tools,
           parameters: parameters as Record<string, Json> | undefined,
+          extensions,
         },
-        message,
+        messages,
         undefined,
         window,
         ask.regenerate,
+        undefined,
+        ask.create,
       );
       started = await dispatch(this.bus, session, command, {
         ...context,

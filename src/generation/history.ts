@@ -50,11 +50,17 @@ export class History {
   }
 
   /** Begins to read what a generation will probably see. The result may be out of date by the time of the append. */
-  async readAhead(session: SessionRef): Promise<EarlyHistory> {
+  async readAhead(
+    session: SessionRef,
+    { isNew, mayCreate }: { isNew: boolean | undefined; mayCreate: boolean },
+  ): Promise<EarlyHistory> {
+    if (isNew) return { historyStart: 0, version: 0, messages: Promise.resolve([]) };
     const { state } = await this.commands.lastKnown(session);
     const { historyStart, version } = state;
+    const isMissing = state.status === 'none' || state.status === 'deleted';
+    if (isMissing && mayCreate) return { historyStart, version, messages: Promise.resolve([]) };
     // A session that is busy or does not exist will refuse the generation, so its messages are not read.
-    const isWanted = (state.status === 'active' || state.status === 'expired') && !state.generation;
+    const isWanted = !isMissing && !state.generation;
     if (!isWanted) return { historyStart, version, messages: Promise.resolve(undefined) };
     if (state.messageCount === 0) return { historyStart, version, messages: Promise.resolve([]) };
     // The append is sent before this read, so that it need not wait behind it. With a token budget the append has to
@@ -100,7 +106,7 @@ export class History {
   async window(
     session: SessionRef,
     request: {
-      readonly message?: NewMessage | undefined;
+      readonly messages?: readonly NewMessage[] | undefined;
       readonly instructions?: string | undefined;
       readonly tools?: ToolDefinition[] | undefined;
     },
@@ -109,9 +115,9 @@ export class History {
     if (this.maxInputTokens === undefined) return undefined;
     const [tokens, known] = await Promise.all([loadTokenizer(), messages]);
     const history = known ?? (await this.messages(session, [[historyStart + 1, version]], version));
-    const { message, instructions, tools } = request;
+    const { messages: added = [], instructions, tools } = request;
     const fixed =
-      (message ? messageTokens(message, tokens) : 0) +
+      added.reduce((sum, message) => sum + messageTokens(message, tokens), 0) +
       (instructions === undefined ? 0 : messageTokens({ content: instructions }, tokens)) +
       definitionTokens(tools, tokens);
     const count = (one: VersionedMessage): number => {
@@ -121,6 +127,6 @@ export class History {
       return counted;
     };
     // The result of a tool or a system message continues the last turn instead of beginning a new one.
-    return fitWindow(history, this.maxInputTokens - fixed, count, message?.role === 'user');
+    return fitWindow(history, this.maxInputTokens - fixed, count, added.at(-1)?.role === 'user');
   }
 }

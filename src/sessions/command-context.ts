@@ -19,6 +19,8 @@ export interface CommandContext {
   /** The versions that `If-Match` allows; `*` means any existing session. */
   readonly ifMatch?: '*' | readonly number[] | undefined;
   readonly idempotency?: IdempotencyKey | undefined;
+  /** The id of the session was made up for this command, so there is none yet. */
+  readonly isNew?: boolean | undefined;
   /** A lease that begins in the same commit as the events of the command. */
   readonly lease?: { readonly name: string; readonly owner: string; readonly ms: number } | undefined;
   /** Called with the events to be appended and the state before them; called again when that state was out of date. */

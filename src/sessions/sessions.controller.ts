@@ -119,7 +119,8 @@ export class SessionsController {
         ? newId('sess')
         : derivedId('sess', write.caller.tenant, route, write.idempotencyKey));
     const session = { tenant: write.caller.tenant, sessionId };
-    const context = contextOf(write, route, body);
+    const isNew = id === undefined && write.idempotencyKey === undefined;
+    const context = { ...contextOf(write, route, body), isNew };
     const done = await dispatch(this.bus, session, new CreateSession(details), context);
     const created = done.duplicate
       ? (done.duplicate.reference as { created: boolean }).created

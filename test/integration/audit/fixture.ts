@@ -34,7 +34,7 @@ export function anyCommand(random: Random, round: number): session.SessionComman
     () => new session.AppendMessages([message('call', calling)]),
     () => new session.AppendMessages([message('result', { role: 'tool', toolCallId: call })]),
     () => new session.AppendMessages([message('result', { role: 'tool', toolCallId: call })]),
-    () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, message('ask')),
+    () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, [message('ask')]),
     () =>
       new session.CompleteGeneration(
         { generationId, finishReason: 'stop', usage, durationMs: 5 },

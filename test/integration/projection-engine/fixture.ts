@@ -164,7 +164,7 @@ export class Node {
         () => new session.RemoveMessage(`m${messages - random(8)}`),
         () => new session.RewindHistory(Math.max(1, this.lastSeen(sessionId) - random(6))),
         () => new session.AppendMessages([message(`one ${index}`)]),
-        () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, message('ask')),
+        () => new session.StartGeneration({ generationId, model: `model-${random(2)}` }, [message('ask')]),
         () =>
           new session.CompleteGeneration(
             { generationId, finishReason: 'stop', usage, durationMs: 5 },

@@ -52,7 +52,7 @@ describe('the rows of a life', () => {
     await clockAt(1);
     await one.handle(
       to.sessionId,
-      new StartGeneration({ generationId: 'g1', model: 'small' }, message('hello', { messageId: 'm1' })),
+      new StartGeneration({ generationId: 'g1', model: 'small' }, [message('hello', { messageId: 'm1' })]),
     );
     await clockAt(2);
     await one.handle(
@@ -97,7 +97,7 @@ describe('the rows of a life', () => {
     // A generation that fails counts, and its tokens as well.
     await one.handle(
       to.sessionId,
-      new StartGeneration({ generationId: 'g2', model: 'big' }, message('again')),
+      new StartGeneration({ generationId: 'g2', model: 'big' }, [message('again')]),
     );
     await one.handle(
       to.sessionId,

@@ -77,7 +77,7 @@ export class Node {
       sessionId,
       new StartGeneration(
         { generationId, model: 'm' },
-        { messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' },
+        [{ messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' }],
       ),
     );
   }

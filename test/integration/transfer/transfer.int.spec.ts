@@ -76,7 +76,7 @@ async function fill(db: TestDatabase): Promise<void> {
     }
     await node.handle(
       'long',
-      new session.StartGeneration({ generationId: 'g-long', model: 'm' }, message('and now?')),
+      new session.StartGeneration({ generationId: 'g-long', model: 'm' }, [message('and now?')]),
     );
   } finally {
     await node.stop();

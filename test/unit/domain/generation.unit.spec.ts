@@ -34,7 +34,7 @@ const generate = (
   message?: NewMessage,
   partial?: PartialReply,
   window?: ContextWindow,
-) => new StartGeneration({ generationId, model: 'echo' }, message, partial, window);
+) => new StartGeneration({ generationId, model: 'echo' }, message && [message], partial, window);
 
 const usage = { inputTokens: 100, outputTokens: 20, cachedTokens: 7, reasoningTokens: 3 };
 const half = { messageId: 'm9', content: 'half a' };
@@ -67,12 +67,53 @@ describe('generating', () => {
       tools: [{ name: 'search', description: 'finds', parameters: { type: 'object' } }],
     };
     given(created)
-      .when(new StartGeneration(asked, user('m1')))
+      .when(new StartGeneration(asked, [user('m1')]))
       .then([said(user('m1')), event('GenerationStarted', { ...asked, context: [[2, 2]] })]);
 
     const bare = { generationId: 'g1', model: 'echo', instructions: undefined, tools: undefined };
-    const last = after([created], new StartGeneration(bare, user('m1'))).at(-1);
+    const last = after([created], new StartGeneration(bare, [user('m1')])).at(-1);
     expect(Object.keys(last?.data ?? {}).sort()).toEqual(['context', 'generationId', 'model']);
+  });
+
+  it('starts with several messages, and answers for the tools that were not run', () => {
+    const asked = new StartGeneration({ generationId: 'g1', model: 'echo' }, [
+      result('m2', 'c1'),
+      calling('m3', { c3: 'mail' }),
+      user('m4'),
+    ]);
+    given(created, said(calling('m1', { c1: 'search', c2: 'search' })))
+      .when(asked)
+      .then([
+        said(notRun('g1.1', 'c2', 'search')),
+        said(result('m2', 'c1')),
+        said(calling('m3', { c3: 'mail' })),
+        said(user('m4')),
+        said(notRun('g1.2', 'c3', 'mail')),
+        started('g1', [2, 7]),
+      ]);
+  });
+
+  it('creates the session with its first messages, if it may', () => {
+    const asked = new StartGeneration(
+      { generationId: 'g1', model: 'echo' },
+      [user('m1')],
+      undefined,
+      undefined,
+      false,
+      undefined,
+      { title: 'new' },
+    );
+    const titled = event('SessionCreated', { title: 'new' });
+    given()
+      .when(asked)
+      .then([titled, said(user('m1')), started('g1', [2, 2])], { counters: { active: 1 } });
+    given(created, said(user('m1')), deleted)
+      .when(asked)
+      .then([titled, said(user('m1')), started('g1', [5, 5])], { counters: { active: 1 } });
+    given(created)
+      .when(asked)
+      .then([said(user('m1')), started('g1', [2, 2])]);
+    given().when(generate('g1', user('m1'))).then({ refused: 'session-not-found' });
   });
 
   it('needs no message where there is one to answer', () => {
@@ -82,7 +123,7 @@ describe('generating', () => {
   });
 
   it('needs a message while the history is empty', () => {
-    const refusal = { refused: 'invalid-request', at: 'message' } as const;
+    const refusal = { refused: 'invalid-request', at: 'messages' } as const;
     given(created).when(generate('g1')).then(refusal);
     given(created, expired).when(generate('g1')).then(refusal);
     given(created, said(user('m1')), reset)
@@ -248,13 +289,13 @@ describe('generating with tool calls in history that have no result', () => {
   it('refuses a result that answers no call', () => {
     given(...called)
       .when(generate('g1', result('m3', 'c9')))
-      .then({ refused: 'invalid-request', at: 'message.toolCallId' });
+      .then({ refused: 'invalid-request', at: 'messages.0.toolCallId' });
   });
 
   it('refuses a message that itself calls tools, because the model could not be called with it', () => {
     given(created)
       .when(generate('g1', calling('m1', { c1: 'search' })))
-      .then({ refused: 'invalid-request', at: 'message.toolCalls' });
+      .then({ refused: 'invalid-request', at: 'messages.0.toolCalls' });
   });
 
   it('leaves no call open', () => {

@@ -213,6 +213,12 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
     const same = now.forkedFrom?.sessionId === from.sessionId && now.forkedFrom.version === from.version;
     return same ? nothing : { refused: 'invalid-request' };
   }
+  if (!exists && command.type === 'StartGeneration' && command.create) {
+    const created = event('SessionCreated', command.create);
+    const { create: _create, ...asked } = command;
+    const foretold = foretell(asked as SessionCommand, [...log, created], holds);
+    return 'events' in foretold ? { events: [created, ...foretold.events], active: 1 } : foretold;
+  }
   if (!exists) return { refused: 'session-not-found' };
 
   const running = now.generation;
@@ -247,31 +253,38 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
         : { refused: 'invalid-request' };
 
     case 'StartGeneration': {
-      const { generation, message, partial } = command;
+      const { generation, messages, partial } = command;
       const rewound = command.regenerate ? command.rewound : null;
       const rewinding = rewound ? [event('HistoryRewound', { ...rewound, reason: 'regenerate' })] : [];
       const left = [...log, ...rewinding];
-      if (message ? !allowed([message], log) || message.toolCalls : messagesIn(left).length === 0) {
+      const isEmpty = messages.length === 0 && messagesIn(left).length === 0;
+      if (isEmpty || !allowed(messages, log) || messages.at(-1)?.toolCalls) {
         return { refused: 'invalid-request' };
       }
       const asked = running && { leaseOver: `generation:${running.id}` };
       if (asked && !holds) return { refused: 'session-busy', asked };
       const open = openCalls(left);
-      // The message comes last, so it answers the last of the calls that share its id.
-      if (message?.role === 'tool')
-        open.splice(
-          open.findLastIndex(({ id }) => id === message.toolCallId),
-          1,
+      const given = messages.map(said);
+      for (const [index, { role, toolCallId }] of messages.entries()) {
+        const isOfGiven = openCalls(given.slice(0, index)).some(({ id }) => id === toolCallId);
+        // The messages come last, so a result answers the last of the calls that share its id.
+        if (role === 'tool' && !isOfGiven) {
+          const last = open.findLastIndex(({ id }) => id === toolCallId);
+          open.splice(last, 1);
+        }
+      }
+      const notRunOf = (calls: typeof open, before: number) =>
+        calls.map(({ id, name }, index) =>
+          said(notRun(`${generation.generationId}.${before + index + 1}`, id, name)),
         );
       return {
         ...restoring([
           ...partOf(partial),
           ...(running ? [leaseExpired(running.id, running.model)] : []),
           ...rewinding,
-          ...open.map(({ id, name }, index) =>
-            said(notRun(`${generation.generationId}.${index + 1}`, id, name)),
-          ),
-          ...(message ? [said(message)] : []),
+          ...notRunOf(open, 0),
+          ...given,
+          ...notRunOf(openCalls(given), open.length),
           event('GenerationStarted', { ...generation, context: [] }),
         ]),
         ...(asked && { asked }),

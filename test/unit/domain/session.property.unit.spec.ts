@@ -143,13 +143,22 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
     fc
       .tuple(
         partly({ generationId, model, instructions: text }, ['generationId', 'model']),
-        maybe(message),
+        fc.oneof(fc.array(message, { maxLength: 1 }), messages),
         partial,
         fc.boolean(),
+        maybe(details),
       )
       .map(
-        ([generation, asked, part, regenerate]) =>
-          new StartGeneration(generation, asked, part, undefined, regenerate && !asked),
+        ([generation, asked, part, regenerate, create]) =>
+          new StartGeneration(
+            generation,
+            asked,
+            part,
+            undefined,
+            regenerate && asked.length === 0,
+            undefined,
+            create,
+          ),
       ),
   ),
   often(
@@ -311,8 +320,8 @@ class Life {
       case 'StartGeneration': {
         const toVersion = given.regenerate ? beforeLastReplyIn(log) : undefined;
         const rewound = toVersion === undefined ? null : (rewoundIn(log, toVersion) ?? null);
-        const { generation, message, partial, regenerate } = given;
-        return new StartGeneration(generation, message, partial, window, regenerate, rewound);
+        const { generation, messages, partial, regenerate, create } = given;
+        return new StartGeneration(generation, messages, partial, window, regenerate, rewound, create);
       }
       case 'RemoveMessage':
         return new RemoveMessage(given.messageId, given.partial, removalIn(log, given.messageId));

@@ -125,7 +125,7 @@ describe('using a tool approval', () => {
   });
 
   it('uses up "once" with a result given as the message of a generate', () => {
-    const generate = new StartGeneration({ generationId: 'g1', model: 'echo' }, result('m2', 'c1'));
+    const generate = new StartGeneration({ generationId: 'g1', model: 'echo' }, [result('m2', 'c1')]);
     expect(approvals(...after(called, generate))).toEqual([{ tool: 'mail', scope: 'once' }]);
   });
 
