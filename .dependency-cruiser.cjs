@@ -3,12 +3,13 @@
  *
  *   domain <- event-store <- projection-engine <- read-models <- sessions <- generation
  *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
+ *                                                                generation, audit <- openai <- app.module
  *
  * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature. A feature's `*.module.ts` wires it
  * into the application; `storage.module.ts` gives all of them the settings, the connections and the log.
  */
 const path = (...folders) => `^src/(${folders.join('|')})`;
-const FEATURES = ['sessions/', 'generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'];
+const FEATURES = ['sessions/', 'generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/', 'openai/'];
 const forbid = (name, from, to, comment) => ({
   name,
   severity: 'error',
@@ -53,7 +54,7 @@ module.exports = {
     forbid(
       'sessions-are-below-the-other-features',
       path('sessions/'),
-      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'),
+      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/', 'openai/'),
     ),
     {
       name: 'features-do-not-import-ops',
@@ -62,6 +63,12 @@ module.exports = {
       from: { path: '^src/', pathNot: path('ops/', 'app.module', 'client/', 'cli/') },
       to: { path: path('ops/') },
     },
+    forbid(
+      'protocols-are-above-the-features',
+      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'),
+      path('openai/'),
+      'an adapter turns its requests into the commands and queries that there are',
+    ),
     forbid('features-do-not-import-the-root', path(...FEATURES), path('app.module', 'main', 'client/')),
     {
       name: 'nothing-imports-the-command-line',

@@ -4,6 +4,7 @@ import { AuditModule } from './audit/audit.module.js';
 import { type Config } from './config.js';
 import { GenerationModule } from './generation/generation.module.js';
 import { KafkaModule } from './kafka/kafka.module.js';
+import { OpenAiModule } from './openai/openai.module.js';
 import { OpsModule } from './ops/ops.module.js';
 import { SessionsModule } from './sessions/sessions.module.js';
 import { StorageModule } from './storage.module.js';
@@ -25,6 +26,7 @@ export class AppModule {
         SessionsModule,
         AuditModule,
         GenerationModule,
+        OpenAiModule,
         SweeperModule,
         KafkaModule,
         OpsModule,

@@ -10,5 +10,6 @@ import { Past } from './past.js';
   imports: [SessionsModule],
   providers: [Feed, Past, Forks],
   controllers: [AuditController],
+  exports: [Forks],
 })
 export class AuditModule {}

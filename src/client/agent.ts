@@ -133,6 +133,8 @@ export type StreamEvent =
       readonly sessionId: string;
       readonly model: string;
     }
+  /** What the model thinks before it answers, of models that tell. */
+  | { readonly type: 'reasoning.delta'; readonly text: string }
   | { readonly type: 'message.delta'; readonly text: string }
   | ({ readonly type: 'tool.call' } & ToolCall)
   | ({ readonly type: 'message.completed' | 'generation.cancelled' } & GenerateResult);

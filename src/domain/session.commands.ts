@@ -13,9 +13,13 @@ export type PartialReply = Pick<NewMessage, 'messageId' | 'content'> & {
   readonly generationId?: string;
 };
 
+/** Messages join the history of a session that is created; one that exists already stays as it is. */
 export class CreateSession {
   readonly type = 'CreateSession';
-  constructor(readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {}) {}
+  constructor(
+    readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {},
+    readonly messages: readonly NewMessage[] = [],
+  ) {}
 }
 /** Creates a session whose history begins as a copy of another session's. The new session must not exist yet. */
 export class ForkSession {

@@ -23,7 +23,13 @@ const NOTHING: Decision<SessionEvent> = { events: [] };
 function decide(command: SessionCommand, state: SessionState): Decision<SessionEvent> {
   switch (command.type) {
     case 'CreateSession':
-      if (!exists(state)) return opened([{ type: 'SessionCreated', data: given(command.details) }]);
+      if (!exists(state)) {
+        checkMessages(command.messages, initialState);
+        return opened([
+          { type: 'SessionCreated', data: given(command.details) },
+          ...command.messages.map(appended),
+        ]);
+      }
       return state.status === 'expired' ? resumed([]) : NOTHING;
 
     case 'ForkSession':

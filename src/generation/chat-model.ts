@@ -31,14 +31,17 @@ export interface AnswerEnd {
   /** Why the answer ended, as the provider names it: `stop`, `length`, `tool_calls`, … */
   readonly finishReason: string;
   readonly usage?: Usage | undefined;
-  /** What the model thought before it answered, as far as its provider tells. */
+  /** What the model thought before it answered, as far as its provider tells; its text went to `onReasoning`. */
   readonly reasoning?: Reasoning | undefined;
   /** The end of the text, if it is the words with which the model refuses to answer. */
   readonly refusal?: string | undefined;
 }
 
 export interface Reasoning {
+  /** What was thought before the first text. */
   readonly text?: string;
+  /** What was thought after it. */
+  readonly late?: string;
   readonly summary?: string[];
   /** Only the provider can read it. */
   readonly encrypted?: string;
@@ -48,6 +51,8 @@ export interface AnswerConditions {
   readonly signal: AbortSignal;
   /** Called with each piece of the text as it arrives, until the answer has ended in any way. */
   readonly onText: (text: string) => void;
+  /** The same for what the model thinks, as long as there is no text. */
+  readonly onReasoning?: ((text: string) => void) | undefined;
   /**
    * The request is prepared at once, but sent only when this promise has resolved. It must reject when `signal` aborts
    * before that.

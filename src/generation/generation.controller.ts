@@ -4,11 +4,7 @@ import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { type z } from 'zod';
 import { textOf } from '../domain/content.js';
 import { DomainError } from '../domain/decider.js';
-import {
-  CancelGeneration,
-  ChangeSessionDetails,
-  type NewMessage,
-} from '../domain/session.commands.js';
+import { CancelGeneration, ChangeSessionDetails, type NewMessage } from '../domain/session.commands.js';
 import { VersionMismatch } from '../event-store/refusals.js';
 import { Caller } from '../access/caller.js';
 import { Requires } from '../access/requirement.js';
@@ -234,9 +230,11 @@ export class GenerationController {
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
-    const answer = await this.generations.answerOnce(session, TITLE_INSTRUCTIONS, [
-      { role: 'user', content: excerpt },
-    ]);
+    const live = this.generations.answer({
+      instructions: TITLE_INSTRUCTIONS,
+      messages: [{ role: 'user', content: excerpt }],
+    });
+    const answer = (await endOf(live)).answer.content;
     // The cut may leave half of a surrogate pair, which `storable` replaces.
     const title = storable((answer.trim().split('\n')[0] ?? '').trim().slice(0, 300));
     return title ? { title } : {};

@@ -3,6 +3,7 @@ import { CommandBus } from '@nestjs/cqrs';
 import { type Config, SETTINGS } from '../config.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
+import { ReadModels } from '../projection-engine/strong-reads.js';
 import { PartialReplies } from '../sessions/partial-replies.js';
 import { SessionCommands } from '../sessions/session-commands.js';
 import { SessionsModule } from '../sessions/sessions.module.js';
@@ -28,9 +29,10 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
     commands: SessionCommands,
     leases: Leases,
     partials: PartialReplies,
+    models: ReadModels,
     @Inject(SETTINGS) { llm, server }: Config,
   ) {
-    super(store, bus, commands, leases, partials, observed(chatModel(llm), store.telemetry), {
+    super(store, bus, commands, leases, partials, models, observed(chatModel(llm), store.telemetry), {
       defaultModel: llm.model,
       maxInputTokens: llm.maxInputTokens,
     });
@@ -59,5 +61,6 @@ const chatModel = (llm: Config['llm']): ChatModel =>
   imports: [SessionsModule],
   providers: [{ provide: Generations, useClass: NodeGenerations }],
   controllers: [GenerationController],
+  exports: [Generations],
 })
 export class GenerationModule {}

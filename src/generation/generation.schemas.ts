@@ -90,6 +90,9 @@ const sse = (id: string, event: string, data: object): string =>
 export const replyStream: EventStream = {
   events: {
     'generation.started': z.object({ generationId: z.string(), sessionId, model: z.string() }),
+    'reasoning.delta': z.object({
+      text: z.string().meta({ description: 'what the model thinks before it answers, since the last one' }),
+    }),
     'message.delta': z.object({ text: z.string().meta({ description: 'what has come since the last one' }) }),
     'tool.call': ReportedCall,
     'message.completed': Generated,

@@ -1,4 +1,5 @@
 import { Logger } from '@nestjs/common';
+import { LRUCache } from 'lru-cache';
 import { type CommandBus } from '@nestjs/cqrs';
 import { type NewMessage, StartGeneration } from '../domain/session.commands.js';
 import { type EventData, type Json, type ToolDefinition } from '../domain/session.events.js';
@@ -7,15 +8,25 @@ import { type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type Leases } from '../event-store/leases.js';
 import { type EventLog } from '../event-store/log.js';
+import { KeyReused } from '../event-store/refusals.js';
 import { ApiError } from '../http/problem.js';
 import { type CommandContext, type IdempotencyKey, type SessionRef } from '../sessions/command-context.js';
+import {
+  findGeneration,
+  type GenerationPlace,
+  latestGenerations,
+} from '../read-models/generations.projection.js';
+import { type ReadModels } from '../projection-engine/strong-reads.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { newId } from '../sessions/ids.js';
+import { type VersionedMessage } from '../sessions/history-reader.js';
+import { newId, thoughtsOf } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
+import { endOf } from '../sessions/session-queries.js';
 import { type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
-import { type ChatModel, ModelError, type PromptMessage } from './chat-model.js';
+import { type ChatModel, type ModelRequest, type PromptMessage } from './chat-model.js';
 import {
   codeOf,
+  generationNotFound,
   isTemporaryOutage,
   serviceStopped,
   sessionNotFound,
@@ -27,11 +38,11 @@ import { History } from './history.js';
 import { LiveReply, type ReplyEnd } from './live-reply.js';
 import { prepareCall, type PreparedCall } from './prepared-call.js';
 import { buildPrompt } from './prompt.js';
-import { RecordedReplies, shownError } from './recorded-replies.js';
+import { RecordedReplies, type RecordedStart, shownError } from './recorded-replies.js';
 import { ReplyFollower } from './reply-follower.js';
 import { ReplySharing } from './reply-sharing.js';
 import { type RunningGeneration } from './running-generation.js';
-import { storable } from './storable-text.js';
+import { SingleAnswers } from './single-answers.js';
 import { SupersededWatch } from './superseded-watch.js';
 import { type StartedTurn, TurnRecorder } from './turn.js';
 import { TurnQueue } from './turn-queue.js';
@@ -58,6 +69,19 @@ export interface GenerationSettings {
   readonly maxInputTokens?: number | undefined;
 }
 
+const KNOWN_PLACES = 10_000;
+const placeKey = (tenant: string, generationId: string): string => `${tenant}/${generationId}`;
+
+/** A generation as the log has it. */
+export interface RecordedGeneration {
+  readonly session: SessionRef;
+  readonly start: RecordedStart;
+  /** Undefined while it runs. */
+  readonly end: ReplyEnd | undefined;
+  /** Whether its reply was taken out of the history. */
+  readonly isRemoved: boolean;
+}
+
 /**
  * Turns of conversations. The message and the start of the generation are one append; the model is called outside of
  * any transaction, under a lease; the reply and the end of the generation are one append. A turn goes on when the
@@ -67,8 +91,9 @@ export class Generations {
   private readonly running = new Map<string, RunningGeneration>();
   /** Turns that have not ended yet, including the release of their leases. */
   private readonly turns = new Set<Promise<void>>();
-  /** Model calls that are not part of a conversation. */
-  private readonly singleCalls = new Set<AbortController>();
+  private readonly single: SingleAnswers;
+  /** Generations that this process has started lately, so that their read model is not asked. */
+  private readonly places = new LRUCache<string, GenerationPlace>({ max: KNOWN_PLACES });
   private readonly history: History;
   private readonly recorded: RecordedReplies;
   private readonly follower: ReplyFollower;
@@ -85,6 +110,7 @@ export class Generations {
     private readonly commands: SessionCommands,
     private readonly leases: Leases,
     private readonly partials: PartialReplies,
+    private readonly models: ReadModels,
     private readonly model: ChatModel,
     private readonly settings: GenerationSettings,
   ) {
@@ -95,6 +121,7 @@ export class Generations {
     this.queue = new TurnQueue(log);
     this.sharing = new ReplySharing(partials, log.telemetry);
     this.watch = new SupersededWatch(log, commands);
+    this.single = new SingleAnswers(model);
   }
 
   /**
@@ -115,6 +142,59 @@ export class Generations {
     const known = this.known(session, generationId);
     if (known) return known;
     return this.follower.follow(session, await this.recorded.findStart(session, generationId, incarnation));
+  }
+
+  /**
+   * A generation by its id alone, from whichever session it is of.
+   * @throws ApiError `not-found`; ProjectionLagging
+   */
+  async find(tenant: string, generationId: string): Promise<RecordedGeneration> {
+    const place =
+      this.places.get(placeKey(tenant, generationId)) ??
+      (await findGeneration(this.models, await this.models.ends(), tenant, generationId));
+    if (!place) throw generationNotFound();
+    const session = { tenant, sessionId: place.sessionId };
+    const incarnation = await this.incarnationOf(session).catch((error: unknown) => {
+      throw codeOf(error) === 'session-not-found' ? generationNotFound() : error;
+    });
+    const start = await this.recorded.startAt(session, generationId, place.version);
+    if (start.incarnation !== incarnation) throw generationNotFound();
+    const { tools } = start.data;
+    const end =
+      this.running.get(generationId)?.reply.end ??
+      (await this.recorded.search(session, { generationId, version: place.version, tools })());
+    const isRemoved =
+      end !== undefined && (await this.recorded.isRemoved(session, generationId, end.version));
+    return { session, start, end, isRemoved };
+  }
+
+  /**
+   * The reply of the generation that a request with this key has started before, in whichever session.
+   * @throws KeyReused when that was another request
+   */
+  async startedBefore(tenant: string, key: IdempotencyKey): Promise<LiveReply | undefined> {
+    const known = await this.log.keyed.find(tenant, key.scope, key.key);
+    if (!known) return undefined;
+    if (known.fingerprint !== key.fingerprint) throw new KeyReused();
+    const { generationId } = known.reference as { generationId: string };
+    const { session } = await this.find(tenant, generationId);
+    return this.follow(session, generationId);
+  }
+
+  /** Whether no generation was started behind one in its session. */
+  async isLatest({ session, start }: RecordedGeneration): Promise<boolean> {
+    const [latest] = await this.latest(session);
+    return latest?.version === start.version;
+  }
+
+  /** Whether a generation is the only one of its session. */
+  async isOnlyOne({ session }: RecordedGeneration): Promise<boolean> {
+    return (await this.latest(session)).length === 1;
+  }
+
+  /** The messages that the model was given in a generation. */
+  async messagesOf({ session, start }: RecordedGeneration): Promise<VersionedMessage[]> {
+    return this.history.messages(session, start.data.context, start.version);
   }
 
   /** The input of a generation and how the generation ended, read from the log alone. @throws ApiError `not-found` */
@@ -147,27 +227,15 @@ export class Generations {
     return (await this.log.keyed.find(tenant, scope, key)) !== undefined;
   }
 
-  /** An answer of the model that is not part of a conversation. @throws ApiError `model-failed`, `model-timeout` */
-  async answerOnce(
-    session: SessionRef,
-    instructions: string,
-    messages: readonly PromptMessage[],
-  ): Promise<string> {
-    const request = { model: this.settings.defaultModel, instructions, messages };
-    const controller = new AbortController();
-    this.singleCalls.add(controller);
-    let text = '';
-    try {
-      const { signal } = controller;
-      await this.model.answer(request, { signal, onText: (piece) => (text += piece) });
-    } catch (error) {
-      if (error instanceof ModelError)
-        throw new ApiError(error.code, error.message, { details: { ...session } });
-      throw error;
-    } finally {
-      this.singleCalls.delete(controller);
-    }
-    return storable(text);
+  /**
+   * Has the model answer outside of any session: nothing of it is recorded.
+   * @param gone aborts the call when nobody waits for the answer any more
+   */
+  answer(
+    request: Omit<ModelRequest, 'model'> & { readonly model?: string | undefined },
+    gone?: AbortSignal,
+  ): LiveReply {
+    return this.single.answer({ ...request, model: request.model ?? this.settings.defaultModel }, gone);
   }
 
   /** The messages of the present history. */
@@ -184,7 +252,8 @@ export class Generations {
   abortAll(): void {
     this.stopping = true;
     const running = [...this.running.values()].map((one) => one.controller);
-    for (const controller of [...this.singleCalls, ...running]) controller.abort(serviceStopped());
+    this.single.abortAll();
+    for (const controller of running) controller.abort(serviceStopped());
   }
 
   /** Resolves when the last turn of this process is recorded and its lease is released. */
@@ -253,7 +322,11 @@ export class Generations {
     }
     if (!call) throw new Error(`${generationId} was started without having been decided`);
     this.leases.adopt(lease);
-    const reply = new LiveReply(session.sessionId, generationId, model);
+    this.places.set(placeKey(session.tenant, generationId), {
+      sessionId: session.sessionId,
+      version: started.state.version,
+    });
+    const reply = new LiveReply(session.sessionId, generationId, model, started.time);
     const running = {
       session: { tenant: session.tenant, sessionId: session.sessionId },
       lane: started.lane,
@@ -262,15 +335,27 @@ export class Generations {
     };
     const { version } = started.state;
     this.work({ session: running.session, context, tools, version, running, answer: call.answer }, lease);
-    call.begin((text) => {
-      if (text === '') return;
-      reply.append(text);
-      this.sharing.add(generationId, text);
+    call.begin({
+      text: (text) => {
+        if (text === '') return;
+        reply.append(text);
+        this.sharing.add(generationId, text);
+      },
+      reasoning: (text) => {
+        if (text === '') return;
+        reply.think(text);
+        this.sharing.add(thoughtsOf(generationId), text);
+      },
     });
     // The request to the model is sent by the end of this turn of the event loop, before the first event for the
     // reader.
     await endOfTurn();
     return reply;
+  }
+
+  private async latest(session: SessionRef): Promise<GenerationPlace[]> {
+    const end = endOf(await this.commands.load(session));
+    return latestGenerations(this.models, end, session.tenant, session.sessionId);
   }
 
   /** Answers a retry with the outcome of the first request with its key, whatever happened to the session since. */
@@ -295,6 +380,7 @@ export class Generations {
     const unwatch = this.watch.watch(running, version);
     const unregister = this.partials.register(generationId, {
       text: () => reply.text,
+      reasoning: () => reply.reasoning,
       ended: () => {
         controller.abort(new Superseded());
       },

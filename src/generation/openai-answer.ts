@@ -21,6 +21,8 @@ export class Answer {
   private usage: Usage | undefined;
   private bytes = 0;
   private reasoning = '';
+  private late = '';
+  private hasText = false;
   private summary = '';
   private encrypted = '';
   private refusal = '';
@@ -30,13 +32,13 @@ export class Answer {
   /**
    * @param data one piece as JSON
    * @param event the name of the server-sent event that the piece came with
-   * @returns the text of the piece
+   * @returns the text of the piece, and what was thought before there was any
    * @throws ModelError when the answer exceeds the limit; ProviderError when the piece reports an error; SyntaxError
    * when it is not JSON
    */
-  add(data: string, event?: string): string {
+  add(data: string, event?: string): { readonly text: string; readonly reasoning: string } {
     // Some servers keep a connection open by events without data.
-    if (data.trim() === '') return '';
+    if (data.trim() === '') return { text: '', reasoning: '' };
     const piece = fieldsOf(JSON.parse(data));
     if (Boolean(piece['error']) || event === 'error')
       throw new ProviderError(reasonOf(piece['error'] ?? piece));
@@ -49,14 +51,16 @@ export class Answer {
     const text = said + refusal;
     // Whatever is said after a refusal is part of the text, and then so is the refusal.
     this.refusal = said === '' ? this.refusal + refusal : '';
-    let size = Buffer.byteLength(text) + this.addReasoning(delta);
+    const thought = this.addReasoning(delta);
+    let size = Buffer.byteLength(text) + thought.bytes;
+    this.hasText ||= text !== '';
     for (const part of listOf(delta['tool_calls'])) size += this.addCall(fieldsOf(part));
     this.bytes += size === 0 ? EMPTY_PIECE_BYTES : size;
     if (this.bytes > this.maxBytes) throw tooLong(this.maxBytes);
     // Some servers send an empty reason with every piece.
     this.finishReason = textOf(choice['finish_reason']) || this.finishReason;
     this.usage = usageOf(fieldsOf(piece['usage'])) ?? this.usage;
-    return text;
+    return { text, reasoning: thought.early };
   }
 
   end(): AnswerEnd {
@@ -76,9 +80,9 @@ export class Answer {
   /**
    * Adds what a piece has of the model's reasoning. Servers have three names for it, and some use two of them for the
    * same text.
-   * @returns the bytes that it brought
+   * @returns the bytes that it brought, and what is thought before the first text
    */
-  private addReasoning(delta: Fields): number {
+  private addReasoning(delta: Fields): { readonly bytes: number; readonly early: string } {
     const details = listOf(delta['reasoning_details']).map(fieldsOf);
     const detail = (name: string): string => details.map((one) => textOf(one[name])).join('');
     const text =
@@ -87,17 +91,20 @@ export class Answer {
       thoughtsOf(delta['content']) ||
       (details.length === 0 ? textOf(delta['reasoning']) : '');
     const [summary, encrypted] = [detail('summary'), detail('data')];
-    this.reasoning += text;
+    const early = this.hasText ? '' : text;
+    this.reasoning += early;
+    if (early === '') this.late += text;
     this.summary += summary;
     this.encrypted += encrypted;
-    return Buffer.byteLength(text + summary + encrypted);
+    return { bytes: Buffer.byteLength(text + summary + encrypted), early };
   }
 
   private reasoned(): Reasoning | undefined {
-    const { reasoning: text, summary, encrypted } = this;
-    if (text + summary + encrypted === '') return undefined;
+    const { reasoning: text, late, summary, encrypted } = this;
+    if (text + late + summary + encrypted === '') return undefined;
     return {
       ...(text !== '' && { text }),
+      ...(late !== '' && { late }),
       ...(summary !== '' && { summary: [summary] }),
       ...(encrypted !== '' && { encrypted }),
     };

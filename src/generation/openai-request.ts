@@ -59,10 +59,11 @@ export function toRequest(request: ModelRequest, dialect: Dialect): SentRequest 
     messages: systemFirst ? withSystemFirst(messages) : messages,
     ...parametersOf(request, names, dialect),
     ...(request.tools?.length && {
-      tools: request.tools.map(({ name, description, parameters }) => ({
+      tools: request.tools.map(({ name, description, parameters, strict }) => ({
         type: 'function' as const,
         function: {
           name: names.sent(name),
+          ...(strict !== undefined && { strict }),
           ...(description !== undefined && { description }),
           ...(parameters && { parameters }),
         },
@@ -79,7 +80,7 @@ function parametersOf(
 ): Partial<Params> {
   if (!parameters) return {};
   const { temperature, topP, maxOutputTokens, stop, seed, responseFormat, reasoning } = parameters;
-  const { toolChoice, parallelToolCalls } = parameters;
+  const { toolChoice, parallelToolCalls, verbosity } = parameters;
   // Without tools a choice among them is refused.
   const hasTools = (tools?.length ?? 0) > 0;
   return given({
@@ -89,6 +90,7 @@ function parametersOf(
     stop,
     seed,
     response_format: responseFormat && toFormat(responseFormat),
+    verbosity,
     reasoning_effort: reasoning?.effort as Params['reasoning_effort'],
     tool_choice: hasTools ? choiceOf(toolChoice, names) : undefined,
     parallel_tool_calls: hasTools ? parallelToolCalls : undefined,

@@ -77,7 +77,7 @@ export class OpenAiModel implements ChatModel {
 
   async answer(
     request: ModelRequest,
-    { signal: aborted, onText, when = Promise.resolve() }: AnswerConditions,
+    { signal: aborted, onText, onReasoning, when = Promise.resolve() }: AnswerConditions,
   ): Promise<AnswerEnd> {
     await this.limit.enter(aborted);
     const silence = new SilenceTimer(this.settings.timeoutMs);
@@ -96,7 +96,8 @@ export class OpenAiModel implements ChatModel {
       await readEvents(response, maxOutputBytes, {
         onData: (data, event) => {
           silence.heard();
-          const text = answer.add(data, event);
+          const { text, reasoning } = answer.add(data, event);
+          if (reasoning !== '') onReasoning?.(reasoning);
           if (text !== '') onText(text);
         },
         onComment: () => {

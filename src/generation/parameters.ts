@@ -41,6 +41,10 @@ export const parameters = {
     })
     .optional()
     .meta({ description: 'how long the model thinks before it answers' }),
+  verbosity: z
+    .enum(['low', 'medium', 'high'])
+    .optional()
+    .meta({ description: 'how much the model says, of models that know this' }),
 };
 export type GenerationParameters = z.infer<z.ZodObject<typeof parameters>>;
 

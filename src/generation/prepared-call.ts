@@ -4,15 +4,21 @@ import { type VersionedMessage } from '../sessions/history-reader.js';
 import { buildPrompt } from './prompt.js';
 import { StorableText } from './storable-text.js';
 
+/** Who is told what the model says and thinks. */
+export interface Heard {
+  readonly text: (text: string) => void;
+  readonly reasoning: (text: string) => void;
+}
+
 /** A model call that is prepared while the start of its generation is appended. */
 export interface PreparedCall {
   /** Aborts the call in any state. */
   readonly controller: AbortController;
   readonly answer: Promise<AnswerEnd>;
   /**
-   * Must be called when the generation is recorded: it sends the request, and the text of the reply goes to `onText`.
+   * Must be called when the generation is recorded: it sends the request, and what comes of the reply goes to `heard`.
    */
-  readonly begin: (onText: (text: string) => void) => void;
+  readonly begin: (heard: Heard) => void;
 }
 
 /**
@@ -29,10 +35,10 @@ export function prepareCall(
   const controller = new AbortController();
   const { signal } = controller;
   let begin: PreparedCall['begin'] = () => undefined;
-  let onReplyText: (text: string) => void = () => undefined;
+  let heard: Heard = { text: () => undefined, reasoning: () => undefined };
   const when = new Promise<void>((resolve, reject) => {
-    begin = (onText) => {
-      onReplyText = onText;
+    begin = (listener) => {
+      heard = listener;
       resolve();
     };
     signal.addEventListener('abort', () => {
@@ -44,12 +50,22 @@ export function prepareCall(
     await endOfTurn();
     const messages = buildPrompt((await read(when)).map((one) => one.message));
     const text = new StorableText();
-    const onText = (piece: string): void => {
-      // Text that arrives after the end of the generation is not part of what is recorded.
-      if (!signal.aborted) onReplyText(text.add(piece));
-    };
-    const end = await model.answer({ ...request, messages }, { signal, onText, when });
-    onReplyText(text.end());
+    const thoughts = new StorableText();
+    const end = await model.answer(
+      { ...request, messages },
+      {
+        signal,
+        when,
+        // What arrives after the end of the generation is not part of what is recorded.
+        onText: (piece) => {
+          if (!signal.aborted) heard.text(text.add(piece));
+        },
+        onReasoning: (piece) => {
+          if (!signal.aborted) heard.reasoning(thoughts.add(piece));
+        },
+      },
+    );
+    heard.text(text.end());
     return end;
   };
   const answer = ask();

@@ -6,11 +6,12 @@ import { type StreamRange } from '../event-store/stream-reader.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../read-models/session-record.js';
 import { type SessionRef } from '../sessions/command-context.js';
-import { timeOf } from '../sessions/ids.js';
+import { replyIdOf, timeOf } from '../sessions/ids.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
 import { generationNotFound, modelProblem, sessionNotFound } from './generation.errors.js';
 import { type GeneratedAnswer } from './generation.schemas.js';
 import { type ReplyEnd } from './live-reply.js';
+import { firstThoughts } from './reply-content.js';
 import { reportedCalls } from './tool-calls.js';
 
 type EventNamed<Type extends SessionRecord['type']> = SessionRecord & { type: Type };
@@ -102,7 +103,14 @@ export class RecordedReplies {
           case 'GenerationFailed': {
             const code = event.data.code === 'model-timeout' ? 'model-timeout' : 'model-failed';
             const error = modelProblem(code, event.data.message, session, started.generationId);
-            return { type: 'failed', error, content: message && replyText(message.data.content) };
+            const content = message?.data.content ?? '';
+            return {
+              type: 'failed',
+              error,
+              version: event.version,
+              content: replyText(content),
+              reasoning: firstThoughts(content),
+            };
           }
           case 'GenerationCompleted':
           case 'GenerationCancelled':
@@ -111,6 +119,14 @@ export class RecordedReplies {
       }
       return undefined;
     };
+  }
+
+  /** Whether the reply of a generation was taken out of the history by itself, after a version. */
+  async isRemoved(session: SessionRef, generationId: string, version = 1): Promise<boolean> {
+    const messageId = replyIdOf(generationId);
+    for await (const event of this.pages(session, { from: version, types: ['MessageRemoved'] }))
+      if (event.type === 'MessageRemoved' && event.data.messageId === messageId) return true;
+    return false;
   }
 
   private async toReplyEnd(

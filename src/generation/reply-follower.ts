@@ -6,6 +6,7 @@ import { type Leases } from '../event-store/leases.js';
 import { type EventLog } from '../event-store/log.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
+import { thoughtsOf } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
 import { codeOf } from './generation.errors.js';
 import { laneGrowth } from './lane-growth.js';
@@ -42,9 +43,9 @@ export class ReplyFollower {
     return isOfSession ? known.reply : undefined;
   }
 
-  follow(session: SessionRef, { actor, correlationId, version, data }: RecordedStart): LiveReply {
+  follow(session: SessionRef, { actor, correlationId, time, version, data }: RecordedStart): LiveReply {
     const { generationId, model, tools } = data;
-    const reply = new LiveReply(session.sessionId, generationId, model);
+    const reply = new LiveReply(session.sessionId, generationId, model, time);
     const followed = { session, reply };
     this.followed.set(generationId, followed);
     void this.copy(session, { actor, correlationId }, { generationId, version, tools }, reply).finally(() => {
@@ -55,7 +56,7 @@ export class ReplyFollower {
 
   /** The recorded end of a generation that somebody else has ended or is about to. */
   async endOf(session: SessionRef, by: CommandContext, started: StartedGeneration): Promise<ReplyEnd> {
-    const reply = new LiveReply(session.sessionId, started.generationId, '');
+    const reply = new LiveReply(session.sessionId, started.generationId, '', '');
     await this.copy(session, by, started, reply);
     return reply.finished();
   }
@@ -73,6 +74,13 @@ export class ReplyFollower {
     const look = this.recorded.search(session, started);
     const lease = generationLease(started.generationId);
     using text = this.partials.reader(started.generationId);
+    using thoughts = this.partials.reader(thoughtsOf(started.generationId));
+    const take = async (): Promise<void> => {
+      const said = await text.next();
+      // Thoughts come before the text, and are shared no later than that.
+      if (reply.text === '') reply.think(await thoughts.next());
+      reply.append(said);
+    };
     let deadline = Date.now() + OUTAGE_MS;
     for (let looks = 0; ; looks += 1) {
       const growth = laneGrowth(this.log, session, LOOK_MS);
@@ -82,14 +90,15 @@ export class ReplyFollower {
           reply.finish(end);
           return;
         }
-        reply.append(await text.next());
+        await take();
         if (looks % LOOKS_PER_LEASE_CHECK === 0 && (await this.leases.standing([lease])).size === 0) {
           await this.abandon(session, by, started.generationId);
         } else {
           // The log does not tell of text, so new text ends the wait as well.
           const isOver = growth.soon.then(() => true);
-          while (!(await Promise.race([isOver, text.grown().then(() => false)])))
-            reply.append(await text.next());
+          const grown = (): Promise<boolean> =>
+            Promise.race([text.grown(), thoughts.grown()]).then(() => false);
+          while (!(await Promise.race([isOver, grown()]))) await take();
         }
         deadline = Date.now() + OUTAGE_MS;
       } catch (error) {

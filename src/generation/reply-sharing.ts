@@ -1,4 +1,5 @@
 import { type Telemetry } from '../event-store/telemetry.js';
+import { thoughtsOf } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
 import { type Chunk } from '../sessions/reply-reader.js';
 
@@ -61,6 +62,7 @@ export class ReplySharing {
   /** Must be called when a generation has ended. The log then holds its reply, so the shared text is removed. */
   async drop(generationId: string): Promise<void> {
     this.replies.delete(generationId);
+    this.replies.delete(thoughtsOf(generationId));
     // Otherwise a write in progress would insert its rows after the removal.
     await this.writing;
     // Rows that are not removed now are removed after a day.

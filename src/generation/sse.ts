@@ -5,8 +5,13 @@ import { type LiveReply, type ReplyEvent, type ReplyPlace } from './live-reply.j
 
 /** The place that `Last-Event-ID` names; undefined when the header is missing or has another form. */
 export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined {
-  const [, offset, calls] = /^(\d{1,9})-(\d{1,3})$/.exec(lastEventId ?? '') ?? [];
-  return offset === undefined ? undefined : { offset: Number(offset), toolCalls: Number(calls) };
+  const [, offset, calls, reasoning] = /^(\d{1,9})-(\d{1,3})(?:-(\d{1,9}))?$/.exec(lastEventId ?? '') ?? [];
+  if (offset === undefined) return undefined;
+  return {
+    offset: Number(offset),
+    toolCalls: Number(calls),
+    ...(reasoning !== undefined && { reasoning: Number(reasoning) }),
+  };
 }
 
 /**
@@ -17,6 +22,7 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
   const stream = new EventStream(reply);
   let offset = from?.offset ?? 0;
   let calls = from?.toolCalls ?? 0;
+  let reasoning = from?.reasoning ?? 0;
   const next = live.reader(from);
   stream.gone.addEventListener('abort', () => {
     live.wake();
@@ -29,10 +35,11 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
         continue;
       }
       if (event.type === 'delta') ({ offset } = event);
+      if (event.type === 'reasoning') reasoning = event.offset;
       if (event.type === 'toolCall') calls = event.number;
       const { name, data } = present(event, live);
       // The text that arrives while a slow client is awaited is then sent in one piece, so nothing is queued for it.
-      const drained = stream.send({ id: `${offset}-${calls}`, event: name, data });
+      const drained = stream.send({ id: placeId(offset, calls, reasoning), event: name, data });
       // Awaited only when the client is slow: with thousands of tokens a second, a promise for each would delay other
       // requests.
       if (drained) await drained;
@@ -43,12 +50,18 @@ export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: Re
   }
 }
 
+/** Once there is text, all thoughts have been sent. */
+const placeId = (offset: number, calls: number, reasoning: number): string =>
+  `${offset}-${calls}${offset === 0 && reasoning > 0 ? `-${reasoning}` : ''}`;
+
 function present(event: ReplyEvent, live: LiveReply): { name: string; data: unknown } {
   switch (event.type) {
     case 'started': {
       const { generationId, sessionId, model } = live;
       return { name: 'generation.started', data: { generationId, sessionId, model } };
     }
+    case 'reasoning':
+      return { name: 'reasoning.delta', data: { text: event.text } };
     case 'delta':
       return { name: 'message.delta', data: { text: event.text } };
     case 'toolCall':

@@ -1,15 +1,16 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { type CommandBus } from '@nestjs/cqrs';
 import { CompleteGeneration, FailGeneration } from '../domain/session.commands.js';
-import { type Content, type ToolCall, type ToolDefinition } from '../domain/session.events.js';
+import { type ToolCall, type ToolDefinition } from '../domain/session.events.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { newId } from '../sessions/ids.js';
+import { replyIdOf } from '../sessions/ids.js';
 import { type HandledSession } from '../sessions/session-commands.js';
 import { type AnswerEnd, ModelError } from './chat-model.js';
 import { isTemporaryOutage, modelProblem, Superseded } from './generation.errors.js';
 import { type ReplyEnd } from './live-reply.js';
 import { type ReplyFollower } from './reply-follower.js';
+import { contentOf } from './reply-content.js';
 import { type RunningGeneration } from './running-generation.js';
 import { storable } from './storable-text.js';
 import { checkedCalls, reportedCalls } from './tool-calls.js';
@@ -58,25 +59,33 @@ export class TurnRecorder {
   }
 
   private async fail(turn: StartedTurn, error: unknown, durationMs: number): Promise<ReplyEnd> {
-    const { generationId, text } = turn.running.reply;
+    const { generationId, text, reasoning } = turn.running.reply;
     const failure =
       error instanceof ModelError
         ? error
         : new ModelError('model-failed', 'the model call failed', { cause: error });
     const { code } = failure;
     const message = storable(failure.message);
-    const partial = text === '' ? undefined : { messageId: newId('msg'), content: text };
+    const partial =
+      text + reasoning === ''
+        ? undefined
+        : { messageId: replyIdOf(generationId), content: contentOf(text, reasoning) };
     const result = { generationId, code, message, durationMs };
     const done = await this.record(turn, () => new FailGeneration(result, partial));
     if (done.events.length === 0) return this.recordedEnd(turn);
-    return { type: 'failed', error: modelProblem(code, message, turn.session, generationId) };
+    const problem = modelProblem(code, message, turn.session, generationId);
+    return { type: 'failed', error: problem, version: done.state.version };
   }
 
   private async complete(turn: StartedTurn, answered: CheckedEnd, durationMs: number): Promise<ReplyEnd> {
     const { toolCalls, usage, finishReason } = answered;
-    const { generationId, text } = turn.running.reply;
-    const content = contentOf(text, answered);
-    const message = { messageId: newId('msg'), content, ...(toolCalls.length > 0 && { toolCalls }) };
+    const { generationId, text, reasoning } = turn.running.reply;
+    const content = contentOf(text, reasoning, answered);
+    const message = {
+      messageId: replyIdOf(generationId),
+      content,
+      ...(toolCalls.length > 0 && { toolCalls }),
+    };
     const result = { generationId, finishReason, ...(usage && { usage }), durationMs };
     const done = await this.record(turn, () => new CompleteGeneration(result, message));
     if (done.events.length === 0) return this.recordedEnd(turn);
@@ -132,28 +141,6 @@ export class TurnRecorder {
       }
     }
   }
-}
-
-/** The content of a reply: its text, or parts where the model has also told its thoughts or refused to answer. */
-function contentOf(text: string, { reasoning, refusal: given = '' }: AnswerEnd): Content {
-  const refusal = storable(given);
-  const isRefusal = refusal !== '' && text.endsWith(refusal);
-  if (!reasoning && !isRefusal) return text;
-  const said = isRefusal ? text.slice(0, -refusal.length) : text;
-  return [
-    ...(reasoning
-      ? [
-          {
-            type: 'reasoning' as const,
-            ...(reasoning.text !== undefined && { text: storable(reasoning.text) }),
-            ...(reasoning.summary && { summary: reasoning.summary.map(storable) }),
-            ...(reasoning.encrypted !== undefined && { encrypted: storable(reasoning.encrypted) }),
-          },
-        ]
-      : []),
-    ...(said === '' ? [] : [{ type: 'text' as const, text: said }]),
-    ...(isRefusal ? [{ type: 'refusal' as const, text: refusal }] : []),
-  ];
 }
 
 /**

@@ -12,8 +12,8 @@ export const wantsEvents = ({ method, headers }: FastifyRequest): boolean =>
   method !== 'HEAD' && (headers.accept?.includes('text/event-stream') ?? false);
 
 export interface StreamEvent {
-  readonly id: string;
-  readonly event: string;
+  readonly id?: string;
+  readonly event?: string;
   readonly data: unknown;
 }
 
@@ -80,8 +80,13 @@ export class EventStream {
    * is gone. One that takes nothing for a minute is dropped.
    */
   send({ id, event, data }: StreamEvent): Promise<void> | undefined {
+    const named = event === undefined ? '' : `event: ${event}\n`;
+    return this.sendText(`${id === undefined ? '' : `id: ${id}\n`}${named}data: ${JSON.stringify(data)}\n\n`);
+  }
+
+  /** The same for events that are text already, each with the blank line behind it. */
+  sendText(text: string): Promise<void> | undefined {
     this.unseenId = undefined;
-    const text = `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
     return this.write(text) || this.hasGone ? undefined : this.drained();
   }
 

@@ -134,6 +134,14 @@ const UNKNOWN: Problem = {
     'The request could not be answered. The error is in the log of the server, under the correlation id.',
 };
 
+const withRetryAfter = (
+  code: ProblemCode,
+  headers: Readonly<Record<string, string>> = {},
+): Readonly<Record<string, string>> => {
+  const retryAfter = RETRY_AFTER[code];
+  return retryAfter === undefined ? headers : { 'retry-after': retryAfter, ...headers };
+};
+
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
@@ -145,9 +153,11 @@ function faultOf(error: Error): { readonly errors: readonly InputError[] } | und
   return { errors: [{ pointer: jsonPointer(field as PropertyKey[]), in: 'body', detail }] };
 }
 
-function problemOf(error: unknown): Problem {
+/** What is told to a client of an error, for the form of its surface. */
+export function problemOf(error: unknown): Problem {
   if (error instanceof ApiError) {
-    return { code: error.code, detail: error.message, details: error.details, headers: error.headers };
+    const { code, message: detail, details, headers } = error;
+    return { code, detail, details, headers: withRetryAfter(code, headers) };
   }
   if (!(error instanceof Error)) {
     return UNKNOWN;
@@ -159,7 +169,8 @@ function problemOf(error: unknown): Problem {
     const isSystemError = errno !== undefined || syscall !== undefined || severity !== undefined;
     if (Object.hasOwn(PROBLEMS, code) && code !== 'internal-error' && !isSystemError) {
       const members = isRecord(details) ? details : faultOf(error);
-      return { code: code as ProblemCode, detail: error.message, details: members };
+      const known = code as ProblemCode;
+      return { code: known, detail: error.message, details: members, headers: withRetryAfter(known) };
     }
     const known = FASTIFY_ERRORS[code];
     if (known !== undefined) {
@@ -194,14 +205,9 @@ export interface ErrorAnswer {
 export function renderProblem(error: unknown, instance: string | undefined): ErrorAnswer {
   const { code, detail, details, headers } = problemOf(error);
   const { status, title } = PROBLEMS[code];
-  const retryAfter = RETRY_AFTER[code];
   return {
     status,
-    headers: {
-      'content-type': 'application/problem+json',
-      ...(retryAfter === undefined ? {} : { 'retry-after': retryAfter }),
-      ...headers,
-    },
+    headers: { 'content-type': 'application/problem+json', ...headers },
     // Details come first, so that none of them replaces a standard member of the problem.
     body: JSON.stringify({
       ...details,

@@ -19,7 +19,7 @@ function randomBytes(count: number): Buffer {
 }
 
 /** A new id: the prefix and 26 characters for 48 bits of time, so that ids sort by age, and 80 random bits. */
-export function newId(prefix: 'sess' | 'msg' | 'gen' | 'call'): string {
+export function newId(prefix: 'sess' | 'conv' | 'msg' | 'gen' | 'call'): string {
   let time = Date.now();
   let text = '';
   for (let index = 0; index < 10; index += 1) {
@@ -29,6 +29,12 @@ export function newId(prefix: 'sess' | 'msg' | 'gen' | 'call'): string {
   for (const byte of randomBytes(16)) text += ALPHABET[byte % 32] ?? '';
   return `${prefix}_${text}`;
 }
+
+/** The id of the reply of a generation, so that it is known before there is a reply. */
+export const replyIdOf = (generationId: string): string => `msg_${generationId.replace(/^gen_/, '')}`;
+
+/** The name by which what the model thinks is shared, beside what it says, which has the id of the generation. */
+export const thoughtsOf = (generationId: string): string => `${generationId}/reasoning`;
 
 /** When an id was made by `newId`, as an ISO time; undefined for other ids, e.g. imported ones. */
 export function timeOf(id: string): string | undefined {
@@ -41,7 +47,10 @@ export function timeOf(id: string): string | undefined {
 }
 
 /** An id that follows from the parts alone, so that a retry finds what the first request made. */
-export function derivedId(prefix: 'sess' | 'msg' | 'gen' | 'call', ...parts: readonly string[]): string {
+export function derivedId(
+  prefix: 'sess' | 'conv' | 'msg' | 'gen' | 'call',
+  ...parts: readonly string[]
+): string {
   const digest = createHash('sha256').update(JSON.stringify(parts)).digest();
   let text = '';
   for (const byte of digest.subarray(0, 26)) text += ALPHABET[byte % 32] ?? '';

@@ -3,7 +3,9 @@ import { arrayLiteral } from '../database/array-literal.js';
 import { available } from '../database/connection.js';
 import { RedisLink } from '../database/redis-link.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
+import { type Content } from '../domain/session.events.js';
 import { repeat } from '../housekeeping.js';
+import { thoughtsOf } from './ids.js';
 import { type Chunk, ReplyReader } from './reply-reader.js';
 import { ReplyStreams } from './reply-streams.js';
 
@@ -11,8 +13,9 @@ const PRUNE_MS = 3_600_000;
 
 /** A reply that is being generated in this process. */
 export interface OwnReply {
-  /** The text that has arrived so far. */
+  /** The text that has arrived so far, and what was thought before it. */
   text(): string;
+  reasoning(): string;
   /** Called when a command of this process ended the generation. */
   ended(): void;
 }
@@ -76,10 +79,17 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
     );
   }
 
-  /** The text that has arrived so far. */
-  async read(generation: string): Promise<string> {
+  /** What has arrived so far; undefined when nothing has. */
+  async read(generation: string): Promise<Content | undefined> {
     const own = this.own.get(generation);
-    if (own) return own.text();
+    const text = own ? own.text() : await this.readShared(generation);
+    const reasoning = own ? own.reasoning() : await this.readShared(thoughtsOf(generation));
+    if (reasoning === '') return text === '' ? undefined : text;
+    const thought = { type: 'reasoning' as const, text: reasoning };
+    return text === '' ? [thought] : [thought, { type: 'text', text }];
+  }
+
+  private async readShared(generation: string): Promise<string> {
     using reader = this.reader(generation);
     let text = '';
     for (let more = await reader.next(); more !== ''; more = await reader.next()) text += more;
@@ -107,9 +117,10 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   /** Deletes the text of a generation that has ended. */
   async drop(generation: string): Promise<void> {
     this.own.get(generation)?.ended();
-    await this.streams?.drop(generation);
+    const names = [generation, thoughtsOf(generation)];
+    for (const name of names) await this.streams?.drop(name);
     await available(() =>
-      this.relaxed.pool.query('delete from generation_chunk where generation = $1', [generation]),
+      this.relaxed.pool.query('delete from generation_chunk where generation = any ($1)', [names]),
     );
   }
 

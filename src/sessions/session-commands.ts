@@ -6,9 +6,7 @@ import {
   AppendMessages,
   CancelGeneration,
   ExpireSession,
-  ForkSession,
   type NewMessage,
-  type PartialReply,
   RemoveMessage,
   ResetConversation,
   RewindHistory,
@@ -26,7 +24,7 @@ import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
 import { type CommandContext, type SessionRef } from './command-context.js';
 import { HistoryReader, withFields } from './history-reader.js';
-import { newId } from './ids.js';
+import { replyIdOf } from './ids.js';
 import { PartialReplies } from './partial-replies.js';
 import { TenantPolicies } from './tenant-policies.js';
 
@@ -77,8 +75,7 @@ export class SessionCommands {
       schemaVersion: (type) => sessionEvents[type].version,
       isActivity,
       incarnation: (state) => state.incarnation,
-      weigh: (command) =>
-        command instanceof AppendMessages || command instanceof ForkSession ? weightOf(command.messages) : 0,
+      weigh: (command) => ('messages' in command ? weightOf(command.messages) : 0),
       // Most commands append messages, and need nothing.
       prepare: (command, state, { tenant, streamId }) =>
         command instanceof AppendMessages
@@ -217,8 +214,8 @@ export class SessionCommands {
     // If the state is too old to show the generation, the append is refused and this runs again with a newer state.
     if (!generation || !ends || command.partial) return command;
     const content = await this.partials.read(generation.id);
-    if (content === '') return command;
-    const partial: PartialReply = { messageId: newId('msg'), content, generationId: generation.id };
+    if (content === undefined) return command;
+    const partial = { messageId: replyIdOf(generation.id), content, generationId: generation.id };
     return withFields(command, { partial });
   }
 }

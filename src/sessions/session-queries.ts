@@ -6,7 +6,12 @@ import { EventLog } from '../event-store/log.js';
 import { type Loaded } from '../event-store/stream-states.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
-import { type HistoryPage, readHistory, readHistoryIfUnmoved } from '../read-models/history.projection.js';
+import {
+  type HistoryPage,
+  type PageOfHistory,
+  readHistory,
+  readHistoryIfUnmoved,
+} from '../read-models/history.projection.js';
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { findSession, listForks, listSessions, type SessionView } from '../read-models/session-views.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
@@ -128,16 +133,10 @@ export class SessionQueries {
     const past = query.at !== undefined || query.incarnation !== undefined;
     const asked = { ...session, after: cursor?.after, order, limit };
 
-    const known = past || consistency !== 'strong' ? undefined : this.commands.known(session);
-    let page: HistoryPage | undefined | 'moved' = 'moved';
-    let at = 0;
-    if (known && exists(known.state)) {
-      const { incarnation } = known.state;
-      at = known.state.version;
-      const end = { ...known, version: at };
-      page = await readHistoryIfUnmoved(this.models, end, { ...asked, incarnation, at });
-    }
-    if (page === 'moved') {
+    const unmoved = past || consistency !== 'strong' ? undefined : await this.unmovedPage(session, asked);
+    let page = unmoved?.page;
+    let at = unmoved?.at ?? 0;
+    if (!unmoved) {
       const loaded = await this.commands.load(session);
       const { state } = loaded;
       const isGone = query.incarnation === undefined && !exists(state) && state.version > 0;
@@ -157,6 +156,36 @@ export class SessionQueries {
       nextCursor: next ? encodeCursor(scope, next) : null,
       version: at,
     };
+  }
+
+  /**
+   * A page of messages of the present history, of all that was written before.
+   * @param after version of the last message of the page before
+   * @throws DomainError `session-not-found`
+   */
+  async messagePage(
+    session: SessionRef,
+    page: Pick<PageOfHistory, 'order' | 'limit' | 'after'>,
+  ): Promise<HistoryPage | undefined> {
+    const asked = { ...session, ...page };
+    const unmoved = await this.unmovedPage(session, asked);
+    if (unmoved) return unmoved.page;
+    const loaded = await this.existing(session);
+    const { incarnation, version: at } = loaded.state;
+    return readHistory(this.models, endOf(loaded), { ...asked, incarnation, at });
+  }
+
+  /** A page of the history as this process knows it; undefined when it does not, or when the session has gone on. */
+  private async unmovedPage(
+    session: SessionRef,
+    asked: Omit<PageOfHistory, 'incarnation' | 'at'>,
+  ): Promise<{ readonly page: HistoryPage | undefined; readonly at: number } | undefined> {
+    const known = this.commands.known(session);
+    if (!known || !exists(known.state)) return undefined;
+    const { incarnation, version: at } = known.state;
+    const end = { ...known, version: at };
+    const page = await readHistoryIfUnmoved(this.models, end, { ...asked, incarnation, at });
+    return page === 'moved' ? undefined : { page, at };
   }
 
   /**

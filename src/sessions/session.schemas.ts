@@ -83,7 +83,7 @@ export const messagePath = z.string().min(1).max(128);
 
 const name = z.string().min(1).max(128).optional();
 /** What `url` of a part may be: the model's provider fetches it, or it holds the bytes itself. */
-const isUrl = (url: string): boolean => /^(?:https?|data):/i.test(url) && URL.canParse(url);
+export const isUrl = (url: string): boolean => /^(?:https?|data):/i.test(url) && URL.canParse(url);
 const sent = content.superRefine((value: Content, context) => {
   if (typeof value === 'string') return;
   value.forEach((part, index) => {

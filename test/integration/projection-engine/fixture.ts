@@ -24,6 +24,7 @@ import { type Projection } from '../../../src/projection-engine/projection.js';
 import { Projector } from '../../../src/projection-engine/projector.js';
 import { ReadModels, type Freshness } from '../../../src/projection-engine/strong-reads.js';
 import { HistoryReader } from '../../../src/sessions/history-reader.js';
+import { generationsProjection } from '../../../src/read-models/generations.projection.js';
 import { searchProjection } from '../../../src/read-models/search.projection.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
@@ -33,6 +34,7 @@ export const READ_MODELS: readonly Projection<SessionRecord>[] = [
   historyProjection,
   usageProjection,
   searchProjection,
+  generationsProjection,
 ];
 export const TENANT = 'acme';
 

@@ -281,7 +281,7 @@ it('given an event that is newer than the code, when it is applied, then only it
   await caughtUp(node);
   const parked = (await node.projector.parked()).map(({ projection, error }) => [projection, error]);
   expect(parked.sort()).toEqual(
-    ['history', 'search', 'sessions', 'usage'].map((name) => [
+    ['generations', 'history', 'search', 'sessions', 'usage'].map((name) => [
       name,
       expect.stringContaining('newer than this version') as string,
     ]),

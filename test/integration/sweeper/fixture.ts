@@ -75,10 +75,9 @@ export class Node {
     if (lease === 'held') await this.leases.take([`generation:${generationId}`]);
     await this.handle(
       sessionId,
-      new StartGeneration(
-        { generationId, model: 'm' },
-        [{ messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' }],
-      ),
+      new StartGeneration({ generationId, model: 'm' }, [
+        { messageId: newId('msg'), role: 'user', content: 'ask', status: 'complete' },
+      ]),
     );
   }
 

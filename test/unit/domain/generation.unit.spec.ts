@@ -113,7 +113,9 @@ describe('generating', () => {
     given(created)
       .when(asked)
       .then([said(user('m1')), started('g1', [2, 2])]);
-    given().when(generate('g1', user('m1'))).then({ refused: 'session-not-found' });
+    given()
+      .when(generate('g1', user('m1')))
+      .then({ refused: 'session-not-found' });
   });
 
   it('needs no message where there is one to answer', () => {

@@ -201,7 +201,9 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   const exists = now.status === 'active' || now.status === 'expired';
 
   if (command.type === 'CreateSession') {
-    if (!exists) return { events: [event('SessionCreated', command.details)], active: 1 };
+    const { details, messages } = command;
+    if (!exists && !allowed(messages, [])) return { refused: 'invalid-request' };
+    if (!exists) return { events: [event('SessionCreated', details), ...messages.map(said)], active: 1 };
     return now.status === 'expired' ? { events: [resumed], active: 1 } : nothing;
   }
   if (command.type === 'ForkSession') {

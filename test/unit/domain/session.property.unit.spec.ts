@@ -122,7 +122,7 @@ const often = (weight: number, arbitrary: fc.Arbitrary<SessionCommand>) => ({ we
 const command: fc.Arbitrary<SessionCommand> = fc.oneof(
   often(
     6,
-    details.map((given) => new CreateSession(given)),
+    fc.tuple(details, fc.array(message, { maxLength: 2 })).map((parts) => new CreateSession(...parts)),
   ),
   often(
     2,

@@ -29,7 +29,7 @@ describe('a reply over server-sent events', () => {
   });
   afterAll(() => app.close());
   beforeEach(() => {
-    live = new LiveReply('s', 'g', 'm');
+    live = new LiveReply('s', 'g', 'm', '2026-01-01T00:00:00.000Z');
   });
   const finish = () => {
     live.finish({ type: 'completed', answer: answer(live.text), version: 1 });
