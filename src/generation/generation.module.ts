@@ -12,6 +12,7 @@ import { echoModel } from './echo.chat-model.js';
 import { GenerationController } from './generation.controller.js';
 import { Generations } from './generations.js';
 import { observed } from './observed.chat-model.js';
+import { PROVIDER } from './provider.js';
 import { OpenAiModel } from './openai.chat-model.js';
 
 /**
@@ -30,9 +31,11 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
     leases: Leases,
     partials: PartialReplies,
     models: ReadModels,
+    @Inject(PROVIDER) provider: OpenAiModel | null,
     @Inject(SETTINGS) { llm, server }: Config,
   ) {
-    super(store, bus, commands, leases, partials, models, observed(chatModel(llm), store.telemetry), {
+    const model: ChatModel = provider ?? echoModel;
+    super(store, bus, commands, leases, partials, models, observed(model, store.telemetry), {
       defaultModel: llm.model,
       maxInputTokens: llm.maxInputTokens,
     });
@@ -53,14 +56,18 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
   }
 }
 
-const chatModel = (llm: Config['llm']): ChatModel =>
-  llm.provider === 'echo' ? echoModel : new OpenAiModel(llm);
-
 /** Turns of conversations with a model. */
 @Module({
   imports: [SessionsModule],
-  providers: [{ provide: Generations, useClass: NodeGenerations }],
+  providers: [
+    {
+      provide: PROVIDER,
+      useFactory: ({ llm }: Config) => (llm.provider === 'echo' ? null : new OpenAiModel(llm)),
+      inject: [SETTINGS],
+    },
+    { provide: Generations, useClass: NodeGenerations },
+  ],
   controllers: [GenerationController],
-  exports: [Generations],
+  exports: [Generations, PROVIDER],
 })
 export class GenerationModule {}

@@ -238,14 +238,14 @@ export class Generations {
     return this.single.answer({ ...request, model: request.model ?? this.settings.defaultModel }, gone);
   }
 
+  /** The messages of the present history, with their versions. */
+  presentVersions(session: SessionRef, state: SessionState): Promise<VersionedMessage[]> {
+    return this.history.messages(session, [[state.historyStart + 1, state.version]], state.version);
+  }
+
   /** The messages of the present history. */
   async presentMessages(session: SessionRef, state: SessionState): Promise<NewMessage[]> {
-    const messages = await this.history.messages(
-      session,
-      [[state.historyStart + 1, state.version]],
-      state.version,
-    );
-    return messages.map((one) => one.message);
+    return (await this.presentVersions(session, state)).map((one) => one.message);
   }
 
   /** Aborts all running model calls and begins no more. Their generations fail, and their sessions stay usable. */

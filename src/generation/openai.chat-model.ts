@@ -20,7 +20,8 @@ import {
   unreadable,
 } from './provider-errors.js';
 import { readEvents } from './provider-events.js';
-import { type DelayedSend, providerFetch } from './provider-fetch.js';
+import { type Forwarded, type ListedModel, type Provider } from './provider.js';
+import { bodyOf, type DelayedSend, providerFetch } from './provider-fetch.js';
 import { SilenceTimer } from './silence-timer.js';
 
 export interface OpenAiSettings {
@@ -51,7 +52,7 @@ const FIRST_BACKOFF_MS = 500;
  * Chat completions by the official SDK. They are always streamed, so that partial answers can be shown, kept and cut
  * off.
  */
-export class OpenAiModel implements ChatModel {
+export class OpenAiModel implements ChatModel, Provider {
   private readonly client: OpenAI;
   private readonly limit: ConcurrencyLimit;
   /** False when the provider has refused to tell the number of tokens. */
@@ -116,6 +117,53 @@ export class OpenAiModel implements ChatModel {
     }
   }
 
+  async models(): Promise<ListedModel[]> {
+    const signal = AbortSignal.timeout(this.settings.timeoutMs);
+    try {
+      const { data } = await this.client.models.list({ signal });
+      return data.map(({ id, created, owned_by }) => ({ id, created, ownedBy: owned_by }));
+    } catch (error) {
+      throw this.toModelError(error, signal.aborted);
+    }
+  }
+
+  async forward(body: object, aborted: AbortSignal): Promise<Forwarded> {
+    await this.limit.enter(aborted);
+    const silence = new SilenceTimer(this.settings.timeoutMs);
+    const leave = (): void => {
+      silence.end();
+      this.limit.leave();
+    };
+    silence.begin();
+    const signal = AbortSignal.any([aborted, silence.signal]);
+    try {
+      const answer = this.client.chat.completions.create(body as never, { signal });
+      const response = await answer.asResponse();
+      const stream = bodyOf(response);
+      stream.on('data', () => {
+        silence.heard();
+      });
+      stream.pause();
+      stream.once('close', leave);
+      return {
+        status: response.status,
+        contentType: response.headers.get('content-type') ?? '',
+        body: stream,
+      };
+    } catch (error) {
+      leave();
+      aborted.throwIfAborted();
+      const { status, error: told } = error as Partial<APIError>;
+      if (!(error instanceof APIError) || status === undefined)
+        throw this.toModelError(error, silence.signal.aborted);
+      // The reason is the client's own fault in most cases, and in the form that it expects.
+      const text = JSON.stringify({
+        error: told ?? { message: error.message, type: 'server_error', param: null, code: null },
+      });
+      return { status, contentType: 'application/json', body: this.withoutKeys(text, text.length) };
+    }
+  }
+
   /**
    * Sends the request, and sends it again after a pause when the provider is temporarily busy, broken or unreachable.
    */
@@ -170,10 +218,10 @@ export class OpenAiModel implements ChatModel {
   /**
    * Masks API keys in a text of the provider, which may quote them, and cuts the text, because its length has no limit.
    */
-  private withoutKeys(text: string): string {
+  private withoutKeys(text: string, length = 500): string {
     const { apiKey } = this.settings;
     const masked = apiKey ? text.replaceAll(apiKey, '***') : text;
-    return masked.replaceAll(/\b(sk|pk|key)-[\w*.-]+/gi, '***').slice(0, 500);
+    return masked.replaceAll(/\b(sk|pk|key)-[\w*.-]+/gi, '***').slice(0, length);
   }
 }
 

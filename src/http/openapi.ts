@@ -7,7 +7,8 @@ import type { FastifyInstance } from 'fastify';
 import type { OpenAPIObject } from '@nestjs/swagger';
 import { z } from 'zod';
 import { requirementOf } from '../access/requirement.js';
-import { PROBLEMS, type ProblemCode } from './problem.js';
+import { ApiError, PROBLEMS, type ProblemCode } from './problem.js';
+import { addedSurfaceOf, type Surface } from './surfaces.js';
 
 interface Answer {
   readonly status: number;
@@ -147,6 +148,7 @@ type SchemaObject = Record<string, unknown>;
 /** What is used here of an operation in the document. */
 interface Operation {
   operationId: string;
+  tags?: string[];
   summary?: string;
   parameters?: object[];
   requestBody?: { required?: boolean; content: Record<string, { schema: SchemaObject; examples?: object }> };
@@ -177,11 +179,14 @@ async function buildDocument(
   });
 
   const handlers = handlersByOperation(app);
+  const { surfaces } = app.getHttpAdapter().getInstance() as FastifyInstance;
   for (const [path, item] of Object.entries(document.paths)) {
     for (const operation of Object.values(item as Record<string, Operation>)) {
       const handler = handlers.get(operation.operationId);
       if (handler !== undefined) {
-        complete(operation, handler, components, secured && path.startsWith('/v1/'));
+        const surface = addedSurfaceOf(surfaces, path);
+        const isSecured = secured && (surface !== undefined || path.startsWith('/v1/'));
+        complete(operation, handler, components, isSecured, surface);
       }
     }
   }
@@ -195,7 +200,14 @@ async function buildDocument(
 }
 
 /** Adds what the decorators of a handler say to the operation that Swagger has read from its routes and schemas. */
-function complete(operation: Operation, handler: Handler, components: Components, secured: boolean): void {
+function complete(
+  operation: Operation,
+  handler: Handler,
+  components: Components,
+  secured: boolean,
+  surface: Surface | undefined,
+): void {
+  if (surface) operation.tags = [surface.document.tag];
   const answers = metadata<Answer>(ANSWERS, ...handler);
   const headers = metadata<Header>(HEADERS, ...handler);
   operation.parameters = [
@@ -248,6 +260,10 @@ function complete(operation: Operation, handler: Handler, components: Components
     ...(secured ? (['unauthenticated', 'forbidden'] as const) : []),
     'internal-error',
   ]);
+  if (surface) {
+    documentErrors(operation, surface, codes, components);
+    return;
+  }
   for (const status of new Set([...codes].map((code) => PROBLEMS[code].status))) {
     const ofStatus = [...codes].filter((code) => PROBLEMS[code].status === status);
     operation.responses[status] = {
@@ -260,6 +276,36 @@ function complete(operation: Operation, handler: Handler, components: Components
       },
     };
   }
+}
+
+/** The errors of a surface with a form of its own, by the statuses that it gives them. */
+function documentErrors(
+  operation: Operation,
+  { document, renderError }: Surface,
+  codes: ReadonlySet<ProblemCode>,
+  components: Components,
+): void {
+  const schema = components.convert(document.errors, 'output');
+  for (const code of codes) {
+    const { title } = PROBLEMS[code];
+    const { status, body } = renderError(new ApiError(code, `${title}.`), undefined);
+    const known = operation.responses[status] as ErrorResponse | undefined;
+    const examples = known?.content['application/json'].examples ?? {};
+    operation.responses[status] = {
+      description: known ? `${known.description} ${title}.` : `${title}.`,
+      content: {
+        'application/json': {
+          schema,
+          examples: { ...examples, [code]: { value: JSON.parse(body) as object } },
+        },
+      },
+    } satisfies ErrorResponse;
+  }
+}
+
+interface ErrorResponse {
+  readonly description: string;
+  readonly content: { readonly 'application/json': { readonly schema: object; readonly examples: object } };
 }
 
 /** A stream is a text for HTTP; what is in it is told by `contentSchema`, as JSON Schema 2020-12 has it. */

@@ -8,7 +8,8 @@ import { BodyBudget } from './body-budget.js';
 import { correlationIdOf, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
-import { ErrorFilter, sendError } from './errors.js';
+import { ErrorFilter, pathOf, sendError } from './errors.js';
+import { surfaceOf } from './surfaces.js';
 import { ApiError, renderProblem } from './problem.js';
 import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
@@ -101,6 +102,8 @@ class HttpAdapter extends FastifyAdapter {
     guard.install(fastify);
     fastify.addHook('onRequest', async (request, reply) => {
       reply.header('x-correlation-id', request.id);
+      const { requestIdHeader } = surfaceOf(fastify.surfaces, pathOf(request));
+      if (requestIdHeader !== undefined) reply.header(requestIdHeader, request.id);
       requireValidCorrelationId(request);
       await guard.admit(request);
       // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some

@@ -1,5 +1,6 @@
 import type { HttpAdapterHost } from '@nestjs/core';
 import type { FastifyInstance } from 'fastify';
+import { type z } from 'zod';
 import { type ErrorAnswer, renderProblem } from './problem.js';
 
 /**
@@ -11,10 +12,14 @@ export interface Surface {
   readonly prefix: string;
   /** @param path of the request, without its query; undefined when it could not be read */
   renderError(error: unknown, path: string | undefined): ErrorAnswer;
+  /** A header that carries the correlation id of the request, under the name that clients of the protocol know. */
+  readonly requestIdHeader?: string;
+  /** How the documents of the API show the surface: under which tag, and which schema its errors have. */
+  readonly document: { readonly tag: string; readonly errors: z.ZodType };
 }
 
 /** Problem documents (RFC 9457), the form of `/v1` and of all paths that belong to no other surface. */
-const NATIVE: Surface = { prefix: '', renderError: renderProblem };
+const NATIVE: Omit<Surface, 'document'> = { prefix: '', renderError: renderProblem };
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -27,11 +32,17 @@ declare module 'fastify' {
  * adapter's host: that is before the server listens.
  */
 export function addSurface({ httpAdapter }: HttpAdapterHost, surface: Surface): void {
-  const fastify = httpAdapter.getInstance<FastifyInstance>();
+  // An application without HTTP has none.
+  const fastify = (httpAdapter as HttpAdapterHost['httpAdapter'] | null)?.getInstance<FastifyInstance>();
+  if (!fastify) return;
   fastify.surfaces.push(surface);
   fastify.surfaces.sort((a, b) => b.prefix.length - a.prefix.length);
 }
 
 /** The surface that a path belongs to. */
-export const surfaceOf = (surfaces: readonly Surface[], path: string): Surface =>
-  surfaces.find(({ prefix }) => path === prefix || path.startsWith(`${prefix}/`)) ?? NATIVE;
+export const surfaceOf = (surfaces: readonly Surface[], path: string): Omit<Surface, 'document'> =>
+  addedSurfaceOf(surfaces, path) ?? NATIVE;
+
+/** The surface that was added for a path; undefined for those of the service itself. */
+export const addedSurfaceOf = (surfaces: readonly Surface[], path: string): Surface | undefined =>
+  surfaces.find(({ prefix }) => path === prefix || path.startsWith(`${prefix}/`));

@@ -1,12 +1,14 @@
+import { z } from 'zod';
 import { type ErrorAnswer, PROBLEMS, type ProblemCode, problemOf } from '../http/problem.js';
 
+const OpenAiError = z.object({
+  message: z.string(),
+  type: z.string(),
+  param: z.string().nullable().meta({ description: 'the member of the request that is wrong' }),
+  code: z.string().nullable(),
+});
 /** An error as OpenAI's API answers it. */
-export interface OpenAiError {
-  readonly message: string;
-  readonly type: string;
-  readonly param: string | null;
-  readonly code: string | null;
-}
+export const OpenAiErrorBody = z.object({ error: OpenAiError }).meta({ id: 'OpenAiError' });
 
 /** The codes by which clients of OpenAI's API know what is wrong here; others keep their own names, with underscores. */
 const CODES: Partial<Record<ProblemCode, { readonly status?: number; readonly code: string | null }>> = {
@@ -55,7 +57,7 @@ const paramOf = (pointer: string): string | null =>
     .join('') || null;
 
 /** An error in the form of OpenAI's API, with its status. */
-export function openAiErrorOf(error: unknown): OpenAiError & { readonly status: number } {
+export function openAiErrorOf(error: unknown): z.infer<typeof OpenAiError> & { readonly status: number } {
   const { code, detail, details } = problemOf(error);
   const known = CODES[code];
   const status = known?.status ?? PROBLEMS[code].status;

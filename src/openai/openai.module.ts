@@ -1,13 +1,15 @@
 import { Module, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
-import { type FastifyInstance } from 'fastify';
 import { AuditModule } from '../audit/audit.module.js';
 import { GenerationModule } from '../generation/generation.module.js';
 import { addSurface } from '../http/surfaces.js';
 import { SessionsModule } from '../sessions/sessions.module.js';
+import { ChatCompletionsController } from './chat-completions.controller.js';
+import { ModelsController } from './models.controller.js';
+import { RecordedChat } from './recorded-chat.js';
 import { ConversationItems } from './conversation-items.js';
 import { ConversationsController } from './conversations.controller.js';
-import { renderOpenAiError } from './errors.js';
+import { OpenAiErrorBody, renderOpenAiError } from './errors.js';
 import { Responses } from './responses.js';
 import { ResponsesController } from './responses.controller.js';
 import { OPENAI_PREFIX } from './wire.js';
@@ -15,18 +17,19 @@ import { OPENAI_PREFIX } from './wire.js';
 /** OpenAI's API on the same log: its requests become the commands and queries that there are. */
 @Module({
   imports: [SessionsModule, GenerationModule, AuditModule],
-  providers: [ConversationItems, Responses],
-  controllers: [ConversationsController, ResponsesController],
+  providers: [ConversationItems, Responses, RecordedChat],
+  controllers: [ConversationsController, ResponsesController, ChatCompletionsController, ModelsController],
 })
 export class OpenAiModule implements OnModuleInit {
   constructor(private readonly host: HttpAdapterHost) {}
 
   onModuleInit(): void {
-    addSurface(this.host, { prefix: `/${OPENAI_PREFIX}`, renderError: renderOpenAiError });
-    this.host.httpAdapter.getInstance<FastifyInstance>().addHook('onRequest', (request, reply, done) => {
+    addSurface(this.host, {
+      prefix: `/${OPENAI_PREFIX}`,
+      renderError: renderOpenAiError,
       // Clients show it with their errors.
-      if (request.url.startsWith(`/${OPENAI_PREFIX}`)) reply.header('x-request-id', request.id);
-      done();
+      requestIdHeader: 'x-request-id',
+      document: { tag: 'OpenAI', errors: OpenAiErrorBody },
     });
   }
 }

@@ -1,11 +1,12 @@
-import { Body, Controller, Delete, Get, Param, Post, Query, Req, Res } from '@nestjs/common';
-import { type FastifyReply, type FastifyRequest } from 'fastify';
+import { Body, Controller, Delete, Get, Param, Post, Query, Res } from '@nestjs/common';
+import { type FastifyReply } from 'fastify';
 import { type z } from 'zod';
 import { Caller } from '../access/caller.js';
 import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
 import { invalidRequest } from '../http/problem.js';
+import { goneOf } from './client-gone.js';
 import { type ItemPage, pageOf } from './conversation-items.js';
 import { ItemList, ItemsQuery } from './items.schemas.js';
 import { sendResponse } from './response-stream.js';
@@ -32,24 +33,15 @@ export class ResponsesController {
   async create(
     @Write() write: WriteContext,
     @Body({ schema: CreateResponseBody }) body: CreateResponseBody,
-    @Req() request: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const gone = new AbortController();
-    const leave = (): void => {
-      if (!reply.raw.writableEnded) gone.abort();
-    };
-    request.raw.socket.once('close', leave);
-    try {
-      const { live, head } = await this.responses.create(write, body, gone.signal);
-      if (body.stream) return await sendResponse(reply, live, head);
-      if (body.background) return viewOf(head, live.end);
-      const end = await live.finished();
-      if (end.type === 'failed') throw end.error;
-      return viewOf(head, end);
-    } finally {
-      request.raw.socket.off('close', leave);
-    }
+    const gone = goneOf(reply);
+    const { live, head } = await this.responses.create(write, body, gone);
+    if (body.stream) return await sendResponse(reply, live, head);
+    if (body.background) return viewOf(head, live.end);
+    const end = await live.finished();
+    if (end.type === 'failed') throw end.error;
+    return viewOf(head, end);
   }
 
   @Requires('sessions:read')

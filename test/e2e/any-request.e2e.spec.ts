@@ -41,6 +41,14 @@ async function answerTo(url: string, { method, path, headers, body }: GeneratedR
   return { status: response.status, type, text: await response.text() };
 }
 
+/** The code of an error, in the form of its surface; OpenAI's has some that are null. */
+function codeOf(type: string, text: string): string | undefined {
+  if (type.includes('problem+json')) return (JSON.parse(text) as { code: string }).code;
+  if (!type.startsWith('application/json')) return undefined;
+  const { error } = JSON.parse(text) as { error?: { code: string | null; type: string } };
+  return error && (error.code ?? error.type);
+}
+
 it(`given ${REQUESTS} requests generated from the OpenAPI document, at and past every bound, when they are sent, then each answer is one of the documented ones and none is an internal error`, async () => {
   const { body: document } = (await api.get('/openapi.json')) as unknown as { body: OpenApi };
   const requests = fc.sample(requestsOf(document), { numRuns: REQUESTS, seed: SEED });
@@ -50,11 +58,11 @@ it(`given ${REQUESTS} requests generated from the OpenAPI document, at and past 
   const check = async (request: GeneratedRequest): Promise<void> => {
     const { status, type, text } = await answerTo(api.url, request);
     statuses.set(status, (statuses.get(status) ?? 0) + 1);
-    const { code } = (type.includes('problem+json') ? JSON.parse(text) : {}) as { code?: string };
+    const code = codeOf(type, text);
     const isKnown =
       documentedStatuses(document, request).includes(String(status)) ||
       // A path that matches no route is no operation of the document.
-      ['not-found', 'method-not-allowed'].includes(code ?? '');
+      ['not-found', 'method-not-allowed', 'not_found', 'method_not_allowed'].includes(code ?? '');
     const isError = status >= 400 && !request.path.startsWith('/health');
     if (status === 500 || !isKnown || (isError && code === undefined)) {
       faults.push({

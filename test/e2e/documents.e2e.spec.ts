@@ -32,6 +32,7 @@ describe('health and documents', () => {
     expect(ready.body).toMatchObject({ status: 'ok', checks: { database: { status: 'ok' } } });
     const projections = Object.keys(ready.body.checks).filter((check) => check.startsWith('projection '));
     expect(projections.map((name) => name.replace(/_v\d+$/, '')).sort()).toEqual([
+      'projection generations',
       'projection history',
       'projection search',
       'projection sessions',

@@ -52,6 +52,7 @@ describe('metrics', () => {
       [expect.stringContaining('history'), 0],
       [expect.stringContaining('usage'), 0],
       [expect.stringContaining('search'), 0],
+      [expect.stringContaining('generations'), 0],
     ]);
     // Nothing is published here, so there is no lag.
     expect(text).not.toMatch(/^colloquy_relay/m);
@@ -74,9 +75,9 @@ describe('metrics', () => {
     expect(
       value('colloquy_http_request_duration_seconds_count{method="POST",route="/v1/chat",status="200"}'),
     ).toBe(1);
-    // The appends are: the session, the turn, the reply.
-    expect(value('colloquy_append_outcomes_total{outcome="ok"}')).toBe(3);
-    expect(value('colloquy_append_wait_seconds_count')).toBe(3);
+    // The appends are: the session with its first turn, the reply.
+    expect(value('colloquy_append_outcomes_total{outcome="ok"}')).toBe(2);
+    expect(value('colloquy_append_wait_seconds_count')).toBe(2);
     expect(value('colloquy_append_commit_seconds_count')).toBe(value('colloquy_append_batch_size_count'));
     expect(value('colloquy_model_call_seconds_count{model="echo",outcome="completed"}')).toBe(1);
     expect(value('colloquy_model_first_text_seconds_count{model="echo"}')).toBe(1);
@@ -88,7 +89,7 @@ describe('metrics', () => {
     });
     expect(
       Object.keys(found).filter((name) => name.startsWith('colloquy_projection_lag_seconds')),
-    ).toHaveLength(4);
+    ).toHaveLength(5);
   });
 
   it('given API keys, when metrics or the state of the relay are requested, then only operators get them', async () => {

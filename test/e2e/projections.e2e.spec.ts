@@ -6,7 +6,7 @@ import { createWorld, FULL, say, type SessionAnswer, texts, type World } from '.
 import { heavy } from '../support/heavy.js';
 
 const ROOT = join(__dirname, '../..');
-const NAMES = ['sessions', 'history', 'usage', 'search'];
+const NAMES = ['sessions', 'history', 'usage', 'search', 'generations'];
 
 interface ProjectionAnswer {
   readonly name: string;

@@ -320,7 +320,7 @@ describe('streaming', () => {
       reply.say('abc');
       reply.end();
       await stream.rest();
-      for (const odd of ['abc', '1', '-1-0', '99999999999-0', '1-0-0', '']) {
+      for (const odd of ['abc', '1', '-1-0', '99999999999-0', '1-0-0-0', '']) {
         const events = await (await follow('s-odd', generationId, odd)).rest();
         expect(names(events)).toEqual(['generation.started', 'message.delta', 'message.completed']);
       }

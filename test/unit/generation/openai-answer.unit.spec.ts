@@ -10,7 +10,7 @@ const end = choice({}, 'stop');
 function answerOf(...pieces: readonly (object | string)[]) {
   const answer = new Answer(1_000_000);
   const text = pieces
-    .map((piece) => answer.add(typeof piece === 'string' ? piece : JSON.stringify(piece)))
+    .map((piece) => answer.add(typeof piece === 'string' ? piece : JSON.stringify(piece)).text)
     .join('');
   return { text, ...answer.end() };
 }
