@@ -56,7 +56,7 @@ export function toRequest(request: ModelRequest, dialect: Dialect): SentRequest 
     model: request.model,
     stream: true,
     ...(usage && { stream_options: { include_usage: true } }),
-    messages: systemFirst ? withSystemFirst(messages) : messages,
+    messages: inTurns(systemFirst ? withSystemFirst(messages) : messages, systemFirst),
     ...parametersOf(request, names, dialect),
     ...(request.tools?.length && {
       tools: request.tools.map(({ name, description, parameters, strict }) => ({
@@ -72,6 +72,34 @@ export function toRequest(request: ModelRequest, dialect: Dialect): SentRequest 
   };
   return { params, toolName: (sent) => names.given(sent) };
 }
+
+/**
+ * The messages with two replies in a row as one, because some providers refuse them, and so two messages of the user where
+ * a template wants roles to take turns.
+ */
+function inTurns(messages: readonly MessageParam[], alsoUser: boolean): MessageParam[] {
+  const joined: MessageParam[] = [];
+  for (const message of messages) join(joined, message, alsoUser);
+  return joined;
+}
+
+function join(messages: MessageParam[], next: MessageParam, alsoUser: boolean): void {
+  const last = messages.at(-1);
+  if (last?.role === 'assistant' && next.role === 'assistant' && !last.tool_calls) {
+    const content = [last.content, next.content].filter(Boolean).join('\n');
+    messages.splice(-1, 1, { ...last, ...next, content });
+  } else if (alsoUser && last?.role === 'user' && next.role === 'user') {
+    const isText = typeof last.content === 'string' && typeof next.content === 'string';
+    const content = isText
+      ? `${last.content as string}\n\n${next.content as string}`
+      : [...asParts(last.content), ...asParts(next.content)];
+    const { name, ...others } = last;
+    messages.splice(-1, 1, { ...others, ...(name !== undefined && name === next.name && { name }), content });
+  } else messages.push(next);
+}
+
+const asParts = (content: string | readonly PartParam[]): readonly PartParam[] =>
+  typeof content === 'string' ? [{ type: 'text', text: content }] : content;
 
 function parametersOf(
   { parameters, tools }: ModelRequest,

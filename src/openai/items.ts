@@ -181,9 +181,15 @@ function draftedItem(given: InputItem): NewMessage {
   return { ...message, ...(Object.keys(kept).length > 0 && { extensions: { [PROTOCOL]: kept as Json } }) };
 }
 
+/** Members that some clients send as null to leave them out. */
+const CAN_BE_NULL = ['id', 'type', 'status', 'summary', 'content', 'encrypted_content'];
+
 /** An item with all that clients may leave out. */
 function normalized(given: InputItem): Fields {
-  const item: Fields = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== null));
+  const left = new Set<string>(CAN_BE_NULL);
+  const item: Fields = Object.fromEntries(
+    Object.entries(given).filter(([name, value]) => value !== null || !left.has(name)),
+  );
   switch (given.type) {
     case 'function_call':
     case 'function_call_output':

@@ -109,8 +109,11 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
   };
 }
 
-/** What the strictest provider would refuse about a prompt; undefined when there is nothing. */
-export function promptFault(messages: readonly ChatMessage[]): string | undefined {
+/**
+ * What the strictest provider would refuse about a prompt; undefined when there is nothing.
+ * @param inTurns whether the roles of messages have to take turns, as the templates of many models want it
+ */
+export function promptFault(messages: readonly ChatMessage[], inTurns = true): string | undefined {
   const open = new Set<string>();
   let before: string | undefined;
   for (const [index, { role, content, tool_calls: calls, tool_call_id: answered }] of messages.entries()) {
@@ -123,7 +126,8 @@ export function promptFault(messages: readonly ChatMessage[]): string | undefine
     if (role === 'system') continue;
     if (role !== 'user' && role !== 'assistant') return `a role ${role}`;
     if ((content === '' || content === null) && !calls) return `an empty ${role} message`;
-    if (role === 'assistant' && before === 'assistant' && !calls) return 'two replies in a row';
+    if (role === 'assistant' && before === 'assistant') return 'two replies in a row';
+    if (inTurns && role === 'user' && before === 'user') return 'two messages of the user in a row';
     for (const { id, function: called } of calls ?? []) {
       if (!/^[a-zA-Z0-9_-]{1,64}$/.test(called.name)) return `a tool of the name ${called.name}`;
       if (!isObject(called.arguments)) return `arguments that are no object: ${called.arguments}`;
