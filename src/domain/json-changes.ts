@@ -15,7 +15,8 @@ export function changesBetween(from: Json, to: Json, path: (string | number)[] =
   if (isObject(from) && isObject(to)) {
     const names = new Set([...Object.keys(from), ...Object.keys(to)]);
     return [...names].flatMap((name): JsonChange[] => {
-      const [before, after] = [from[name], to[name]];
+      const before = Object.hasOwn(from, name) ? from[name] : undefined;
+      const after = Object.hasOwn(to, name) ? to[name] : undefined;
       const at = [...path, name];
       if (after === undefined) return [[at]];
       return before === undefined ? [[at, after]] : changesBetween(before, after, at);
@@ -42,7 +43,8 @@ function withChange(value: Json, change: JsonChange): Json {
     return before === undefined ? value : value.with(first as number, withChange(before, inner));
   }
   if (!isObject(value)) return value;
-  const { [first]: before, ...others } = value;
+  const { [first]: _before, ...others } = value;
   if (rest.length === 0) return change.length === 2 ? { ...value, [first]: change[1] } : others;
+  const before = Object.hasOwn(value, first) ? value[first] : undefined;
   return before === undefined ? value : { ...value, [first]: withChange(before, inner) };
 }
