@@ -3,13 +3,22 @@
  *
  *   domain <- event-store <- projection-engine <- read-models <- sessions <- generation
  *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
- *                                                                generation, audit <- openai <- app.module
+ *                                                                generation, audit <- openai, ai-sdk <- app.module
  *
  * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature. A feature's `*.module.ts` wires it
  * into the application; `storage.module.ts` gives all of them the settings, the connections and the log.
  */
 const path = (...folders) => `^src/(${folders.join('|')})`;
-const FEATURES = ['sessions/', 'generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/', 'openai/'];
+const FEATURES = [
+  'sessions/',
+  'generation/',
+  'audit/',
+  'transfer/',
+  'sweeper/',
+  'ops/',
+  'openai/',
+  'ai-sdk/',
+];
 const forbid = (name, from, to, comment) => ({
   name,
   severity: 'error',
@@ -54,7 +63,7 @@ module.exports = {
     forbid(
       'sessions-are-below-the-other-features',
       path('sessions/'),
-      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/', 'openai/'),
+      path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/', 'openai/', 'ai-sdk/'),
     ),
     {
       name: 'features-do-not-import-ops',
@@ -66,7 +75,7 @@ module.exports = {
     forbid(
       'protocols-are-above-the-features',
       path('generation/', 'audit/', 'transfer/', 'sweeper/', 'ops/'),
-      path('openai/'),
+      path('openai/', 'ai-sdk/'),
       'an adapter turns its requests into the commands and queries that there are',
     ),
     forbid('features-do-not-import-the-root', path(...FEATURES), path('app.module', 'main', 'client/')),

@@ -1,5 +1,6 @@
 import { type DynamicModule, Module } from '@nestjs/common';
 import { CqrsModule } from '@nestjs/cqrs';
+import { AiSdkModule } from './ai-sdk/ai-sdk.module.js';
 import { AuditModule } from './audit/audit.module.js';
 import { type Config } from './config.js';
 import { GenerationModule } from './generation/generation.module.js';
@@ -27,6 +28,7 @@ export class AppModule {
         AuditModule,
         GenerationModule,
         OpenAiModule,
+        AiSdkModule,
         SweeperModule,
         KafkaModule,
         OpsModule,

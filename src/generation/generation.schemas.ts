@@ -7,22 +7,38 @@ import { Message, NewMessage } from '../sessions/session.schemas.js';
 const model = z.string().regex(/^\S{1,200}$/, 'must be 1 to 200 characters without blanks');
 const text = z.string().min(1);
 
+/** What is asked of the model, besides what it is to answer. */
+export const asked = {
+  model: model.optional(),
+  instructions: instructions.max(100_000).optional(),
+  tools: z
+    .array(toolDefinition)
+    .min(1)
+    .max(128)
+    .refine((tools) => new Set(tools.map((tool) => tool.name)).size === tools.length, {
+      error: 'must not name a tool twice',
+    })
+    .optional(),
+  ...parameters,
+};
+type Asked = z.infer<z.ZodObject<typeof asked>>;
+
+/** The arguments of `refine` that check a choice among the tools. */
+export const CHOOSES_A_TOOL: [
+  (body: Pick<Asked, 'toolChoice' | 'tools'>) => boolean,
+  { path: string[]; error: string },
+] = [
+  ({ toolChoice, tools }) =>
+    typeof toolChoice !== 'object' || (tools ?? []).some(({ name }) => name === toolChoice.name),
+  { path: ['toolChoice', 'name'], error: 'must be the name of one of the tools' },
+];
+
 export const GenerateBody = z
   .strictObject({
     message: z.union([text, NewMessage]).optional().meta({
       description: 'a text of the user, or a message; without it the history as it stands is answered',
     }),
-    model: model.optional(),
-    instructions: instructions.max(100_000).optional(),
-    tools: z
-      .array(toolDefinition)
-      .min(1)
-      .max(128)
-      .refine((tools) => new Set(tools.map((tool) => tool.name)).size === tools.length, {
-        error: 'must not name a tool twice',
-      })
-      .optional(),
-    ...parameters,
+    ...asked,
     regenerate: z.literal(true).optional().meta({
       description:
         'the last reply leaves the history first, so that the message before it is answered again; not together with `message`',
@@ -49,11 +65,7 @@ export const GenerateBody = z
     path: ['regenerate'],
     error: 'answers the message before the last reply: give no `message` with it',
   })
-  .refine(
-    ({ toolChoice, tools }) =>
-      typeof toolChoice !== 'object' || (tools ?? []).some(({ name }) => name === toolChoice.name),
-    { path: ['toolChoice', 'name'], error: 'must be the name of one of the tools' },
-  )
+  .refine(...CHOOSES_A_TOOL)
   .default({ onBusy: 'reject' });
 
 export const ChatBody = z.strictObject({

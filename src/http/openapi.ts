@@ -286,26 +286,19 @@ function documentErrors(
   components: Components,
 ): void {
   const schema = components.convert(document.errors, 'output');
+  const known = new Map<number, { description: string; examples: Record<string, object> }>();
   for (const code of codes) {
     const { title } = PROBLEMS[code];
     const { status, body } = renderError(new ApiError(code, `${title}.`), undefined);
-    const known = operation.responses[status] as ErrorResponse | undefined;
-    const examples = known?.content['application/json'].examples ?? {};
-    operation.responses[status] = {
-      description: known ? `${known.description} ${title}.` : `${title}.`,
-      content: {
-        'application/json': {
-          schema,
-          examples: { ...examples, [code]: { value: JSON.parse(body) as object } },
-        },
-      },
-    } satisfies ErrorResponse;
+    const value: unknown = document.contentType === 'application/json' ? JSON.parse(body) : body;
+    const before = known.get(status);
+    known.set(status, {
+      description: before ? `${before.description} ${title}.` : `${title}.`,
+      examples: { ...before?.examples, [code]: { value } },
+    });
   }
-}
-
-interface ErrorResponse {
-  readonly description: string;
-  readonly content: { readonly 'application/json': { readonly schema: object; readonly examples: object } };
+  for (const [status, { description, examples }] of known)
+    operation.responses[status] = { description, content: { [document.contentType]: { schema, examples } } };
 }
 
 /** A stream is a text for HTTP; what is in it is told by `contentSchema`, as JSON Schema 2020-12 has it. */

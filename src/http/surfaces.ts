@@ -15,7 +15,7 @@ export interface Surface {
   /** A header that carries the correlation id of the request, under the name that clients of the protocol know. */
   readonly requestIdHeader?: string;
   /** How the documents of the API show the surface: under which tag, and which schema its errors have. */
-  readonly document: { readonly tag: string; readonly errors: z.ZodType };
+  readonly document: { readonly tag: string; readonly contentType: string; readonly errors: z.ZodType };
 }
 
 /** Problem documents (RFC 9457), the form of `/v1` and of all paths that belong to no other surface. */

@@ -29,7 +29,7 @@ export class OpenAiModule implements OnModuleInit {
       renderError: renderOpenAiError,
       // Clients show it with their errors.
       requestIdHeader: 'x-request-id',
-      document: { tag: 'OpenAI', errors: OpenAiErrorBody },
+      document: { tag: 'OpenAI', contentType: 'application/json', errors: OpenAiErrorBody },
     });
   }
 }

@@ -100,7 +100,11 @@ describe('a surface', () => {
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({ error: { message: (error as Error).message.slice(0, 20) } }),
     }),
-    document: { tag: 'Other', errors: z.object({ error: z.object({ message: z.string() }) }) },
+    document: {
+      tag: 'Other',
+      contentType: 'application/json',
+      errors: z.object({ error: z.object({ message: z.string() }) }),
+    },
   };
   const bearer = { authorization: 'Bearer alice-key' };
 

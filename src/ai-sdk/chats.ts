@@ -1,0 +1,293 @@
+import { Injectable } from '@nestjs/common';
+import { CommandBus } from '@nestjs/cqrs';
+import { DomainError } from '../domain/decider.js';
+import { fieldsOf } from '../domain/loose-json.js';
+import {
+  AppendMessages,
+  CancelGeneration,
+  GrantToolApproval,
+  type NewMessage,
+  RewindHistory,
+} from '../domain/session.commands.js';
+import { type Json, sessionEvents } from '../domain/session.events.js';
+import { Generations } from '../generation/generations.js';
+import { type LiveReply } from '../generation/live-reply.js';
+import { parametersIn } from '../generation/parameters.js';
+import { type WriteContext } from '../http/preconditions.js';
+import { invalidRequest, jsonPointer } from '../http/problem.js';
+import { type MessageView } from '../read-models/history.projection.js';
+import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { dispatch } from '../sessions/command-handlers.js';
+import { replyIdOf } from '../sessions/ids.js';
+import { SessionCommands } from '../sessions/session-commands.js';
+import { SessionQueries } from '../sessions/session-queries.js';
+import { contextOf } from '../sessions/sessions.controller.js';
+import { type ChatBody, uiMessagesOf } from './chat.schemas.js';
+import {
+  callsOf,
+  draftedResult,
+  draftedUi,
+  type Group,
+  groupsOf,
+  type Part,
+  toolNameOf,
+  type UiMessage,
+} from './ui-messages.js';
+
+/** Messages that are read at once, the latest first: what a client sends follows on the end of the history. */
+const PAGE = 200;
+
+/** An answer to a request of `useChat`. */
+export interface ChatTurn {
+  /** The UI message that the answer is, or goes on with. */
+  readonly messageId: string;
+  /** The reply; none while tools that were approved have to be run by the client. */
+  readonly live?: LiveReply;
+  /** Calls that were refused, which the client learns first. */
+  readonly denied: readonly string[];
+  /** Calls that were approved and that the client has to run. */
+  readonly approved: readonly Part[];
+}
+
+/** What a request changes in a history before it is answered. */
+interface Change {
+  /** All messages of later versions leave. */
+  readonly toVersion?: number;
+  readonly reason?: string;
+  readonly messages: readonly NewMessage[];
+  /** The UI message that the reply goes on with. */
+  readonly continues?: string | undefined;
+  readonly denied?: readonly string[];
+  readonly approved?: readonly Part[];
+}
+
+/** Chats of the AI SDK. Each is a session, whose history is kept on this side. */
+@Injectable()
+export class Chats {
+  constructor(
+    private readonly bus: CommandBus,
+    private readonly commands: SessionCommands,
+    private readonly queries: SessionQueries,
+    private readonly generations: Generations,
+  ) {}
+
+  /** @throws ApiError `invalid-request`; what `Generations.start` throws */
+  async answer(write: WriteContext, body: ChatBody): Promise<ChatTurn> {
+    const session = { tenant: write.caller.tenant, sessionId: body.id };
+    const context = contextOf(write, 'POST /ai-sdk/chat', body);
+    const again =
+      context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
+    if (again) return { messageId: replyIdOf(again.generationId), live: again, denied: [], approved: [] };
+    const change = await this.changeFor(session, body);
+    const { messages, denied = [], approved = [] } = change;
+    if (approved.length > 0) {
+      const messageId = change.continues ?? '';
+      return this.approve(session, context, { messageId, denied, approved }, messages);
+    }
+    const ifMatch = await this.rewind(session, context, change);
+    const { model, instructions, tools } = body;
+    const live = await this.generations.start(
+      session,
+      { ...context, ...(ifMatch && { ifMatch }) },
+      { model, instructions, tools, parameters: parametersIn(body), messages, create: {} },
+    );
+    return { messageId: change.continues ?? replyIdOf(live.generationId), live, denied, approved };
+  }
+
+  /** The reply that is being generated; undefined when there is none. */
+  async running(session: SessionRef): Promise<ChatTurn | undefined> {
+    const { state } = await this.commands.load(session);
+    if (!state.generation) return undefined;
+    const { id } = state.generation;
+    const live = await this.generations.follow(session, id);
+    const last = groupsOf((await this.latest(session)).messages).at(-1);
+    const continues = last?.ui.role === 'assistant' ? last.ui.id : undefined;
+    return { messageId: continues ?? replyIdOf(id), live, denied: [], approved: [] };
+  }
+
+  /** The present history, as `useChat` has it. @throws DomainError `session-not-found` */
+  async messages(session: SessionRef): Promise<UiMessage[]> {
+    const messages: MessageView[] = [];
+    for (let after: number | undefined; ;) {
+      const page = await this.queries.messagePage(session, { order: 'asc', limit: PAGE, after });
+      messages.push(...(JSON.parse(page?.messages ?? '[]') as MessageView[]));
+      if (!page?.hasMore || page.last === null) break;
+      after = page.last;
+    }
+    const groups = groupsOf(messages);
+    const last = groups.pop();
+    return [...groups.map(({ ui }) => ui), ...(last ? [await this.withApprovals(session, last)] : [])];
+  }
+
+  /** Ends the reply that is being generated; what has arrived is kept. */
+  async stop(write: WriteContext, session: SessionRef): Promise<boolean> {
+    const context = contextOf(write, `POST /ai-sdk/chat/${session.sessionId}/stop`, null);
+    const done = await dispatch(this.bus, session, new CancelGeneration(), context);
+    return done.duplicate !== undefined || done.events.length > 0;
+  }
+
+  private async changeFor(session: SessionRef, body: ChatBody): Promise<Change> {
+    const sent = uiMessagesOf(body);
+    const { trigger } = body;
+    const named = body.messageId ?? undefined;
+    const wanted = new Set([...(named === undefined ? [] : [named]), ...sent.map(({ id }) => id)]);
+    const groups = groupsOf(
+      await this.back(session, (ids) =>
+        named === undefined ? ids.some((id) => wanted.has(id)) : ids.includes(named),
+      ),
+    );
+    const known = new Map(groups.map((group) => [group.ui.id, group]));
+    const lastKnown = sent.findLastIndex(({ id }) => known.has(id));
+    const target = named === undefined ? undefined : known.get(named);
+
+    if (trigger === 'regenerate-message') {
+      const again = target ?? (named === undefined ? groups.at(-1) : known.get(sent[lastKnown]?.id ?? ''));
+      if (!again) return { messages: drafted(sent, 0) };
+      const isReply = again.ui.role === 'assistant';
+      return {
+        toVersion: isReply ? firstVersion(again) - 1 : lastVersion(again),
+        reason: 'regenerate',
+        messages: [],
+      };
+    }
+    const last = sent.at(-1);
+    const lastGroup = last && known.get(last.id);
+    if (last?.role === 'assistant' && lastGroup) return resultsFor(last, lastGroup);
+    if (last && target) {
+      return {
+        toVersion: firstVersion(target) - 1,
+        reason: 'edited',
+        messages: drafted(sent, sent.length - 1),
+      };
+    }
+    return { messages: drafted(sent, lastKnown + 1) };
+  }
+
+  private async rewind(
+    session: SessionRef,
+    context: CommandContext,
+    { toVersion, reason }: Change,
+  ): Promise<number[] | undefined> {
+    if (toVersion === undefined) return undefined;
+    const { idempotency: _key, ...rewinding } = context;
+    const done = await dispatch(this.bus, session, new RewindHistory(toVersion, reason), rewinding);
+    return [done.state.version];
+  }
+
+  /** Records approvals, and the results that came with them. */
+  private async approve(
+    session: SessionRef,
+    context: CommandContext,
+    turn: ChatTurn,
+    messages: readonly NewMessage[],
+  ): Promise<ChatTurn> {
+    const { idempotency: _key, ...granting } = context;
+    for (const tool of new Set(turn.approved.map(toolNameOf))) {
+      const command = new GrantToolApproval({ tool: tool ?? '', scope: 'once' });
+      await dispatch(this.bus, session, command, granting);
+    }
+    if (messages.length > 0) await dispatch(this.bus, session, new AppendMessages(messages), context);
+    return turn;
+  }
+
+  /** The last UI message, with the calls that wait for an approval. */
+  private async withApprovals(session: SessionRef, group: Group<MessageView>): Promise<UiMessage> {
+    const { ui, messages } = group;
+    const message = messages.findLast(({ role }) => role === 'assistant');
+    const open = callsOf(ui).filter((part) => part['state'] === 'input-available');
+    if (!message?.toolCalls || message.generationId === undefined || open.length === 0) return ui;
+    const { end } = await this.generations.find(session.tenant, message.generationId);
+    const calls = end && end.type !== 'failed' ? (end.answer.message?.toolCalls ?? []) : [];
+    const waiting = new Set(calls.flatMap(({ id, approval }) => (approval === 'required' ? [id] : [])));
+    return {
+      ...ui,
+      parts: ui.parts.map((part) =>
+        open.includes(part) && waiting.has(String(part['toolCallId'])) ? awaiting(part) : part,
+      ),
+    };
+  }
+
+  /** The latest messages, as many as are needed to find a UI message that is looked for. */
+  private async back(
+    session: SessionRef,
+    isFound: (ids: readonly string[]) => boolean,
+  ): Promise<MessageView[]> {
+    let messages: MessageView[] = [];
+    for (let after: number | undefined; ;) {
+      const page = await this.latest(session, after);
+      messages = [...page.messages, ...messages];
+      if (page.next === undefined || isFound(groupsOf(messages).map(({ ui }) => ui.id))) return messages;
+      after = page.next;
+    }
+  }
+
+  private async latest(
+    session: SessionRef,
+    after?: number,
+  ): Promise<{ messages: MessageView[]; next: number | undefined }> {
+    const page = await this.queries
+      .messagePage(session, { order: 'desc', limit: PAGE, after })
+      .catch((error: unknown) => {
+        // A chat begins with its first message.
+        if (error instanceof DomainError && error.code === 'session-not-found') return undefined;
+        throw error;
+      });
+    const messages = (JSON.parse(page?.messages ?? '[]') as MessageView[]).reverse();
+    return { messages, next: page?.hasMore ? (page.last ?? undefined) : undefined };
+  }
+}
+
+/** What a client sends of a reply that called tools: their results, or whether they may be run. */
+function resultsFor(sent: UiMessage, { ui, messages }: Group<MessageView>): Change {
+  const answered = messages.flatMap(({ toolCallId }) => (toolCallId === undefined ? [] : [toolCallId]));
+  const open = new Set(
+    messages
+      .flatMap(({ toolCalls }) => (toolCalls ?? []).map(({ id }) => id))
+      .filter((id) => !answered.includes(id)),
+  );
+  const results: NewMessage[] = [];
+  const approved: Part[] = [];
+  const denied: string[] = [];
+  for (const part of callsOf(sent)) {
+    const id = String(part['toolCallId']);
+    if (!open.has(id)) continue;
+    if (part['state'] === 'approval-responded') {
+      if (fieldsOf(part['approval'])['approved'] === true) approved.push(part);
+      else {
+        denied.push(id);
+        results.push(draftedResult({ ...part, state: 'output-denied' }));
+      }
+    } else if (/^output-/.test(String(part['state']))) results.push(draftedResult(part));
+  }
+  return { messages: results, continues: ui.id, approved, denied };
+}
+
+/** The messages that joined a chat at a place. @throws ApiError `invalid-request` when one cannot be kept */
+function drafted(sent: readonly UiMessage[], from: number): NewMessage[] {
+  return sent.slice(from).flatMap((message, index) =>
+    draftedUi(message).map((one) => {
+      const result = sessionEvents.MessageAppended.data.safeParse(one);
+      if (result.success) return one;
+      const [issue] = result.error.issues;
+      throw invalidRequest([
+        {
+          pointer: jsonPointer(['messages', from + index, ...(issue?.path ?? [])]),
+          in: 'body',
+          detail: issue?.message ?? 'is not a message',
+        },
+      ]);
+    }),
+  );
+}
+
+const firstVersion = ({ messages }: Group<MessageView>): number => messages[0]?.version ?? 0;
+const lastVersion = ({ messages }: Group<MessageView>): number => messages.at(-1)?.version ?? 0;
+
+/** The id of the approval of a call, which has one at most. */
+export const approvalIdOf = (toolCallId: string): string => `approval-${toolCallId}`;
+
+const awaiting = (part: Part): Part => ({
+  ...part,
+  state: 'approval-requested',
+  approval: { id: approvalIdOf(String(part['toolCallId'])) } satisfies Json,
+});
