@@ -37,7 +37,15 @@ export class ChangeSessionDetails {
 }
 export class AppendMessages {
   readonly type = 'AppendMessages';
-  constructor(readonly messages: readonly NewMessage[]) {}
+  constructor(
+    readonly messages: readonly NewMessage[],
+    /** So many messages at the end of the history leave it first. */
+    readonly replaceLast = 0,
+    /** The partial reply of a generation that turns out to be dead, recorded before a part of the history is replaced. */
+    readonly partial?: PartialReply,
+    /** What is left of the history without them. Without it there are not so many. */
+    readonly rewound?: Rewound,
+  ) {}
 }
 /** The model sees the messages in these ranges of versions up to `upTo`, and all messages that are appended later. */
 export interface ContextWindow {

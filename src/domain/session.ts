@@ -1,5 +1,6 @@
 import { type Decider, type Decision, DomainError, type Guard } from './decider.js';
 import {
+  type AppendMessages,
   type ContextWindow,
   type ForkSession,
   type NewMessage,
@@ -58,6 +59,7 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
     }
 
     case 'AppendMessages':
+      if (command.replaceLast > 0) return replaceLast(command, state);
       checkMessages(command.messages, state);
       return inActiveSession(state, command.messages.map(appended));
 
@@ -267,7 +269,7 @@ function rewritten(
 }
 
 /** @throws DomainError `invalid-request` when a tool result answers no open call or an id is used twice. */
-function checkMessages(messages: readonly NewMessage[], state: SessionState): void {
+function checkMessages(messages: readonly NewMessage[], state: Pick<SessionState, 'openToolCalls'>): void {
   // Counts calls, not ids: a model may give two calls of a reply the same id, and each of them needs a result.
   const open = new Map<string, number>();
   const count = (id: string, by: 1 | -1) => open.set(id, (open.get(id) ?? 0) + by);
@@ -310,6 +312,27 @@ function checkMessages(messages: readonly NewMessage[], state: SessionState): vo
       );
     }
   });
+}
+
+/** Takes messages out at the end of a history and puts others in their place, in one piece. */
+function replaceLast(
+  { messages, partial, rewound }: AppendMessages,
+  state: SessionState,
+): Decision<SessionEvent> {
+  if (!rewound) {
+    throw new DomainError('invalid-request', 'the history has not so many messages', {
+      field: ['replaceLast'],
+      detail: `must be at most ${state.messageCount}, the number of messages of the history`,
+    });
+  }
+  checkMessages(messages, { openToolCalls: rewound.openToolCalls ?? [] });
+  const events: SessionEvent[] = [
+    { type: 'HistoryRewound', data: given({ ...rewound, reason: 'replaced' }) },
+    ...messages.map(appended),
+  ];
+  if (!state.generation) return inActiveSession(state, events);
+  const abandoned = leaseExpired(state.generation, partial);
+  return { events: [...abandoned, ...events], guard: whenAbandoned(state.generation, busy()) };
 }
 
 function refuseOrRepeatFork(command: ForkSession, state: SessionState): Decision<SessionEvent> {

@@ -1,4 +1,5 @@
 import {
+  AppendMessages,
   RemoveMessage,
   type Removed,
   RewindHistory,
@@ -106,6 +107,7 @@ export class HistoryReader {
     const changes =
       command instanceof RemoveMessage ||
       command instanceof RewindHistory ||
+      (command instanceof AppendMessages && command.replaceLast > 0) ||
       (command instanceof StartGeneration && command.regenerate);
     // Upon a guess it cannot be read. The command is refused then, and decided again upon the log.
     if (!changes || state.version === 0 || !(await this.reaches(session, state))) return command;
@@ -117,6 +119,11 @@ export class HistoryReader {
       const toVersion = await this.beforeLastReply(session, state);
       const rewound = toVersion === undefined ? null : await this.rewind(session, state, toVersion);
       return withFields(command, { rewound });
+    }
+    if (command instanceof AppendMessages) {
+      const toVersion = await this.beforeLast(session, state, command.replaceLast);
+      if (toVersion === undefined) return command;
+      return withFields(command, { rewound: await this.rewind(session, state, toVersion) });
     }
     const { toVersion } = command;
     if (toVersion < state.historyStart || toVersion > state.version) return command;
@@ -207,6 +214,20 @@ export class HistoryReader {
     for await (const { version, message } of this.backwards(session, state)) {
       if (message.role === 'assistant') return version - 1;
       if (message.role === 'user') return undefined;
+    }
+    return undefined;
+  }
+
+  /** The version before the last messages of the history; undefined when it has not so many. */
+  private async beforeLast(
+    session: SessionRef,
+    state: SessionState,
+    count: number,
+  ): Promise<number | undefined> {
+    let met = 0;
+    for await (const { version } of this.backwards(session, state)) {
+      met += 1;
+      if (met === count) return version - 1;
     }
     return undefined;
   }

@@ -78,7 +78,7 @@ export class SessionCommands {
       weigh: (command) => ('messages' in command ? weightOf(command.messages) : 0),
       // Most commands append messages, and need nothing.
       prepare: (command, state, { tenant, streamId }) =>
-        command instanceof AppendMessages
+        command instanceof AppendMessages && command.replaceLast === 0
           ? command
           : this.withPartial(command, state).then((one) =>
               histories.prepare({ tenant, sessionId: streamId }, one, state),
@@ -206,6 +206,7 @@ export class SessionCommands {
   private async withPartial(command: SessionCommand, { generation }: SessionState): Promise<SessionCommand> {
     const ends =
       command instanceof StartGeneration ||
+      command instanceof AppendMessages ||
       command instanceof RemoveMessage ||
       command instanceof RewindHistory ||
       command instanceof ResetConversation ||

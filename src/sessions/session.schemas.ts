@@ -120,7 +120,12 @@ export const NewMessage = z
   ])
   .meta({ id: 'NewMessage' });
 
-const MessageBatch = z.strictObject({ messages: z.array(NewMessage).min(1).max(1000) });
+const MessageBatch = z.strictObject({
+  messages: z.array(NewMessage).min(1).max(1000),
+  replaceLast: z.int().min(1).max(1000).optional().meta({
+    description: 'so many messages at the end of the history leave it first, in the same piece',
+  }),
+});
 
 /** One message, or up to 1 000 messages that are appended atomically. */
 export const AppendMessagesBody = z.union([MessageBatch, NewMessage]);

@@ -224,7 +224,7 @@ export class SessionsController {
   @Answers(201, AppendedMessages, {
     summary: 'Append one message, or up to 1000 in one piece',
     etag: true,
-    problems: ['session-limit-reached', ...WRITE_EXISTING],
+    problems: ['session-limit-reached', 'session-busy', ...WRITE_EXISTING],
   })
   async append(
     @Write() write: WriteContext,
@@ -236,7 +236,7 @@ export class SessionsController {
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/messages`, body);
     const single = !('messages' in body);
     const messages = (single ? [body] : body.messages).map(drafted);
-    const command = new AppendMessages(messages);
+    const command = new AppendMessages(messages, single ? 0 : body.replaceLast);
     const done = await dispatch(this.bus, session, command, context).catch((error: unknown) => {
       // The client sent a single message, so the pointers of its faults have no index.
       throw single && error instanceof DomainError

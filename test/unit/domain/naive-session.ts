@@ -249,10 +249,18 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
         : nothing;
     }
 
-    case 'AppendMessages':
-      return allowed(command.messages, log)
-        ? restoring(command.messages.map(said))
-        : { refused: 'invalid-request' };
+    case 'AppendMessages': {
+      const { messages, replaceLast, rewound, partial } = command;
+      const leaving =
+        replaceLast > 0 && rewound ? [event('HistoryRewound', { ...rewound, reason: 'replaced' })] : [];
+      if (replaceLast > messagesIn(log).length || !allowed(messages, [...log, ...leaving]))
+        return { refused: 'invalid-request' };
+      const asked = running && replaceLast > 0 && { leaseOver: `generation:${running.id}` };
+      if (!asked) return restoring([...leaving, ...messages.map(said)]);
+      if (!holds) return { refused: 'session-busy', asked };
+      const abandoned = [...partOf(partial), leaseExpired(running.id, running.model)];
+      return { events: [...abandoned, ...leaving, ...messages.map(said)], active: 0, asked };
+    }
 
     case 'StartGeneration': {
       const { generation, messages, partial } = command;

@@ -139,6 +139,10 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
     messages.map((several) => new AppendMessages(several)),
   ),
   often(
+    3,
+    fc.tuple(messages, fc.integer({ min: 1, max: 4 }), partial).map((parts) => new AppendMessages(...parts)),
+  ),
+  often(
     12,
     fc
       .tuple(
@@ -322,6 +326,14 @@ class Life {
         const rewound = toVersion === undefined ? null : (rewoundIn(log, toVersion) ?? null);
         const { generation, messages, partial, regenerate, create } = given;
         return new StartGeneration(generation, messages, partial, window, regenerate, rewound, create);
+      }
+      case 'AppendMessages': {
+        const { messages, replaceLast, partial } = given;
+        if (replaceLast === 0) return given;
+        const last = messagesIn(log).at(-replaceLast);
+        const rewound =
+          last && messagesIn(log).length >= replaceLast ? rewoundIn(log, last.version - 1) : undefined;
+        return new AppendMessages(messages, replaceLast, partial, rewound);
       }
       case 'RemoveMessage':
         return new RemoveMessage(given.messageId, given.partial, removalIn(log, given.messageId));
