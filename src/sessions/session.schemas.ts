@@ -120,12 +120,17 @@ export const NewMessage = z
   ])
   .meta({ id: 'NewMessage' });
 
-const MessageBatch = z.strictObject({
-  messages: z.array(NewMessage).min(1).max(1000),
-  replaceLast: z.int().min(1).max(1000).optional().meta({
-    description: 'so many messages at the end of the history leave it first, in the same piece',
-  }),
-});
+const MessageBatch = z
+  .strictObject({
+    messages: z.array(NewMessage).max(1000),
+    replaceLast: z.int().min(1).max(1000).optional().meta({
+      description: 'so many messages at the end of the history leave it first, in the same piece',
+    }),
+  })
+  .refine(({ messages, replaceLast }) => messages.length > 0 || replaceLast !== undefined, {
+    path: ['messages'],
+    error: 'must not be empty',
+  });
 
 /** One message, or up to 1 000 messages that are appended atomically. */
 export const AppendMessagesBody = z.union([MessageBatch, NewMessage]);
