@@ -436,8 +436,7 @@ describe('generation', () => {
       expect(await texts(api, 'w-2')).toEqual(['question', 'one more thing', 'the reply']);
       await generate('w-2', {});
       expect(model.last.messages).toEqual([
-        user('question'),
-        user('one more thing'),
+        user('question\n\none more thing'),
         { role: 'assistant', content: 'the reply' },
       ]);
     });
@@ -451,8 +450,9 @@ describe('generation', () => {
         ]);
         const path = `/v1/sessions/w-race/generations/${body.generationId}`;
         const { prompt } = (await api.get<{ prompt: { messages: { content: string }[] } }>(path)).body;
-        expect(model.last.messages.map(({ content }) => content)).toEqual(
-          prompt.messages.map(({ content }) => content),
+        // Messages of the user in a row are sent as one.
+        expect(model.last.messages.map(({ content }) => content).join('\n\n')).toEqual(
+          prompt.messages.map(({ content }) => content).join('\n\n'),
         );
       }
     });
@@ -549,7 +549,7 @@ describe('generation', () => {
       const taken = await generate('k-1', { message: 'are you there?' });
       expect(taken.status).toBe(200);
       reply.release();
-      expect(model.last.messages).toEqual([user('question'), user('are you there?')]);
+      expect(model.last.messages).toEqual([user('question\n\nare you there?')]);
       const events = await logged(world.database, 'k-1');
       expectWellFormed(events);
       expect(events.find((event) => event.type === 'GenerationFailed')?.data).toMatchObject({

@@ -11,3 +11,6 @@ export const heavy: jest.It = isHeavy ? it : it.skip;
 /** The size of a test: `npm run test:full` runs the full one, CI the reduced one, `npm test` the quick one. */
 export const sized = (full: number, reduced: number, quick = reduced): number =>
   isFull ? full : isHeavy ? reduced : quick;
+
+/** The same for a group of tests. */
+export const heavyDescribe: jest.Describe = isHeavy ? describe : describe.skip;
