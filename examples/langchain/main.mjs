@@ -3,7 +3,7 @@
 //   npm start                                                  in one shell
 //   COLLOQUY_URL=http://127.0.0.1:3000 node examples/langchain/main.mjs
 import { RunnableLambda, RunnableWithMessageHistory } from '@langchain/core/runnables';
-import { AIMessage } from '@langchain/core/messages';
+import { AIMessage, HumanMessage } from '@langchain/core/messages';
 import { ColloquyChatMessageHistory } from 'colloquy/langchain';
 
 const { COLLOQUY_URL: url = 'http://127.0.0.1:3000', COLLOQUY_API_KEY: apiKey } = process.env;
@@ -16,7 +16,7 @@ const chain = new RunnableWithMessageHistory({
 
 const config = { configurable: { sessionId: 'langchain-example' } };
 for (const text of ['Hello', 'Are you still there?']) {
-  const { content } = await chain.invoke([{ role: 'user', content: text }], config);
+  const { content } = await chain.invoke([new HumanMessage(text)], config);
   console.log(content);
 }
 const history = new ColloquyChatMessageHistory({ url, apiKey, sessionId: 'langchain-example' });

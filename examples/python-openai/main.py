@@ -11,17 +11,19 @@ url = os.environ.get("COLLOQUY_URL", "http://127.0.0.1:3000")
 client = OpenAI(base_url=f"{url}/openai/v1", api_key=os.environ.get("COLLOQUY_API_KEY", "none"))
 
 conversation = client.conversations.create(metadata={"example": "python-openai"})
-first = client.responses.create(conversation=conversation.id, input="What is React?")
+# The client wants a name; the service knows its own model by it, or passes it on to the provider.
+MODEL = os.environ.get("MODEL", "gpt-5-mini")
+first = client.responses.create(model=MODEL, conversation=conversation.id, input="What is React?")
 print(first.output_text)
 
-with client.responses.stream(conversation=conversation.id, input="And Vue?") as stream:
+with client.responses.stream(model=MODEL, conversation=conversation.id, input="And Vue?") as stream:
     for event in stream:
         if event.type == "response.output_text.delta":
             print(event.delta, end="")
     second = stream.get_final_response()
 print()
 
-branch = client.responses.create(previous_response_id=first.id, input="And Svelte?")
+branch = client.responses.create(model=MODEL, previous_response_id=first.id, input="And Svelte?")
 print(branch.output_text)
 
 items = list(client.conversations.items.list(conversation.id, order="asc", limit=2))
