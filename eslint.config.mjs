@@ -20,13 +20,15 @@ export default tseslint.config(
     },
   },
   {
-    files: ['**/*.mjs'],
+    files: ['**/*.mjs', 'examples/**/*.js'],
     languageOptions: {
       globals: {
         process: 'readonly',
         console: 'readonly',
         URL: 'readonly',
         fetch: 'readonly',
+        Headers: 'readonly',
+        Response: 'readonly',
         setTimeout: 'readonly',
         performance: 'readonly',
         clearTimeout: 'readonly',

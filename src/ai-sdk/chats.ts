@@ -24,12 +24,14 @@ import { SessionQueries } from '../sessions/session-queries.js';
 import { contextOf } from '../sessions/sessions.controller.js';
 import { type ChatBody, uiMessagesOf } from './chat.schemas.js';
 import {
+  callIdOf,
   callsOf,
   draftedResult,
   draftedUi,
   type Group,
   groupsOf,
   type Part,
+  stateOf,
   toolNameOf,
   type UiMessage,
 } from './ui-messages.js';
@@ -202,7 +204,7 @@ export class Chats {
     return {
       ...ui,
       parts: ui.parts.map((part) =>
-        open.includes(part) && waiting.has(String(part['toolCallId'])) ? awaiting(part) : part,
+        open.includes(part) && waiting.has(callIdOf(part)) ? awaiting(part) : part,
       ),
     };
   }
@@ -249,7 +251,7 @@ function resultsFor(sent: UiMessage, { ui, messages }: Group<MessageView>): Chan
   const approved: Part[] = [];
   const denied: string[] = [];
   for (const part of callsOf(sent)) {
-    const id = String(part['toolCallId']);
+    const id = callIdOf(part);
     if (!open.has(id)) continue;
     if (part['state'] === 'approval-responded') {
       if (fieldsOf(part['approval'])['approved'] === true) approved.push(part);
@@ -257,7 +259,7 @@ function resultsFor(sent: UiMessage, { ui, messages }: Group<MessageView>): Chan
         denied.push(id);
         results.push(draftedResult({ ...part, state: 'output-denied' }));
       }
-    } else if (/^output-/.test(String(part['state']))) results.push(draftedResult(part));
+    } else if (/^output-/.test(stateOf(part))) results.push(draftedResult(part));
   }
   return { messages: results, continues: ui.id, approved, denied };
 }
@@ -289,5 +291,5 @@ export const approvalIdOf = (toolCallId: string): string => `approval-${toolCall
 const awaiting = (part: Part): Part => ({
   ...part,
   state: 'approval-requested',
-  approval: { id: approvalIdOf(String(part['toolCallId'])) } satisfies Json,
+  approval: { id: approvalIdOf(callIdOf(part)) } satisfies Json,
 });

@@ -46,8 +46,7 @@ export interface Group<Message extends Said = Said> {
   readonly messages: readonly Message[];
 }
 
-const keptOf = (message: Said): Kept & KeptResult =>
-  fieldsOf(message.extensions?.[PROTOCOL]) as Kept & KeptResult;
+const keptOf = (message: Said): Kept & KeptResult => fieldsOf(message.extensions?.[PROTOCOL]);
 
 const isAnswer = ({ role }: Said): boolean => role === 'assistant' || role === 'tool';
 
@@ -218,6 +217,14 @@ function contentPart(part: Part): ContentPart {
   return { type: 'data', name: part.type.slice(0, 128) || 'unknown', data: part };
 }
 
+const textAt = (part: Part, name: string): string => {
+  const value = part[name];
+  return typeof value === 'string' ? value : '';
+};
+/** Which call a part is of, and how far it has come. */
+export const callIdOf = (part: Part): string => textAt(part, 'toolCallId');
+export const stateOf = (part: Part): string => textAt(part, 'state');
+
 /** The name of the tool that a part calls; undefined for other parts. */
 export const toolNameOf = (part: Part): string | undefined =>
   part.type === 'dynamic-tool'
@@ -236,7 +243,7 @@ function steps(parts: readonly Part[]): NewMessage[] {
     const [first] = content;
     const only = content.length === 1 && first?.type === 'text' ? first.text : content;
     const toolCalls = calls.map((part) => ({
-      id: String(part['toolCallId']),
+      id: callIdOf(part),
       name: toolNameOf(part) ?? '',
       arguments: argumentsOf(part['input']),
     }));
@@ -248,7 +255,7 @@ function steps(parts: readonly Part[]): NewMessage[] {
       status: 'complete',
     });
     for (const part of calls) {
-      if (DONE.includes(String(part['state']))) messages.push(resultOf(part));
+      if (DONE.includes(stateOf(part))) messages.push(resultOf(part));
     }
     content = [];
     calls = [];
@@ -284,14 +291,16 @@ function resultOf(part: Part): NewMessage {
     part['state'] === 'output-denied'
       ? `denied${typeof denial === 'string' ? `: ${denial}` : ''}`
       : part['state'] === 'output-error'
-        ? String(errorText ?? 'failed')
+        ? typeof errorText === 'string'
+          ? errorText
+          : 'failed'
         : typeof output === 'string'
           ? output
           : JSON.stringify(output ?? null);
   return {
     messageId: newId('msg'),
     role: 'tool',
-    toolCallId: String(part['toolCallId']),
+    toolCallId: callIdOf(part),
     content: text,
     status: 'complete',
   };
@@ -302,7 +311,7 @@ export function draftedResult(part: Part): NewMessage {
   const message = resultOf(part);
   const call: Part = {
     type: part.type,
-    toolCallId: String(part['toolCallId']),
+    toolCallId: callIdOf(part),
     state: 'input-available',
     input: part['input'] ?? {},
   };

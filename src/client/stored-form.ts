@@ -45,7 +45,7 @@ export function shown(form: MessageForm, message: StoredMessage): Json {
 export const textIn = (content: Content): string =>
   typeof content === 'string'
     ? content
-    : content.map((part) => ('text' in part && part.type !== 'reasoning' ? (part.text ?? '') : '')).join('');
+    : content.map((part) => (part.type === 'text' || part.type === 'refusal' ? part.text : '')).join('');
 
 /** A part that the library wrote and the service has no place for. */
 export const dataPart = (name: string, data: Json) => ({

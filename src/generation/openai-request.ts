@@ -86,7 +86,9 @@ function inTurns(messages: readonly MessageParam[], alsoUser: boolean): MessageP
 function join(messages: MessageParam[], next: MessageParam, alsoUser: boolean): void {
   const last = messages.at(-1);
   if (last?.role === 'assistant' && next.role === 'assistant' && !last.tool_calls) {
-    const content = [last.content, next.content].filter(Boolean).join('\n');
+    // Those of the assistant are texts: see `toParam`.
+    const texts = [last.content, next.content] as (string | null)[];
+    const content = texts.filter(Boolean).join('\n');
     messages.splice(-1, 1, { ...last, ...next, content });
   } else if (alsoUser && last?.role === 'user' && next.role === 'user') {
     const isText = typeof last.content === 'string' && typeof next.content === 'string';

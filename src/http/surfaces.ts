@@ -11,7 +11,7 @@ export interface Surface {
   /** The beginning of the paths of this surface, e.g. `/openai/v1`. The longest prefix that fits a path decides. */
   readonly prefix: string;
   /** @param path of the request, without its query; undefined when it could not be read */
-  renderError(error: unknown, path: string | undefined): ErrorAnswer;
+  readonly renderError: (error: unknown, path: string | undefined) => ErrorAnswer;
   /** A header that carries the correlation id of the request, under the name that clients of the protocol know. */
   readonly requestIdHeader?: string;
   /** How the documents of the API show the surface: under which tag, and which schema its errors have. */

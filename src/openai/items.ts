@@ -173,7 +173,7 @@ function draftedItem(given: InputItem): NewMessage {
   const [derived] = derivedItems({ ...message, id: message.messageId });
   const { id: _made, ...derivedForm } = derived ?? {};
   const { id, ...form } = item;
-  const changes = changesBetween(derivedForm as Json, form as Json);
+  const changes = changesBetween(derivedForm, form as Json);
   const kept: Kept = {
     ...(typeof id === 'string' && { id }),
     ...(changes.length > 0 && { changes }),

@@ -72,7 +72,7 @@ function parametersOf(body: CreateResponseBody): GenerationParameters {
       parallelToolCalls: parallel_tool_calls,
     }),
     ...checked,
-  } as GenerationParameters;
+  };
 }
 
 /** A parameter by its name, if it is given and has its form. */

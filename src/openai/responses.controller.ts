@@ -37,7 +37,10 @@ export class ResponsesController {
   ) {
     const gone = goneOf(reply);
     const { live, head } = await this.responses.create(write, body, gone);
-    if (body.stream) return await sendResponse(reply, live, head);
+    if (body.stream) {
+      await sendResponse(reply, live, head);
+      return;
+    }
     if (body.background) return viewOf(head, live.end);
     const end = await live.finished();
     if (end.type === 'failed') throw end.error;
@@ -59,7 +62,8 @@ export class ResponsesController {
   ) {
     if (query.stream === 'true') {
       const { live, head } = await this.responses.follow(tenant, id);
-      return sendResponse(reply, live, head, query.starting_after);
+      await sendResponse(reply, live, head, query.starting_after);
+      return undefined;
     }
     const found = await this.responses.find(tenant, id);
     return viewOf(recordedHead(found), found.end);

@@ -13,11 +13,10 @@ import { type Json } from '../domain/session.events.js';
 import { VersionMismatch } from '../event-store/refusals.js';
 import { type Ask, Generations, type RecordedGeneration } from '../generation/generations.js';
 import { type LiveReply } from '../generation/live-reply.js';
-import { type GenerationParameters } from '../generation/parameters.js';
 import { buildPrompt } from '../generation/prompt.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
-import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { type CommandContext } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
 import { derivedId, newId, replyIdOf } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -261,8 +260,7 @@ const shownOf = ({ start }: RecordedGeneration): Record<string, Json> =>
 export function recordedHead(found: RecordedGeneration): ResponseHead {
   const { generationId, model, instructions, tools, parameters } = found.start.data;
   return {
-    ...{ generationId, model, instructions, tools },
-    parameters: parameters as GenerationParameters | undefined,
+    ...{ generationId, model, instructions, tools, parameters },
     sessionId: found.session.sessionId,
     startedAt: found.start.time,
     shown: shownOf(found),

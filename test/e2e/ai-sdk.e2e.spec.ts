@@ -36,7 +36,7 @@ async function open(id: string, init: Partial<Init> = {}, body: object = {}): Pr
   const known = await api.get<UIMessage[]>(`/ai-sdk/chat/${id}/messages`);
   return new Chat<UIMessage>({
     id,
-    messages: known.status === 200 ? (known.body as unknown as UIMessage[]) : [],
+    messages: known.status === 200 ? known.body : [],
     transport: new DefaultChatTransport({ api: `${api.url}/ai-sdk/chat`, body }),
     onError: (error) => errors.push(error),
     ...init,

@@ -123,13 +123,18 @@ heavyDescribe('the examples that need more than Node', () => {
     });
 
     const texts = (page: Page): Promise<string[]> =>
-      page.$$eval('article', (articles) => articles.map((article) => article.textContent));
+      page.evaluate(`[...document.querySelectorAll('article')].map((one) => one.textContent)`) as Promise<
+        string[]
+      >;
     const ids = (page: Page): Promise<string[]> =>
-      page.$$eval('article', (articles) => articles.map((article) => article.id));
+      page.evaluate(`[...document.querySelectorAll('article')].map((one) => one.id)`) as Promise<string[]>;
     const shows = (page: Page, ...expected: string[]): Promise<boolean> =>
       eventually(async () => JSON.stringify(await texts(page)) === JSON.stringify(expected), 20_000);
     const isReady = (page: Page): Promise<boolean> =>
-      eventually(async () => (await page.$eval('output', (one) => one.textContent)) === 'ready', 20_000);
+      eventually(
+        async () => (await page.evaluate(`document.querySelector('output').textContent`)) === 'ready',
+        20_000,
+      );
     const send = async (page: Page, text: string): Promise<void> => {
       await page.type('input', text);
       await page.click('form button');

@@ -133,7 +133,7 @@ describeWithKafka('one log', (brokers) => {
 
 it('given clients of different protocols on one session at once, when both ask, then one is answered, each other is told that it is busy in its own form, and nothing is lost', async () => {
   const nodes = await Promise.all([world.node(), world.node()]);
-  const [first, second] = nodes as [Node, Node];
+  const [first, second] = nodes;
   const { id } = await openaiOf(first).conversations.create();
   const reply = conducted();
   model.next(reply.reply);

@@ -581,11 +581,16 @@ describe('chat completions and models of the OpenAI client', () => {
     const messages = [{ role: 'user' as const, content: 'straight' }];
     model.next(says('Through.'));
     const events = await world.database.query('select count(*) from event');
-    const stream = await openai.chat.completions.create({ messages, model: 'm', stream: true, user: 'u' });
+    const stream = await openai.chat.completions.create({
+      messages,
+      model: 'm',
+      stream: true,
+      safety_identifier: 'u',
+    });
     let text = '';
     for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? '';
     expect(text).toBe('Through.');
-    expect(model.requests.at(-1)).toMatchObject({ model: 'm', user: 'u' });
+    expect(model.requests.at(-1)).toMatchObject({ model: 'm', safety_identifier: 'u' });
     expect(await world.database.query('select count(*) from event')).toEqual(events);
     model.next(fails(429, 'slow down'));
     const error = await openai.chat.completions.create({ messages, model: 'm' }).catch((one: unknown) => one);

@@ -13,7 +13,7 @@ import { draftedItems } from '../../../src/openai/items.js';
 import { type ChatMessage, promptFault } from '../../support/fake-openai.js';
 import { sized } from '../../support/heavy.js';
 
-const RUNS = sized(10_000, 10_000, 2_000);
+const RUNS = sized(10_000, 10_000, 500);
 
 const text = fc.string({ unit: 'grapheme', maxLength: 20 }).map((one) => one.replaceAll('\0', ''));
 const words = text.map((one) => `a${one}`);
@@ -147,7 +147,7 @@ describe('UI messages of the AI SDK as messages', () => {
     fc.assert(
       fc.property(toolPart, json, (part, output) => {
         const call = {
-          id: String(part['toolCallId']),
+          id: part['toolCallId'] as string,
           name: 'search',
           arguments: JSON.stringify(part['input']),
         };

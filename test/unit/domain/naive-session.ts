@@ -218,7 +218,7 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   if (!exists && command.type === 'StartGeneration' && command.create) {
     const created = event('SessionCreated', command.create);
     const { create: _create, ...asked } = command;
-    const foretold = foretell(asked as SessionCommand, [...log, created], holds);
+    const foretold = foretell(asked, [...log, created], holds);
     return 'events' in foretold ? { events: [created, ...foretold.events], active: 1 } : foretold;
   }
   if (!exists) return { refused: 'session-not-found' };

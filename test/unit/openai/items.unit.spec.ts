@@ -9,7 +9,7 @@ import { InputItem } from '../../../src/openai/items.schemas.js';
 import { type ChatMessage, promptFault } from '../../support/fake-openai.js';
 import { sized } from '../../support/heavy.js';
 
-const RUNS = sized(10_000, 10_000, 2_000);
+const RUNS = sized(10_000, 10_000, 500);
 
 /** Text that any JSON may hold and PostgreSQL can keep. */
 const text = fc.string({ unit: 'grapheme', maxLength: 20 }).map((one) => one.replaceAll('\0', ''));
