@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { appendRate } from './measures/append-rate.mjs';
 import { databaseTime } from './measures/database-time.mjs';
+import { doors } from './measures/doors.mjs';
 import { httpAppends } from './measures/http-appends.mjs';
 import { large } from './measures/large.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
@@ -25,6 +26,7 @@ const MEASURES = {
   quiet: quietService,
   rebuild,
   streaming,
+  doors,
   large,
 };
 /** Those that take too long for every day. */

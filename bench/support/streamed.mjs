@@ -6,6 +6,12 @@ const HEAD_END = Buffer.from('\r\n\r\n');
 const TOKEN_LENGTH = 'token '.length;
 
 /**
+ * The deltas of the model and of the service. The last event of the service repeats the whole text, so only the texts in
+ * deltas are counted.
+ */
+const DELTA = /"(?:delta":\{"content|text)":"([^"]*)"[^\n]*\n/g;
+
+/**
  * One streamed reply on a connection of its own, read with as little work as possible. The same code reads the model
  * and the service, so its cost is the same on both sides.
  */
@@ -19,19 +25,22 @@ export class Streamed {
   onTokens = () => undefined;
   #socket;
   #host;
+  #pattern;
   #head = Buffer.alloc(0);
   #started = false;
   #tail = '';
 
-  static async open(url) {
+  /** @param pattern of a line with a piece of the text as its group */
+  static async open(url, pattern = DELTA) {
     const { hostname, port } = new URL(url);
     const socket = connect({ host: hostname, port: Number(port), noDelay: true });
     await once(socket, 'connect');
-    return new Streamed(socket, hostname);
+    return new Streamed(socket, hostname, pattern);
   }
 
-  constructor(socket, host) {
+  constructor(socket, host, pattern) {
     this.#socket = socket;
+    this.#pattern = pattern;
     this.#host = host;
   }
 
@@ -70,12 +79,10 @@ export class Streamed {
       this.#started = true;
       chunk = this.#head.subarray(end + HEAD_END.length);
     }
-    // The last event of the service repeats the whole text, so only the texts in deltas are counted. The pattern
-    // matches the deltas of the model and of the service.
     const text = this.#tail + chunk.latin1Slice();
     let found = 0;
     let read = 0;
-    for (const match of text.matchAll(/"(?:delta":\{"content|text)":"([^"]*)"[^\n]*\n/g)) {
+    for (const match of text.matchAll(this.#pattern)) {
       found += match[1].length / TOKEN_LENGTH;
       read = match.index + match[0].length;
     }

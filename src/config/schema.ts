@@ -85,6 +85,17 @@ export const settings = section({
      * the templates of many models want it. Default: `first` with a `baseURL`, else `in-place`.
      */
     systemMessages: choice('in-place', 'first').optional(),
+    /**
+     * Model, or `*` for all others → the member of a message in which its provider wants to have its reasoning back.
+     * Default: reasoning is not sent back, because most providers refuse it.
+     */
+    returnReasoning: z
+      .record(z.string(), choice('reasoning_content', 'reasoning'), {
+        error: 'must be a mapping of models to reasoning_content or reasoning',
+      })
+      .default({}),
+    /** Bytes of pictures and files inside of one prompt; the oldest beyond are named instead. Default 33 554 432 (32 MiB). */
+    maxAttachedBytes: wholeNumber(0, 1_073_741_824).default(33_554_432),
   }).prefault({}),
   sessions: section({
     /** Active sessions per tenant. Default 100. */

@@ -15,6 +15,10 @@ export interface Dialect {
   readonly usage: boolean;
   /** By which name the limit on the tokens of a reply goes: OpenAI has renamed it, and others know the old name alone. */
   readonly maxTokens: 'max_completion_tokens' | 'max_tokens';
+  /** In which member of a reply its reasoning is sent back; undefined: not at all. */
+  readonly reasoning?: 'reasoning_content' | 'reasoning' | undefined;
+  /** Most bytes of `data:` URLs in a prompt: providers refuse larger ones, and photographs of long ago are seldom asked about. */
+  readonly maxAttachedBytes?: number | undefined;
 }
 
 export interface SentRequest {
@@ -41,7 +45,7 @@ export function toRequest(request: ModelRequest, dialect: Dialect): SentRequest 
     if (attached.length > 0) messages.push({ role: 'user', content: attached });
     attached = [];
   };
-  for (const message of request.messages) {
+  for (const message of withinBytes(request.messages, dialect.maxAttachedBytes)) {
     if (message.role === 'tool') {
       const { text, parts } = resultOf(message);
       messages.push({ role: 'tool', content: text, tool_call_id: message.toolCallId ?? '' });
@@ -49,7 +53,7 @@ export function toRequest(request: ModelRequest, dialect: Dialect): SentRequest 
       continue;
     }
     attach();
-    messages.push(toParam(message, names));
+    messages.push(toParam(message, names, dialect.reasoning));
   }
   attach();
   const params: Params = {
@@ -154,7 +158,7 @@ function withSystemFirst(messages: readonly MessageParam[]): MessageParam[] {
   return said.length > 0 ? [{ role: 'system', content: said.join('\n\n') }, ...others] : others;
 }
 
-function toParam(message: PromptMessage, names: SentNames): MessageParam {
+function toParam(message: PromptMessage, names: SentNames, reasoning: Dialect['reasoning']): MessageParam {
   // The API allows no other characters in a name and would refuse the whole prompt because of one.
   const name = message.name?.replaceAll(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64);
   const named = name === undefined ? {} : { name };
@@ -170,6 +174,7 @@ function toParam(message: PromptMessage, names: SentNames): MessageParam {
         role: 'assistant',
         content: asText(message.content),
         ...named,
+        ...(reasoning && thoughtsIn(message.content, reasoning)),
         ...(message.toolCalls && {
           tool_calls: message.toolCalls.map((call) => ({
             id: call.id,
@@ -182,6 +187,34 @@ function toParam(message: PromptMessage, names: SentNames): MessageParam {
       return { role: 'system', content: asText(message.content), ...named };
   }
 }
+
+/** What a model thought before it said this, in the member where its provider wants it back. */
+function thoughtsIn(content: Content, member: NonNullable<Dialect['reasoning']>): Record<string, string> {
+  const parts = typeof content === 'string' ? [] : content;
+  const text = parts.flatMap((part) => (part.type === 'reasoning' ? [part.text ?? ''] : [])).join('');
+  return text === '' ? {} : { [member]: text };
+}
+
+/** The messages with the oldest attachments named instead of sent, where all of them would be too many bytes. */
+function withinBytes(messages: readonly PromptMessage[], most = Infinity): readonly PromptMessage[] {
+  let bytes = 0;
+  const leftOut = new Set<ContentPart>();
+  for (const { content } of messages.toReversed()) {
+    for (const part of typeof content === 'string' ? [] : content.toReversed()) {
+      if (!('url' in part) || !/^data:/i.test(part.url)) continue;
+      bytes += part.url.length;
+      if (bytes > most) leftOut.add(part);
+    }
+  }
+  if (leftOut.size === 0) return messages;
+  return messages.map((message) =>
+    typeof message.content === 'string'
+      ? message
+      : { ...message, content: message.content.map((part) => (leftOut.has(part) ? named(part) : part)) },
+  );
+}
+
+const named = (part: ContentPart): ContentPart => ({ type: 'text', text: textFor(part) });
 
 /** The result of a tool can only be text. Its other parts follow in a message of their own, which the text announces. */
 function resultOf({ content, toolCallId }: PromptMessage): { text: string; parts: PartParam[] } {

@@ -9,7 +9,7 @@ import {
 } from './chat-model.js';
 import { ConcurrencyLimit } from './concurrency-limit.js';
 import { Answer } from './openai-answer.js';
-import { toRequest, type SentRequest } from './openai-request.js';
+import { type Dialect, toRequest, type SentRequest } from './openai-request.js';
 import {
   brokenOff,
   isConnectionLost,
@@ -38,6 +38,10 @@ export interface OpenAiSettings {
   readonly maxConcurrency: number;
   /** Where system messages go: where they stand in the history, or all into one in front. */
   readonly systemMessages: 'in-place' | 'first';
+  /** Model, or `*` → the member in which the provider wants to have the reasoning of earlier replies back. */
+  readonly returnReasoning: Readonly<Record<string, 'reasoning_content' | 'reasoning'>>;
+  /** Most bytes of `data:` URLs in one prompt. */
+  readonly maxAttachedBytes: number;
 }
 
 const NEVER_MS = 2 ** 31 - 1;
@@ -178,6 +182,8 @@ export class OpenAiModel implements ChatModel, Provider {
       try {
         const { params, toolName } = toRequest(request, {
           systemFirst: this.settings.systemMessages === 'first',
+          reasoning: this.reasoningMember(request.model),
+          maxAttachedBytes: this.settings.maxAttachedBytes,
           usage: this.usage,
           maxTokens: this.settings.baseURL === undefined ? 'max_completion_tokens' : 'max_tokens',
         });
@@ -196,6 +202,11 @@ export class OpenAiModel implements ChatModel, Provider {
         await pause(pauseMs, undefined, { signal });
       }
     }
+  }
+
+  private reasoningMember(model: string): Dialect['reasoning'] {
+    const { returnReasoning: members } = this.settings;
+    return Object.hasOwn(members, model) ? members[model] : members['*'];
   }
 
   private toModelError(error: unknown, isSilent: boolean): ModelError {

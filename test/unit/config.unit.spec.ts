@@ -46,6 +46,8 @@ describe('settings', () => {
         maxOutputBytes: 1_048_576,
         maxConcurrency: 256,
         systemMessages: 'in-place',
+        returnReasoning: {},
+        maxAttachedBytes: 33_554_432,
       },
       sessions: { maxSessions: 100, sessionTTL: 3_600_000, capPolicy: 'reject' },
       storage: { dataDir: join(cwd, '.colloquy'), maxConnections: 30 },
@@ -116,6 +118,8 @@ tenants:
         maxOutputBytes: 9,
         maxConcurrency: 2,
         systemMessages: 'in-place',
+        returnReasoning: {},
+        maxAttachedBytes: 33_554_432,
       },
       sessions: {
         maxSessions: 1000,

@@ -35,6 +35,8 @@ describe('a model over the OpenAI API', () => {
       maxOutputBytes: 1_000_000,
       maxConcurrency: 4,
       systemMessages: 'in-place',
+      returnReasoning: {},
+      maxAttachedBytes: 1_000_000,
     });
   const { signal } = new AbortController();
 

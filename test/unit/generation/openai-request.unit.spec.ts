@@ -160,4 +160,29 @@ describe('a request in the form of the OpenAI API', () => {
       expect(other.params).not.toHaveProperty(name);
     expect(Object.keys(sent({}).params).sort()).toEqual(['messages', 'model', 'stream', 'stream_options']);
   });
+
+  it('given a model that wants its reasoning back, when a prompt is sent, then replies have it, and to others they have not', () => {
+    const reply: PromptMessage = {
+      role: 'assistant',
+      content: [
+        { type: 'reasoning', text: 'Hm.' },
+        { type: 'text', text: 'Well.' },
+      ],
+    };
+    expect(messagesOf([reply], {}, { reasoning: 'reasoning_content' })).toEqual([
+      { role: 'assistant', content: 'Well.', reasoning_content: 'Hm.' },
+    ]);
+    expect(messagesOf([reply])).toEqual([{ role: 'assistant', content: 'Well.' }]);
+  });
+
+  it('given more attachments than a prompt may have, when it is sent, then the oldest are named and the others are there', () => {
+    const photo = (n: number): PromptMessage =>
+      user([{ type: 'image', url: `data:image/png;base64,${'A'.repeat(1000)}${n}` }]);
+    const photos = [photo(1), photo(2), photo(3), user([{ type: 'image', url: 'https://x/y.png' }])];
+    const kinds = (dialect: Partial<Dialect>) =>
+      messagesOf(photos, {}, dialect).map(({ content }) => (content as { type: string }[])[0]?.type);
+    expect(kinds({ maxAttachedBytes: 2_500 })).toEqual(['text', 'image_url', 'image_url', 'image_url']);
+    expect(kinds({ maxAttachedBytes: 0 })).toEqual(['text', 'text', 'text', 'image_url']);
+    expect(kinds({})).toEqual(['image_url', 'image_url', 'image_url', 'image_url']);
+  });
 });
