@@ -4,6 +4,7 @@ import {
   type SessionHistoryTransactionArgs,
   type SessionHistoryTransactionAwareSession,
 } from '@openai/agents';
+import { isSilent } from '../domain/content.js';
 import { type ContentPart, type Json } from '../domain/session.events.js';
 import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { RemoteSession, type RemoteSessionOptions } from './remote-session.js';
@@ -23,7 +24,7 @@ export class ColloquySession implements Session, SessionHistoryTransactionAwareS
   private readonly remote: RemoteSession;
 
   constructor(options: ColloquySessionOptions = {}) {
-    this.remote = new RemoteSession(FORM, options);
+    this.remote = new RemoteSession(AGENTS_FORM, options);
   }
 
   getSessionId(): Promise<string> {
@@ -65,7 +66,7 @@ export class ColloquySession implements Session, SessionHistoryTransactionAwareS
   }
 }
 
-const FORM: MessageForm = {
+export const AGENTS_FORM: MessageForm = {
   protocol: 'openai-agents',
 
   draft(given) {
@@ -74,7 +75,7 @@ const FORM: MessageForm = {
     const role = textOf(item['role']);
     if (type === 'message' && (role === 'user' || role === 'system' || role === 'assistant')) {
       const content = contentOf(item['content']);
-      const isEmpty = role !== 'assistant' && content.length === 0;
+      const isEmpty = role !== 'assistant' && isSilent(content);
       return { role, content: isEmpty ? [dataPart('message', given)] : content };
     }
     const [callId, name, text] = [item['callId'], item['name'], item['arguments']].map(textOf);
@@ -135,7 +136,8 @@ function contentOf(given: unknown): string | ContentPart[] {
   const list = Array.isArray(given) ? (given as unknown[]) : [given];
   const parts = list.map((part) => partOf(fieldsOf(part)));
   const [first] = parts;
-  return parts.length === 1 && first?.type === 'text' ? first.text : parts;
+  if (!first) return '';
+  return parts.length === 1 && first.type === 'text' ? first.text : parts;
 }
 
 function partOf(part: Fields): ContentPart {

@@ -5,10 +5,11 @@ import {
   mapStoredMessagesToChatMessages,
   type StoredMessage as LangChainMessage,
 } from '@langchain/core/messages';
+import { isSilent } from '../domain/content.js';
 import { type ContentPart, type Json } from '../domain/session.events.js';
 import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { RemoteSession, type RemoteSessionOptions } from './remote-session.js';
-import { dataPart, type MessageForm, textIn, textOf } from './stored-form.js';
+import { dataPart, type MessageForm, textOf } from './stored-form.js';
 
 export type ColloquyChatMessageHistoryOptions = RemoteSessionOptions;
 
@@ -26,7 +27,7 @@ export class ColloquyChatMessageHistory extends BaseListChatMessageHistory {
 
   constructor(options: ColloquyChatMessageHistoryOptions = {}) {
     super(options);
-    this.remote = new RemoteSession(FORM, options);
+    this.remote = new RemoteSession(LANGCHAIN_FORM, options);
   }
 
   get sessionId(): string {
@@ -54,7 +55,7 @@ export class ColloquyChatMessageHistory extends BaseListChatMessageHistory {
 
 const ROLES = { human: 'user', ai: 'assistant', system: 'system' } as const;
 
-const FORM: MessageForm = {
+export const LANGCHAIN_FORM: MessageForm = {
   protocol: 'langchain',
 
   draft(given) {
@@ -68,11 +69,7 @@ const FORM: MessageForm = {
     if (!role) return { role: 'assistant', content: [dataPart(type ?? 'unknown', given)] };
     if (role !== 'assistant') {
       // The service takes no message that says nothing.
-      return {
-        role,
-        content: textIn(content) === '' && typeof content === 'string' ? [dataPart('empty', '')] : content,
-        ...named,
-      };
+      return { role, content: isSilent(content) ? [dataPart('empty', '')] : content, ...named };
     }
     const toolCalls = listOf(calls)
       .map(fieldsOf)
