@@ -19,13 +19,16 @@ export interface FoundItem extends ItemPlace {
   readonly message: MessageView;
 }
 
-export interface ItemPage {
+/** A page of things with ids. */
+export interface Page<Thing> {
   readonly object: 'list';
-  readonly data: Item[];
+  readonly data: Thing[];
   readonly first_id: string | null;
   readonly last_id: string | null;
   readonly has_more: boolean;
 }
+
+export type ItemPage = Page<Item>;
 
 export interface PageOfItems {
   readonly after?: string | undefined;
@@ -111,7 +114,10 @@ function isBehind(order: 'asc' | 'desc', one: ItemPlace, place: ItemPlace): bool
   return order === 'asc' ? distance > 0 : distance < 0;
 }
 
-export const pageOf = (data: Item[], hasMore: boolean): ItemPage => ({
+export const pageOf = <Thing extends { readonly id: string }>(
+  data: Thing[],
+  hasMore: boolean,
+): Page<Thing> => ({
   object: 'list',
   data,
   first_id: data[0]?.id ?? null,

@@ -24,6 +24,8 @@ import { ConversationItems, type ItemPage, pageOf } from './conversation-items.j
 import {
   Conversation,
   ConversationDeleted,
+  ConversationList,
+  ConversationsQuery,
   CreateConversationBody,
   CreateItemsBody,
   UpdateConversationBody,
@@ -77,6 +79,21 @@ export class ConversationsController {
     const context = { ...contextOf(write, route, body), isNew: key === undefined };
     const done = await dispatch(this.bus, session, command, context).catch(asItems);
     return conversationOf(this.queries.answer(session, done));
+  }
+
+  @Requires('sessions:read')
+  @Get()
+  @Answers(200, ConversationList, {
+    summary: 'List conversations, the oldest first; OpenAI has no such list',
+    problems: READ,
+  })
+  async all(
+    @Caller() { tenant }: Caller,
+    @Query({ schema: ConversationsQuery }) { after, limit }: z.infer<typeof ConversationsQuery>,
+  ) {
+    const behind = after === undefined ? undefined : sessionOf(tenant, after).sessionId;
+    const { data, hasMore } = await this.queries.listBehind(tenant, { behind, limit });
+    return pageOf(data.map(conversationOf), hasMore);
   }
 
   @Requires('sessions:read')

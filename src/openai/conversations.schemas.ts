@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { InputItem, MAX_ITEMS, Metadata } from './items.schemas.js';
+import { InputItem, ItemsQuery, MAX_ITEMS, Metadata } from './items.schemas.js';
 
 /** Most items with which a conversation may begin, as at OpenAI. */
 const MAX_FIRST_ITEMS = 20;
@@ -23,6 +23,16 @@ export const Conversation = z
     metadata: z.record(z.string(), z.string()),
   })
   .meta({ id: 'OpenAiConversation' });
+
+export const ConversationList = z.object({
+  object: z.literal('list'),
+  data: z.array(Conversation),
+  first_id: z.string().nullable(),
+  last_id: z.string().nullable(),
+  has_more: z.boolean(),
+});
+
+export const ConversationsQuery = ItemsQuery.pick({ after: true, limit: true });
 
 export const ConversationDeleted = z.object({
   id: z.string(),

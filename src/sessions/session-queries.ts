@@ -93,6 +93,25 @@ export class SessionQueries {
   }
 
   /**
+   * The sessions of a tenant by creation time and id.
+   * @param behind the id of the last session of the page before
+   * @throws DomainError `session-not-found` for an id that no session has
+   */
+  async listBehind(
+    tenant: string,
+    { behind, limit }: { readonly behind?: string | undefined; readonly limit: number },
+  ): Promise<{ data: SessionAnswer[]; hasMore: boolean }> {
+    const last = behind === undefined ? undefined : await this.existing({ tenant, sessionId: behind });
+    const after = last && behind !== undefined ? { createdAt: last.createdAt, id: behind } : undefined;
+    const filter = { status: 'all' as const, after, limit: limit + 1 };
+    const found = await listSessions(this.models, await this.models.ends(), tenant, filter);
+    return {
+      data: found.slice(0, limit).map((session) => this.present(tenant, session)),
+      hasMore: found.length > limit,
+    };
+  }
+
+  /**
    * The sessions that were forked from an incarnation of a session.
    * @throws DomainError `session-not-found`
    */

@@ -136,6 +136,26 @@ describe('conversations of the OpenAI client', () => {
     }
   });
 
+  it('given conversations, when they are listed, then pages give each once', async () => {
+    const client = new OpenAI({
+      baseURL: openai.baseURL,
+      apiKey: 'x',
+      defaultHeaders: { 'colloquy-tenant': 'lists' },
+    });
+    const made = [];
+    for (let n = 0; n < 5; n += 1) made.push((await client.conversations.create()).id);
+    const found: string[] = [];
+    for (let after = ''; ;) {
+      const page = await client.get<{ data: { id: string }[]; has_more: boolean; last_id: string }>(
+        `/conversations?limit=2${after && `&after=${after}`}`,
+      );
+      found.push(...page.data.map(({ id }) => id));
+      if (!page.has_more) break;
+      after = page.last_id;
+    }
+    expect(found).toEqual(made);
+  });
+
   it('given many items, when they are listed, then pages of any size give all of them once, in both orders', async () => {
     const { id } = await openai.conversations.create();
     const given = Array.from({ length: 25 }, (_, n) => [
