@@ -37,7 +37,7 @@ export async function doors(server, { full }) {
   const service = await startService(await server.database('doors'), {
     env: { OPENAI_BASE_URL: `${model.url}/v1` },
   });
-  const echo = await startService(await server.database('doors-echo'));
+  const echo = await startService(await server.database('doors_echo'));
   try {
     return [
       ...(await streams(service, {

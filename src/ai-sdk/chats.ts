@@ -1,5 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
+import { LRUCache } from 'lru-cache';
 import { DomainError } from '../domain/decider.js';
 import { fieldsOf } from '../domain/loose-json.js';
 import {
@@ -10,6 +11,8 @@ import {
   RewindHistory,
 } from '../domain/session.commands.js';
 import { type Json, sessionEvents } from '../domain/session.events.js';
+import { streamKey } from '../event-store/lane.js';
+import { VersionMismatch } from '../event-store/refusals.js';
 import { Generations } from '../generation/generations.js';
 import { type LiveReply } from '../generation/live-reply.js';
 import { parametersIn } from '../generation/parameters.js';
@@ -51,6 +54,14 @@ export interface ChatTurn {
   readonly approved: readonly Part[];
 }
 
+/** The UI messages at the end of a history, by their ids, and the version of the session at which they are. */
+interface KnownEnd {
+  readonly version: number;
+  readonly ids: ReadonlySet<string>;
+}
+/** Chats of which this process knows the end, because it has just answered them. */
+const KNOWN_CHATS = 10_000;
+
 /** What a request changes in a history before it is answered. */
 interface Change {
   /** All messages of later versions leave. */
@@ -61,11 +72,15 @@ interface Change {
   readonly continues?: string | undefined;
   readonly denied?: readonly string[];
   readonly approved?: readonly Part[];
+  /** Where the history ended before, as far as this process knows, if the request only adds to it. */
+  readonly end?: KnownEnd | undefined;
 }
 
 /** Chats of the AI SDK. Each is a session, whose history is kept on this side. */
 @Injectable()
 export class Chats {
+  private readonly ends = new LRUCache<string, KnownEnd>({ max: KNOWN_CHATS });
+
   constructor(
     private readonly bus: CommandBus,
     private readonly commands: SessionCommands,
@@ -80,6 +95,18 @@ export class Chats {
     const again =
       context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
     if (again) return { messageId: replyIdOf(again.generationId), live: again, denied: [], approved: [] };
+    const end = this.knownEnd(session, body);
+    if (end) {
+      const sent = uiMessagesOf(body);
+      const messages = drafted(sent, sent.findLastIndex(({ id }) => end.ids.has(id)) + 1);
+      // Others may have written to the chat elsewhere, and what they wrote may be among what was sent.
+      const ifMatch = context.ifMatch ?? [end.version];
+      try {
+        return await this.start(session, { ...context, ifMatch }, body, { messages, end });
+      } catch (error) {
+        if (!(error instanceof VersionMismatch) || context.ifMatch !== undefined) throw error;
+      }
+    }
     const change = await this.changeFor(session, body);
     const { messages, denied = [], approved = [] } = change;
     if (approved.length > 0) {
@@ -87,13 +114,54 @@ export class Chats {
       return this.approve(session, context, { messageId, denied, approved }, messages);
     }
     const ifMatch = await this.rewind(session, context, change);
+    return this.start(session, { ...context, ...(ifMatch && { ifMatch }) }, body, change);
+  }
+
+  private async start(
+    session: SessionRef,
+    context: CommandContext,
+    body: ChatBody,
+    { messages, continues, denied = [], end }: Change,
+  ): Promise<ChatTurn> {
     const { model, instructions, tools } = body;
-    const live = await this.generations.start(
-      session,
-      { ...context, ...(ifMatch && { ifMatch }) },
-      { model, instructions, tools, parameters: parametersIn(body), messages, create: {} },
-    );
-    return { messageId: change.continues ?? replyIdOf(live.generationId), live, denied, approved };
+    const live = await this.generations.start(session, context, {
+      ...{ model, instructions, tools, parameters: parametersIn(body), messages },
+      create: {},
+    });
+    const messageId = continues ?? replyIdOf(live.generationId);
+    if (end) this.rememberEnd(session, live, end, messages.length, [...sentIds(body), messageId]);
+    return { messageId, live, denied, approved: [] };
+  }
+
+  /**
+   * Keeps where a chat ends when a turn has ended, unless somebody else has written to it meanwhile. The next turn of the
+   * same client then need not read the history to know what is new.
+   */
+  private rememberEnd(
+    session: SessionRef,
+    live: LiveReply,
+    before: KnownEnd,
+    added: number,
+    ids: readonly string[],
+  ): void {
+    // The messages and the start; then the reply and the end.
+    if (live.version !== before.version + added + 1) return;
+    void live.finished().then((end) => {
+      if (end.type !== 'completed' || end.version !== live.version + 2) return;
+      this.ends.set(keyOf(session), { version: end.version, ids: new Set([...before.ids, ...ids]) });
+    });
+  }
+
+  /** Where a chat ends, if this process believes to know it, and the request only adds to it. */
+  private knownEnd(session: SessionRef, body: ChatBody): KnownEnd | undefined {
+    const isPlain = body.trigger === 'submit-message' && (body.messageId ?? undefined) === undefined;
+    if (!isPlain || body.messages.at(-1)?.role !== 'user') return undefined;
+    const state = this.commands.known(session)?.state;
+    if (!state) return undefined;
+    const { version, messageCount } = state;
+    if (messageCount === 0) return { version, ids: new Set() };
+    const end = this.ends.get(keyOf(session));
+    return end?.version === version ? end : undefined;
   }
 
   /** The reply that is being generated; undefined when there is none. */
@@ -132,6 +200,7 @@ export class Chats {
     const sent = uiMessagesOf(body);
     const { trigger } = body;
     const named = body.messageId ?? undefined;
+    const version = this.commands.known(session)?.state.version;
     const wanted = new Set([...(named === undefined ? [] : [named]), ...sent.map(({ id }) => id)]);
     const groups = groupsOf(
       await this.back(session, (ids) =>
@@ -162,7 +231,8 @@ export class Chats {
         messages: drafted(sent, sent.length - 1),
       };
     }
-    return { messages: drafted(sent, lastKnown + 1) };
+    const end = version === undefined ? undefined : { version, ids: new Set(known.keys()) };
+    return { messages: drafted(sent, lastKnown + 1), end };
   }
 
   private async rewind(
@@ -282,6 +352,8 @@ function drafted(sent: readonly UiMessage[], from: number): NewMessage[] {
   );
 }
 
+const sentIds = (body: ChatBody): string[] => uiMessagesOf(body).map(({ id }) => id);
+const keyOf = ({ tenant, sessionId }: SessionRef): string => streamKey({ tenant, streamId: sessionId });
 const firstVersion = ({ messages }: Group<MessageView>): number => messages[0]?.version ?? 0;
 const lastVersion = ({ messages }: Group<MessageView>): number => messages.at(-1)?.version ?? 0;
 

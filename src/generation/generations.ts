@@ -326,7 +326,7 @@ export class Generations {
       sessionId: session.sessionId,
       version: started.state.version,
     });
-    const reply = new LiveReply(session.sessionId, generationId, model, started.time);
+    const reply = new LiveReply(session.sessionId, generationId, model, started.time, started.state.version);
     const running = {
       session: { tenant: session.tenant, sessionId: session.sessionId },
       lane: started.lane,

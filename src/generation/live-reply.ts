@@ -86,6 +86,8 @@ export class LiveReply {
     readonly model: string,
     /** When the generation was started, RFC 3339. */
     readonly startedAt: string,
+    /** Version of the session at which it was started; 0 outside of any. */
+    readonly version = 0,
   ) {}
 
   get text(): string {

@@ -45,7 +45,7 @@ export class ReplyFollower {
 
   follow(session: SessionRef, { actor, correlationId, time, version, data }: RecordedStart): LiveReply {
     const { generationId, model, tools } = data;
-    const reply = new LiveReply(session.sessionId, generationId, model, time);
+    const reply = new LiveReply(session.sessionId, generationId, model, time, version);
     const followed = { session, reply };
     this.followed.set(generationId, followed);
     void this.copy(session, { actor, correlationId }, { generationId, version, tools }, reply).finally(() => {

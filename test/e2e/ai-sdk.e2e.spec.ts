@@ -246,6 +246,22 @@ describe('useChat', () => {
     },
   );
 
+  it('given a chat that others write to at another node, when a page that has read that sends all it has, then nothing is in the history twice', async () => {
+    const other = (await world.node()).api;
+    const chat = await open('twice');
+    await chat.sendMessage({ text: 'one' });
+    await chat.sendMessage({ text: 'two' });
+    await other.post('/v1/sessions/twice/messages', user('from elsewhere'));
+    // The page is loaded from the other node, and goes on at the first.
+    const known = (await other.get('/ai-sdk/chat/twice/messages')).body as unknown as UIMessage[];
+    const transport = new DefaultChatTransport<UIMessage>({ api: `${api.url}/ai-sdk/chat` });
+    const again = new Chat<UIMessage>({ id: 'twice', messages: known, transport });
+    await again.sendMessage({ text: 'three' });
+    expect(again.error).toBeUndefined();
+    expect(await saved('twice')).toEqual(plain(again.messages));
+    expect(textsOf(again).filter((text) => text === 'from elsewhere')).toHaveLength(1);
+  });
+
   it('given a file and parts of its own, when a message is sent, then the model gets the file, and the page gets everything back', async () => {
     const chat = await open('parts');
     await chat.sendMessage({
