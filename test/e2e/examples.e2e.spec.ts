@@ -5,7 +5,7 @@ import { cp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import puppeteer, { type Browser, type Page } from 'puppeteer-core';
-import { callsTools, conducted, type FakeOpenAi, says } from '../support/fake-openai.js';
+import { callsTools, conducted, type FakeOpenAi, fails, says } from '../support/fake-openai.js';
 import { heavyDescribe } from '../support/heavy.js';
 import { type Api, eventually } from '../support/http.js';
 import { describeUnless, freePort } from '../support/programs.js';
@@ -20,6 +20,8 @@ const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/go
 let world: World;
 let model: FakeOpenAi;
 let api: Api;
+/** A service that wants a key. */
+let locked: string | undefined;
 beforeAll(async () => {
   world = await createWorld();
   model = await world.model();
@@ -32,7 +34,7 @@ afterAll(async () => {
 });
 
 const output = async (program: string, ...args: string[]): Promise<string> => {
-  const env = { ...process.env, COLLOQUY_URL: api.url };
+  const env = { ...process.env, COLLOQUY_URL: api.url, COLLOQUY_LOCKED_URL: locked };
   return (await run(program, args, { cwd: ROOT, env, timeout: 60_000 })).stdout;
 };
 
@@ -69,17 +71,39 @@ heavyDescribe('the examples that need more than Node', () => {
   const isPython = existsSync('/usr/bin/python3');
   const python = { what: 'Python', variable: 'REQUIRE_PROGRAMS' };
   describeUnless(isPython ? undefined : 'it is not installed', python, 'Python', () => {
-    it('given the example for OpenAI’s Python client, when it runs, then it tells of a conversation, a branch and a deletion', async () => {
+    let python3: string;
+    beforeAll(async () => {
       const venv = join(await world.folder(), 'venv');
       await run('python3', ['-m', 'venv', venv]);
       await run(join(venv, 'bin/pip'), ['install', '--quiet', '--disable-pip-version-check', 'openai'], {
         timeout: 240_000,
       });
+      python3 = join(venv, 'bin/python');
+    }, 300_000);
+
+    it('given the example for OpenAI’s Python client, when it runs, then it tells of a conversation, a branch and a deletion', async () => {
       model.next(says('A library.'), says('A framework.'), says('A compiler.'));
-      expect(await output(join(venv, 'bin/python'), 'examples/python-openai/main.py')).toMatch(
+      expect(await output(python3, 'examples/python-openai/main.py')).toMatch(
         /^A library\.\nA framework\.\nA compiler\.\nconv_\w+ has 4 items; the last response is completed\ndeleted: not_found\n$/,
       );
-    }, 300_000);
+    });
+
+    it('given OpenAI’s Python client, when it uses tools, schemas, streams, the background and what is refused, then everything has the classes that it knows', async () => {
+      const slow = conducted();
+      model.next(
+        callsTools(['c1', 'c2'].map((id) => ({ id, name: 'search', arguments: '{}' }))),
+        says('Found.'),
+        says('{"number":4}'),
+        says('A story.'),
+        says('Forgotten.'),
+        slow.reply,
+        fails(500, 'GPU lost'),
+        says('Chatted.'),
+      );
+      const node = await world.node({ COLLOQUY_API_KEYS: 'ann:acme:the-key' });
+      locked = node.service.url;
+      expect(await output(python3, 'test/support/openai_client.py')).toBe('{"done": true}');
+    });
   });
 
   const chromium = { what: 'Chromium', variable: 'REQUIRE_PROGRAMS' };

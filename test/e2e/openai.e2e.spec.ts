@@ -1,4 +1,6 @@
 import OpenAI, { AuthenticationError, BadRequestError, InternalServerError, NotFoundError } from 'openai';
+import { zodTextFormat } from 'openai/helpers/zod';
+import { z } from 'zod';
 import { callsTools, conducted, type FakeOpenAi, fails, held, says } from '../support/fake-openai.js';
 import { type Api } from '../support/http.js';
 import { createWorld, logged, type Node, user, type World } from './fixture.js';
@@ -496,6 +498,16 @@ describe('responses of the OpenAI client', () => {
     const final = await stream.finalResponse();
     expect(final.output_text).toBe('begun');
     expect((await openai.responses.create({ conversation: id, input: 'on' })).status).toBe('completed');
+  });
+
+  it('given a schema, when the client parses the response, then it has the value', async () => {
+    model.next(says('{"number":4}'));
+    const format = zodTextFormat(z.object({ number: z.number() }), 'answer');
+    const response = await openai.responses.parse({ model: 'm', input: 'a number', text: { format } });
+    expect(response.output_parsed).toEqual({ number: 4 });
+    expect(model.last).toMatchObject({
+      response_format: { type: 'json_schema', json_schema: { name: 'answer', strict: true } },
+    });
   });
 
   it('given store: false, when a response is created, then nothing is recorded', async () => {
