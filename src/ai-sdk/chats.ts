@@ -201,11 +201,9 @@ export class Chats {
     const { trigger } = body;
     const named = body.messageId ?? undefined;
     const version = this.commands.known(session)?.state.version;
-    const wanted = new Set([...(named === undefined ? [] : [named]), ...sent.map(({ id }) => id)]);
+    // What is new follows on the end of the history; what is named may be anywhere in it.
     const groups = groupsOf(
-      await this.back(session, (ids) =>
-        named === undefined ? ids.some((id) => wanted.has(id)) : ids.includes(named),
-      ),
+      named === undefined ? (await this.latest(session)).messages : await this.back(session, named),
     );
     const known = new Map(groups.map((group) => [group.ui.id, group]));
     const lastKnown = sent.findLastIndex(({ id }) => known.has(id));
@@ -279,16 +277,14 @@ export class Chats {
     };
   }
 
-  /** The latest messages, as many as are needed to find a UI message that is looked for. */
-  private async back(
-    session: SessionRef,
-    isFound: (ids: readonly string[]) => boolean,
-  ): Promise<MessageView[]> {
+  /** The latest messages, as many as are needed to find a UI message. */
+  private async back(session: SessionRef, messageId: string): Promise<MessageView[]> {
     let messages: MessageView[] = [];
     for (let after: number | undefined; ;) {
       const page = await this.latest(session, after);
       messages = [...page.messages, ...messages];
-      if (page.next === undefined || isFound(groupsOf(messages).map(({ ui }) => ui.id))) return messages;
+      const isFound = groupsOf(messages).some(({ ui }) => ui.id === messageId);
+      if (page.next === undefined || isFound) return messages;
       after = page.next;
     }
   }

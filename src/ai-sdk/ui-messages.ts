@@ -1,4 +1,5 @@
-import { type JsonChange, changesBetween, withChanges } from '../domain/json-changes.js';
+import { z } from 'zod';
+import { changesBetween, jsonChanges, withChanges } from '../domain/json-changes.js';
 import { fieldsOf, listOf } from '../domain/loose-json.js';
 import { type NewMessage } from '../domain/session.commands.js';
 import { type ContentPart, type Json, toolCall } from '../domain/session.events.js';
@@ -20,18 +21,16 @@ export type UiMessage = Record<string, Json> & {
   readonly parts: Part[];
 };
 
-/** What is kept beside the first message of a UI message. */
-interface Kept {
+/** What is kept beside the first message of a UI message, and beside the result of a tool that a client gave to a call. */
+const Kept = z.object({
   /** Of how many messages the UI message is made; as many as there are up to the next one unless given. */
-  readonly messages?: number;
+  messages: z.int().positive().optional(),
   /** False: the steps of the assistant are not marked. */
-  readonly steps?: false;
-  readonly changes?: readonly JsonChange[];
-}
-/** What is kept beside the result of a tool that a client gave to a call. */
-interface KeptResult {
-  readonly result?: readonly JsonChange[];
-}
+  steps: z.literal(false).optional(),
+  changes: jsonChanges.optional(),
+  result: jsonChanges.optional(),
+});
+type Kept = z.infer<typeof Kept>;
 const PROTOCOL = 'ai-sdk';
 
 /** What UI messages are made of. */
@@ -46,7 +45,8 @@ export interface Group<Message extends Said = Said> {
   readonly messages: readonly Message[];
 }
 
-const keptOf = (message: Said): Kept & KeptResult => fieldsOf(message.extensions?.[PROTOCOL]);
+/** Anybody may write it; what has another form is no use. */
+const keptOf = (message: Said): Kept => Kept.safeParse(message.extensions?.[PROTOCOL]).data ?? {};
 
 const isAnswer = ({ role }: Said): boolean => role === 'assistant' || role === 'tool';
 
@@ -64,10 +64,21 @@ export function groupsOf<Message extends Said>(history: readonly Message[]): Gro
     }
     const messages = history.slice(at, end);
     const derived = derivedUi(messages, kept.steps ?? true);
-    groups.push({ ui: kept.changes ? (withChanges(derived, kept.changes) as UiMessage) : derived, messages });
+    const changed = kept.changes && withChanges(derived, kept.changes);
+    groups.push({ ui: isUi(changed) ? changed : derived, messages });
     at = end;
   }
   return groups;
+}
+
+function isUi(value: Json | undefined): value is UiMessage {
+  const { id, role, parts } = fieldsOf(value);
+  return (
+    typeof id === 'string' &&
+    (role === 'user' || role === 'assistant' || role === 'system') &&
+    Array.isArray(parts) &&
+    parts.every((part) => typeof fieldsOf(part)['type'] === 'string')
+  );
 }
 
 function derivedUi(messages: readonly Said[], steps: boolean): UiMessage {
@@ -153,7 +164,8 @@ export function inputOf(text: string): Json {
 function resolved(call: Part, message: Said): Part {
   const part = derivedResult(call, message);
   const { result } = keptOf(message);
-  return result ? (withChanges(part, result) as Part) : part;
+  const changed = result && withChanges(part, result);
+  return typeof fieldsOf(changed)['type'] === 'string' ? (changed as Part) : part;
 }
 
 function derivedResult(call: Part, message: Said): Part {

@@ -1,4 +1,4 @@
-import { changesBetween, type JsonChange, withChanges } from '../domain/json-changes.js';
+import { changesBetween, jsonChanges, withChanges } from '../domain/json-changes.js';
 import { type Content, type Json } from '../domain/session.events.js';
 import { type NewMessageInput } from '../sessions/session.schemas.js';
 
@@ -36,9 +36,10 @@ export function stored(form: MessageForm, given: object): NewMessageInput {
 
 /** A message of the service in the form of the library. */
 export function shown(form: MessageForm, message: StoredMessage): Json {
-  const changes = message.extensions?.[form.protocol];
+  // Anybody may write them; what has another form is no use.
+  const changes = jsonChanges.safeParse(message.extensions?.[form.protocol]).data;
   const plain = form.show(message);
-  return Array.isArray(changes) ? withChanges(plain, changes as unknown as JsonChange[]) : plain;
+  return changes ? withChanges(plain, changes) : plain;
 }
 
 /** A text, or the parts of it. */

@@ -1,7 +1,12 @@
+import { z } from 'zod';
 import { type Json } from './session.events.js';
 
 /** A change of a JSON value: where, and what stands there then. Without a value the member is taken away. */
 export type JsonChange = [path: (string | number)[]] | [path: (string | number)[], value: Json];
+
+const path = z.array(z.union([z.string(), z.int()])).max(64);
+/** Changes that came from outside: anybody may write what is kept beside a message. */
+export const jsonChanges = z.array(z.union([z.tuple([path]), z.tuple([path, z.custom<Json>()])]));
 
 type JsonObject = Record<string, Json>;
 const isObject = (value: Json | undefined): value is JsonObject =>

@@ -1,13 +1,12 @@
-import { type Fields, fieldsOf } from '../domain/loose-json.js';
+import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
 import { type NewMessage } from '../domain/session.commands.js';
 import { toolDefinition, type ToolDefinition } from '../domain/session.events.js';
 import { type GenerationParameters, parameters } from '../generation/parameters.js';
-import { type ApiError, invalidRequest, jsonPointer } from '../http/problem.js';
 import { NewMessage as NewMessageSchema } from '../sessions/session.schemas.js';
 import { drafted } from '../sessions/sessions.controller.js';
 import { fromOpenAi } from '../transfer/openai-messages.js';
 import { type ChatCompletionBody } from './chat-completions.schemas.js';
-import { unsupported } from './response-asked.js';
+import { faulty, unsupported } from './refusals.js';
 
 /** What a request of the chat completions API asks of the model, in the words of a generation. */
 export interface AskedChat {
@@ -33,7 +32,7 @@ const UNSUPPORTED = ['functions', 'function_call', 'logprobs', 'audio', 'predict
 export function askedOfChat(body: ChatCompletionBody): AskedChat {
   for (const name of UNSUPPORTED) if (body[name]) throw unsupported([name], name);
   if ((body['n'] ?? 1) !== 1) throw unsupported(['n'], 'more than one choice');
-  const tools = (body['tools'] as Fields[] | null | undefined)?.map(toolOf);
+  const tools = listOf(body['tools']).map(fieldsOf).map(toolOf);
   const asked: Record<string, unknown> = {};
   for (const [wire, name] of Object.entries(NAMES)) asked[name] = body[wire] ?? asked[name];
   const { stop, tool_choice: choice, response_format: format, reasoning_effort: effort } = body;
@@ -55,7 +54,7 @@ export function askedOfChat(body: ChatCompletionBody): AskedChat {
   return {
     model: body.model ?? undefined,
     messages: body.messages.map(messageOf),
-    tools: tools && tools.length > 0 ? tools : undefined,
+    tools: tools.length > 0 ? tools : undefined,
     parameters: Object.keys(given).length > 0 ? given : undefined,
   };
 }
@@ -78,15 +77,3 @@ function toolOf(tool: Fields, index: number): ToolDefinition {
 
 const formatOf = ({ type, json_schema: schema }: Fields): Fields =>
   type === 'json_schema' ? { type, ...fieldsOf(schema) } : { type };
-
-const faulty = (
-  base: readonly (string | number)[],
-  issues: readonly { readonly path: readonly PropertyKey[]; readonly message: string }[],
-): ApiError =>
-  invalidRequest(
-    issues.map(({ path, message }) => ({
-      pointer: jsonPointer([...base, ...path]),
-      in: 'body' as const,
-      detail: message,
-    })),
-  );

@@ -1,5 +1,6 @@
 import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
-import { changesBetween, type JsonChange, withChanges } from '../domain/json-changes.js';
+import { z } from 'zod';
+import { changesBetween, jsonChanges, withChanges } from '../domain/json-changes.js';
 import { type NewMessage } from '../domain/session.commands.js';
 import {
   type Content,
@@ -23,10 +24,8 @@ import { type InputItem } from './items.schemas.js';
 export type Item = Record<string, Json> & { readonly id: string; readonly type: string };
 
 /** What is kept beside a message that came as an item: its own id, and what the message itself cannot say. */
-interface Kept {
-  readonly id?: string;
-  readonly changes?: readonly JsonChange[];
-}
+const Kept = z.object({ id: z.string().min(1).optional(), changes: jsonChanges.optional() });
+type Kept = z.infer<typeof Kept>;
 const PROTOCOL = 'openai';
 
 /** What items are made of, of a message that is recorded or is about to be. */
@@ -40,10 +39,12 @@ const coreOf = (messageId: string): string => messageId.replace(/^msg_/, '');
 
 /** The items of a message, at least one. */
 export function itemsOf(message: Said): Item[] {
-  const kept = fieldsOf(message.extensions?.[PROTOCOL]) as Kept;
+  // Anybody may write it; what has another form is no use.
+  const kept = Kept.safeParse(message.extensions?.[PROTOCOL]).data ?? {};
   const [first, ...others] = derivedItems(message);
   if (!first) return [];
-  const given = kept.changes ? (withChanges(first, kept.changes) as Item) : first;
+  const changed = kept.changes && withChanges(first, kept.changes);
+  const given = typeof fieldsOf(changed)['type'] === 'string' ? (changed as Item) : first;
   return [{ ...given, id: kept.id ?? first.id }, ...others];
 }
 

@@ -1,7 +1,7 @@
 import { type Fields, fieldsOf } from '../domain/loose-json.js';
 import { type Json, toolDefinition, type ToolDefinition } from '../domain/session.events.js';
 import { type GenerationParameters, parameters } from '../generation/parameters.js';
-import { ApiError, invalidRequest, jsonPointer } from '../http/problem.js';
+import { faulty, unsupported } from './refusals.js';
 import { type CreateResponseBody, SHOWN_AGAIN, UNSUPPORTED } from './responses.schemas.js';
 
 /** What a request asks of the model, in the words of a generation. */
@@ -97,24 +97,3 @@ function choiceOf(choice: CreateResponseBody['tool_choice']): unknown {
 
 const present = (fields: Fields): Fields =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined && value !== null));
-
-const faulty = (
-  base: readonly (string | number)[],
-  issues: readonly { readonly path: readonly PropertyKey[]; readonly message: string }[],
-): ApiError =>
-  invalidRequest(
-    issues.map(({ path, message }) => ({
-      pointer: jsonPointer([...base, ...path]),
-      in: 'body' as const,
-      detail: message,
-    })),
-  );
-
-/** @param what is not there, by its name at OpenAI */
-export const unsupported = (field: readonly (string | number)[], what: string): ApiError =>
-  new ApiError('invalid-request', `${what} is not supported`, {
-    details: {
-      code: 'unsupported_parameter',
-      errors: [{ pointer: jsonPointer(field), in: 'body', detail: `${what} is not supported` }],
-    },
-  });

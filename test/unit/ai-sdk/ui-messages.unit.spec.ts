@@ -166,4 +166,34 @@ describe('UI messages of the AI SDK as messages', () => {
       { numRuns: RUNS, seed: 20_261_132 },
     );
   });
+
+  it.each([
+    { messages: 0 },
+    { messages: -1 },
+    { messages: 1e9 },
+    { messages: 'x', changes: 'y' },
+    { changes: [[[]]] },
+    { changes: [[[], 'no message']] },
+    { changes: [[[], { id: 'x', role: 'nobody', parts: [] }]] },
+    { changes: [[['parts', 0], null]] },
+    { changes: [null, 1, [['a'.repeat(9)], 1, 2]] },
+    { steps: 1, result: [[[], null]] },
+    null,
+    [],
+  ])(
+    'given extensions %j, which anybody may write, when a history is shown, then each message is in it once',
+    (kept) => {
+      const said = [
+      { id: 'a', role: 'user', content: 'one', status: 'complete', extensions: { 'ai-sdk': kept, openai: kept } },
+      { id: 'b', role: 'assistant', content: 'two', status: 'complete', toolCalls: [{ id: 'c', name: 'f', arguments: '{}' }], extensions: { 'ai-sdk': kept, openai: kept } },
+      { id: 'c', role: 'tool', toolCallId: 'c', content: '3', status: 'complete', extensions: { 'ai-sdk': kept, openai: kept } },
+    ] as never[]; // prettier-ignore
+      const groups = groupsOf(said);
+      expect(groups.flatMap(({ messages }) => messages)).toEqual(said);
+      for (const { ui } of groups)
+        expect(ui).toMatchObject({ id: expect.any(String) as string, parts: expect.any(Array) as [] });
+      const items = said.flatMap(itemsOf);
+      expect(items.map((item) => typeof item.type)).toEqual(['string', 'string', 'string', 'string']);
+    },
+  );
 });
