@@ -283,7 +283,7 @@ export class Chats {
     for (let after: number | undefined; ;) {
       const page = await this.latest(session, after);
       messages = [...page.messages, ...messages];
-      const isFound = groupsOf(messages).some(({ ui }) => ui.id === messageId);
+      const isFound = groupsOf(page.messages).some(({ ui }) => ui.id === messageId);
       if (page.next === undefined || isFound) return messages;
       after = page.next;
     }
