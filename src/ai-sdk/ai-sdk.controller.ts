@@ -5,17 +5,12 @@ import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
 import { sessionPath } from '../sessions/session.schemas.js';
+import { READ_EXISTING, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import { ChatBody, Stopped, UiMessageList } from './chat.schemas.js';
 import { Chats } from './chats.js';
 import { sendTurn } from './ui-stream.js';
 
-const READ = [
-  'session-not-found',
-  'projection-lagging',
-  'upgrade-in-progress',
-  'database-unavailable',
-] as const;
-const WRITE = ['idempotency-key-reused', 'version-mismatch', 'overloaded', ...READ] as const;
+const WRITE = ['projection-lagging', ...WRITE_EXISTING] as const;
 
 /** The transport of `useChat`. A chat is a session of the same id. */
 @Controller('ai-sdk/chat')
@@ -42,7 +37,7 @@ export class AiSdkController {
   @Answers(200, null, {
     summary: 'Go on reading the reply that is being generated, from its beginning',
     stream: true,
-    problems: READ,
+    problems: READ_EXISTING,
   })
   @Answers(204, null, { description: 'Nothing is being generated.' })
   async resume(
@@ -59,7 +54,7 @@ export class AiSdkController {
   @Get(':id/messages')
   @Answers(200, UiMessageList, {
     summary: 'The history of a chat, for the option `messages` of `useChat`',
-    problems: READ,
+    problems: READ_EXISTING,
   })
   messages(@Caller() { tenant }: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
     return this.chats.messages({ tenant, sessionId });

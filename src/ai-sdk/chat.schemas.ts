@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { sessionId } from '../domain/session.events.js';
-import { asked, CHOOSES_A_TOOL } from '../generation/generation.schemas.js';
+import { modelOptions, TOOL_CHOICE_EXISTS } from '../generation/generation.schemas.js';
 import { type UiMessage as UiMessageForm } from './ui-messages.js';
 
 const MAX_MESSAGES = 1_000;
@@ -29,9 +29,9 @@ export const ChatBody = z
     messageId: z.string().max(512).nullish().meta({
       description: 'the message that is edited, or the reply that is made again',
     }),
-    ...asked,
+    ...modelOptions,
   })
-  .refine(...CHOOSES_A_TOOL);
+  .refine(...TOOL_CHOICE_EXISTS);
 export type ChatBody = z.infer<typeof ChatBody>;
 
 /** The messages as the transport sends them are what `useChat` keeps. */

@@ -59,8 +59,8 @@ interface KnownEnd {
   readonly version: number;
   readonly ids: ReadonlySet<string>;
 }
-/** Chats of which this process knows the end, because it has just answered them. */
-const KNOWN_CHATS = 10_000;
+/** Chats of which this process keeps the end, because it has just answered them. */
+const KNOWN_CHATS = 2_000;
 
 /** What a request changes in a history before it is answered. */
 interface Change {
@@ -94,7 +94,11 @@ export class Chats {
     const context = contextOf(write, 'POST /ai-sdk/chat', body);
     const again =
       context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
-    if (again) return { messageId: replyIdOf(again.generationId), live: again, denied: [], approved: [] };
+    if (again) {
+      const last = uiMessagesOf(body).at(-1);
+      const messageId = last?.role === 'assistant' ? last.id : replyIdOf(again.generationId);
+      return { messageId, live: again, denied: [], approved: [] };
+    }
     const end = this.knownEnd(session, body);
     if (end) {
       const sent = uiMessagesOf(body);
@@ -148,7 +152,9 @@ export class Chats {
     if (live.version !== before.version + added + 1) return;
     void live.finished().then((end) => {
       if (end.type !== 'completed' || end.version !== live.version + 2) return;
-      this.ends.set(keyOf(session), { version: end.version, ids: new Set([...before.ids, ...ids]) });
+      // As many as a page that is read would have: a long chat must not fill the memory.
+      const latest = new Set([...before.ids, ...ids].slice(-PAGE));
+      this.ends.set(keyOf(session), { version: end.version, ids: latest });
     });
   }
 

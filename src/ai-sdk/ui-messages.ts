@@ -65,13 +65,13 @@ export function groupsOf<Message extends Said>(history: readonly Message[]): Gro
     const messages = history.slice(at, end);
     const derived = derivedUi(messages, kept.steps ?? true);
     const changed = kept.changes && withChanges(derived, kept.changes);
-    groups.push({ ui: isUi(changed) ? changed : derived, messages });
+    groups.push({ ui: isUiMessage(changed) ? changed : derived, messages });
     at = end;
   }
   return groups;
 }
 
-function isUi(value: Json | undefined): value is UiMessage {
+function isUiMessage(value: Json | undefined): value is UiMessage {
   const { id, role, parts } = fieldsOf(value);
   return (
     typeof id === 'string' &&
@@ -115,6 +115,9 @@ function derivedUi(messages: readonly Said[], steps: boolean): UiMessage {
 const partsOf = ({ content }: Said): ContentPart[] =>
   typeof content !== 'string' ? content : content === '' ? [] : [{ type: 'text', text: content }];
 
+/** Kinds of parts that the AI SDK has and that are kept as they were given. It refuses others. */
+const OF_UI = /^(?:text|reasoning|file|source-url|source-document|step-start|data-.+)$/s;
+
 /** @param isDone parts of the assistant say that they are whole */
 function plainPart(part: ContentPart, isDone: boolean): Part {
   const state: { state?: string } = isDone ? { state: 'done' } : {};
@@ -138,7 +141,7 @@ function plainPart(part: ContentPart, isDone: boolean): Part {
     }
     case 'data': {
       const given = fieldsOf(part.data);
-      if (given['type'] === part.name) return given as Part;
+      if (given['type'] === part.name && OF_UI.test(part.name)) return given as Part;
       return { type: `data-${part.name}`, data: part.data };
     }
   }

@@ -1,6 +1,7 @@
 import { type FastifyReply } from 'fastify';
-import { type LiveReply, type ReplyEnd, type ReportedCall } from '../generation/live-reply.js';
-import { EventStream } from '../http/event-stream.js';
+import { type ReplyEnd, type ReportedCall } from '../generation/live-reply.js';
+import { sendReply } from '../generation/send-reply.js';
+import { EventStream, textOfEvent } from '../http/event-stream.js';
 import { problemOf } from '../http/problem.js';
 import { approvalIdOf, type ChatTurn } from './chats.js';
 import { inputOf, toolNameOf } from './ui-messages.js';
@@ -16,8 +17,7 @@ const FINISH: Readonly<Record<string, string>> = {
 };
 
 const DONE = 'data: [DONE]\n\n';
-const textOf = (...chunks: readonly Chunk[]): string =>
-  chunks.map((chunk) => `data: ${JSON.stringify(chunk)}\n\n`).join('');
+const textOf = (...chunks: readonly Chunk[]): string => chunks.map((data) => textOfEvent({ data })).join('');
 
 /** The chunks of a UI message, as text, made from a reply as it arrives. */
 export class UiChunks {
@@ -115,49 +115,25 @@ export class UiChunks {
 /** Sends the answer to a request of `useChat` as a UI message stream. */
 export async function sendTurn(reply: FastifyReply, turn: ChatTurn): Promise<void> {
   reply.header('x-vercel-ai-ui-message-stream', 'v1');
-  const stream = new EventStream(reply);
   const chunks = new UiChunks();
-  const { live } = turn;
-  if (!live) {
-    await stream.sendText(chunks.begin(turn));
-    stream.end();
+  if (turn.live) {
+    await sendReply(reply, turn.live, (event) => {
+      switch (event.type) {
+        case 'started':
+          return chunks.begin(turn);
+        case 'reasoning':
+          return chunks.think(event.text);
+        case 'delta':
+          return chunks.say(event.text);
+        case 'toolCall':
+          return chunks.call(event.call);
+        default:
+          return chunks.finish(event);
+      }
+    });
     return;
   }
-  const next = live.reader();
-  stream.gone.addEventListener('abort', () => {
-    live.wake();
-  });
-  try {
-    while (!stream.isGone) {
-      const event = next();
-      if (!event) {
-        await live.change();
-        continue;
-      }
-      const drained = stream.sendText(chunkFor(chunks, event, turn));
-      if (drained) await drained;
-      if (event === live.end) return;
-    }
-  } finally {
-    stream.end();
-  }
-}
-
-function chunkFor(
-  chunks: UiChunks,
-  event: NonNullable<ReturnType<ReturnType<LiveReply['reader']>>>,
-  turn: ChatTurn,
-): string {
-  switch (event.type) {
-    case 'started':
-      return chunks.begin(turn);
-    case 'reasoning':
-      return chunks.think(event.text);
-    case 'delta':
-      return chunks.say(event.text);
-    case 'toolCall':
-      return chunks.call(event.call);
-    default:
-      return chunks.finish(event);
-  }
+  const stream = new EventStream(reply);
+  await stream.sendText(chunks.begin(turn));
+  stream.end();
 }

@@ -6,9 +6,9 @@ import {
 } from '@openai/agents';
 import { isSilent } from '../domain/content.js';
 import { type ContentPart, type Json } from '../domain/session.events.js';
-import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
+import { type Fields, fieldsOf, listOf, textOf } from '../domain/loose-json.js';
 import { RemoteSession, type RemoteSessionOptions } from './remote-session.js';
-import { dataPart, type MessageForm, type StoredMessage, textIn, textOf } from './stored-form.js';
+import { dataPart, type MessageForm, type StoredMessage, textIn } from './stored-form.js';
 
 export type ColloquySessionOptions = RemoteSessionOptions;
 
@@ -94,7 +94,8 @@ export const AGENTS_FORM: MessageForm = {
   show(message) {
     const { role, content, toolCalls, toolCallId } = message;
     const [part] = typeof content === 'string' ? [] : content;
-    if (part?.type === 'data' && fieldsOf(part.data)['type'] === part.name && !toolCalls) return part.data;
+    if (role === 'assistant' && part?.type === 'data' && OF_AGENTS.test(part.name) && !toolCalls)
+      return part.data;
     if (role === 'tool')
       return {
         type: 'function_call_result',
@@ -116,14 +117,18 @@ export const AGENTS_FORM: MessageForm = {
       return { type: 'reasoning', content: [{ type: 'input_text', text: part.text ?? '' }] };
     if (role === 'assistant')
       return { type: 'message', role, status: 'completed', content: partsOf(content, 'output_text') };
-    const isText = typeof content === 'string';
-    return {
-      type: 'message',
-      role: role === 'user' ? role : 'system',
-      content: isText ? content : partsOf(content, 'input_text'),
-    };
+    if (typeof content === 'string')
+      return { type: 'message', role: role === 'user' ? role : 'system', content };
+    if (role === 'user') return { type: 'message', role, content: partsOf(content, 'input_text') };
+    // What the system says is a text alone.
+    const texts = partsOf(content, 'output_text').map((part) => textOf(fieldsOf(part)['text']) ?? '');
+    return { type: 'message', role: 'system', content: texts.join('\n') };
   },
 };
+
+/** Kinds of items that are no messages and that are kept as they were given; another one is told as a text. */
+const OF_AGENTS =
+  /^(?:hosted_tool_call|(?:computer|shell|apply_patch|program|tool_search)_\w+|compaction|unknown)$/;
 
 const isId = (value: string | undefined): value is string => value !== undefined && /^.{1,128}$/s.test(value);
 const isName = (value: string | undefined): value is string =>
@@ -168,14 +173,14 @@ function partsOf(content: StoredMessage['content'], text: 'input_text' | 'output
           return { type: text, text: part.text };
         case 'refusal':
           return { type: 'refusal', refusal: part.text };
-        case 'image':
-          return { type: 'input_image', image: part.url };
         case 'data':
-          return fieldsOf(part.data)['type'] === part.name
-            ? part.data
-            : { type: text, text: `${part.name}: ${JSON.stringify(part.data)}` };
+          return { type: text, text: `${part.name}: ${JSON.stringify(part.data)}` };
         default:
-          return { type: 'input_file', file: part.url };
+          // The model itself says texts alone.
+          if (text === 'output_text') return { type: text, text: part.url };
+          return part.type === 'image'
+            ? { type: 'input_image', image: part.url }
+            : { type: 'input_file', file: part.url };
       }
     });
 }

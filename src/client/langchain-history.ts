@@ -7,9 +7,9 @@ import {
 } from '@langchain/core/messages';
 import { isSilent } from '../domain/content.js';
 import { type ContentPart, type Json } from '../domain/session.events.js';
-import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
+import { type Fields, fieldsOf, listOf, textOf } from '../domain/loose-json.js';
 import { RemoteSession, type RemoteSessionOptions } from './remote-session.js';
-import { dataPart, type MessageForm, textOf } from './stored-form.js';
+import { dataPart, type MessageForm } from './stored-form.js';
 
 export type ColloquyChatMessageHistoryOptions = RemoteSessionOptions;
 
@@ -86,12 +86,7 @@ export const LANGCHAIN_FORM: MessageForm = {
 
   show({ role, content, name, toolCalls, toolCallId }) {
     const [part] = typeof content === 'string' ? [] : content;
-    if (
-      role === 'assistant' &&
-      part?.type === 'data' &&
-      fieldsOf(part.data)['type'] === part.name &&
-      !toolCalls
-    )
+    if (role === 'assistant' && part?.type === 'data' && OF_LANGCHAIN.test(part.name) && !toolCalls)
       return part.data;
     const data = {
       content: shownContent(content),
@@ -110,6 +105,9 @@ export const LANGCHAIN_FORM: MessageForm = {
     return { type: 'ai', data: { ...data, tool_calls: calls, invalid_tool_calls: [] } };
   },
 };
+
+/** Kinds of messages that are neither said nor results, and that are kept as they were given. */
+const OF_LANGCHAIN = /^(?:generic|function|remove)$/;
 
 function argumentsOf(text: string): Json {
   try {

@@ -54,5 +54,3 @@ export const dataPart = (name: string, data: Json) => ({
   name: name.slice(0, 128) || 'unknown',
   data,
 });
-
-export const textOf = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined);

@@ -50,6 +50,10 @@ export const initialState: SessionState = {
   generation: null,
 };
 
+/** Whether there is a session now: one that has expired is there, one that was deleted is not. */
+export const exists = ({ status }: Pick<SessionState, 'status'>): boolean =>
+  status === 'active' || status === 'expired';
+
 /** Whether an event counts as use of the session. All events do but the expiry itself; reads never do. */
 export const isActivity = (event: { readonly type: string }): boolean => event.type !== 'SessionExpired';
 

@@ -9,7 +9,7 @@ import {
   type StartGeneration,
 } from './session.commands.js';
 import { type EventData, type EventOf, type SessionEvent } from './session.events.js';
-import { evolve, initialState, type SessionState } from './session.state.js';
+import { evolve, exists, initialState, type SessionState } from './session.state.js';
 
 /** The name of the lease that a node holds while it works on a generation. */
 export const generationLease = (generationId: string): string => `generation:${generationId}`;
@@ -358,7 +358,6 @@ function changedDetails(
   return changed;
 }
 
-const exists = (state: SessionState): boolean => state.status === 'active' || state.status === 'expired';
 const approvalOf = (state: SessionState, tool: string) => state.approvals.find((one) => one.tool === tool);
 
 const busy = (): DomainError => new DomainError('session-busy', 'the session is generating a reply');

@@ -8,7 +8,7 @@ const model = z.string().regex(/^\S{1,200}$/, 'must be 1 to 200 characters witho
 const text = z.string().min(1);
 
 /** What is asked of the model, besides what it is to answer. */
-export const asked = {
+export const modelOptions = {
   model: model.optional(),
   instructions: instructions.max(100_000).optional(),
   tools: z
@@ -21,11 +21,11 @@ export const asked = {
     .optional(),
   ...parameters,
 };
-type Asked = z.infer<z.ZodObject<typeof asked>>;
+type ModelOptions = z.infer<z.ZodObject<typeof modelOptions>>;
 
 /** The arguments of `refine` that check a choice among the tools. */
-export const CHOOSES_A_TOOL: [
-  (body: Pick<Asked, 'toolChoice' | 'tools'>) => boolean,
+export const TOOL_CHOICE_EXISTS: [
+  (body: Pick<ModelOptions, 'toolChoice' | 'tools'>) => boolean,
   { path: string[]; error: string },
 ] = [
   ({ toolChoice, tools }) =>
@@ -38,7 +38,7 @@ export const GenerateBody = z
     message: z.union([text, NewMessage]).optional().meta({
       description: 'a text of the user, or a message; without it the history as it stands is answered',
     }),
-    ...asked,
+    ...modelOptions,
     regenerate: z.literal(true).optional().meta({
       description:
         'the last reply leaves the history first, so that the message before it is answered again; not together with `message`',
@@ -65,7 +65,7 @@ export const GenerateBody = z
     path: ['regenerate'],
     error: 'answers the message before the last reply: give no `message` with it',
   })
-  .refine(...CHOOSES_A_TOOL)
+  .refine(...TOOL_CHOICE_EXISTS)
   .default({ onBusy: 'reject' });
 
 export const ChatBody = z.strictObject({

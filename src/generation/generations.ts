@@ -4,7 +4,7 @@ import { type CommandBus } from '@nestjs/cqrs';
 import { type NewMessage, StartGeneration } from '../domain/session.commands.js';
 import { type EventData, type Json, type ToolDefinition } from '../domain/session.events.js';
 import { generationLease } from '../domain/session.js';
-import { type SessionState } from '../domain/session.state.js';
+import { exists, type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type Leases } from '../event-store/leases.js';
 import { type EventLog } from '../event-store/log.js';
@@ -426,7 +426,7 @@ export class Generations {
   /** @throws DomainError `session-not-found` */
   private async incarnationOf(session: SessionRef): Promise<number> {
     const { state } = await this.commands.load(session);
-    if (state.status === 'active' || state.status === 'expired') return state.incarnation;
+    if (exists(state)) return state.incarnation;
     throw sessionNotFound();
   }
 

@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { type ContextWindow, type NewMessage } from '../domain/session.commands.js';
 import { type SessionEvent, type ToolDefinition } from '../domain/session.events.js';
-import { type SessionState } from '../domain/session.state.js';
+import { exists, type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type EventLog } from '../event-store/log.js';
 import { HistoryReader, type VersionedMessage } from '../sessions/history-reader.js';
@@ -57,7 +57,7 @@ export class History {
     if (isNew) return { historyStart: 0, version: 0, messages: Promise.resolve([]) };
     const { state } = await this.commands.lastKnown(session);
     const { historyStart, version } = state;
-    const isMissing = state.status === 'none' || state.status === 'deleted';
+    const isMissing = !exists(state);
     if (isMissing && mayCreate) return { historyStart, version, messages: Promise.resolve([]) };
     // A session that is busy or does not exist will refuse the generation, so its messages are not read.
     const isWanted = !isMissing && !state.generation;

@@ -35,7 +35,7 @@ export interface ReplyPlace {
 }
 
 /** A text that arrives in pieces. */
-class Arriving {
+class ArrivingText {
   readonly pieces: string[] = [];
   length = 0;
 
@@ -74,8 +74,8 @@ class Arriving {
  * and longer pieces, and nothing is queued for it.
  */
 export class LiveReply {
-  private readonly said = new Arriving();
-  private readonly thought = new Arriving();
+  private readonly said = new ArrivingText();
+  private readonly thought = new ArrivingText();
   private readonly calls: ReportedCall[] = [];
   private readonly waiting = new Set<() => void>();
   private ended: ReplyEnd | undefined;

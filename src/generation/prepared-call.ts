@@ -5,7 +5,7 @@ import { buildPrompt } from './prompt.js';
 import { StorableText } from './storable-text.js';
 
 /** Who is told what the model says and thinks. */
-export interface Heard {
+export interface ReplyListener {
   readonly text: (text: string) => void;
   readonly reasoning: (text: string) => void;
 }
@@ -18,7 +18,7 @@ export interface PreparedCall {
   /**
    * Must be called when the generation is recorded: it sends the request, and what comes of the reply goes to `heard`.
    */
-  readonly begin: (heard: Heard) => void;
+  readonly begin: (heard: ReplyListener) => void;
 }
 
 /**
@@ -35,7 +35,7 @@ export function prepareCall(
   const controller = new AbortController();
   const { signal } = controller;
   let begin: PreparedCall['begin'] = () => undefined;
-  let heard: Heard = { text: () => undefined, reasoning: () => undefined };
+  let heard: ReplyListener = { text: () => undefined, reasoning: () => undefined };
   const when = new Promise<void>((resolve, reject) => {
     begin = (listener) => {
       heard = listener;

@@ -1,7 +1,8 @@
 import { type FastifyReply } from 'fastify';
-import { EventStream } from '../http/event-stream.js';
+import { textOfEvent } from '../http/event-stream.js';
 import { renderProblem } from '../http/problem.js';
 import { type LiveReply, type ReplyEvent, type ReplyPlace } from './live-reply.js';
+import { sendReply } from './send-reply.js';
 
 /** The place that `Last-Event-ID` names; undefined when the header is missing or has another form. */
 export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined {
@@ -16,38 +17,20 @@ export function placeOf(lastEventId: string | undefined): ReplyPlace | undefined
 
 /**
  * Sends a reply as server-sent events. The id of each event is the place up to which a client has the reply, so that
- * the client can resume with `Last-Event-ID`. A client that disconnects ends the stream, but not the generation.
+ * the client can resume with `Last-Event-ID`.
  */
-export async function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
-  const stream = new EventStream(reply);
+export function sendEvents(reply: FastifyReply, live: LiveReply, from?: ReplyPlace): Promise<void> {
   let offset = from?.offset ?? 0;
   let calls = from?.toolCalls ?? 0;
   let reasoning = from?.reasoning ?? 0;
-  const next = live.reader(from);
-  stream.gone.addEventListener('abort', () => {
-    live.wake();
-  });
-  try {
-    while (!stream.isGone) {
-      const event = next();
-      if (!event) {
-        await live.change();
-        continue;
-      }
-      if (event.type === 'delta') ({ offset } = event);
-      if (event.type === 'reasoning') reasoning = event.offset;
-      if (event.type === 'toolCall') calls = event.number;
-      const { name, data } = present(event, live);
-      // The text that arrives while a slow client is awaited is then sent in one piece, so nothing is queued for it.
-      const drained = stream.send({ id: placeId(offset, calls, reasoning), event: name, data });
-      // Awaited only when the client is slow: with thousands of tokens a second, a promise for each would delay other
-      // requests.
-      if (drained) await drained;
-      if (event === live.end) return;
-    }
-  } finally {
-    stream.end();
-  }
+  const textFor = (event: ReplyEvent): string => {
+    if (event.type === 'delta') ({ offset } = event);
+    if (event.type === 'reasoning') reasoning = event.offset;
+    if (event.type === 'toolCall') calls = event.number;
+    const { name, data } = present(event, live);
+    return textOfEvent({ id: placeId(offset, calls, reasoning), event: name, data });
+  };
+  return sendReply(reply, live, textFor, from);
 }
 
 /** Once there is text, all thoughts have been sent. */

@@ -17,6 +17,10 @@ export interface StreamEvent {
   readonly data: unknown;
 }
 
+/** An event as it is sent. */
+export const textOfEvent = ({ id, event, data }: StreamEvent): string =>
+  `${id === undefined ? '' : `id: ${id}\n`}${event === undefined ? '' : `event: ${event}\n`}data: ${JSON.stringify(data)}\n\n`;
+
 /**
  * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when the client has room for
  * more, and the producer of the events must wait for that.
@@ -79,9 +83,8 @@ export class EventStream {
    * @returns undefined when the client can take more at once, which is nearly always; else what resolves when it can, or
    * is gone. One that takes nothing for a minute is dropped.
    */
-  send({ id, event, data }: StreamEvent): Promise<void> | undefined {
-    const named = event === undefined ? '' : `event: ${event}\n`;
-    return this.sendText(`${id === undefined ? '' : `id: ${id}\n`}${named}data: ${JSON.stringify(data)}\n\n`);
+  send(event: StreamEvent): Promise<void> | undefined {
+    return this.sendText(textOfEvent(event));
   }
 
   /** The same for events that are text already, each with the blank line behind it. */

@@ -1,8 +1,9 @@
 import { type FastifyReply } from 'fastify';
 import { fieldsOf } from '../domain/loose-json.js';
 import { type Usage } from '../domain/session.events.js';
-import { type LiveReply, type ReplyEnd } from '../generation/live-reply.js';
-import { EventStream } from '../http/event-stream.js';
+import { type LiveReply, type ReplyEnd, type ReplyEvent } from '../generation/live-reply.js';
+import { sendReply } from '../generation/send-reply.js';
+import { textOfEvent } from '../http/event-stream.js';
 import { toOpenAi } from '../transfer/openai-messages.js';
 import { openAiErrorOf } from './errors.js';
 import { seconds } from './wire.js';
@@ -56,52 +57,29 @@ const usageOf = ({ inputTokens, outputTokens, cachedTokens, reasoningTokens }: U
 });
 
 /** Sends a reply as the stream of the chat completions API. */
-export async function sendCompletion(
+export function sendCompletion(
   reply: FastifyReply,
   live: LiveReply,
-  options: { readonly withUsage: boolean },
+  { withUsage }: { readonly withUsage: boolean },
 ): Promise<void> {
-  const stream = new EventStream(reply);
   const base = { ...baseOf(live), object: 'chat.completion.chunk' };
   const chunk = (delta: object, finish_reason: string | null = null): object => ({
     ...base,
     choices: [{ index: 0, delta, logprobs: null, finish_reason }],
-    ...(options.withUsage && { usage: null }),
+    ...(withUsage && { usage: null }),
   });
-  const next = live.reader();
-  stream.gone.addEventListener('abort', () => {
-    live.wake();
-  });
-  try {
-    while (!stream.isGone) {
-      const event = next();
-      if (!event) {
-        await live.change();
-        continue;
-      }
-      const drained = stream.sendText(
-        dataOf(event, chunk)
-          .map((data) => `data: ${JSON.stringify(data)}\n\n`)
-          .join(''),
-      );
-      if (drained) await drained;
-      if (event !== live.end) continue;
-      const { answer } = event as Ended;
-      if (options.withUsage && event.type !== 'failed')
-        await stream.send({
-          data: { ...base, choices: [], usage: answer.usage ? usageOf(answer.usage) : null },
-        });
-      await stream.sendText('data: [DONE]\n\n');
-      return;
+  return sendReply(reply, live, (event) => {
+    const pieces = dataOf(event, chunk);
+    if (withUsage && (event.type === 'completed' || event.type === 'cancelled')) {
+      const { usage } = event.answer;
+      pieces.push({ ...base, choices: [], usage: usage && usageOf(usage) });
     }
-  } finally {
-    stream.end();
-  }
+    const text = pieces.map((data) => textOfEvent({ data })).join('');
+    return event === live.end ? `${text}data: [DONE]\n\n` : text;
+  });
 }
 
-type Event = NonNullable<ReturnType<ReturnType<LiveReply['reader']>>>;
-
-function dataOf(event: Event, chunk: (delta: object, finish?: string) => object): object[] {
+function dataOf(event: ReplyEvent, chunk: (delta: object, finish?: string) => object): object[] {
   switch (event.type) {
     case 'started':
       return [chunk({ role: 'assistant', content: '', refusal: null })];

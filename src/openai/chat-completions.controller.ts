@@ -14,9 +14,8 @@ import { askedOfChat } from './chat-asked.js';
 import { completionOf, sendCompletion, wantsUsage } from './chat-completion-view.js';
 import { ChatCompletion, ChatCompletionBody } from './chat-completions.schemas.js';
 import { goneOf } from './client-gone.js';
-import { sessionOf } from './conversations.controller.js';
 import { RecordedChat } from './recorded-chat.js';
-import { OPENAI_PREFIX } from './wire.js';
+import { OPENAI_PREFIX, sessionOf } from './wire.js';
 
 /** The chat completions API. What is not recorded goes on to the provider as it is. */
 @Controller(`${OPENAI_PREFIX}/chat/completions`)

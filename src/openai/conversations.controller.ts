@@ -11,15 +11,14 @@ import {
   RemoveMessage,
 } from '../domain/session.commands.js';
 import { DomainError } from '../domain/decider.js';
-import { SESSION_ID } from '../domain/session.events.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
-import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { type CommandContext } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
 import { derivedId, newId } from '../sessions/ids.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { type SessionAnswer } from '../sessions/session.schemas.js';
-import { contextOf } from '../sessions/sessions.controller.js';
+import { contextOf, READ_EXISTING, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import { ConversationItems, type ItemPage, pageOf } from './conversation-items.js';
 import {
   Conversation,
@@ -30,25 +29,11 @@ import {
   CreateItemsBody,
   UpdateConversationBody,
 } from './conversations.schemas.js';
-import { OPENAI_PREFIX, seconds } from './wire.js';
+import { OPENAI_PREFIX, seconds, sessionOf } from './wire.js';
 import { draftedItems, type Item, itemsOf } from './items.js';
 import { Item as ItemSchema, ItemList, ItemsQuery } from './items.schemas.js';
 
-const READ = [
-  'session-not-found',
-  'projection-lagging',
-  'upgrade-in-progress',
-  'database-unavailable',
-] as const;
-const WRITE = [
-  'session-not-found',
-  'session-busy',
-  'idempotency-key-reused',
-  'version-mismatch',
-  'overloaded',
-  'upgrade-in-progress',
-  'database-unavailable',
-] as const;
+const WRITE = ['session-busy', ...WRITE_EXISTING] as const;
 
 /** Conversations of OpenAI's API. Each is a session, and each item a message of it or a part of one. */
 @Controller(`${OPENAI_PREFIX}/conversations`)
@@ -85,7 +70,7 @@ export class ConversationsController {
   @Get()
   @Answers(200, ConversationList, {
     summary: 'List conversations, the oldest first; OpenAI has no such list',
-    problems: READ,
+    problems: READ_EXISTING,
   })
   async all(
     @Caller() { tenant }: Caller,
@@ -98,7 +83,7 @@ export class ConversationsController {
 
   @Requires('sessions:read')
   @Get(':id')
-  @Answers(200, Conversation, { summary: 'Get a conversation', problems: READ })
+  @Answers(200, Conversation, { summary: 'Get a conversation', problems: READ_EXISTING })
   async get(@Caller() { tenant }: Caller, @Param('id') id: string) {
     return conversationOf(await this.queries.find(sessionOf(tenant, id), 'strong'));
   }
@@ -150,7 +135,10 @@ export class ConversationsController {
 
   @Requires('sessions:read')
   @Get(':id/items')
-  @Answers(200, ItemList, { summary: 'List the items of a conversation, the latest first', problems: READ })
+  @Answers(200, ItemList, {
+    summary: 'List the items of a conversation, the latest first',
+    problems: READ_EXISTING,
+  })
   list(
     @Caller() { tenant }: Caller,
     @Param('id') id: string,
@@ -161,7 +149,7 @@ export class ConversationsController {
 
   @Requires('sessions:read')
   @Get(':id/items/:itemId')
-  @Answers(200, ItemSchema, { summary: 'Get an item', problems: ['not-found', ...READ] })
+  @Answers(200, ItemSchema, { summary: 'Get an item', problems: ['not-found', ...READ_EXISTING] })
   async item(
     @Caller() { tenant }: Caller,
     @Param('id') id: string,
@@ -189,12 +177,6 @@ export class ConversationsController {
   private contextOf(write: WriteContext, what: string, id: string, body: unknown = null): CommandContext {
     return contextOf(write, `${what} /openai/v1/conversations/${id}`, body);
   }
-}
-
-/** @throws DomainError `session-not-found` for what can be the id of no session */
-export function sessionOf(tenant: string, id: string): SessionRef {
-  if (SESSION_ID.test(id)) return { tenant, sessionId: id };
-  throw new DomainError('session-not-found', 'there is no such conversation');
 }
 
 /** Any metadata of a session, as texts. */

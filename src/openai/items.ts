@@ -149,9 +149,11 @@ function outputPart(part: ContentPart): Json {
   }
 }
 
+/** Kinds of parts that OpenAI's API has. */
+const OF_OPENAI = /^(?:(?:input|output)_\w+|refusal)$/;
 /** A part that came in as one of OpenAI's API and has no place of its own here goes out as it was. */
 const asGiven = ({ name, data }: ContentPart & { type: 'data' }): Json | undefined =>
-  fieldsOf(data)['type'] === name ? data : undefined;
+  fieldsOf(data)['type'] === name && OF_OPENAI.test(name) ? data : undefined;
 const textOf = ({ name, data }: ContentPart & { type: 'data' }): string => `${name}: ${JSON.stringify(data)}`;
 
 /**

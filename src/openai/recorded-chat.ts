@@ -4,6 +4,7 @@ import { replyText } from '../domain/content.js';
 import { DomainError } from '../domain/decider.js';
 import { type NewMessage, RewindHistory } from '../domain/session.commands.js';
 import { Generations } from '../generation/generations.js';
+import { exists } from '../domain/session.state.js';
 import { type LiveReply } from '../generation/live-reply.js';
 import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
@@ -29,15 +30,14 @@ export class RecordedChat {
       context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
     if (again) return again;
     const { state } = await this.commands.load(session);
-    const exists = state.status === 'active' || state.status === 'expired';
-    const history = exists ? await this.generations.presentVersions(session, state) : [];
+    const history = exists(state) ? await this.generations.presentVersions(session, state) : [];
     const { messages } = asked;
     let common = 0;
     while (common < history.length && common < messages.length) {
-      if (formOf(history[common]?.message) !== formOf(messages[common])) break;
+      if (comparable(history[common]?.message) !== comparable(messages[common])) break;
       common += 1;
     }
-    let known: number[] | undefined = exists ? [state.version] : undefined;
+    let known: number[] | undefined = exists(state) ? [state.version] : undefined;
     if (common < history.length) {
       if (state.generation) throw new DomainError('session-busy', 'the session is generating a reply');
       const toVersion = common === 0 ? state.historyStart : (history[common - 1]?.version ?? 0);
@@ -54,7 +54,7 @@ export class RecordedChat {
 }
 
 /** A message as it can be compared: clients give replies back without what they do not understand. */
-function formOf(message: NewMessage | undefined): string {
+function comparable(message: NewMessage | undefined): string {
   if (!message) return '';
   const { role, content, toolCalls = [], toolCallId } = message;
   const others =

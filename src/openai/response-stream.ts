@@ -1,6 +1,6 @@
 import { type FastifyReply } from 'fastify';
 import { type LiveReply, type ReplyEnd } from '../generation/live-reply.js';
-import { EventStream } from '../http/event-stream.js';
+import { sendReply } from '../generation/send-reply.js';
 import { replyIdOf } from '../sessions/ids.js';
 import { type Item } from './items.js';
 import { outputOf, type ResponseHead, statusOf, viewOf } from './response-view.js';
@@ -169,52 +169,27 @@ const partOf = ({ type }: Item, text: string) =>
 /**
  * Sends a response as server-sent events.
  * @param after events up to this number are left out
- * @returns when the client has everything, or has gone
  */
-export async function sendResponse(
+export function sendResponse(
   reply: FastifyReply,
   live: LiveReply,
   head: ResponseHead,
   after?: number,
 ): Promise<void> {
-  const stream = new EventStream(reply);
   const events = new ResponseEvents(head, after);
-  const next = live.reader();
-  stream.gone.addEventListener('abort', () => {
-    live.wake();
-  });
-  try {
-    while (!stream.isGone) {
-      const event = next();
-      if (!event) {
-        await live.change();
-        continue;
-      }
-      const text = textFor(events, event);
-      const drained = text === '' ? undefined : stream.sendText(text);
-      if (drained) await drained;
-      if (event === live.end) return;
+  return sendReply(reply, live, (event) => {
+    switch (event.type) {
+      case 'started':
+        return events.begin();
+      case 'reasoning':
+        return events.think(event.text);
+      case 'delta':
+        return events.say(event.text);
+      case 'toolCall':
+        // They come with the end, which has all items.
+        return '';
+      default:
+        return events.finish(event);
     }
-  } finally {
-    stream.end();
-  }
-}
-
-function textFor(
-  events: ResponseEvents,
-  event: ReturnType<ReturnType<LiveReply['reader']>> & object,
-): string {
-  switch (event.type) {
-    case 'started':
-      return events.begin();
-    case 'reasoning':
-      return events.think(event.text);
-    case 'delta':
-      return events.say(event.text);
-    case 'toolCall':
-      // They come with the end, which has all items.
-      return '';
-    default:
-      return events.finish(event);
-  }
+  });
 }

@@ -21,9 +21,9 @@ import { dispatch } from '../sessions/command-handlers.js';
 import { derivedId, newId, replyIdOf } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
 import { contextOf } from '../sessions/sessions.controller.js';
-import { sessionOf } from './conversations.controller.js';
 import { draftedItems, type Item, itemsOf } from './items.js';
 import { type Asked, askedOf } from './response-asked.js';
+import { sessionOf } from './wire.js';
 import { generationIdOf, type ResponseHead } from './response-view.js';
 import { type CreateResponseBody } from './responses.schemas.js';
 
@@ -181,6 +181,15 @@ export class Responses {
     if (conversationIn(body) !== undefined) {
       throw invalidRequest([
         { pointer: '/store', in: 'body', detail: 'must not be false together with a conversation' },
+      ]);
+    }
+    if (body.background) {
+      throw invalidRequest([
+        {
+          pointer: '/store',
+          in: 'body',
+          detail: 'must not be false in the background: nobody could get the response',
+        },
       ]);
     }
     const { tenant } = write.caller;

@@ -1,7 +1,7 @@
 import { Injectable } from '@nestjs/common';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
-import { type SessionState } from '../domain/session.state.js';
+import { exists, type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
 import { type Loaded } from '../event-store/stream-states.js';
 import { ApiError, type InputError, invalidRequest } from '../http/problem.js';
@@ -286,8 +286,6 @@ export class SessionQueries {
     } as SessionAnswer;
   }
 }
-
-const exists = ({ status }: SessionState): boolean => status === 'active' || status === 'expired';
 
 /**
  * The incarnation of a request: the one that it names, or else the present one.

@@ -51,7 +51,7 @@ const WRITE = [
   'database-unavailable',
 ] as const;
 export const WRITE_EXISTING = ['session-not-found', ...WRITE] as const;
-const READ = [
+export const READ_EXISTING = [
   'session-not-found',
   'projection-lagging',
   'upgrade-in-progress',
@@ -146,7 +146,7 @@ export class SessionsController {
 
   @Requires('sessions:read')
   @Get(':id')
-  @Answers(200, Session, { summary: 'Get a session', etag: true, problems: READ })
+  @Answers(200, Session, { summary: 'Get a session', etag: true, problems: READ_EXISTING })
   async get(
     @Caller() { tenant }: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
@@ -306,7 +306,7 @@ export class SessionsController {
   @Answers(200, MessageList, {
     summary: 'Read the messages, oldest first unless order=desc',
     etag: true,
-    problems: ['invalid-cursor', 'cursor-expired', ...READ],
+    problems: ['invalid-cursor', 'cursor-expired', ...READ_EXISTING],
   })
   async messages(
     @Caller() { tenant }: Caller,
@@ -322,7 +322,7 @@ export class SessionsController {
 
   @Requires('sessions:read')
   @Get(':id/usage')
-  @Answers(200, UsageList, { summary: 'Tokens by model and day (UTC)', problems: READ })
+  @Answers(200, UsageList, { summary: 'Tokens by model and day (UTC)', problems: READ_EXISTING })
   async usage(
     @Caller() { tenant }: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
@@ -335,7 +335,7 @@ export class SessionsController {
   @Get(':id/forks')
   @Answers(200, SessionList, {
     summary: 'List the sessions that were forked from this one, by creation time and id',
-    problems: ['invalid-cursor', ...READ],
+    problems: ['invalid-cursor', ...READ_EXISTING],
   })
   forks(
     @Caller() { tenant }: Caller,

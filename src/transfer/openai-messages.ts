@@ -1,4 +1,4 @@
-import { type Fields, fieldsOf, listOf } from '../domain/loose-json.js';
+import { type Fields, fieldsOf, listOf, textOf } from '../domain/loose-json.js';
 import { type Content, type ContentPart, type Json } from '../domain/session.events.js';
 import { type NewMessage } from '../domain/session.commands.js';
 
@@ -6,8 +6,6 @@ import { type NewMessage } from '../domain/session.commands.js';
  * Messages in the form of the OpenAI chat completions API, which most stores of conversations use, to messages of sessions
  * and back. What has no place here is kept as a part `data`.
  */
-
-const textOf = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined);
 
 /** Other names of roles, at other providers and in older versions. */
 const ROLES: Readonly<Record<string, string>> = {

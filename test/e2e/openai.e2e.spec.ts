@@ -600,6 +600,7 @@ describe('responses of the OpenAI client', () => {
     [{ temperature: 3 }, null, 'temperature'],
     [{ conversation: 'c', previous_response_id: 'r' }, null, 'previous_response_id'],
     [{ conversation: 'c', store: false }, null, 'store'],
+    [{ background: true, store: false }, null, 'store'],
     [{ input: [] }, null, 'input'],
     [{ text: { format: { type: 'yaml' } } }, null, 'text.format.type'],
   ])('given %j, when it is asked for, then it is refused by name', async (asked, code, param) => {

@@ -1,117 +1,23 @@
+import { mapStoredMessagesToChatMessages } from '@langchain/core/messages';
+import { protocol } from '@openai/agents';
+import { safeValidateUIMessages } from 'ai';
 import fc from 'fast-check';
+import { groupsOf } from '../../../src/ai-sdk/ui-messages.js';
+import { AGENTS_FORM } from '../../../src/client/agents-session.js';
+import { LANGCHAIN_FORM } from '../../../src/client/langchain-history.js';
+import { shown } from '../../../src/client/stored-form.js';
 import { changesBetween, withChanges } from '../../../src/domain/json-changes.js';
 import { type NewMessage } from '../../../src/domain/session.commands.js';
-import { type Json, sessionEvents } from '../../../src/domain/session.events.js';
+import { sessionEvents } from '../../../src/domain/session.events.js';
 import { toRequest } from '../../../src/generation/openai-request.js';
 import { buildPrompt } from '../../../src/generation/prompt.js';
 import { draftedItems, itemsOf } from '../../../src/openai/items.js';
 import { InputItem } from '../../../src/openai/items.schemas.js';
 import { type ChatMessage, promptFault } from '../../support/fake-openai.js';
 import { sized } from '../../support/heavy.js';
+import { itemHistories, json } from '../../support/openai-items.js';
 
 const RUNS = sized(10_000, 10_000, 500);
-
-/** Text that any JSON may hold and PostgreSQL can keep. */
-const text = fc.string({ unit: 'grapheme', maxLength: 20 }).map((one) => one.replaceAll('\0', ''));
-const words = text.map((one) => `a${one}`);
-const name = fc.stringMatching(/^[A-Za-z0-9_.:-]{1,20}$/);
-const id = fc.stringMatching(/^[!-~]{1,40}$/);
-const json: fc.Arbitrary<Json> = fc
-  .jsonValue({ maxDepth: 2 })
-  .map((value) => JSON.parse(JSON.stringify(value).replaceAll(/\\u0000|__proto__/g, '')) as Json);
-/** Members that nobody here knows. */
-const extra = fc.dictionary(fc.stringMatching(/^x_[a-z]{1,8}$/), json, { maxKeys: 2 });
-const merged = (...parts: fc.Arbitrary<object>[]): fc.Arbitrary<Record<string, unknown>> =>
-  fc.tuple(...parts).map((objects) => Object.assign({}, ...objects) as Record<string, unknown>);
-
-const url = fc.oneof(fc.constant('https://example.com/a.png'), fc.constant('data:image/png;base64,AAAA'));
-const inputPart = fc.oneof(
-  merged(fc.record({ type: fc.constant('input_text'), text: words }), extra),
-  merged(
-    fc.record({ type: fc.constant('input_image'), detail: fc.constantFrom('low', 'high', 'auto', 'original') }),
-    fc.oneof(fc.record({ image_url: url }), fc.record({ file_id: id })),
-    extra,
-  ),
-  merged(
-    fc.record({ type: fc.constant('input_file') }),
-    fc.oneof(fc.record({ file_url: url, filename: words }), fc.record({ file_data: fc.constantFrom('data:application/pdf;base64,AA', 'AAAA') }), fc.record({ file_id: id })),
-  ),
-  fc.record({
-    type: fc.constant('input_audio'),
-    input_audio: fc.record({ data: fc.constant('AAAA'), format: fc.constantFrom('wav', 'mp3', 'odd one') }),
-  }),
-  merged(fc.record({ type: fc.constant('of_tomorrow') }), extra),
-); // prettier-ignore
-const outputPart = fc.oneof(
-  merged(
-    fc.record({
-      type: fc.constant('output_text'),
-      text,
-      annotations: fc.array(fc.record({ type: fc.constant('url_citation'), url }), { maxLength: 2 }),
-      logprobs: fc.array(fc.record({ token: text }), { maxLength: 1 }),
-    }),
-    extra,
-  ),
-  fc.record({ type: fc.constant('refusal'), refusal: text }),
-);
-const status = fc.constantFrom('completed', 'incomplete', 'in_progress');
-const named = fc.record({ id });
-const asked = merged(
-  named,
-  fc.record({
-    type: fc.constant('message'),
-    role: fc.constantFrom('user', 'system', 'developer'),
-    status,
-    content: fc.array(inputPart, { minLength: 1, maxLength: 3 }),
-  }),
-  extra,
-);
-const replied = merged(
-  named,
-  fc.record({
-    type: fc.constant('message'),
-    role: fc.constant('assistant'),
-    status,
-    content: fc.array(outputPart, { maxLength: 3 }),
-  }),
-  extra,
-);
-const reasoning = merged(
-  named,
-  fc.record({
-    type: fc.constant('reasoning'),
-    summary: fc.array(fc.record({ type: fc.constant('summary_text'), text }), { maxLength: 2 }),
-  }),
-  fc.record(
-    {
-      content: fc.array(fc.record({ type: fc.constant('reasoning_text'), text }), { maxLength: 2 }),
-      encrypted_content: text,
-      status,
-    },
-    { requiredKeys: [] },
-  ),
-  extra,
-);
-/** A call, and its result if it was run. */
-const called = fc
-  .tuple(named, named, name, text, fc.option(fc.oneof(text, fc.array(inputPart, { minLength: 1, maxLength: 2 }))), status, extra)
-  .map(([first, second, tool, given, output, state, more]) => (call_id: string) => [
-    { ...first, type: 'function_call', call_id, name: tool, arguments: given, status: state, ...more },
-    ...(output === null
-      ? []
-      : [{ ...second, type: 'function_call_output', call_id, output, status: state, ...more }]),
-  ]); // prettier-ignore
-const history: fc.Arbitrary<Record<string, unknown>[]> = fc
-  .array(
-    fc.oneof(
-      asked.map((one) => () => [one]),
-      replied.map((one) => () => [one]),
-      reasoning.map((one) => () => [one]),
-      called,
-    ),
-    { maxLength: 8 },
-  )
-  .map((turns) => turns.flatMap((turn, index) => turn(`call_${index}`) as Record<string, unknown>[]));
 
 const drafted = (items: readonly object[]): NewMessage[] =>
   draftedItems(
@@ -124,7 +30,7 @@ const readBack = (messages: readonly NewMessage[]) =>
 describe('items of OpenAI’s API as messages', () => {
   it(`given ${RUNS} histories of items, when they become messages, then they come back to the letter, and every message fits its event`, () => {
     fc.assert(
-      fc.property(history, (items) => {
+      fc.property(itemHistories, (items) => {
         const messages = drafted(items);
         for (const message of messages)
           expect(sessionEvents.MessageAppended.data.parse(message)).toEqual(message);
@@ -136,7 +42,7 @@ describe('items of OpenAI’s API as messages', () => {
 
   it(`given ${RUNS} histories of items, when a model is asked to go on, then no provider refuses the prompt`, () => {
     fc.assert(
-      fc.property(history, fc.boolean(), (items, systemFirst) => {
+      fc.property(itemHistories, fc.boolean(), (items, systemFirst) => {
         const messages = [...drafted(items), ...drafted([{ role: 'user', content: 'And now?' }])];
         const { params } = toRequest(
           { model: 'm', messages: buildPrompt(messages) },
@@ -146,6 +52,20 @@ describe('items of OpenAI’s API as messages', () => {
       }),
       { numRuns: RUNS, seed: 20_261_129 },
     );
+  });
+
+  it('given histories of items, when they are read through the other protocols, then each finds them valid', async () => {
+    for (const items of fc.sample(itemHistories, { numRuns: 200, seed: 20_261_131 })) {
+      const messages = drafted(items).map((one) => ({ ...one, id: one.messageId }));
+      const ui = groupsOf(messages).map((group) => group.ui);
+      // It takes neither no messages nor one without parts.
+      if (ui.length > 0 && ui.every(({ parts }) => parts.length > 0))
+        expect((await safeValidateUIMessages({ messages: ui })) as object).toMatchObject({ success: true });
+      const chain = messages.map((message) => shown(LANGCHAIN_FORM, message));
+      expect(mapStoredMessagesToChatMessages(chain as never)).toHaveLength(messages.length);
+      const agents = messages.map((message) => shown(AGENTS_FORM, message));
+      expect(agents.filter((item) => !protocol.ModelItem.safeParse(item).success)).toEqual([]);
+    }
   });
 
   it('given the easy form of an item, when it is read back, then it is whole, with an id', () => {
