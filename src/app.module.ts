@@ -1,5 +1,6 @@
 import { type DynamicModule, Module } from '@nestjs/common';
 import { CqrsModule } from '@nestjs/cqrs';
+import { AccessModule } from './access/access.module.js';
 import { AiSdkModule } from './ai-sdk/ai-sdk.module.js';
 import { AuditModule } from './audit/audit.module.js';
 import { type Config } from './config.js';
@@ -24,6 +25,7 @@ export class AppModule {
       imports: [
         StorageModule.for(config, databaseUrl),
         CqrsModule.forRoot(),
+        AccessModule,
         SessionsModule,
         AuditModule,
         GenerationModule,

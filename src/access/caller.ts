@@ -12,14 +12,31 @@ export const SCOPES = [
 ] as const;
 export type Scope = (typeof SCOPES)[number];
 
+/** The tenant of operators, who reach all tenants. Only they can have the scope `admin`. */
+export const ALL_TENANTS = '*';
+/** The tenant of requests that name none, where they may name any. */
+export const DEFAULT_TENANT = 'default';
+
 export const ALL_SCOPES: ReadonlySet<Scope> = new Set(SCOPES);
 export const ALL_BUT_ADMIN: ReadonlySet<Scope> = new Set(SCOPES.filter((scope) => scope !== 'admin'));
 
-/** The authenticated caller of a request. */
+/** Who presents valid credentials, and what they allow. */
+export interface Identity {
+  /** A tenant, or `*` for an operator. */
+  readonly tenant: string;
+  /** The actor that events record: the name of the API key, the subject of the token, or `anonymous`. */
+  readonly actor: string;
+  readonly scopes: ReadonlySet<Scope>;
+  /** Scopes that hold for the sessions of one owner alone. */
+  readonly own?: { readonly owner: string; readonly scopes: ReadonlySet<Scope> } | undefined;
+}
+
+/** The authenticated caller of a request, as far as the route lets it reach. */
 export interface Caller {
   /** The tenant whose sessions the request is about. */
   readonly tenant: string;
-  /** The actor that events record: the name of the API key, or `anonymous`. */
+  /** The owner whose sessions alone the request may reach; null: all sessions of the tenant. */
+  readonly ownedBy: string | null;
   readonly actor: string;
   readonly scopes: ReadonlySet<Scope>;
 }

@@ -1,7 +1,18 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { ApiError } from '../http/problem.js';
-import { type Authenticator, unauthenticated } from './authenticators.js';
-import { type Caller } from './caller.js';
+import { ApiError, invalidRequest, unauthenticated } from '../http/problem.js';
+import { TENANT_ID } from '../domain/tenant.js';
+import { type Authenticator } from './authenticators.js';
+import { ALL_TENANTS, type Caller, DEFAULT_TENANT, type Identity, type Scope } from './caller.js';
+import { type Limits } from './limits.js';
+import { OWN, type Requirement } from './requirement.js';
+
+const TENANT_HEADER = 'colloquy-tenant';
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    guard: Guard;
+  }
+}
 
 /**
  * Authenticates and authorizes requests before their bodies are read, so that nobody without a key makes the server
@@ -10,7 +21,13 @@ import { type Caller } from './caller.js';
  * from starting.
  */
 export class Guard {
-  constructor(private readonly authenticators: readonly Authenticator[]) {}
+  private readonly authenticators: Authenticator[];
+  /** Nothing is limited until there are limits. */
+  private limits: Limits | undefined;
+
+  constructor(authenticators: readonly Authenticator[]) {
+    this.authenticators = [...authenticators];
+  }
 
   /** To be called before any route is added. */
   install(fastify: FastifyInstance): void {
@@ -23,37 +40,106 @@ export class Guard {
     });
   }
 
+  /** Adds ways to authenticate, which are tried behind those that there are, and limits that hold from then on. */
+  extend(authenticators: readonly Authenticator[], limits: Limits): void {
+    this.authenticators.push(...authenticators);
+    this.limits = limits;
+  }
+
   /**
-   * Authenticates the caller of a request and checks the scope that the route needs.
-   * @throws ApiError `unauthenticated`, `forbidden`; `invalid-request` for a tenant header that is no tenant id
+   * Authenticates the caller of a request, checks the scope that the route needs, and counts the request.
+   * @throws ApiError `unauthenticated`, `forbidden`, `rate-limited`; `invalid-request` for a tenant header that is no
+   *   tenant id; `database-unavailable` and `issuer-unavailable` when nobody can tell who calls
    */
   async admit(request: FastifyRequest): Promise<void> {
     const { access } = request.routeOptions.config;
     if (access === 'public') {
       // A public route answers everybody, including callers with missing or wrong credentials.
-      request.caller = await this.identify(request).catch(() => null);
+      request.caller = await this.identify(request)
+        .then((identity) => (identity ? callerFor(request, identity, undefined) : null))
+        .catch(() => null);
       return;
     }
     // Unknown paths need a caller as well, so that strangers cannot find out which paths exist.
-    const caller = await this.identify(request);
-    if (!caller) throw unauthenticated('Send an API key: "Authorization: Bearer <key>".');
-    if (access && !caller.scopes.has(access.scope)) {
-      throw new ApiError(
-        'forbidden',
-        access.scope === 'admin'
-          ? 'This needs the API key of an operator.'
-          : `This needs the scope ${access.scope}.`,
+    const identity = await this.identify(request);
+    if (!identity) {
+      throw unauthenticated(
+        credentialOf(request) === undefined
+          ? 'Send an API key or a token: "Authorization: Bearer <key>".'
+          : 'The API key or token is not known, or it has run out or was revoked.',
       );
     }
+    const caller = callerFor(request, identity, access);
     request.caller = caller;
+    const counted = this.limits?.request(caller);
+    if (counted) await counted;
   }
 
-  private async identify(request: FastifyRequest): Promise<Caller | null> {
+  /** Takes a place among the streams that a caller may have open. @returns what gives it back */
+  async enterStream(caller: Caller): Promise<() => void> {
+    return this.limits ? this.limits.enter('streams', caller) : () => undefined;
+  }
+
+  private async identify(request: FastifyRequest): Promise<Identity | null> {
+    const credential = credentialOf(request);
     for (const authenticator of this.authenticators) {
-      const known = authenticator(request);
-      const caller = known instanceof Promise ? await known : known;
-      if (caller) return caller;
+      const known = authenticator(request, credential);
+      const identity = known instanceof Promise ? await known : known;
+      if (identity) return identity;
     }
     return null;
   }
+}
+
+/** The bearer token of a request, if it has one. */
+const credentialOf = (request: FastifyRequest): string | undefined =>
+  /^bearer +([\x21-\x7e]+)$/i.exec(request.headers.authorization ?? '')?.[1];
+
+/** What an identity may do on a route. @throws ApiError `forbidden`, `invalid-request` */
+function callerFor(
+  request: FastifyRequest,
+  { tenant: ofIdentity, actor, scopes, own }: Identity,
+  access: Exclude<Requirement, 'public'> | undefined,
+): Caller {
+  const named = namedTenant(request);
+  if (ofIdentity !== ALL_TENANTS && named !== undefined && named !== ofIdentity) {
+    throw new ApiError(
+      'forbidden',
+      'The credentials are of another tenant than the header Colloquy-Tenant names.',
+    );
+  }
+  const tenant = ofIdentity === ALL_TENANTS ? (named ?? DEFAULT_TENANT) : ofIdentity;
+  const whole: Caller = { tenant, actor, scopes, ownedBy: null };
+  if (!access) return whole;
+  const takesOwners = access.scope.endsWith(OWN);
+  const scope = (takesOwners ? access.scope.slice(0, -OWN.length) : access.scope) as Scope;
+  if (scopes.has(scope)) return whole;
+  if (!own?.scopes.has(scope)) {
+    throw new ApiError(
+      'forbidden',
+      scope === 'admin' ? 'This needs the API key of an operator.' : `This needs the scope ${scope}.`,
+    );
+  }
+  if (!takesOwners) {
+    throw new ApiError(
+      'forbidden',
+      `This is about all sessions of the tenant: it needs the scope ${scope}, without ${OWN}.`,
+    );
+  }
+  return { tenant, actor, scopes, ownedBy: own.owner };
+}
+
+function namedTenant(request: FastifyRequest): string | undefined {
+  const header = request.headers[TENANT_HEADER];
+  if (header === undefined) return undefined;
+  if (typeof header !== 'string' || !TENANT_ID.test(header)) {
+    throw invalidRequest([
+      {
+        pointer: '/Colloquy-Tenant',
+        in: 'header',
+        detail: 'must be a tenant id: 1 to 63 of a-z 0-9 _ -, beginning with a letter or digit',
+      },
+    ]);
+  }
+  return header;
 }

@@ -9,6 +9,7 @@ import { READ_EXISTING, WRITE_EXISTING } from '../sessions/sessions.controller.j
 import { ChatBody, Stopped, UiMessageList } from './chat.schemas.js';
 import { Chats } from './chats.js';
 import { sendTurn } from './ui-stream.js';
+import { refTo } from '../sessions/command-context.js';
 
 const WRITE = ['projection-lagging', ...WRITE_EXISTING] as const;
 
@@ -17,7 +18,7 @@ const WRITE = ['projection-lagging', ...WRITE_EXISTING] as const;
 export class AiSdkController {
   constructor(private readonly chats: Chats) {}
 
-  @Requires('generate', 'messages')
+  @Requires('generate:own', 'messages')
   @Post()
   @Answers(200, null, {
     summary: 'Answer a chat of the AI SDK: new messages, edits, results and approvals of tools, another try',
@@ -32,7 +33,7 @@ export class AiSdkController {
     await sendTurn(reply, await this.chats.answer(write, body));
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/stream')
   @Answers(200, null, {
     summary: 'Go on reading the reply that is being generated, from its beginning',
@@ -41,26 +42,26 @@ export class AiSdkController {
   })
   @Answers(204, null, { description: 'Nothing is being generated.' })
   async resume(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<void> {
-    const turn = await this.chats.running({ tenant, sessionId });
+    const turn = await this.chats.running(refTo(caller, sessionId));
     if (turn) await sendTurn(reply, turn);
     else reply.status(204);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/messages')
   @Answers(200, UiMessageList, {
     summary: 'The history of a chat, for the option `messages` of `useChat`',
     problems: READ_EXISTING,
   })
-  messages(@Caller() { tenant }: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
-    return this.chats.messages({ tenant, sessionId });
+  messages(@Caller() caller: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
+    return this.chats.messages(refTo(caller, sessionId));
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Post(':id/stop')
   @Answers(200, Stopped, {
     summary: 'End the reply that is being generated; what has arrived is kept',
@@ -68,6 +69,6 @@ export class AiSdkController {
     problems: WRITE,
   })
   async stop(@Write() write: WriteContext, @Param('id', { schema: sessionPath }) sessionId: string) {
-    return { stopped: await this.chats.stop(write, { tenant: write.caller.tenant, sessionId }) };
+    return { stopped: await this.chats.stop(write, refTo(write.caller, sessionId)) };
   }
 }

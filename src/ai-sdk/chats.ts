@@ -19,7 +19,7 @@ import { parametersIn } from '../generation/parameters.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { invalidRequest, jsonPointer } from '../http/problem.js';
 import { type MessageView } from '../read-models/history.projection.js';
-import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { type CommandContext, refTo, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
 import { replyIdOf } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
@@ -90,10 +90,9 @@ export class Chats {
 
   /** @throws ApiError `invalid-request`; what `Generations.start` throws */
   async answer(write: WriteContext, body: ChatBody): Promise<ChatTurn> {
-    const session = { tenant: write.caller.tenant, sessionId: body.id };
+    const session = refTo(write.caller, body.id);
     const context = contextOf(write, 'POST /ai-sdk/chat', body);
-    const again =
-      context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
+    const again = context.idempotency && (await this.generations.startedBefore(session, context.idempotency));
     if (again) {
       const last = uiMessagesOf(body).at(-1);
       const messageId = last?.role === 'assistant' ? last.id : replyIdOf(again.generationId);
@@ -272,7 +271,7 @@ export class Chats {
     const message = messages.findLast(({ role }) => role === 'assistant');
     const open = callsOf(ui).filter((part) => part['state'] === 'input-available');
     if (!message?.toolCalls || message.generationId === undefined || open.length === 0) return ui;
-    const { end } = await this.generations.find(session.tenant, message.generationId);
+    const { end } = await this.generations.find(session, message.generationId);
     const calls = end && end.type !== 'failed' ? (end.answer.message?.toolCalls ?? []) : [];
     const waiting = new Set(calls.flatMap(({ id, approval }) => (approval === 'required' ? [id] : [])));
     return {

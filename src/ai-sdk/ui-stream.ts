@@ -133,7 +133,7 @@ export async function sendTurn(reply: FastifyReply, turn: ChatTurn): Promise<voi
     });
     return;
   }
-  const stream = new EventStream(reply);
+  const stream = await EventStream.open(reply);
   await stream.sendText(chunks.begin(turn));
   stream.end();
 }

@@ -10,10 +10,10 @@ import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
 import { ApiError } from '../http/problem.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { derivedId, newId } from '../sessions/ids.js';
+import { SessionCommands } from '../sessions/session-commands.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { MAX_VERSION, Session, sessionPath } from '../sessions/session.schemas.js';
-import { contextOf, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { contextOf, idFor, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import {
   Diff,
   DiffQuery,
@@ -28,6 +28,7 @@ import {
 import { Feed, type Step } from './feed.js';
 import { Forks } from './fork.js';
 import { Past } from './past.js';
+import { refTo } from '../sessions/command-context.js';
 
 const READ = [
   'session-not-found',
@@ -44,6 +45,7 @@ export class AuditController {
     private readonly feed: Feed,
     private readonly past: Past,
     private readonly forks: Forks,
+    private readonly commands: SessionCommands,
     private readonly queries: SessionQueries,
   ) {}
 
@@ -69,7 +71,7 @@ export class AuditController {
     return stream(reply, (gone) => this.feed.follow(tenant, place, filter, gone));
   }
 
-  @Requires('audit:read')
+  @Requires('audit:read:own')
   @Get('sessions/:id/events')
   @Answers(200, Trail, {
     summary: 'Read the audit trail of a session: all incarnations, also when it is deleted',
@@ -78,14 +80,14 @@ export class AuditController {
     problems: ['invalid-cursor', 'session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async trail(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: TrailQuery }) { after, limit, ...query }: z.infer<typeof TrailQuery>,
     @Headers('last-event-id') lastEventId: string | undefined,
     @Req() request: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const session = { tenant, sessionId };
+    const session = await this.commands.reached(refTo(caller, sessionId));
     const filter = filterOf(query);
     if (!wantsEvents(request)) return { data: await this.feed.trail(session, { after, limit, filter }) };
     const from = lastEventId === undefined ? after : versionOf(lastEventId);
@@ -93,7 +95,7 @@ export class AuditController {
     return stream(reply, (gone) => this.feed.followSession(session, from, filter, gone));
   }
 
-  @Requires('audit:read')
+  @Requires('audit:read:own')
   @Get('sessions/:id/state')
   @Answers(200, State, {
     summary: 'What a session was at a version or time, without its messages',
@@ -101,28 +103,28 @@ export class AuditController {
     problems: ['session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async state(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: StateQuery }) query: z.infer<typeof StateQuery>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const state = await this.past.state({ tenant, sessionId }, query);
+    const state = await this.past.state(refTo(caller, sessionId), query);
     reply.header('etag', etag(state.version));
     return state;
   }
 
-  @Requires('audit:read')
+  @Requires('audit:read:own')
   @Get('sessions/:id/diff')
   @Answers(200, Diff, { summary: 'What changed between two versions or times', problems: READ })
   diff(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: DiffQuery }) query: z.infer<typeof DiffQuery>,
   ) {
-    return this.past.diff({ tenant, sessionId }, query);
+    return this.past.diff(refTo(caller, sessionId), query);
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Post('sessions/:id/fork')
   @Answers(201, Session, {
     summary: 'Make a session whose history is a copy of this one up to a version or time',
@@ -138,13 +140,12 @@ export class AuditController {
     @Body({ schema: ForkBody }) body: z.infer<typeof ForkBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const { tenant } = write.caller;
-    const { ifMatch, idempotencyKey: key } = write;
+    const { ifMatch } = write;
     const route = `POST /v1/sessions/${sessionId}/fork`;
-    const id = body.id ?? (key === undefined ? newId('sess') : derivedId('sess', tenant, route, key));
-    const fork = { tenant, sessionId: id };
+    const id = body.id ?? idFor(write, route);
+    const fork = refTo(write.caller, id);
     const context = contextOf({ ...write, ifMatch: undefined }, route, body);
-    const source = { tenant, sessionId };
+    const source = refTo(write.caller, sessionId);
     const command = await this.forks.command(source, context.idempotency, body.at, ifMatch);
     const done = await dispatch(this.bus, fork, command, context);
     const created = done.duplicate !== undefined || done.events.length > 0;
@@ -177,7 +178,7 @@ async function stream(
   reply: FastifyReply,
   follow: (gone: AbortSignal) => AsyncIterable<Step>,
 ): Promise<void> {
-  const events = new EventStream(reply);
+  const events = await EventStream.open(reply);
   try {
     for await (const { id, event } of follow(events.gone)) {
       if (event) await events.send({ id, event: event.type, data: event });

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import {
   metadata,
   moment,
+  owner,
   sessionEvents,
   sessionId,
   title,
@@ -103,6 +104,7 @@ export const State = z
     version,
     time: time.meta({ description: 'of the event of this version' }),
     status: z.enum(['active', 'expired', 'deleted']),
+    owner: owner.nullable(),
     title: title.nullable(),
     metadata,
     legalHold: z.boolean(),

@@ -6,7 +6,8 @@ import { type FeedFilter } from '../event-store/feed-reader.js';
 import { type Topic } from '../event-store/live-tail.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { ApiError } from '../http/problem.js';
-import { notFound } from '../sessions/session-queries.js';
+import { type SessionAddress } from '../sessions/command-context.js';
+import { notFound } from '../sessions/session-commands.js';
 import { type EventAnswer } from './audit.schemas.js';
 
 /** Events that a stream reads from the log at once, and so the most that a slow reader holds in memory. */
@@ -18,11 +19,6 @@ const BATCH = 100;
 const RETRY_MS = 1_000;
 
 type TrailFilter = Omit<FeedFilter, 'streamId'>;
-
-interface Session {
-  readonly tenant: string;
-  readonly sessionId: string;
-}
 
 /** Events that a reader gets at once. */
 interface Batch {
@@ -77,7 +73,7 @@ export class Feed implements OnModuleDestroy {
    * @throws DomainError `session-not-found`
    */
   async trail(
-    session: Session,
+    session: SessionAddress,
     { after, limit, filter }: { after: number; limit: number; filter: TrailFilter },
   ): Promise<EventAnswer[]> {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
@@ -139,7 +135,7 @@ export class Feed implements OnModuleDestroy {
 
   /** The events of a session from a version on, stored ones and then live ones, until the reader disconnects. */
   async *followSession(
-    { tenant, sessionId }: Session,
+    { tenant, sessionId }: SessionAddress,
     after: number,
     filter: TrailFilter,
     gone: AbortSignal,
@@ -161,7 +157,7 @@ export class Feed implements OnModuleDestroy {
   }
 
   /** @throws DomainError `session-not-found` for a session that has never existed */
-  async mustExist({ tenant, sessionId }: Session): Promise<void> {
+  async mustExist({ tenant, sessionId }: SessionAddress): Promise<void> {
     const [version] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
     if (!version) throw notFound();
   }

@@ -66,6 +66,8 @@ export class Forks {
     );
     const messages = left.map((event) => copyOf(sessionId, event));
     return new ForkSession({ sessionId, version }, messages, {
+      // The fork is its source's owner's, whoever makes it.
+      ...(then.owner !== null && { owner: then.owner }),
       ...(then.title !== null && { title: then.title }),
       ...(Object.keys(then.metadata).length > 0 && { metadata: then.metadata }),
     });

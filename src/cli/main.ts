@@ -1,14 +1,17 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { type ApiKey } from '../access/key-store.js';
 import { ColloquyError } from '../client/connection.js';
 import { version } from '../version.js';
-import { type Column, isReaderGone, print, progressBar } from './output.js';
+import { type Column, isReaderGone, print, progressBar, write } from './output.js';
+import { type TokenOptions } from './access.js';
 import { connectionOf, followed, listed, type Query, queryOf, type ServiceOptions } from './service.js';
 import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export` and `import` work on the database itself, `data` on its files, everything else asks a running service.
+ * `export`, `import`, `migrate`, `grant` and `keys` work on the database itself, `data` on its files, everything else but
+ * `token` asks a running service.
  */
 
 interface EventRow {
@@ -70,7 +73,7 @@ function wholeNumber(text: string): number {
 }
 
 const program = new Command('colloquy')
-  .description('Asks a running Colloquy; brings sessions out of a database and into one.')
+  .description('Asks a running Colloquy; brings sessions out of a database and into one; says who may call.')
   .version(version)
   .addOption(new Option('--url <url>', 'of the service').env('COLLOQUY_URL').default('http://127.0.0.1:3000'))
   // Not shown in the help: commander would print the key that the environment holds.
@@ -367,6 +370,75 @@ program
         columns<Row>('place', 'dataDir', 'isReferred', 'isRunning', 'bytes'),
       );
     }
+  });
+
+program
+  .command('migrate')
+  .description('bring the schema of the database up to date, as the owner of its tables')
+  .action(async () => {
+    const { migrateDatabase } = await import('./access.js');
+    await migrateDatabase();
+  });
+
+program
+  .command('grant <role>')
+  .description('give a role of the database what the service needs: it cannot change the log')
+  .action(async (role: string) => {
+    const { grantTo } = await import('./access.js');
+    await grantTo(role);
+  });
+
+const KEY = columns<ApiKey>('id', 'tenant', 'name', 'scopes', 'createdAt', 'expiresAt', 'revokedAt');
+const keys = program.command('keys').description('API keys in the database: see list, create and revoke');
+
+keys
+  .command('list')
+  .description('list the keys of --tenant, or of all tenants')
+  .action(async () => {
+    const { listKeys } = await import('./access.js');
+    await print(await listKeys(service().tenant), KEY);
+  });
+
+keys
+  .command('create <name>')
+  .description('create a key of --tenant; it is shown this once')
+  .option('--operator', 'for an operator, who reaches all tenants')
+  .option('--scopes <scopes>', 'separated by commas; all but admin unless given', (text) => text.split(','))
+  .option('--expires <time>', 'when it runs out (RFC 3339); never unless given')
+  .action(async (name: string, options: { operator?: boolean; scopes?: string[]; expires?: string }) => {
+    const { createKey } = await import('./access.js');
+    const tenant = options.operator ? '*' : (service().tenant ?? 'default');
+    const key = await createKey({ tenant, name, scopes: options.scopes, expiresAt: options.expires });
+    await print([key], [...columns<typeof key>('id', 'tenant', 'name', 'scopes', 'expiresAt', 'key')]);
+  });
+
+keys
+  .command('revoke <id>')
+  .description('revoke a key; all nodes refuse it within five seconds')
+  .action(async (id: string) => {
+    const { revokeKey } = await import('./access.js');
+    await print([await revokeKey(id)], KEY);
+  });
+
+program
+  .command('token')
+  .description('make a token (JWT) for trying out, signed by a key of your own')
+  .option(
+    '--signing-key <file>',
+    'the private key in PEM; it is made if there is none',
+    'colloquy-token-key.pem',
+  )
+  .option('--subject <name>', 'who calls, and whose sessions scopes with :own are for', 'alice')
+  .option('--scope <scopes>', 'separated by blanks', 'sessions:read:own sessions:write:own generate:own')
+  .option('--issuer <issuer>', 'as in auth.jwt.issuer', 'colloquy-token')
+  .option('--audience <audience>', 'as in auth.jwt.audience', 'colloquy')
+  .option('--expires-in <seconds>', 'for how long it holds', wholeNumber, 3_600)
+  .action(async (options: Omit<TokenOptions, 'tenant'>) => {
+    const { makeToken } = await import('./access.js');
+    const { token, settings } = await makeToken({ ...options, tenant: service().tenant ?? 'default' });
+    // The token alone, so that a script can take it.
+    process.stderr.write(`The service takes it with these settings in colloquy.yml:\n\n${settings}\n\n`);
+    await write(`${token}\n`);
   });
 
 function explain(error: unknown): string {

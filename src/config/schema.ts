@@ -46,6 +46,47 @@ const maxSessions = wholeNumber(1, 1_000_000_000);
 const sessionTTL = wholeNumber(1, LONGEST_MS);
 const capPolicy = choice('reject', 'evict');
 
+/** What one tenant or one key may do at most. Default: no limit. */
+const limit = {
+  requestsPerSecond: wholeNumber(1, 1_000_000).optional(),
+  /** Replies that are generated at the same time. */
+  generations: wholeNumber(0, 1_000_000).optional(),
+  /** Streams of events that are open at the same time. */
+  streams: wholeNumber(0, 1_000_000).optional(),
+};
+
+/** The name of a claim of a token. */
+const claim = text(/^.{1,200}$/, 'must be the name of a claim');
+
+/** Tokens of an issuer (JWT) with which apps and browsers talk to the service. */
+const jwt = section({
+  /** The claim `iss` of each token. */
+  issuer: text(/^\S{1,1000}$/, 'must be the issuer of the tokens, as their claim iss has it'),
+  /** Of which the claim `aud` of each token must name one. */
+  audience: z.union(
+    [text(/^\S{1,1000}$/, 'must be a text'), z.array(text(/^\S{1,1000}$/, 'must be a text')).min(1)],
+    {
+      error: 'must be the audience of the tokens, or a list of some',
+    },
+  ),
+  /** Where the issuer publishes its keys. Give this or `publicKey`, not both. */
+  jwksUrl: url('must be an http:// or https:// URL', 'http:', 'https:').optional(),
+  /** The one public key: PEM, beginning with `-----BEGIN PUBLIC KEY-----`. */
+  publicKey: text(/^\s*-----BEGIN PUBLIC KEY-----/, 'must be a public key in PEM').optional(),
+  /** The tenant of all tokens. Default: the claim `claims.tenant` names it. */
+  tenant: text(TENANT_ID, 'must be a tenant id').optional(),
+  claims: section({
+    /** Default `tenant`. */
+    tenant: claim.default('tenant'),
+    /** Scopes, separated by blanks or as a list. Default `scope`. */
+    scopes: claim.default('scope'),
+    /** Whose sessions the scopes that end in `:own` are for. Default `sub`. */
+    owner: claim.default('sub'),
+  }).prefault({}),
+}).refine((given) => (given.jwksUrl === undefined) !== (given.publicKey === undefined), {
+  error: 'must have exactly one of: jwksUrl, publicKey',
+});
+
 /** One API key. Give `key` itself or its SHA-256 as hex digits, not both. */
 const apiKey = section({
   /** Becomes the actor of every event that the key's holder causes. */
@@ -174,9 +215,14 @@ export const settings = section({
     }).optional(),
   }).prefault({}),
   auth: section({
-    /** Default: `api-key` when there are keys, else `none`, which only a loopback host may have. */
+    /**
+     * Default: `api-key` when there are keys or `jwt`, else `none`, which only a loopback host may have. With `api-key`, keys of
+     * the database are taken as well.
+     */
     mode: choice('none', 'api-key').optional(),
     keys: z.array(apiKey, { error: 'must be a list of keys' }).optional(),
+    /** Default: no tokens. */
+    jwt: jwt.optional(),
   }).prefault({}),
   server: section({
     /** Default 127.0.0.1. */
@@ -195,6 +241,13 @@ export const settings = section({
     messageLimit: wholeNumber(1, 1_073_741_824).default(16_777_216),
     /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
     logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
+    /** Counted in Redis for all processes together if there is one, else by each process for itself. */
+    limits: section({
+      /** Of each tenant. */
+      tenant: section(limit).prefault({}),
+      /** Of each key, and of each subject of tokens. */
+      key: section(limit).prefault({}),
+    }).prefault({}),
     /** Milliseconds that running requests get to end at shutdown. Default 10 000. */
     shutdownGraceMs: wholeNumber(0, 3_600_000).default(10_000),
   }).prefault({}),
@@ -208,6 +261,8 @@ export const settings = section({
         maxSessions: maxSessions.optional(),
         sessionTTL: sessionTTL.optional(),
         capPolicy: capPolicy.optional(),
+        /** In place of `server.limits.tenant`. */
+        limits: section(limit).optional(),
       }),
       { error: 'must be a mapping of tenant ids' },
     )

@@ -29,6 +29,10 @@ const VARIABLES: readonly {
   { name: 'SESSION_TTL_MS', path: ['sessions', 'sessionTTL'], read: number },
   { name: 'SESSION_CAP_POLICY', path: ['sessions', 'capPolicy'] },
   { name: 'COLLOQUY_API_KEYS', path: ['auth', 'keys'], read: (raw) => list(raw).map(keyEntry) },
+  { name: 'COLLOQUY_JWT_ISSUER', path: ['auth', 'jwt', 'issuer'] },
+  { name: 'COLLOQUY_JWT_AUDIENCE', path: ['auth', 'jwt', 'audience'], read: list },
+  { name: 'COLLOQUY_JWT_JWKS_URL', path: ['auth', 'jwt', 'jwksUrl'] },
+  { name: 'COLLOQUY_JWT_PUBLIC_KEY', path: ['auth', 'jwt', 'publicKey'] },
 ];
 
 // Text that is no plain number stays text, so that the schema refuses it: Number('') is 0 and Number('0x10') is 16.

@@ -20,6 +20,7 @@ const SOURCES = join(__dirname, '..');
 const MIGRATION_LOCK = 7300;
 
 const OLDEST_SERVER = 15;
+const INSUFFICIENT_PRIVILEGE = '42501';
 
 /**
  * Brings the schema up to date. Safe to call from any number of processes at once: one migrates, the others wait.
@@ -51,9 +52,18 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
     try {
       const applied = await readApplied(source);
       checkApplied(applied, loaded);
+      const checked = new Set(applied.filter(({ sha256 }) => sha256 !== null).map(({ name }) => name));
+      // A role that may only use the schema can start the service when there is nothing to be done.
+      if (loaded.every(({ name }) => checked.has(name))) return;
       await adoptPrerelease(source, new Set(applied.map(({ name }) => name)), nameOf);
       await source.runMigrations({ transaction: 'all' });
       await recordChecksums(source, loaded);
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== INSUFFICIENT_PRIVILEGE) throw error;
+      throw new Error(
+        `the database needs migrations that this role may not make (${(error as Error).message}): run colloquy migrate as the owner of its tables, and colloquy grant for this role`,
+        { cause: error },
+      );
     } finally {
       await source.destroy();
     }

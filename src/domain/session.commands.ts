@@ -13,11 +13,14 @@ export type PartialReply = Pick<NewMessage, 'messageId' | 'content'> & {
   readonly generationId?: string;
 };
 
+/** What a session is created with. */
+export type SessionDetails = Pick<EventData<'SessionCreated'>, 'owner' | 'title' | 'metadata'>;
+
 /** Messages join the history of a session that is created; one that exists already stays as it is. */
 export class CreateSession {
   readonly type = 'CreateSession';
   constructor(
-    readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {},
+    readonly details: SessionDetails = {},
     readonly messages: readonly NewMessage[] = [],
   ) {}
 }
@@ -27,7 +30,7 @@ export class ForkSession {
   constructor(
     readonly from: { readonly sessionId: string; readonly version: number },
     readonly messages: readonly NewMessage[],
-    readonly details: Pick<EventData<'SessionCreated'>, 'title' | 'metadata'> = {},
+    readonly details: SessionDetails = {},
   ) {}
 }
 /** A field that is given replaces the old value; `title: null` removes the title. */
@@ -74,7 +77,7 @@ export class StartGeneration {
     /** Where the last reply begins, and what is left before it; null when there is no reply to leave. */
     readonly rewound?: Rewound | null,
     /** What the session is created with if there is none; without it there must be one. */
-    readonly create?: EventData<'SessionCreated'>,
+    readonly create?: SessionDetails,
   ) {}
 }
 export class CompleteGeneration {

@@ -39,6 +39,17 @@ export const moment = z.iso
 const version = z.int().positive();
 const count = z.int().nonnegative();
 
+export const owner = z
+  .string()
+  .min(1)
+  .max(255)
+  .regex(/^\P{Cc}+$/u, 'must have no control characters')
+  .meta({
+    ...personal,
+    description:
+      'Whose session it is within the tenant: the subject of tokens that see their own sessions alone',
+    example: 'user-alice',
+  });
 export const title = z.string().min(1).max(300).meta(personal);
 export const reason = z.string().min(1).max(1000).meta(personal);
 export const instructions = z.string().min(1).meta(personal);
@@ -151,6 +162,7 @@ export const sessionEvents = {
   SessionCreated: {
     version: 1,
     data: z.object({
+      owner: owner.optional(),
       title: title.optional(),
       metadata: metadata.optional(),
       forkedFrom: sessionVersion.optional(),

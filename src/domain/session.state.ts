@@ -2,7 +2,7 @@ import { type NewMessage } from './session.commands.js';
 import { type EventData, type Json, type SessionEvent, type Usage } from './session.events.js';
 
 /** Raise this number when `SessionState` or `evolve` changes: states stored under another number are folded again. */
-export const STATE_VERSION = 1;
+export const STATE_VERSION = 2;
 
 /**
  * The state of a session: what the rules need to know of it, and what answers show. Times come from the event store.
@@ -11,6 +11,8 @@ export interface SessionState {
   readonly version: number;
   readonly incarnation: number;
   readonly status: 'none' | 'active' | 'expired' | 'deleted';
+  /** Whose session it is. The id keeps its owner when the session is deleted, so that its trail stays that of one owner. */
+  readonly owner: string | null;
   readonly title: string | null;
   readonly metadata: Readonly<Record<string, Json>>;
   readonly legalHold: boolean;
@@ -38,6 +40,7 @@ export const initialState: SessionState = {
   version: 0,
   incarnation: 0,
   status: 'none',
+  owner: null,
   title: null,
   metadata: {},
   legalHold: false,
@@ -67,6 +70,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         version: next.version,
         incarnation: state.incarnation + 1,
         status: 'active',
+        owner: event.data.owner ?? null,
         title: event.data.title ?? null,
         metadata: event.data.metadata ?? {},
         forkedFrom: event.data.forkedFrom ?? null,
@@ -110,7 +114,13 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
     case 'SessionResumed':
       return { ...next, status: 'active' };
     case 'SessionDeleted':
-      return { ...initialState, version: next.version, incarnation: state.incarnation, status: 'deleted' };
+      return {
+        ...initialState,
+        version: next.version,
+        incarnation: state.incarnation,
+        owner: state.owner,
+        status: 'deleted',
+      };
   }
 }
 

@@ -6,6 +6,7 @@ import {
   type NewMessage,
   type PartialReply,
   type SessionCommand,
+  type SessionDetails,
   type StartGeneration,
 } from './session.commands.js';
 import { type EventData, type EventOf, type SessionEvent } from './session.events.js';
@@ -27,24 +28,25 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       if (!exists(state)) {
         checkMessages(command.messages, initialState);
         return opened([
-          { type: 'SessionCreated', data: given(command.details) },
+          { type: 'SessionCreated', data: created(command.details, state) },
           ...command.messages.map(appended),
         ]);
       }
+      ownerOf(command.details, state);
       return state.status === 'expired' ? resumed([]) : NOTHING;
 
     case 'ForkSession':
       if (exists(state)) return refuseOrRepeatFork(command, state);
       return opened([
-        { type: 'SessionCreated', data: { ...given(command.details), forkedFrom: command.from } },
+        { type: 'SessionCreated', data: { ...created(command.details, state), forkedFrom: command.from } },
         ...command.messages.map(appended),
       ]);
 
     case 'StartGeneration': {
       if (exists(state) || !command.create) break;
-      const created: SessionEvent = { type: 'SessionCreated', data: given(command.create) };
-      const { events } = startGeneration(command, evolve(state, created));
-      return opened([created, ...events]);
+      const begin: SessionEvent = { type: 'SessionCreated', data: created(command.create, state) };
+      const { events } = startGeneration(command, evolve(state, begin));
+      return opened([begin, ...events]);
     }
   }
 
@@ -168,6 +170,21 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
         ...(state.status === 'active' && { counters: { active: -1 } }),
       };
   }
+}
+
+const created = (details: SessionDetails, state: SessionState): EventData<'SessionCreated'> =>
+  given({ ...details, owner: ownerOf(details, state) });
+
+/**
+ * The owner of a session that is created. An id that was used before keeps its owner, also if it had none: somebody else
+ * would get what was there before, and the audit trail with it.
+ */
+function ownerOf({ owner }: SessionDetails, { version, owner: known }: SessionState): string | undefined {
+  if (version === 0 || (owner ?? known) === known) return owner ?? known ?? undefined;
+  throw new DomainError('invalid-request', 'the id of the session belongs to another owner', {
+    field: ['owner'],
+    detail: 'is not the owner of this id',
+  });
 }
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {

@@ -17,6 +17,8 @@ export interface HandleOptions<State = unknown, Event = unknown> {
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId?: string | undefined;
+  /** Called with the state before anything is decided upon it. What it throws refuses the command. */
+  readonly admit?: ((state: State) => void) | undefined;
   /** The versions that the caller allows; `*` allows any existing stream. */
   readonly ifMatch?: '*' | readonly number[] | undefined;
   readonly key?:
@@ -170,9 +172,15 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     basis: Basis<State>,
     certain: Loaded<State & { version: number }> | undefined,
   ): Promise<Handled<State, Event> | undefined> {
+    let decision: Decision<Event>;
+    try {
+      options.admit?.(basis.state);
+    } catch (error) {
+      if (certain) throw error;
+      return undefined;
+    }
     // Outside of the `try`: that the database cannot be reached is no question of the basis.
     const prepared = (await this.kind.prepare?.(command, basis.state, stream)) ?? command;
-    let decision: Decision<Event>;
     try {
       checkIfMatch(options.ifMatch, basis.state.version);
       decision = this.kind.decider.decide(prepared, basis.state);

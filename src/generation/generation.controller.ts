@@ -11,13 +11,12 @@ import { Requires } from '../access/requirement.js';
 import { wantsEvents } from '../http/event-stream.js';
 import { Answers } from '../http/openapi.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
-import { type CommandContext, type SessionRef } from '../sessions/command-context.js';
+import { type CommandContext, refTo, type SessionRef } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { derivedId, newId } from '../sessions/ids.js';
 import { type HandledSession, SessionCommands } from '../sessions/session-commands.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { Session, sessionPath } from '../sessions/session.schemas.js';
-import { contextOf, drafted, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { contextOf, drafted, idFor, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import {
   Cancelled,
   ChatAnswer,
@@ -61,7 +60,7 @@ export class GenerationController {
     private readonly generations: Generations,
   ) {}
 
-  @Requires('generate', 'messages')
+  @Requires('generate:own', 'messages')
   @Post('sessions/:id/generate')
   @Answers(200, Generated, {
     summary: 'Have the model answer; with `Accept: text/event-stream` as it arrives',
@@ -78,7 +77,7 @@ export class GenerationController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     const { message, onBusy, model, instructions, tools, regenerate } = body;
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/generate`, body);
     const live = await this.start(session, context, {
       ...{ model, instructions, tools, regenerate },
@@ -92,7 +91,7 @@ export class GenerationController {
     return answer;
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Post('chat')
   @Answers(200, ChatAnswer, {
     summary: 'Get or create the session, then have the model answer',
@@ -106,12 +105,9 @@ export class GenerationController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     const route = 'POST /v1/chat';
-    const key = write.idempotencyKey;
-    const { tenant } = write.caller;
-    const sessionId =
-      body.sessionId ?? (key === undefined ? newId('sess') : derivedId('sess', tenant, route, key));
-    const session = { tenant, sessionId };
-    const isNew = body.sessionId === undefined && key === undefined;
+    const sessionId = body.sessionId ?? idFor(write, route);
+    const session = refTo(write.caller, sessionId);
+    const isNew = body.sessionId === undefined && write.idempotencyKey === undefined;
     const context = { ...contextOf(write, route, body), isNew };
     const live = await this.start(session, context, {
       messages: userMessages(body.message),
@@ -122,7 +118,7 @@ export class GenerationController {
     return { response: (await endOf(live)).answer.content, sessionId };
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Post('sessions/:id/cancel')
   @Answers(200, Cancelled, {
     summary: 'End the generation that runs, if any; what has arrived is kept',
@@ -130,26 +126,26 @@ export class GenerationController {
   })
   async cancel(@Write() write: WriteContext, @Param('id', { schema: sessionPath }) sessionId: string) {
     const route = `POST /v1/sessions/${sessionId}/cancel`;
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const done = await dispatch(this.bus, session, new CancelGeneration(), contextOf(write, route, null));
     return { cancelled: done.duplicate !== undefined || done.events.length > 0 };
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
     problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   describe(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Param('generationId', { schema: generationPath }) generationId: string,
   ) {
-    return this.generations.describe({ tenant, sessionId }, generationId);
+    return this.generations.describe(refTo(caller, sessionId), generationId);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get('sessions/:id/generations/:generationId/stream')
   @Answers(200, null, {
     summary: 'Follow a generation from `Last-Event-ID` on, or from its beginning',
@@ -157,17 +153,17 @@ export class GenerationController {
     problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
   async follow(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Param('generationId', { schema: generationPath }) generationId: string,
     @Headers('last-event-id') lastEventId: string | undefined,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<void> {
-    const live = await this.generations.follow({ tenant, sessionId }, generationId);
+    const live = await this.generations.follow(refTo(caller, sessionId), generationId);
     await sendEvents(reply, live, placeOf(lastEventId));
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Post('sessions/:id/title')
   @Answers(200, Session, {
     summary: 'Have the model make a title, unless there is one',
@@ -180,13 +176,13 @@ export class GenerationController {
     @Body({ schema: TitleBody }) { overwrite }: z.infer<typeof TitleBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const { tenant } = write.caller;
-    const session = { tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/title`, { overwrite });
     const { state } = await this.commands.load(session);
-    const known = context.idempotency && (await this.generations.isKnown(tenant, context.idempotency));
+    const known =
+      context.idempotency && (await this.generations.isKnown(session.tenant, context.idempotency));
     const wanted = !known && (overwrite || state.title === null) && state.messageCount > 0;
-    const details = wanted ? await this.makeTitle(session) : {};
+    const details = wanted ? await this.makeTitle(write.caller, session) : {};
     const answer = this.queries.answer(session, await this.setTitle(session, context, details, overwrite));
     reply.header('etag', etag(answer.version));
     return answer;
@@ -222,7 +218,7 @@ export class GenerationController {
     }
   }
 
-  private async makeTitle(session: SessionRef): Promise<{ title?: string }> {
+  private async makeTitle(caller: Caller, session: SessionRef): Promise<{ title?: string }> {
     const { state } = await this.commands.load(session);
     const history = await this.generations.presentMessages(session, state);
     const excerpt = history
@@ -230,7 +226,7 @@ export class GenerationController {
       .slice(0, TITLE_MESSAGES)
       .map(({ role, content }) => `${role}: ${textOf(content)}`)
       .join('\n');
-    const live = this.generations.answer({
+    const live = await this.generations.answer(caller, {
       instructions: TITLE_INSTRUCTIONS,
       messages: [{ role: 'user', content: excerpt }],
     });

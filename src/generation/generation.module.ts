@@ -1,5 +1,7 @@
 import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleDestroy } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
+import { AccessModule } from '../access/access.module.js';
+import { Limits } from '../access/limits.js';
 import { type Config, SETTINGS } from '../config.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
@@ -31,11 +33,12 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
     leases: Leases,
     partials: PartialReplies,
     models: ReadModels,
+    limits: Limits,
     @Inject(PROVIDER) provider: OpenAiModel | null,
     @Inject(SETTINGS) { llm, server }: Config,
   ) {
     const model: ChatModel = provider ?? echoModel;
-    super(store, bus, commands, leases, partials, models, observed(model, store.telemetry), {
+    super(store, bus, commands, leases, partials, models, observed(model, store.telemetry), limits, {
       defaultModel: llm.model,
       maxInputTokens: llm.maxInputTokens,
     });
@@ -58,7 +61,7 @@ class NodeGenerations extends Generations implements OnModuleDestroy, OnApplicat
 
 /** Turns of conversations with a model. */
 @Module({
-  imports: [SessionsModule],
+  imports: [AccessModule, SessionsModule],
   providers: [
     {
       provide: PROVIDER,

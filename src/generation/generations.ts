@@ -1,8 +1,8 @@
 import { Logger } from '@nestjs/common';
 import { LRUCache } from 'lru-cache';
 import { type CommandBus } from '@nestjs/cqrs';
-import { type NewMessage, StartGeneration } from '../domain/session.commands.js';
-import { type EventData, type Json, type ToolDefinition } from '../domain/session.events.js';
+import { type NewMessage, type SessionDetails, StartGeneration } from '../domain/session.commands.js';
+import { type Json, type ToolDefinition } from '../domain/session.events.js';
 import { generationLease } from '../domain/session.js';
 import { exists, type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
@@ -10,7 +10,14 @@ import { type Leases } from '../event-store/leases.js';
 import { type EventLog } from '../event-store/log.js';
 import { KeyReused } from '../event-store/refusals.js';
 import { ApiError } from '../http/problem.js';
-import { type CommandContext, type IdempotencyKey, type SessionRef } from '../sessions/command-context.js';
+import {
+  anyOwner,
+  type CommandContext,
+  type IdempotencyKey,
+  type Reach,
+  refTo,
+  type SessionRef,
+} from '../sessions/command-context.js';
 import {
   findGeneration,
   type GenerationPlace,
@@ -23,6 +30,8 @@ import { newId, thoughtsOf } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
 import { endOf } from '../sessions/session-queries.js';
 import { type HandledSession, type SessionCommands } from '../sessions/session-commands.js';
+import { type Caller } from '../access/caller.js';
+import { type Leave, type Limits } from '../access/limits.js';
 import { type ChatModel, type ModelRequest, type PromptMessage } from './chat-model.js';
 import {
   codeOf,
@@ -57,7 +66,7 @@ export interface Ask {
   /** Whether the last reply leaves the history first, so that the message before it is answered again. */
   readonly regenerate?: boolean | undefined;
   /** What the session is created with if there is none. */
-  readonly create?: EventData<'SessionCreated'> | undefined;
+  readonly create?: SessionDetails | undefined;
   readonly extensions?: NewMessage['extensions'] | undefined;
   /** Wait until the running generation has ended, instead of failing with `session-busy`. */
   readonly queue?: boolean | undefined;
@@ -112,6 +121,7 @@ export class Generations {
     private readonly partials: PartialReplies,
     private readonly models: ReadModels,
     private readonly model: ChatModel,
+    private readonly limits: Pick<Limits, 'enter'>,
     private readonly settings: GenerationSettings,
   ) {
     this.history = new History(log, commands, settings.maxInputTokens);
@@ -148,12 +158,13 @@ export class Generations {
    * A generation by its id alone, from whichever session it is of.
    * @throws ApiError `not-found`; ProjectionLagging
    */
-  async find(tenant: string, generationId: string): Promise<RecordedGeneration> {
+  async find(reach: Reach, generationId: string): Promise<RecordedGeneration> {
+    const { tenant } = reach;
     const place =
       this.places.get(placeKey(tenant, generationId)) ??
       (await findGeneration(this.models, await this.models.ends(), tenant, generationId));
     if (!place) throw generationNotFound();
-    const session = { tenant, sessionId: place.sessionId };
+    const session = refTo(reach, place.sessionId);
     const incarnation = await this.incarnationOf(session).catch((error: unknown) => {
       throw codeOf(error) === 'session-not-found' ? generationNotFound() : error;
     });
@@ -172,12 +183,12 @@ export class Generations {
    * The reply of the generation that a request with this key has started before, in whichever session.
    * @throws KeyReused when that was another request
    */
-  async startedBefore(tenant: string, key: IdempotencyKey): Promise<LiveReply | undefined> {
-    const known = await this.log.keyed.find(tenant, key.scope, key.key);
+  async startedBefore(reach: Reach, key: IdempotencyKey): Promise<LiveReply | undefined> {
+    const known = await this.log.keyed.find(reach.tenant, key.scope, key.key);
     if (!known) return undefined;
     if (known.fingerprint !== key.fingerprint) throw new KeyReused();
     const { generationId } = known.reference as { generationId: string };
-    const { session } = await this.find(tenant, generationId);
+    const { session } = await this.find(reach, generationId);
     return this.follow(session, generationId);
   }
 
@@ -229,13 +240,19 @@ export class Generations {
 
   /**
    * Has the model answer outside of any session: nothing of it is recorded.
+   * @param by who asks for it, and has a limit
    * @param gone aborts the call when nobody waits for the answer any more
    */
-  answer(
+  async answer(
+    by: Pick<Caller, 'tenant' | 'actor'>,
     request: Omit<ModelRequest, 'model'> & { readonly model?: string | undefined },
     gone?: AbortSignal,
-  ): LiveReply {
-    return this.single.answer({ ...request, model: request.model ?? this.settings.defaultModel }, gone);
+  ): Promise<LiveReply> {
+    const leave = await this.limits.enter('generations', by);
+    const model = request.model ?? this.settings.defaultModel;
+    const live = this.single.answer({ ...request, model }, gone);
+    void live.finished().then(leave);
+    return live;
   }
 
   /** The messages of the present history, with their versions. */
@@ -270,6 +287,7 @@ export class Generations {
 
   private async startNow(session: SessionRef, context: CommandContext, ask: Ask): Promise<LiveReply> {
     if (this.stopping) throw new ApiError('overloaded', 'the service is being stopped; try again');
+    const leave = await this.limits.enter('generations', { tenant: session.tenant, actor: context.actor });
     const generationId = newId('gen');
     const lease = generationLease(generationId);
     const { messages, instructions, tools, parameters, extensions } = ask;
@@ -310,6 +328,7 @@ export class Generations {
         },
       });
     } catch (error) {
+      leave();
       call?.controller.abort();
       // The append may have been committed although its answer was lost, and no node works on that generation. Its
       // lease is released; otherwise the session would stay busy until the lease expires.
@@ -317,6 +336,7 @@ export class Generations {
       throw error;
     }
     if (started.duplicate) {
+      leave();
       call?.controller.abort();
       return this.attach(session, started.duplicate);
     }
@@ -328,13 +348,14 @@ export class Generations {
     });
     const reply = new LiveReply(session.sessionId, generationId, model, started.time, started.state.version);
     const running = {
-      session: { tenant: session.tenant, sessionId: session.sessionId },
+      session: anyOwner(session),
       lane: started.lane,
       reply,
       controller: call.controller,
     };
     const { version } = started.state;
-    this.work({ session: running.session, context, tools, version, running, answer: call.answer }, lease);
+    const turn = { session: running.session, context, tools, version, running, answer: call.answer };
+    this.work(turn, lease, leave);
     call.begin({
       text: (text) => {
         if (text === '') return;
@@ -371,7 +392,7 @@ export class Generations {
   }
 
   /** Carries a turn out in the background, up to the release of its lease. */
-  private work(turn: StartedTurn, lease: string): void {
+  private work(turn: StartedTurn, lease: string, leave: Leave): void {
     const { running, version } = turn;
     const { reply, controller } = running;
     const { generationId } = reply;
@@ -392,6 +413,7 @@ export class Generations {
         return { type: 'failed', error };
       })
       .then(async (end) => {
+        leave();
         reply.finish(end);
         unregister();
         unwatch();

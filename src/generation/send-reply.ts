@@ -14,7 +14,7 @@ export async function sendReply(
   textFor: (event: ReplyEvent) => string,
   from?: ReplyPlace,
 ): Promise<void> {
-  const stream = new EventStream(reply);
+  const stream = await EventStream.open(reply);
   const next = live.reader(from);
   stream.gone.addEventListener('abort', () => {
     live.wake();

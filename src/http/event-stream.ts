@@ -21,6 +21,13 @@ export interface StreamEvent {
 export const textOfEvent = ({ id, event, data }: StreamEvent): string =>
   `${id === undefined ? '' : `id: ${id}\n`}${event === undefined ? '' : `event: ${event}\n`}data: ${JSON.stringify(data)}\n\n`;
 
+export interface StreamOptions {
+  readonly keepAliveMs?: number;
+  readonly patienceMs?: number;
+  /** Called once when the stream has ended, or its client is gone. */
+  readonly onGone?: (() => void) | undefined;
+}
+
 /**
  * An answer of server-sent events. Nothing is queued for a slow client: `send` resolves when the client has room for
  * more, and the producer of the events must wait for that.
@@ -33,13 +40,20 @@ export class EventStream {
   private unseenId: string | undefined;
   private hasGone = false;
 
+  /**
+   * Takes one of the places that the caller has for streams, and begins.
+   * @throws ApiError `rate-limited`
+   */
+  static async open(reply: FastifyReply): Promise<EventStream> {
+    const { caller } = reply.request;
+    const onGone = caller ? await reply.server.guard.enterStream(caller) : undefined;
+    return new EventStream(reply, { onGone });
+  }
+
   /** Takes the answer over and sends its headers, after which an error can no longer change the status. */
   constructor(
     reply: FastifyReply,
-    {
-      keepAliveMs = KEEP_ALIVE_MS,
-      patienceMs = PATIENCE_MS,
-    }: { readonly keepAliveMs?: number; readonly patienceMs?: number } = {},
+    { keepAliveMs = KEEP_ALIVE_MS, patienceMs = PATIENCE_MS, onGone }: StreamOptions = {},
   ) {
     const headers = {
       ...reply.getHeaders(),
@@ -54,6 +68,7 @@ export class EventStream {
     const leave = (): void => {
       this.hasGone = true;
       this.controller.abort();
+      onGone?.();
     };
     this.raw.once('close', leave);
     // The client may have disconnected before this listener was added.

@@ -5,13 +5,14 @@ export const PROBLEMS = {
   'invalid-request': { status: 400, title: 'The request is not valid' },
   'invalid-json': { status: 400, title: 'The body is not valid JSON' },
   'invalid-cursor': { status: 400, title: 'The cursor is not valid here' },
-  unauthenticated: { status: 401, title: 'A valid API key is needed' },
-  forbidden: { status: 403, title: 'The API key does not allow this' },
+  unauthenticated: { status: 401, title: 'A valid API key or token is needed' },
+  forbidden: { status: 403, title: 'The API key or token does not allow this' },
   'session-not-found': { status: 404, title: 'There is no such session' },
   'not-found': { status: 404, title: 'There is nothing here' },
   'method-not-allowed': { status: 405, title: 'The method is not allowed here' },
   'session-busy': { status: 409, title: 'The session is generating' },
   'idempotency-key-reused': { status: 409, title: 'The idempotency key was used for another request' },
+  'name-taken': { status: 409, title: 'Another key has this name' },
   'legal-hold': { status: 409, title: 'The session is under legal hold' },
   'cursor-expired': { status: 410, title: 'The cursor points into history that is gone' },
   'version-mismatch': { status: 412, title: 'The session has another version' },
@@ -22,6 +23,7 @@ export const PROBLEMS = {
   'internal-error': { status: 500, title: 'Something went wrong here' },
   'model-failed': { status: 502, title: 'The model failed' },
   'model-timeout': { status: 504, title: 'The model took too long' },
+  'issuer-unavailable': { status: 503, title: 'The keys of the issuer of tokens cannot be fetched' },
   overloaded: { status: 503, title: 'Too much is waiting to be written' },
   'projection-lagging': { status: 503, title: 'The read model has not caught up' },
   'upgrade-in-progress': { status: 503, title: 'A newer version of the service is needed' },
@@ -67,6 +69,9 @@ export class ApiError extends Error {
   }
 }
 
+export const unauthenticated = (detail: string): ApiError =>
+  new ApiError('unauthenticated', detail, { headers: { 'www-authenticate': 'Bearer' } });
+
 /** The JSON pointer (RFC 6901) of a path: `['messages', 0, 'a/b']` is `/messages/0/a~1b`. */
 export function jsonPointer(path: readonly PropertyKey[]): string {
   return path.map((part) => `/${String(part).replaceAll('~', '~0').replaceAll('/', '~1')}`).join('');
@@ -86,6 +91,7 @@ const RETRY_AFTER: Partial<Record<ProblemCode, string>> = {
   'projection-lagging': '1',
   'upgrade-in-progress': '5',
   'database-unavailable': '1',
+  'issuer-unavailable': '5',
 };
 
 /**

@@ -99,6 +99,7 @@ class HttpAdapter extends FastifyAdapter {
     closeInTime(fastify);
 
     const guard = new Guard(authenticatorsOf(auth));
+    fastify.decorate('guard', guard);
     guard.install(fastify);
     fastify.addHook('onRequest', async (request, reply) => {
       reply.header('x-correlation-id', request.id);

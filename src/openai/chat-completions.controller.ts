@@ -1,5 +1,6 @@
 import { Body, Controller, Inject, Post, Res } from '@nestjs/common';
 import { type FastifyReply } from 'fastify';
+import { Limits } from '../access/limits.js';
 import { Requires } from '../access/requirement.js';
 import { type Config, SETTINGS } from '../config.js';
 import { ModelError } from '../generation/chat-model.js';
@@ -23,11 +24,12 @@ export class ChatCompletionsController {
   constructor(
     private readonly generations: Generations,
     private readonly recorded: RecordedChat,
+    private readonly limits: Limits,
     @Inject(PROVIDER) private readonly provider: Provider | null,
     @Inject(SETTINGS) private readonly settings: Config,
   ) {}
 
-  @Requires('generate', 'messages')
+  @Requires('generate:own', 'messages')
   @Post()
   @Answers(200, ChatCompletion, {
     summary: 'Have the model answer; with `store: true` and `metadata.session_id` the turn is recorded',
@@ -50,13 +52,21 @@ export class ChatCompletionsController {
   ) {
     const sessionId = body.store ? body.metadata?.session_id : undefined;
     const gone = goneOf(reply);
-    if (sessionId === undefined && this.provider) return this.forward(this.provider, body, gone, reply);
+    if (sessionId === undefined && this.provider) {
+      const leave = await this.limits.enter('generations', write.caller);
+      reply.raw.once('close', leave);
+      return this.forward(this.provider, body, gone, reply);
+    }
     const asked = askedOfChat(body);
     const live =
       sessionId === undefined
-        ? this.generations.answer({ ...asked, messages: buildPrompt(asked.messages) }, gone)
+        ? await this.generations.answer(
+            write.caller,
+            { ...asked, messages: buildPrompt(asked.messages) },
+            gone,
+          )
         : await this.recorded.start(
-            sessionOf(write.caller.tenant, sessionId),
+            sessionOf(write.caller, sessionId),
             contextOf(write, `POST /openai/v1/chat/completions`, body),
             asked,
           );

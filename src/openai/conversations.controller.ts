@@ -13,12 +13,11 @@ import {
 import { DomainError } from '../domain/decider.js';
 import { Answers } from '../http/openapi.js';
 import { Write, type WriteContext } from '../http/preconditions.js';
-import { type CommandContext } from '../sessions/command-context.js';
+import { type CommandContext, refTo } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { derivedId, newId } from '../sessions/ids.js';
 import { SessionQueries } from '../sessions/session-queries.js';
 import { type SessionAnswer } from '../sessions/session.schemas.js';
-import { contextOf, READ_EXISTING, WRITE_EXISTING } from '../sessions/sessions.controller.js';
+import { contextOf, idFor, READ_EXISTING, WRITE_EXISTING } from '../sessions/sessions.controller.js';
 import { ConversationItems, type ItemPage, pageOf } from './conversation-items.js';
 import {
   Conversation,
@@ -44,7 +43,7 @@ export class ConversationsController {
     private readonly items: ConversationItems,
   ) {}
 
-  @Requires('sessions:write', 'messages')
+  @Requires('sessions:write:own', 'messages')
   @Post()
   @Answers(200, Conversation, {
     summary: 'Create a conversation, with its first items',
@@ -55,40 +54,37 @@ export class ConversationsController {
     @Body({ schema: CreateConversationBody }) body: z.infer<typeof CreateConversationBody>,
   ) {
     const route = 'POST /openai/v1/conversations';
-    const key = write.idempotencyKey;
-    const { tenant } = write.caller;
-    const sessionId = key === undefined ? newId('conv') : derivedId('conv', tenant, route, key);
-    const session = { tenant, sessionId };
+    const session = refTo(write.caller, idFor(write, route, 'conv'));
     const details = body.metadata ? { metadata: body.metadata } : {};
     const command = new CreateSession(details, draftedItems(body.items ?? [], 'items'));
-    const context = { ...contextOf(write, route, body), isNew: key === undefined };
+    const context = { ...contextOf(write, route, body), isNew: write.idempotencyKey === undefined };
     const done = await dispatch(this.bus, session, command, context).catch(asItems);
     return conversationOf(this.queries.answer(session, done));
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get()
   @Answers(200, ConversationList, {
     summary: 'List conversations, the oldest first; OpenAI has no such list',
     problems: READ_EXISTING,
   })
   async all(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Query({ schema: ConversationsQuery }) { after, limit }: z.infer<typeof ConversationsQuery>,
   ) {
-    const behind = after === undefined ? undefined : sessionOf(tenant, after).sessionId;
-    const { data, hasMore } = await this.queries.listBehind(tenant, { behind, limit });
+    const behind = after === undefined ? undefined : sessionOf(caller, after).sessionId;
+    const { data, hasMore } = await this.queries.listBehind(caller, { behind, limit });
     return pageOf(data.map(conversationOf), hasMore);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id')
   @Answers(200, Conversation, { summary: 'Get a conversation', problems: READ_EXISTING })
-  async get(@Caller() { tenant }: Caller, @Param('id') id: string) {
-    return conversationOf(await this.queries.find(sessionOf(tenant, id), 'strong'));
+  async get(@Caller() caller: Caller, @Param('id') id: string) {
+    return conversationOf(await this.queries.find(sessionOf(caller, id), 'strong'));
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Post(':id')
   @Answers(200, Conversation, { summary: 'Replace the metadata of a conversation', problems: WRITE })
   async update(
@@ -96,25 +92,25 @@ export class ConversationsController {
     @Param('id') id: string,
     @Body({ schema: UpdateConversationBody }) body: z.infer<typeof UpdateConversationBody>,
   ) {
-    const session = sessionOf(write.caller.tenant, id);
+    const session = sessionOf(write.caller, id);
     const command = new ChangeSessionDetails({ metadata: body.metadata ?? {} });
     const context = this.contextOf(write, 'POST', id, body);
     return conversationOf(this.queries.answer(session, await dispatch(this.bus, session, command, context)));
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':id')
   @Answers(200, ConversationDeleted, {
     summary: 'Delete a conversation; its audit trail stays',
     problems: ['legal-hold', ...WRITE],
   })
   async delete(@Write() write: WriteContext, @Param('id') id: string) {
-    const session = sessionOf(write.caller.tenant, id);
+    const session = sessionOf(write.caller, id);
     await dispatch(this.bus, session, new DeleteSession(), this.contextOf(write, 'DELETE', id));
     return { id, object: 'conversation.deleted', deleted: true };
   }
 
-  @Requires('sessions:write', 'messages')
+  @Requires('sessions:write:own', 'messages')
   @Post(':id/items')
   @Answers(200, ItemList, { summary: 'Append items, all or none', problems: WRITE })
   async append(
@@ -122,7 +118,7 @@ export class ConversationsController {
     @Param('id') id: string,
     @Body({ schema: CreateItemsBody }) body: z.infer<typeof CreateItemsBody>,
   ): Promise<ItemPage> {
-    const session = sessionOf(write.caller.tenant, id);
+    const session = sessionOf(write.caller, id);
     const messages = draftedItems(body.items, 'items');
     const context = this.contextOf(write, 'POST items', id, body);
     const done = await dispatch(this.bus, session, new AppendMessages(messages), context).catch(asItems);
@@ -133,32 +129,32 @@ export class ConversationsController {
     return pageOf(items, false);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/items')
   @Answers(200, ItemList, {
     summary: 'List the items of a conversation, the latest first',
     problems: READ_EXISTING,
   })
   list(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id') id: string,
     @Query({ schema: ItemsQuery }) query: z.infer<typeof ItemsQuery>,
   ): Promise<ItemPage> {
-    return this.items.page(sessionOf(tenant, id), query);
+    return this.items.page(sessionOf(caller, id), query);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/items/:itemId')
   @Answers(200, ItemSchema, { summary: 'Get an item', problems: ['not-found', ...READ_EXISTING] })
   async item(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id') id: string,
     @Param('itemId') itemId: string,
   ): Promise<Item> {
-    return (await this.items.find(sessionOf(tenant, id), itemId)).item;
+    return (await this.items.find(sessionOf(caller, id), itemId)).item;
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':id/items/:itemId')
   @Answers(200, Conversation, {
     summary: 'Take an item out of the history; the log keeps it',
@@ -167,7 +163,7 @@ export class ConversationsController {
     problems: ['not-found', ...WRITE],
   })
   async remove(@Write() write: WriteContext, @Param('id') id: string, @Param('itemId') itemId: string) {
-    const session = sessionOf(write.caller.tenant, id);
+    const session = sessionOf(write.caller, id);
     const { message } = await this.items.find(session, itemId);
     const context = this.contextOf(write, `DELETE ${itemId}`, id);
     const done = await dispatch(this.bus, session, new RemoveMessage(message.id), context);

@@ -30,14 +30,14 @@ export class ModelsController {
     @Inject(SETTINGS) private readonly settings: Config,
   ) {}
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Get()
   @Answers(200, ModelList, { summary: 'List the models of the provider, else the one of the settings' })
   async list() {
     return { object: 'list', data: (await this.models()).map(viewOf) };
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Get(':id')
   @Answers(200, Model, { summary: 'Get a model', problems: ['not-found'] })
   async get(@Param('id') id: string) {

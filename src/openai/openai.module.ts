@@ -1,5 +1,6 @@
 import { Module, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
+import { AccessModule } from '../access/access.module.js';
 import { AuditModule } from '../audit/audit.module.js';
 import { GenerationModule } from '../generation/generation.module.js';
 import { addSurface } from '../http/surfaces.js';
@@ -16,7 +17,7 @@ import { OPENAI_PREFIX } from './wire.js';
 
 /** OpenAI's API on the same log: its requests become the commands and queries that there are. */
 @Module({
-  imports: [SessionsModule, GenerationModule, AuditModule],
+  imports: [AccessModule, SessionsModule, GenerationModule, AuditModule],
   providers: [ConversationItems, Responses, RecordedChat],
   controllers: [ConversationsController, ResponsesController, ChatCompletionsController, ModelsController],
 })

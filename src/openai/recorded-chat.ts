@@ -26,8 +26,7 @@ export class RecordedChat {
   /** @throws what `Generations.start` throws */
   async start(session: SessionRef, context: CommandContext, asked: AskedChat): Promise<LiveReply> {
     const { model, tools, parameters } = asked;
-    const again =
-      context.idempotency && (await this.generations.startedBefore(session.tenant, context.idempotency));
+    const again = context.idempotency && (await this.generations.startedBefore(session, context.idempotency));
     if (again) return again;
     const { state } = await this.commands.load(session);
     const history = exists(state) ? await this.generations.presentVersions(session, state) : [];

@@ -23,7 +23,7 @@ const WRITE = ['session-busy', 'idempotency-key-reused', 'version-mismatch', 'ov
 export class ResponsesController {
   constructor(private readonly responses: Responses) {}
 
-  @Requires('generate', 'messages')
+  @Requires('generate:own', 'messages')
   @Post()
   @Answers(200, Response, {
     summary: 'Have the model answer; with `stream: true` as it arrives',
@@ -47,7 +47,7 @@ export class ResponsesController {
     return viewOf(head, end);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id')
   @Answers(200, Response, {
     summary: 'Get a response; with `stream=true` follow it, from the event behind `starting_after` on',
@@ -55,21 +55,21 @@ export class ResponsesController {
     problems: READ,
   })
   async get(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id') id: string,
     @Query({ schema: GetResponseQuery }) query: z.infer<typeof GetResponseQuery>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     if (query.stream === 'true') {
-      const { live, head } = await this.responses.follow(tenant, id);
+      const { live, head } = await this.responses.follow(caller, id);
       await sendResponse(reply, live, head, query.starting_after);
       return undefined;
     }
-    const found = await this.responses.find(tenant, id);
+    const found = await this.responses.find(caller, id);
     return viewOf(recordedHead(found), found.end);
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':id')
   @Answers(200, ResponseDeleted, {
     summary: 'Delete a response, with its session if it has one of its own; the audit trail stays',
@@ -80,7 +80,7 @@ export class ResponsesController {
     return { id, object: 'response', deleted: true };
   }
 
-  @Requires('generate')
+  @Requires('generate:own')
   @Post(':id/cancel')
   @Answers(200, Response, { summary: 'End a response that runs; what has arrived is kept', problems: WRITE })
   async cancel(@Write() write: WriteContext, @Param('id') id: string) {
@@ -88,15 +88,15 @@ export class ResponsesController {
     return viewOf(recordedHead(found), found.end);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/input_items')
   @Answers(200, ItemList, { summary: 'List what the model was given, the latest first', problems: READ })
   async inputItems(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id') id: string,
     @Query({ schema: ItemsQuery }) { after, limit, order }: z.infer<typeof ItemsQuery>,
   ): Promise<ItemPage> {
-    const items = await this.responses.inputItems(tenant, id);
+    const items = await this.responses.inputItems(caller, id);
     if (order === 'desc') items.reverse();
     const from = after === undefined ? 0 : items.findIndex((item) => item.id === after) + 1;
     if (after !== undefined && from === 0) {

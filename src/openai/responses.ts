@@ -16,11 +16,11 @@ import { type LiveReply } from '../generation/live-reply.js';
 import { buildPrompt } from '../generation/prompt.js';
 import { type WriteContext } from '../http/preconditions.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
-import { type CommandContext } from '../sessions/command-context.js';
+import { type CommandContext, type Reach, refTo } from '../sessions/command-context.js';
 import { dispatch } from '../sessions/command-handlers.js';
-import { derivedId, newId, replyIdOf } from '../sessions/ids.js';
+import { replyIdOf } from '../sessions/ids.js';
 import { SessionCommands } from '../sessions/session-commands.js';
-import { contextOf } from '../sessions/sessions.controller.js';
+import { contextOf, idFor } from '../sessions/sessions.controller.js';
 import { draftedItems, type Item, itemsOf } from './items.js';
 import { type Asked, askedOf } from './response-asked.js';
 import { sessionOf } from './wire.js';
@@ -69,8 +69,8 @@ export class Responses {
   }
 
   /** @throws ApiError `not-found` */
-  async find(tenant: string, responseId: string): Promise<RecordedGeneration> {
-    const found = await this.generations.find(tenant, generationIdOf(responseId)).catch((error: unknown) => {
+  async find(reach: Reach, responseId: string): Promise<RecordedGeneration> {
+    const found = await this.generations.find(reach, generationIdOf(responseId)).catch((error: unknown) => {
       throw error instanceof ApiError && error.code === 'not-found' ? notFound(responseId) : error;
     });
     if (found.isRemoved) throw notFound(responseId);
@@ -78,27 +78,26 @@ export class Responses {
   }
 
   /** @throws ApiError `not-found` */
-  async follow(tenant: string, responseId: string): Promise<FollowedResponse> {
-    const found = await this.find(tenant, responseId);
+  async follow(reach: Reach, responseId: string): Promise<FollowedResponse> {
+    const found = await this.find(reach, responseId);
     const live = await this.generations.follow(found.session, found.start.data.generationId);
     return { live, head: recordedHead(found) };
   }
 
   /** Ends a response that runs; what has arrived is kept. One that has ended stays as it is. */
   async cancel(write: WriteContext, responseId: string): Promise<RecordedGeneration> {
-    const { tenant } = write.caller;
-    const { session, start } = await this.find(tenant, responseId);
+    const { session, start } = await this.find(write.caller, responseId);
     const context = contextOf(write, `${CREATE}/${responseId}/cancel`, null);
     const { generationId } = start.data;
     await dispatch(this.bus, session, new CancelGeneration(undefined, {}, generationId), context);
-    return this.find(tenant, responseId);
+    return this.find(write.caller, responseId);
   }
 
   /**
    * Deletes the session of a response that has one of its own and is its only one; else takes the reply out of the history.
    */
   async delete(write: WriteContext, responseId: string): Promise<void> {
-    const found = await this.find(write.caller.tenant, responseId);
+    const found = await this.find(write.caller, responseId);
     const { session, start, end } = found;
     if (!end) throw new DomainError('session-busy', 'the response has not ended: cancel it first');
     const context = contextOf(write, `DELETE /openai/v1/responses/${responseId}`, null);
@@ -111,26 +110,27 @@ export class Responses {
   }
 
   /** The items that the model was given, in their order. */
-  async inputItems(tenant: string, responseId: string): Promise<Item[]> {
-    const found = await this.find(tenant, responseId);
+  async inputItems(reach: Reach, responseId: string): Promise<Item[]> {
+    const found = await this.find(reach, responseId);
     const messages = await this.generations.messagesOf(found);
     return messages.flatMap(({ message }) => itemsOf({ ...message, id: message.messageId }));
   }
 
   private async start(write: WriteContext, body: CreateResponseBody, ask: Ask): Promise<LiveReply> {
-    const { tenant } = write.caller;
     const context = contextOf(write, CREATE, body);
     const conversation = conversationIn(body);
     if (conversation !== undefined)
-      return this.generations.start(sessionOf(tenant, conversation), context, ask);
+      return this.generations.start(sessionOf(write.caller, conversation), context, ask);
     if (body.previous_response_id) {
-      const previous = await this.previous(tenant, body.previous_response_id);
+      const previous = await this.previous(write.caller, body.previous_response_id);
       return this.goOn(previous, write, context, ask);
     }
-    const key = write.idempotencyKey;
-    const sessionId = key === undefined ? newId('sess') : derivedId('sess', tenant, CREATE, key);
-    const isNew = key === undefined;
-    return this.generations.start({ tenant, sessionId }, { ...context, isNew }, { ...ask, create: {} });
+    const isNew = write.idempotencyKey === undefined;
+    return this.generations.start(
+      refTo(write.caller, idFor(write, CREATE)),
+      { ...context, isNew },
+      { ...ask, create: {} },
+    );
   }
 
   /** Goes on behind a response: in its session, if it is the last one there; else in a fork of that. */
@@ -141,8 +141,7 @@ export class Responses {
     ask: Ask,
   ): Promise<LiveReply> {
     const { session, end } = previous;
-    const { tenant } = session;
-    const again = context.idempotency && (await this.generations.startedBefore(tenant, context.idempotency));
+    const again = context.idempotency && (await this.generations.startedBefore(session, context.idempotency));
     if (again) return again;
     if (!end) throw new DomainError('session-busy', 'the previous response has not ended');
     const version = end.version ?? previous.start.version;
@@ -161,9 +160,7 @@ export class Responses {
         // Somebody else goes on behind the same response, so this one becomes a fork.
       }
     }
-    const key = write.idempotencyKey;
-    const sessionId = key === undefined ? newId('sess') : derivedId('sess', tenant, CREATE, key);
-    const fork = { tenant, sessionId };
+    const fork = refTo(write.caller, idFor(write, CREATE));
     const command = await this.forks.command(session, undefined, version, undefined);
     const { idempotency: _key, ...forking } = { ...context, ifMatch: undefined };
     await dispatch(this.bus, fork, command, forking);
@@ -192,9 +189,8 @@ export class Responses {
         },
       ]);
     }
-    const { tenant } = write.caller;
     const before = body.previous_response_id
-      ? await this.messagesUpTo(await this.previous(tenant, body.previous_response_id))
+      ? await this.messagesUpTo(await this.previous(write.caller, body.previous_response_id))
       : [];
     const all = [...before, ...messages];
     if (all.length === 0) {
@@ -204,7 +200,7 @@ export class Responses {
     }
     const { model, instructions, tools, parameters } = asked;
     const request = { model, instructions, tools, parameters, messages: buildPrompt(all) };
-    const live = this.generations.answer(request, gone);
+    const live = await this.generations.answer(write.caller, request, gone);
     return { live, head: headOf(live, asked, false) };
   }
 
@@ -214,8 +210,8 @@ export class Responses {
     return this.generations.presentMessages(session, state);
   }
 
-  private previous(tenant: string, responseId: string): Promise<RecordedGeneration> {
-    return this.find(tenant, responseId).catch((error: unknown) => {
+  private previous(reach: Reach, responseId: string): Promise<RecordedGeneration> {
+    return this.find(reach, responseId).catch((error: unknown) => {
       if (!(error instanceof ApiError && error.code === 'not-found')) throw error;
       throw new ApiError('invalid-request', `Previous response with id '${responseId}' not found.`, {
         details: {

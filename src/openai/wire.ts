@@ -1,6 +1,6 @@
 import { DomainError } from '../domain/decider.js';
 import { SESSION_ID } from '../domain/session.events.js';
-import { type SessionRef } from '../sessions/command-context.js';
+import { type Reach, refTo, type SessionRef } from '../sessions/command-context.js';
 
 /** Where the paths of OpenAI's API begin. */
 export const OPENAI_PREFIX = 'openai/v1';
@@ -9,7 +9,7 @@ export const OPENAI_PREFIX = 'openai/v1';
 export const seconds = (time: string): number => Math.floor(Date.parse(time) / 1000);
 
 /** @throws DomainError `session-not-found` for what can be the id of no session */
-export function sessionOf(tenant: string, id: string): SessionRef {
-  if (SESSION_ID.test(id)) return { tenant, sessionId: id };
+export function sessionOf(reach: Reach, id: string): SessionRef {
+  if (SESSION_ID.test(id)) return refTo(reach, id);
   throw new DomainError('session-not-found', 'there is no such conversation');
 }

@@ -2,8 +2,8 @@ import { hash } from './session-keys.js';
 
 /**
  * Keys by which an index finds messages: whole numbers, like those of sessions. A message has one key for every three
- * characters that stand in a row within a word (two in scripts without blanks), one for its role, and one for each of
- * several stretches of time in which its tenant wrote it.
+ * characters that stand in a row within a word (two in scripts without blanks), one for its role, one for the owner of its session,
+ * and one for each of several stretches of time in which its tenant wrote it.
  *
  * What is derived here is stored: another rule needs a new version of the table.
  */
@@ -88,6 +88,7 @@ function isDense(unit: number): boolean {
   );
 }
 
+export const keyOfOwner = (tenant: string, owner: string): number => hash(`${tenant}\u0004${owner}`);
 export const keyOfRole = (role: string): number => hash(`role\u0001${role}`);
 
 /** Stretches of time, from 70 minutes to nine years, each four times as long as the one before. */

@@ -2,8 +2,8 @@ import { arrayLiteral } from '../database/array-literal.js';
 import { textOf } from '../domain/content.js';
 import { versionsLeft } from '../domain/history.js';
 import { type Role } from '../domain/session.events.js';
-import { columns, type Projection, tableOf } from '../projection-engine/projection.js';
-import { fold, keyOfRole, keysOfText, keysOfTime } from './search-keys.js';
+import { columns, type Projection, type Read, tableOf } from '../projection-engine/projection.js';
+import { fold, keyOfOwner, keyOfRole, keysOfText, keysOfTime } from './search-keys.js';
 import { type SessionRecord } from './session-record.js';
 
 /** So many UTF-16 units of a message can be found: a message of 1 MiB would cost as much as thousands of others. */
@@ -14,7 +14,9 @@ interface SearchRow {
   session_id: string;
   version: number;
   message_id: string;
-  role: Role;
+  role: Role | '';
+  /** Whose session it is; null where it has no owner. */
+  owner: string | null;
   created_at: string;
   text: string;
   /** The text as it is compared; null where that is the same. */
@@ -29,15 +31,19 @@ const NAMES = [
   'version',
   'message_id',
   'role',
+  'owner',
   'created_at',
   'text',
   'folded',
 ] as const satisfies readonly (keyof SearchRow)[];
 
-/** The text of all messages of the present histories, for full-text search. */
+/**
+ * The text of all messages of the present histories, for full-text search. A session with an owner has a row of version 0
+ * as well, which holds the owner for the messages that come later.
+ */
 export const searchProjection: Projection<SessionRecord> = {
   name: 'search',
-  version: 1,
+  version: 2,
   createTable: (table) => `
     create table ${table} (
       tenant text collate "C" not null,
@@ -45,6 +51,7 @@ export const searchProjection: Projection<SessionRecord> = {
       version integer not null,
       message_id text collate "C" not null,
       role text collate "C" not null,
+      owner text collate "C",
       created_at timestamptz not null,
       text text collate "C" not null,
       folded text collate "C",
@@ -52,10 +59,13 @@ export const searchProjection: Projection<SessionRecord> = {
       primary key (tenant, session_id, version)
     );
     create index ${table}_in_time on ${table} (tenant, created_at, session_id, version);
+    create index ${table}_of_owner on ${table} (tenant, owner, created_at, session_id, version) where owner is not null;
     create index ${table}_keys on ${table} using gin (keys) with (gin_pending_list_limit = 2048)`,
 
-  apply(events, table) {
+  async apply(events, table, read) {
+    const owners = await ownersOf(events, table, read);
     const said: SearchRow[] = [];
+    const owned: SearchRow[] = [];
     const gone: { tenant: string; session_id: string; first: number; last: number }[] = [];
     for (const event of events) {
       const { tenant, streamId: session_id, version } = event;
@@ -63,8 +73,10 @@ export const searchProjection: Projection<SessionRecord> = {
         gone.push({ tenant, session_id, first: 1, last: version });
       } else if (event.type === 'MessageRemoved' || event.type === 'HistoryRewound') {
         for (const [first, last] of versionsLeft(event)) gone.push({ tenant, session_id, first, last });
+      } else if (event.type === 'SessionCreated' && event.data.owner !== undefined) {
+        owned.push(ownerRow(event, event.data.owner));
       } else if (event.type === 'MessageAppended') {
-        const row = rowOf(event);
+        const row = rowOf(event, owners.get(keyOf(event)) ?? null);
         if (row) said.push(row);
       }
     }
@@ -78,7 +90,7 @@ export const searchProjection: Projection<SessionRecord> = {
             version <= one.last,
         ),
     );
-    return Promise.resolve([
+    return [
       ...(gone.length === 0
         ? []
         : [
@@ -90,23 +102,62 @@ export const searchProjection: Projection<SessionRecord> = {
               values: columns(gone, ['tenant', 'session_id', 'first', 'last']),
             },
           ]),
-      ...(rows.length === 0
+      ...(rows.length === 0 && owned.length === 0
         ? []
         : [
             {
+              // A session that is created anew after its deletion has its row of version 0 already, and the same owner.
               text: `insert into ${table} (${NAMES.join()}, keys)
                      select ${NAMES.join()}, keys::integer[]
-                     from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::timestamptz[],
-                                 $7::text[], $8::text[], $9::text[]) as r (${NAMES.join()}, keys)`,
-              values: columns(rows, [...NAMES, 'keys']),
+                     from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[],
+                                 $7::timestamptz[], $8::text[], $9::text[], $10::text[]) as r (${NAMES.join()}, keys)
+                     on conflict (tenant, session_id, version) do update set owner = excluded.owner`,
+              values: columns([...owned, ...rows], [...NAMES, 'keys']),
             },
           ]),
-    ]);
+    ];
   },
 };
 
+const keyOf = ({ tenant, streamId }: SessionRecord): string => `${tenant}/${streamId}`;
+
+/** The owners of the sessions of these events, as far as they have one. */
+async function ownersOf(
+  events: readonly SessionRecord[],
+  table: string,
+  read: Read,
+): Promise<ReadonlyMap<string, string>> {
+  const owners = new Map<string, string>();
+  const earlier = new Map<string, SessionRecord>();
+  for (const event of events) {
+    if (event.type === 'SessionCreated' && event.data.owner !== undefined)
+      owners.set(keyOf(event), event.data.owner);
+    else if (event.type === 'MessageAppended' && !owners.has(keyOf(event))) earlier.set(keyOf(event), event);
+  }
+  if (earlier.size === 0) return owners;
+  const asked = [...earlier.values()];
+  const rows = await read<Pick<SearchRow, 'tenant' | 'session_id'> & { owner: string }>(
+    `select r.* from unnest($1::text[], $2::text[]) as k (tenant, session_id)
+     cross join lateral (
+       select tenant, session_id, owner from ${table}
+       where tenant = k.tenant and session_id = k.session_id and version = 0 limit 1
+     ) r`,
+    [asked.map(({ tenant }) => tenant), asked.map(({ streamId }) => streamId)],
+  );
+  for (const { tenant, session_id, owner } of rows) owners.set(`${tenant}/${session_id}`, owner);
+  return owners;
+}
+
+const ownerRow = ({ tenant, streamId, time }: SessionRecord, owner: string): SearchRow => ({
+  ...{ tenant, session_id: streamId, version: 0, message_id: '', role: '', owner },
+  ...{ created_at: time, text: '', folded: null, keys: arrayLiteral([]) },
+});
+
 /** The row of a message; undefined when there is no text in it. */
-function rowOf(event: SessionRecord & { type: 'MessageAppended' }): SearchRow | undefined {
+function rowOf(
+  event: SessionRecord & { type: 'MessageAppended' },
+  owner: string | null,
+): SearchRow | undefined {
   const { messageId, role, content, origin } = event.data;
   const text = textOf(content).normalize('NFC').slice(0, SEARCHED_LENGTH).toWellFormed();
   if (text === '') return undefined;
@@ -116,9 +167,10 @@ function rowOf(event: SessionRecord & { type: 'MessageAppended' }): SearchRow | 
   const created_at = new Date(origin?.createdAt ?? event.time).toISOString();
   const keys = keysOfText(folded);
   keys.add(keyOfRole(role));
+  if (owner !== null) keys.add(keyOfOwner(tenant, owner));
   for (const key of keysOfTime(tenant, Date.parse(created_at))) keys.add(key);
   return {
-    ...{ tenant, session_id, version, message_id: messageId, role, created_at, text },
+    ...{ tenant, session_id, version, message_id: messageId, role, owner, created_at, text },
     folded: folded === text ? null : folded,
     keys: arrayLiteral([...keys]),
   };

@@ -6,6 +6,7 @@ import { SESSIONS, type SessionRow } from './sessions.projection.js';
 export interface SessionView {
   readonly id: string;
   readonly status: 'active' | 'expired';
+  readonly owner: string | null;
   readonly title: string | null;
   readonly metadata: object;
   readonly messageCount: number;
@@ -24,6 +25,7 @@ export interface SessionView {
 const VIEW_COLUMNS = [
   'session_id',
   'status',
+  'owner',
   'title',
   'metadata',
   'message_count',
@@ -41,6 +43,7 @@ type ViewRow = Pick<SessionRow, (typeof VIEW_COLUMNS)[number]>;
 const toView = (row: ViewRow): SessionView => ({
   id: row.session_id,
   status: row.status as 'active' | 'expired',
+  owner: row.owner,
   title: row.title,
   metadata: row.metadata,
   messageCount: row.message_count,
@@ -81,6 +84,7 @@ export interface SessionFilter {
   /** Text to find in the title or in a value of the metadata, without regard to case. */
   readonly q?: string | undefined;
   readonly metadata?: Readonly<Record<string, string>>;
+  readonly owner?: string | undefined;
 }
 
 /**
@@ -104,6 +108,7 @@ export async function listSessions(
   const conditions = [
     filter.status === 'all' ? `status <> 'deleted'` : `status = ${parameter(filter.status)}`,
   ];
+  if (filter.owner !== undefined) conditions.push(`owner = ${parameter(filter.owner)}`);
   if (filter.after) {
     const { createdAt, id } = filter.after;
     conditions.push(`(created_at, session_id) > (${parameter(createdAt)}, ${parameter(id)})`);
@@ -172,7 +177,7 @@ export async function listForks(
   freshness: Freshness,
   tenant: string,
   source: { readonly sessionId: string; readonly from: number; readonly to: number },
-  page: Pick<SessionFilter, 'after' | 'limit'>,
+  page: Pick<SessionFilter, 'after' | 'limit' | 'owner'>,
 ): Promise<SessionView[]> {
   const rows = await models.read<ViewRow>(
     SESSIONS,
@@ -181,6 +186,7 @@ export async function listForks(
      where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
        and (forked_from ->> 'version')::int between $3 and $4 and status <> 'deleted'
        and ($5::timestamptz is null or (created_at, session_id) > ($5, $6::text collate "C"))
+       and ($8::text is null or owner = $8)
      order by created_at, session_id limit $7`,
     [
       tenant,
@@ -190,6 +196,7 @@ export async function listForks(
       page.after?.createdAt ?? null,
       page.after?.id ?? null,
       page.limit,
+      page.owner ?? null,
     ],
   );
   return rows.map(toView);

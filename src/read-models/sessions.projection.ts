@@ -10,6 +10,7 @@ export interface SessionRow {
   incarnation: number;
   version: number;
   status: 'active' | 'expired' | 'deleted';
+  owner: string | null;
   title: string | null;
   metadata: object;
   message_count: number;
@@ -37,6 +38,7 @@ const COLUMNS = {
   incarnation: 'integer not null',
   version: 'integer not null',
   status: 'text not null',
+  owner: 'text collate "C"',
   title: 'text',
   metadata: 'jsonb not null',
   message_count: 'integer not null',
@@ -72,7 +74,7 @@ const arrayType = (name: keyof SessionRow): string =>
  */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
-  version: 4,
+  version: 5,
   // No column that most appends change is indexed, so that their updates write no index (heap-only updates).
   createTable: (table) => `
     create table ${table} (
@@ -82,6 +84,7 @@ export const sessionsProjection: Projection<SessionRecord> = {
       primary key (tenant, session_id)
     ) with (fillfactor = 70);
     create index ${table}_created on ${table} (tenant, created_at, session_id);
+    create index ${table}_of_owner on ${table} (tenant, owner, created_at, session_id) where owner is not null;
     create index ${table}_active on ${table} (since) where status = 'active';
     create index ${table}_active_of_tenant on ${table} (tenant, since) where status = 'active';
     create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
@@ -199,6 +202,7 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       incarnation: event.incarnation,
       version: event.version,
       status: 'active',
+      owner: event.data.owner ?? null,
       title: event.data.title ?? null,
       metadata: event.data.metadata ?? {},
       message_count: 0,

@@ -12,6 +12,7 @@ import { dispatch } from './command-handlers.js';
 import { SessionQueries } from './session-queries.js';
 import { sessionPath } from './session.schemas.js';
 import { contextOf, WRITE_EXISTING } from './sessions.controller.js';
+import { refTo } from './command-context.js';
 
 const Approval = sessionEvents.ToolApprovalGranted.data.meta({ id: 'ToolApproval' });
 const ApprovalList = z.object({ data: z.array(Approval) });
@@ -30,17 +31,17 @@ export class ApprovalsController {
     private readonly queries: SessionQueries,
   ) {}
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get()
   @Answers(200, ApprovalList, {
     summary: 'List the tool approvals of a session',
     problems: ['session-not-found', 'upgrade-in-progress', 'database-unavailable'],
   })
-  async list(@Caller() { tenant }: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
-    return { data: await this.queries.approvals({ tenant, sessionId }) };
+  async list(@Caller() caller: Caller, @Param('id', { schema: sessionPath }) sessionId: string) {
+    return { data: await this.queries.approvals(refTo(caller, sessionId)) };
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Put(':tool')
   @Answers(200, Approval, { summary: 'Approve a tool', problems: WRITE_EXISTING })
   async grant(
@@ -51,12 +52,12 @@ export class ApprovalsController {
   ) {
     const route = `PUT /v1/sessions/${sessionId}/approvals/${tool}`;
     const approval = { tool, scope: body.scope, ...(body.expiresAt && { expiresAt: body.expiresAt }) };
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     await dispatch(this.bus, session, new GrantToolApproval(approval), contextOf(write, route, body));
     return approval;
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':tool')
   @Answers(204, null, { summary: 'Take an approval back', problems: ['not-found', ...WRITE_EXISTING] })
   async revoke(
@@ -65,7 +66,7 @@ export class ApprovalsController {
     @Param('tool', { schema: toolName }) tool: string,
   ): Promise<void> {
     const route = `DELETE /v1/sessions/${sessionId}/approvals/${tool}`;
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const done = await dispatch(
       this.bus,
       session,

@@ -1,11 +1,34 @@
 import { type SessionEvent } from '../domain/session.events.js';
 import { type SessionState } from '../domain/session.state.js';
 
-/** The address of a session, for commands and queries. */
-export interface SessionRef {
+/** Whose sessions somebody may reach: all of a tenant, or those of one owner in it. */
+export interface Reach {
+  readonly tenant: string;
+  /** Null: all sessions of the tenant. Sessions of other owners do not exist for who reaches one owner's only. */
+  readonly ownedBy: string | null;
+}
+
+/** Where a session is. */
+export interface SessionAddress {
   readonly tenant: string;
   readonly sessionId: string;
 }
+
+/** The address of a session, for commands and queries, as somebody sees it who has this reach. */
+export interface SessionRef extends SessionAddress, Reach {}
+
+export const refTo = ({ tenant, ownedBy }: Reach, sessionId: string): SessionRef => ({
+  tenant,
+  ownedBy,
+  sessionId,
+});
+
+/** A session as the service itself sees it, whoever owns it. */
+export const anyOwner = ({ tenant, sessionId }: SessionAddress): SessionRef => ({
+  tenant,
+  sessionId,
+  ownedBy: null,
+});
 
 /**
  * The circumstances of a command: who gives it, and under which conditions. The rules of a session do not see them, so

@@ -4,6 +4,8 @@ import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { searchMessages } from '../read-models/search.js';
 import { fold, termsOf } from '../read-models/search-keys.js';
+import { type Reach } from './command-context.js';
+import { NOBODY, ownerIn } from './session-queries.js';
 import { SearchCursor, type SearchQuery, type SearchResult } from './session.schemas.js';
 
 type SnippetPart = z.infer<typeof SearchResult>['data'][number]['snippet'][number];
@@ -14,14 +16,25 @@ export class MessageSearch {
   constructor(private readonly models: ReadModels) {}
 
   /** @throws ApiError `invalid-cursor`; ProjectionLagging, DatabaseUnavailable */
-  async find(tenant: string, query: z.infer<typeof SearchQuery>): Promise<z.infer<typeof SearchResult>> {
-    const { q, role, from, to, limit, cursor, consistency } = query;
-    const scope = JSON.stringify(['search', tenant, q, role ?? null, from ?? null, to ?? null]);
+  async find(reach: Reach, query: z.infer<typeof SearchQuery>): Promise<z.infer<typeof SearchResult>> {
+    const { q, role, owner: asked, from, to, limit, cursor, consistency } = query;
+    const { tenant } = reach;
+    const owner = ownerIn(reach, asked);
+    if (owner === NOBODY) return { data: [], nextCursor: null };
+    const scope = JSON.stringify([
+      'search',
+      tenant,
+      q,
+      role ?? null,
+      from ?? null,
+      to ?? null,
+      owner ?? null,
+    ]);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SearchCursor);
     const terms = termsOf(q);
     const wanted = consistency === 'strong' ? await this.models.ends() : 'eventual';
     const { hits, next } = await searchMessages(this.models, wanted, {
-      ...{ tenant, terms, role, from, to, after, limit },
+      ...{ tenant, owner, terms, role, from, to, after, limit },
     });
     return {
       data: hits.map(({ text, ...hit }) => ({ ...hit, snippet: snippetOf(text, terms) })),

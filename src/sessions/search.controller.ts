@@ -10,13 +10,13 @@ import { SearchQuery, SearchResult } from './session.schemas.js';
 export class SearchController {
   constructor(private readonly search: MessageSearch) {}
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get()
   @Answers(200, SearchResult, {
     summary: 'Search the messages of all sessions, the newest first',
     problems: ['invalid-cursor', 'projection-lagging', 'upgrade-in-progress', 'database-unavailable'],
   })
-  find(@Caller() { tenant }: Caller, @Query({ schema: SearchQuery }) query: z.infer<typeof SearchQuery>) {
-    return this.search.find(tenant, query);
+  find(@Caller() caller: Caller, @Query({ schema: SearchQuery }) query: z.infer<typeof SearchQuery>) {
+    return this.search.find(caller, query);
   }
 }

@@ -5,7 +5,9 @@ import {
   AbandonGeneration,
   AppendMessages,
   CancelGeneration,
+  CreateSession,
   ExpireSession,
+  ForkSession,
   type NewMessage,
   RemoveMessage,
   ResetConversation,
@@ -13,7 +15,7 @@ import {
   type SessionCommand,
   StartGeneration,
 } from '../domain/session.commands.js';
-import { isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
+import { initialState, isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import { EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
@@ -22,7 +24,7 @@ import { type Loaded } from '../event-store/stream-states.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type Candidate } from '../read-models/session-candidates.js';
 import { activeSessions, RoomMaker } from './active-sessions.js';
-import { type CommandContext, type SessionRef } from './command-context.js';
+import { anyOwner, type CommandContext, type SessionAddress, type SessionRef } from './command-context.js';
 import { HistoryReader, withFields } from './history-reader.js';
 import { replyIdOf } from './ids.js';
 import { PartialReplies } from './partial-replies.js';
@@ -81,7 +83,7 @@ export class SessionCommands {
         command instanceof AppendMessages && command.replaceLast === 0
           ? command
           : this.withPartial(command, state).then((one) =>
-              histories.prepare({ tenant, sessionId: streamId }, one, state),
+              histories.prepare(anyOwner({ tenant, sessionId: streamId }), one, state),
             ),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
@@ -92,14 +94,27 @@ export class SessionCommands {
     });
   }
 
-  /** The session as the log has it now; its `status` tells whether it exists. */
+  /**
+   * The session as the log has it now; its `status` tells whether it exists. To whoever does not reach it, it never
+   * existed.
+   */
   load(session: SessionRef): Promise<Loaded<SessionState>> {
-    return this.streams.load(streamOf(session));
+    return this.streams.load(streamOf(session)).then((loaded) => asSeenBy(session, loaded));
+  }
+
+  /**
+   * The address of a session that is read by itself, without its state.
+   * @throws DomainError `session-not-found` for one that is out of reach
+   */
+  async reached(session: SessionRef): Promise<SessionAddress> {
+    if (session.ownedBy !== null && (await this.load(session)).state.version === 0) throw notFound();
+    return session;
   }
 
   /** The session as this process saw it last, if it did. */
   known(session: SessionRef): Loaded<SessionState> | undefined {
-    return this.streams.known(streamOf(session));
+    const known = this.streams.known(streamOf(session));
+    return known && asSeenBy(session, known);
   }
 
   /** The session as this process saw it last, or else as the log has it. */
@@ -109,7 +124,9 @@ export class SessionCommands {
 
   /** The state of a session at a version that it has reached. */
   stateAt(session: SessionRef, version: number): Promise<SessionState> {
-    return this.streams.stateAt(streamOf(session), version);
+    return this.streams
+      .stateAt(streamOf(session), version)
+      .then((state) => (isSeenBy(session, state) ? state : initialState));
   }
 
   /**
@@ -153,9 +170,13 @@ export class SessionCommands {
    * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of
    * a newer version can read the session.
    */
-  async housekeep(session: SessionRef, command: SessionCommand, context: CommandContext): Promise<boolean> {
+  async housekeep(
+    session: SessionAddress,
+    command: SessionCommand,
+    context: CommandContext,
+  ): Promise<boolean> {
     try {
-      return (await this.append(session, command, context)).events.length > 0;
+      return (await this.append(anyOwner(session), command, context)).events.length > 0;
     } catch (error) {
       if (error instanceof VersionMismatch || error instanceof DomainError) return false;
       if (error instanceof NewerEvent) return false;
@@ -164,7 +185,7 @@ export class SessionCommands {
   }
 
   /** Loads many sessions at once, so that the commands on them that follow need not load them one by one. */
-  preload(sessions: readonly SessionRef[]): Promise<void> {
+  preload(sessions: readonly SessionAddress[]): Promise<void> {
     return this.streams.preload(sessions.map(streamOf));
   }
 
@@ -174,8 +195,13 @@ export class SessionCommands {
     { idempotency, onDecided, ...context }: CommandContext,
   ): Promise<HandledSession> {
     const { tenant } = session;
-    const handled = await this.streams.handle(streamOf(session), command, {
+    const handled = await this.streams.handle(streamOf(session), owned(session, command), {
       ...context,
+      admit: (state) => {
+        if (isSeenBy(session, state)) return;
+        // As with a session that there never was.
+        throw context.ifMatch === undefined ? notFound() : new VersionMismatch(0);
+      },
       decided: onDecided,
       key: idempotency && {
         ...idempotency,
@@ -221,6 +247,25 @@ export class SessionCommands {
   }
 }
 
+/** An id that was never used is free for everybody. One that was used keeps its owner. */
+const isSeenBy = ({ ownedBy }: SessionRef, { version, owner }: SessionState): boolean =>
+  ownedBy === null || version === 0 || owner === ownedBy;
+
+const asSeenBy = <L extends Loaded<SessionState>>(session: SessionRef, loaded: L): L =>
+  isSeenBy(session, loaded.state) ? loaded : { ...loaded, state: initialState };
+
+/** Whoever reaches the sessions of one owner alone creates them for that owner. */
+function owned({ ownedBy: owner }: SessionRef, command: SessionCommand): SessionCommand {
+  if (owner === null) return command;
+  if (command instanceof CreateSession || command instanceof ForkSession)
+    return withFields(command, { details: { ...command.details, owner } });
+  if (command instanceof StartGeneration && command.create)
+    return withFields(command, { create: { ...command.create, owner } });
+  return command;
+}
+
+export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
+
 /** The approximate size of messages in bytes; only the order of magnitude matters. */
 function weightOf(messages: readonly NewMessage[]): number {
   let bytes = 0;
@@ -232,4 +277,4 @@ function weightOf(messages: readonly NewMessage[]): number {
   return bytes;
 }
 
-const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
+const streamOf = ({ tenant, sessionId }: SessionAddress) => ({ tenant, streamId: sessionId });

@@ -1,6 +1,5 @@
 import { Injectable } from '@nestjs/common';
 import { z } from 'zod';
-import { DomainError } from '../domain/decider.js';
 import { exists, type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
 import { type Loaded } from '../event-store/stream-states.js';
@@ -15,8 +14,8 @@ import {
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { findSession, listForks, listSessions, type SessionView } from '../read-models/session-views.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
-import { type SessionRef } from './command-context.js';
-import { SessionCommands } from './session-commands.js';
+import { type Reach, refTo, type SessionRef } from './command-context.js';
+import { notFound, SessionCommands } from './session-commands.js';
 import {
   type ListForksQuery,
   type ListMessagesQuery,
@@ -50,6 +49,7 @@ export class SessionQueries {
     return this.present(tenant, {
       id: sessionId,
       status: state.status,
+      owner: state.owner,
       title: state.title,
       metadata: state.metadata,
       messageCount: state.messageCount,
@@ -69,22 +69,26 @@ export class SessionQueries {
     if (consistency === 'strong') return this.answer(session, await this.existing(session));
     const { tenant, sessionId } = session;
     const found = await findSession(this.models, EVENTUAL, tenant, sessionId);
-    if (!found) throw notFound();
+    if (!found || (session.ownedBy !== null && found.owner !== session.ownedBy)) throw notFound();
     return this.present(tenant, found);
   }
 
   async list(
-    tenant: string,
+    reach: Reach,
     query: z.infer<typeof ListSessionsQuery>,
   ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
-    const { status, limit, cursor, q, consistency, ...others } = query;
+    const { status, limit, cursor, q, owner: asked, consistency, ...others } = query;
+    const { tenant } = reach;
     const metadata = metadataFilter(others);
-    const scope = JSON.stringify(['sessions', tenant, status, q ?? null, metadata]);
+    const owner = ownerIn(reach, asked);
+    if (owner === NOBODY) return { data: [], nextCursor: null };
+    const scope = JSON.stringify(['sessions', tenant, status, q ?? null, metadata, owner ?? null]);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
     const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
     const found = await listSessions(this.models, wanted, tenant, {
       status,
       q,
+      owner,
       metadata,
       after,
       limit: limit + 1,
@@ -93,17 +97,18 @@ export class SessionQueries {
   }
 
   /**
-   * The sessions of a tenant by creation time and id.
+   * The sessions within reach by creation time and id.
    * @param behind the id of the last session of the page before
    * @throws DomainError `session-not-found` for an id that no session has
    */
   async listBehind(
-    tenant: string,
+    reach: Reach,
     { behind, limit }: { readonly behind?: string | undefined; readonly limit: number },
   ): Promise<{ data: SessionAnswer[]; hasMore: boolean }> {
-    const last = behind === undefined ? undefined : await this.existing({ tenant, sessionId: behind });
+    const { tenant, ownedBy } = reach;
+    const last = behind === undefined ? undefined : await this.existing(refTo(reach, behind));
     const after = last && behind !== undefined ? { createdAt: last.createdAt, id: behind } : undefined;
-    const filter = { status: 'all' as const, after, limit: limit + 1 };
+    const filter = { status: 'all' as const, owner: ownedBy ?? undefined, after, limit: limit + 1 };
     const found = await listSessions(this.models, await this.models.ends(), tenant, filter);
     return {
       data: found.slice(0, limit).map((session) => this.present(tenant, session)),
@@ -133,7 +138,7 @@ export class SessionQueries {
       wanted,
       tenant,
       { sessionId, from: (before?.version ?? 0) + 1, to: last?.version ?? 0 },
-      { after, limit: limit + 1 },
+      { after, limit: limit + 1, owner: session.ownedBy ?? undefined },
     );
     return this.page(tenant, found, limit, scope);
   }
@@ -274,8 +279,10 @@ export class SessionQueries {
 
   private present(tenant: string, session: SessionView): SessionAnswer {
     const { sessionTTL } = this.policies.of(tenant);
-    const { usage, forkedFrom, ...rest } = session;
+    const { id, status, owner, usage, forkedFrom, ...rest } = session;
     return {
+      ...{ id, status },
+      ...(owner !== null && { owner }),
       ...rest,
       expiresAt:
         session.status === 'active'
@@ -285,6 +292,14 @@ export class SessionQueries {
       ...(forkedFrom && { forkedFrom }),
     } as SessionAnswer;
   }
+}
+
+export const NOBODY = Symbol('nobody');
+
+/** The owner whose sessions a request is about: `asked` for, but no other than the one within reach. */
+export function ownerIn({ ownedBy }: Reach, asked: string | undefined): string | typeof NOBODY | undefined {
+  if (ownedBy === null) return asked;
+  return asked === undefined || asked === ownedBy ? ownedBy : NOBODY;
 }
 
 /**
@@ -300,7 +315,6 @@ export function incarnationIn(state: SessionState, named: number | undefined): n
 /** The freshness that a strong read of one session asks for. */
 export const endOf = ({ lane, position }: Loaded<unknown>): Freshness => new Map([[lane, position]]);
 
-export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');
 const cursorExpired = (): ApiError =>
   new ApiError(
     'cursor-expired',

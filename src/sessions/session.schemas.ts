@@ -6,6 +6,7 @@ import {
   messageStatus,
   metadata,
   moment,
+  owner,
   reason,
   role,
   sessionId,
@@ -27,6 +28,7 @@ export const Session = z
   .object({
     id: sessionId,
     status: z.enum(['active', 'expired']),
+    owner: owner.optional().meta({ description: 'absent where nobody was named' }),
     title: title.nullable(),
     metadata,
     messageCount: z.int().nonnegative().meta({ description: 'messages of the present history' }),
@@ -59,7 +61,14 @@ export const Message = z
   .meta({ id: 'Message' });
 
 export const CreateSessionBody = z
-  .strictObject({ id: sessionId.optional(), title: title.optional(), metadata: metadata.optional() })
+  .strictObject({
+    id: sessionId.optional(),
+    owner: owner
+      .optional()
+      .meta({ description: 'stays with the id for ever; a token of one owner may name that alone' }),
+    title: title.optional(),
+    metadata: metadata.optional(),
+  })
   .default({});
 
 export const ChangeSessionBody = z.strictObject({
@@ -152,6 +161,8 @@ const consistency = z.enum(['strong', 'eventual']).default('strong').meta({
   description: 'strong: sees every write acknowledged before the request; eventual: answers at once',
 });
 
+const ownedBy = owner.optional().meta({ description: 'of sessions of this owner alone' });
+
 export const ConsistencyQuery = z.strictObject({ consistency });
 
 /** `metadata.<key>=<value>` may be given for any number of keys. */
@@ -166,6 +177,7 @@ export const ListSessionsQuery = z
       .max(200)
       .optional()
       .meta({ description: 'text in title or metadata; case does not matter' }),
+    owner: ownedBy,
     consistency,
   })
   .catchall(z.string());
@@ -202,6 +214,7 @@ export const SearchQuery = z.strictObject({
         'words, or phrases within quotes, that a message must contain, also within other words; case does not matter',
     }),
   role: role.optional(),
+  owner: ownedBy,
   from: moment.optional().meta({ description: 'messages of this time or later' }),
   to: moment.optional().meta({ description: 'messages before this time' }),
   limit,

@@ -19,7 +19,7 @@ import { Requires } from '../access/requirement.js';
 import { Answers } from '../http/openapi.js';
 import { ApiError } from '../http/problem.js';
 import { etag, Write, type WriteContext } from '../http/preconditions.js';
-import { type CommandContext } from './command-context.js';
+import { type CommandContext, refTo } from './command-context.js';
 import { dispatch } from './command-handlers.js';
 import { derivedId, newId } from './ids.js';
 import { SessionQueries } from './session-queries.js';
@@ -69,7 +69,8 @@ export function contextOf(write: WriteContext, route: string, body: unknown): Co
     ifMatch: write.ifMatch,
     ...(write.idempotencyKey !== undefined && {
       idempotency: {
-        scope: route,
+        // The keys of owners are their own: another's must find nothing.
+        scope: write.caller.ownedBy === null ? route : `${route} of ${write.caller.ownedBy}`,
         key: write.idempotencyKey,
         fingerprint: createHash('sha256')
           .update(JSON.stringify(body ?? null))
@@ -77,6 +78,17 @@ export function contextOf(write: WriteContext, route: string, body: unknown): Co
       },
     }),
   };
+}
+
+/** The id for a session to which the client gives none. With an idempotency key, a retry finds what the first request made. */
+export function idFor(
+  { caller, idempotencyKey }: WriteContext,
+  route: string,
+  kind: 'sess' | 'conv' = 'sess',
+): string {
+  if (idempotencyKey === undefined) return newId(kind);
+  const { tenant, ownedBy } = caller;
+  return derivedId(kind, tenant, route, idempotencyKey, ...(ownedBy === null ? [] : [ownedBy]));
 }
 
 /** A message of a request, as the event will hold it. */
@@ -94,7 +106,7 @@ export class SessionsController {
     private readonly queries: SessionQueries,
   ) {}
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Post()
   @Answers(201, Session, {
     summary: 'Create a session',
@@ -112,13 +124,8 @@ export class SessionsController {
   ) {
     const { id, ...details } = body;
     const route = 'POST /v1/sessions';
-    // With a key, a retry finds the session that the first request made.
-    const sessionId =
-      id ??
-      (write.idempotencyKey === undefined
-        ? newId('sess')
-        : derivedId('sess', write.caller.tenant, route, write.idempotencyKey));
-    const session = { tenant: write.caller.tenant, sessionId };
+    const sessionId = id ?? idFor(write, route);
+    const session = refTo(write.caller, sessionId);
     const isNew = id === undefined && write.idempotencyKey === undefined;
     const context = { ...contextOf(write, route, body), isNew };
     const done = await dispatch(this.bus, session, new CreateSession(details), context);
@@ -131,7 +138,7 @@ export class SessionsController {
     return answer;
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get()
   @Answers(200, SessionList, {
     summary: 'List sessions by creation time and id',
@@ -141,24 +148,24 @@ export class SessionsController {
     @Caller() caller: Caller,
     @Query({ schema: ListSessionsQuery }) query: z.infer<typeof ListSessionsQuery>,
   ) {
-    return this.queries.list(caller.tenant, query);
+    return this.queries.list(caller, query);
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id')
   @Answers(200, Session, { summary: 'Get a session', etag: true, problems: READ_EXISTING })
   async get(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: ConsistencyQuery }) { consistency }: z.infer<typeof ConsistencyQuery>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const session = await this.queries.find({ tenant, sessionId }, consistency);
+    const session = await this.queries.find(refTo(caller, sessionId), consistency);
     reply.header('etag', etag(session.version));
     return session;
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Patch(':id')
   @Answers(200, Session, {
     summary: 'Change title or metadata; a field that is given replaces the old value',
@@ -174,7 +181,7 @@ export class SessionsController {
     if (body.legalHold !== undefined && !write.caller.scopes.has('admin')) {
       throw new ApiError('forbidden', 'A legal hold needs the API key of an operator.');
     }
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `PATCH /v1/sessions/${sessionId}`, body);
     const done = await dispatch(this.bus, session, new ChangeSessionDetails(body), context);
     const answer = this.queries.answer(session, done);
@@ -182,7 +189,7 @@ export class SessionsController {
     return answer;
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':id')
   @Answers(204, null, {
     summary: 'Delete a session; its audit trail stays',
@@ -193,12 +200,12 @@ export class SessionsController {
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
   ): Promise<void> {
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `DELETE /v1/sessions/${sessionId}`, body);
     await dispatch(this.bus, session, new DeleteSession(body.reason), context);
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Post(':id/reset')
   @Answers(200, Session, {
     summary: 'Empty the history and the tool approvals; title and usage stay',
@@ -211,7 +218,7 @@ export class SessionsController {
     @Body({ schema: ReasonBody }) body: z.infer<typeof ReasonBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/reset`, body);
     const done = await dispatch(this.bus, session, new ResetConversation(body.reason), context);
     const answer = this.queries.answer(session, done);
@@ -219,7 +226,7 @@ export class SessionsController {
     return answer;
   }
 
-  @Requires('sessions:write', 'messages')
+  @Requires('sessions:write:own', 'messages')
   @Post(':id/messages')
   @Answers(201, AppendedMessages, {
     summary: 'Append one message, or up to 1000 in one piece',
@@ -232,7 +239,7 @@ export class SessionsController {
     @Body({ schema: AppendMessagesBody }) body: z.infer<typeof AppendMessagesBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/messages`, body);
     const single = !('messages' in body);
     const messages = (single ? [body] : body.messages).map(drafted);
@@ -259,7 +266,7 @@ export class SessionsController {
     };
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Delete(':id/messages/:messageId')
   @Answers(204, null, {
     summary: 'Take a message out of the history; a tool call and its results go together',
@@ -273,13 +280,13 @@ export class SessionsController {
     @Param('messageId', { schema: messagePath }) messageId: string,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<void> {
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `DELETE /v1/sessions/${sessionId}/messages/${messageId}`, null);
     const done = await dispatch(this.bus, session, new RemoveMessage(messageId), context);
     reply.header('etag', etag(done.duplicate?.version ?? done.state.version));
   }
 
-  @Requires('sessions:write')
+  @Requires('sessions:write:own')
   @Post(':id/rewind')
   @Answers(200, Session, {
     summary: 'Take all messages after a version out of the history',
@@ -293,7 +300,7 @@ export class SessionsController {
     @Body({ schema: RewindBody }) body: z.infer<typeof RewindBody>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const session = { tenant: write.caller.tenant, sessionId };
+    const session = refTo(write.caller, sessionId);
     const context = contextOf(write, `POST /v1/sessions/${sessionId}/rewind`, body);
     const command = new RewindHistory(body.toVersion, body.reason);
     const answer = this.queries.answer(session, await dispatch(this.bus, session, command, context));
@@ -301,7 +308,7 @@ export class SessionsController {
     return answer;
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/messages')
   @Answers(200, MessageList, {
     summary: 'Read the messages, oldest first unless order=desc',
@@ -309,39 +316,39 @@ export class SessionsController {
     problems: ['invalid-cursor', 'cursor-expired', ...READ_EXISTING],
   })
   async messages(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: ListMessagesQuery }) query: z.infer<typeof ListMessagesQuery>,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
-    const { messages, nextCursor, version } = await this.queries.messages({ tenant, sessionId }, query);
+    const { messages, nextCursor, version } = await this.queries.messages(refTo(caller, sessionId), query);
     reply.header('etag', etag(version)).type('application/json; charset=utf-8');
     // The messages are text already: reading it, only to write it anew, would take most of the time of this answer.
     return `{"data":${messages},"nextCursor":${JSON.stringify(nextCursor)},"version":${version}}`;
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/usage')
   @Answers(200, UsageList, { summary: 'Tokens by model and day (UTC)', problems: READ_EXISTING })
   async usage(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: ConsistencyQuery }) { consistency }: z.infer<typeof ConsistencyQuery>,
   ) {
-    return { data: await this.queries.usage({ tenant, sessionId }, consistency) };
+    return { data: await this.queries.usage(refTo(caller, sessionId), consistency) };
   }
 
-  @Requires('sessions:read')
+  @Requires('sessions:read:own')
   @Get(':id/forks')
   @Answers(200, SessionList, {
     summary: 'List the sessions that were forked from this one, by creation time and id',
     problems: ['invalid-cursor', ...READ_EXISTING],
   })
   forks(
-    @Caller() { tenant }: Caller,
+    @Caller() caller: Caller,
     @Param('id', { schema: sessionPath }) sessionId: string,
     @Query({ schema: ListForksQuery }) query: z.infer<typeof ListForksQuery>,
   ) {
-    return this.queries.forks({ tenant, sessionId }, query);
+    return this.queries.forks(refTo(caller, sessionId), query);
   }
 }

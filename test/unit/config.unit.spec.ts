@@ -68,6 +68,7 @@ describe('settings', () => {
         bodyLimit: 1_048_576,
         messageLimit: 16_777_216,
         logLevel: 'info',
+        limits: { tenant: {}, key: {} },
         shutdownGraceMs: 10_000,
       },
       tenants: {},
@@ -102,9 +103,15 @@ auth:
   keys:
     - { name: alice, tenant: acme, key: alice-key }
     - { name: root, tenant: "*", sha256: ${sha256('root-key').toUpperCase()} }
-server: { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 }
+  jwt:
+    issuer: https://issuer.example
+    audience: colloquy
+    jwksUrl: https://issuer.example/keys
+    claims: { tenant: org, owner: user }
+server:
+  { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0, limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } } }
 tenants:
-  acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict }
+  acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict, limits: { streams: 0 } }
   constructor: {}
 `);
     expect(config).toMatchObject({
@@ -147,10 +154,13 @@ tenants:
         ssl: { ca: 'pem' },
         sasl: { mechanism: 'plain', username: 'u', password: 'p' },
       },
-      server: { host: '0.0.0.0', port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 },
+      server: {
+        ...{ host: '0.0.0.0', port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 },
+        limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } },
+      },
     });
     expect({ ...config.tenants }).toEqual({
-      acme: { maxSessions: 5, sessionTTL: 1, capPolicy: 'evict' },
+      acme: { maxSessions: 5, sessionTTL: 1, capPolicy: 'evict', limits: { streams: 0 } },
       constructor: {},
     });
     expect(config.warnings).toEqual([]);
@@ -345,7 +355,17 @@ server: { host: localhost, port: 1 }
     ['tenants: { Acme: {} }', /^tenants\.Acme .*is not a tenant id/],
     ['tenants: { acme: { ttl: 1 } }', /^tenants\.acme\.ttl .*is not a known key/],
     ['auth: { mode: open }', /^auth\.mode .*must be one of: none, api-key/],
-    ['auth: { mode: api-key }', /^auth\.keys .*at least one key/],
+    ['auth: { mode: api-key, keys: [] }', /^auth\.keys .*at least one key/],
+    [`auth: { jwt: { issuer: i, audience: a } }`, /^auth\.jwt .*exactly one of: jwksUrl, publicKey/],
+    [
+      `auth: { jwt: { issuer: i, audience: a, publicKey: "-----BEGIN PUBLIC KEY-----" } }`,
+      /^auth\.jwt\.publicKey .*cannot be read|^auth\.jwt\.publicKey .*no public key/,
+    ],
+    [
+      `auth: { mode: none, jwt: { issuer: i, audience: a, jwksUrl: "https://i.example" } }`,
+      /^auth\.mode .*must be api-key/,
+    ],
+    ['server: { limits: { key: { streams: -1 } } }', /^server\.limits\.key\.streams .*whole number/],
     ['auth: { mode: none, keys: [{ name: a, tenant: b, key: c }] }', /^auth\.mode .*must be api-key/],
     ['auth: { keys: [{ name: a, tenant: b }] }', /^auth\.keys\.0 .*exactly one of: key, sha256/],
     ['auth: { keys: [{ name: a, tenant: B, key: c }] }', /^auth\.keys\.0\.tenant .*must be a tenant id/],

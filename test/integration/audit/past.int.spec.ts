@@ -158,7 +158,7 @@ describe('the past of sessions that lived through random commands', () => {
     'given any version and its incarnation, when state and messages are asked for, then they are those of a naive fold',
     async () => {
       await each(async (sessionId, log) => {
-        const session = { tenant: TENANT, sessionId };
+        const session = { tenant: TENANT, sessionId, ownedBy: null };
         for (const { version: at, incarnation } of log) {
           const before = log.slice(0, at);
           expectSame(
@@ -184,7 +184,7 @@ describe('the past of sessions that lived through random commands', () => {
     'given any time, when state and messages are asked for, then they are those of the last event up to it in that incarnation',
     async () => {
       await each(async (sessionId, log) => {
-        const session = { tenant: TENANT, sessionId };
+        const session = { tenant: TENANT, sessionId, ownedBy: null };
         for (const { time, incarnation } of log) {
           const later = new Date(Date.parse(time) + 1_000).toISOString();
           for (const at of [time, later]) {
@@ -214,7 +214,7 @@ describe('the past of sessions that lived through random commands', () => {
     async () => {
       let refused = 0;
       await each(async (sessionId, log) => {
-        const session = { tenant: TENANT, sessionId };
+        const session = { tenant: TENANT, sessionId, ownedBy: null };
         const now = log.at(-1);
         const isGone = now?.type === 'SessionDeleted';
         const page = { limit: 200, order: 'asc', consistency: 'strong' } as const;
@@ -245,7 +245,7 @@ describe('the past of sessions that lived through random commands', () => {
     'given any two versions of an incarnation, when they are compared, then the difference equals that of two naive folds',
     async () => {
       await each(async (sessionId, log) => {
-        const session = { tenant: TENANT, sessionId };
+        const session = { tenant: TENANT, sessionId, ownedBy: null };
         const own = randoms.get(sessionId) ?? random;
         const { incarnation } = log[own(log.length)] ?? { incarnation: 1 };
         const versions = log.filter((one) => one.incarnation === incarnation).map(({ version }) => version);
@@ -367,7 +367,7 @@ describe('a very long session', () => {
   const LENGTH = sized(100_000, 5_000);
   const PAGE = { limit: 50, order: 'asc', consistency: 'strong' } as const;
   let node: Node;
-  const session = { tenant: TENANT, sessionId: 'long' };
+  const session = { tenant: TENANT, sessionId: 'long', ownedBy: null };
 
   beforeAll(async () => {
     node = await Node.start(db, { sessions: { maxSessions: 1_000_000 } });

@@ -11,7 +11,7 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 import { sealingCodec } from '../../support/sealing-codec.js';
 import { Nodes } from '../event-store/fixture.js';
 
-const SESSION = { tenant: 'default', sessionId: 'long' };
+const SESSION = { tenant: 'default', sessionId: 'long', ownedBy: null };
 const STREAM = { tenant: 'default', streamId: 'long' };
 /** Number of messages before and after the generation that is searched. */
 const PAGES = 6;

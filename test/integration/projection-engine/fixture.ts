@@ -44,7 +44,7 @@ export function byCode(projection: Projection<SessionRecord>): Projection<Sessio
   return others;
 }
 
-export const target = (sessionId: string): SessionRef => ({ tenant: TENANT, sessionId });
+export const target = (sessionId: string): SessionRef => ({ tenant: TENANT, sessionId, ownedBy: null });
 let messages = 0;
 export const message = (text: string, more: Partial<NewMessage> = {}): NewMessage => ({
   messageId: `m${(messages += 1)}`,
@@ -76,7 +76,7 @@ export class Node {
       isActivity: isActivity,
       incarnation: (state) => state.incarnation,
       prepare: (command, state, { tenant, streamId }) =>
-        histories.prepare({ tenant, sessionId: streamId }, command, state),
+        histories.prepare({ tenant, sessionId: streamId, ownedBy: null }, command, state),
     });
   }
 

@@ -5,6 +5,7 @@ import { type SessionRecord } from '../../../src/read-models/session-record.js';
 import { SessionParked } from '../../../src/projection-engine/strong-reads.js';
 import { findSession, listSessions } from '../../../src/read-models/session-views.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
+import { STATE_VERSION } from '../../../src/domain/session.state.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sleep } from '../event-store/fixture.js';
@@ -111,7 +112,7 @@ describe.each([
       { name: 'history', parked: 0 },
     ]);
     expect(node.notices.filter((notice) => notice.includes('parked session s7'))).toHaveLength(1);
-    expect(told).toEqual([{ projection: 'sessions_v4' }]);
+    expect(told).toEqual([{ projection: 'sessions_v5' }]);
     expect(projected).toBeGreaterThan(2 * 5 * ids.length);
     expect(node.errors).toEqual([]);
     // While the bug remains, a retry parks the session again at the same event.
@@ -272,6 +273,7 @@ it('given an event that is newer than the code, when it is applied, then only it
   const newerNode = await start([]);
   await newerNode.store.append({
     ...appendOf({ tenant: TENANT, streamId: 'new' }, 1, []),
+    stateVersion: STATE_VERSION,
     events: [newer],
   });
   await say(node, 'old', 'goes on');

@@ -69,6 +69,7 @@ describe('the rows of a life', () => {
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
       id: 'chat',
       status: 'active',
+      owner: null,
       title: 'Trip',
       metadata: { user: 'alice' },
       messageCount: 2,

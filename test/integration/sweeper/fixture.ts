@@ -87,7 +87,7 @@ export class Node {
     { tenant = TENANT, ...context }: Partial<CommandContext> & { readonly tenant?: string } = {},
   ): Promise<HandledSession> {
     const by = { actor: 'tester', correlationId: 'test', ...context };
-    return this.commands.handle({ tenant, sessionId }, command, by);
+    return this.commands.handle({ tenant, sessionId, ownedBy: null }, command, by);
   }
 
   /** Waits until the read models have applied everything that is in the log now. */

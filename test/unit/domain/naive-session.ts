@@ -7,6 +7,7 @@ import {
   type Removed,
   type Rewound,
   type SessionCommand,
+  type SessionDetails,
 } from '../../../src/domain/session.commands.js';
 import { type SessionState } from '../../../src/domain/session.state.js';
 import { deleted, event, leaseExpired, notRun, type Refusal, resumed, said } from './given-when-then.js';
@@ -142,6 +143,7 @@ export function recount(log: readonly SessionEvent[]): Recount {
           : moves.at(-1)?.type === 'SessionExpired'
             ? 'expired'
             : 'active',
+    owner: log.findLast((one) => one.type === 'SessionCreated')?.data.owner ?? null,
     title: details.findLast((data) => data.title !== undefined)?.title ?? null,
     metadata: details.findLast((data) => data.metadata !== undefined)?.metadata ?? {},
     legalHold: holds.findLast((hold) => hold !== undefined) ?? false,
@@ -200,14 +202,25 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   const nothing: Foretold = { events: [], active: 0 };
   const exists = now.status === 'active' || now.status === 'expired';
 
+  // An id that was used keeps the owner that it had, also if that was nobody.
+  const named = (details: SessionDetails) => ({
+    ...details,
+    ...(now.owner !== null && { owner: now.owner }),
+  });
+  const isOfAnother = ({ owner }: SessionDetails): boolean =>
+    owner !== undefined && now.version > 0 && owner !== now.owner;
   if (command.type === 'CreateSession') {
-    const { details, messages } = command;
+    const { messages } = command;
+    const details = named(command.details);
+    if (isOfAnother(command.details)) return { refused: 'invalid-request' };
     if (!exists && !allowed(messages, [])) return { refused: 'invalid-request' };
     if (!exists) return { events: [event('SessionCreated', details), ...messages.map(said)], active: 1 };
     return now.status === 'expired' ? { events: [resumed], active: 1 } : nothing;
   }
   if (command.type === 'ForkSession') {
-    const { from, messages, details } = command;
+    const { from, messages } = command;
+    const details = named(command.details);
+    if (!exists && isOfAnother(command.details)) return { refused: 'invalid-request' };
     if (!exists) {
       const first = event('SessionCreated', { ...details, forkedFrom: from });
       return { events: [first, ...messages.map(said)], active: 1 };
@@ -216,7 +229,8 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
     return same ? nothing : { refused: 'invalid-request' };
   }
   if (!exists && command.type === 'StartGeneration' && command.create) {
-    const created = event('SessionCreated', command.create);
+    if (isOfAnother(command.create)) return { refused: 'invalid-request' };
+    const created = event('SessionCreated', named(command.create));
     const { create: _create, ...asked } = command;
     const foretold = foretell(asked, [...log, created], holds);
     return 'events' in foretold ? { events: [created, ...foretold.events], active: 1 } : foretold;

@@ -75,6 +75,38 @@ describe('creating a session', () => {
     expect(event).toStrictEqual(created);
   });
 
+  describe('for an owner', () => {
+    const ofAlice = event('SessionCreated', { owner: 'alice' });
+    const refused = { field: ['owner'], code: 'invalid-request' };
+
+    it('records whose it is, and finds it again for the same owner', () => {
+      given()
+        .when(new CreateSession({ owner: 'alice' }))
+        .then([ofAlice], { counters: { active: 1 } });
+      given(ofAlice)
+        .when(new CreateSession({ owner: 'alice' }))
+        .then([]);
+      given(ofAlice).when(new CreateSession()).then([]);
+    });
+
+    it('keeps the owner of an id when the session was deleted', () => {
+      given(ofAlice, deleted)
+        .when(new CreateSession())
+        .then([ofAlice], { counters: { active: 1 } });
+      expect(stateAfter(ofAlice, deleted)).toMatchObject({ status: 'deleted', owner: 'alice' });
+    });
+
+    it.each([
+      ['that is of another owner', [ofAlice]],
+      ['that was of another owner before it was deleted', [ofAlice, deleted]],
+      ['that had no owner', [created]],
+      ['that had no owner before it was deleted', [created, deleted]],
+    ])('refuses an id %s', (_, before) => {
+      const refusal = (): unknown => after(before, new CreateSession({ owner: 'bob' }));
+      expect(refusal).toThrow(expect.objectContaining(refused) as Error);
+    });
+  });
+
   it('changes nothing when the session is active', () => {
     given(created)
       .when(new CreateSession({ title: 'another' }))

@@ -114,7 +114,7 @@ const message = fc.oneof(
 const messages = fc.array(message, { minLength: 1, maxLength: 3 });
 const partial = maybe(partly({ messageId, content, generationId }, ['messageId', 'content']));
 const reason = maybe(text);
-const details = partly({ title: text, metadata }, []);
+const details = partly({ owner: fc.constantFrom('alice', 'bob'), title: text, metadata }, []);
 const lastActivityAt = fc.constant('2026-01-01T00:00:00.000Z');
 const from = record({ sessionId: fc.constant('bob'), version: fc.integer({ min: 1, max: 2 }) });
 

@@ -42,7 +42,7 @@ describe('the caller', () => {
   describe('without keys', () => {
     it('given no headers, when a request is made, then it is anonymous, of the default tenant, an operator', async () => {
       expect(await call(open, {})).toMatchObject({
-        caller: { tenant: 'default', actor: 'anonymous', operator: true },
+        caller: { tenant: 'default', actor: 'anonymous', operator: true, ownedBy: null },
       });
     });
 
@@ -213,7 +213,7 @@ describe('the correlation id', () => {
   it('given a handler that declares only caller and correlation id, when it is called, then it gets both', async () => {
     const response = await app.inject({ url: '/v1/admin', headers: { 'x-correlation-id': 'here' } });
     expect(response.json()).toEqual({
-      caller: { tenant: 'default', actor: 'anonymous', operator: true },
+      caller: { tenant: 'default', actor: 'anonymous', operator: true, ownedBy: null },
       correlationId: 'here',
     });
   });

@@ -1,0 +1,112 @@
+import 'reflect-metadata';
+import { createPrivateKey, createPublicKey, generateKeyPairSync } from 'node:crypto';
+import { readFile, writeFile } from 'node:fs/promises';
+import { userInfo } from 'node:os';
+import { SignJWT } from 'jose';
+import { Pool } from 'pg';
+import { type ApiKey, KeyStore, type NewKey } from '../access/key-store.js';
+import { grant } from '../database/grant.js';
+import { migrate } from '../database/migrate.js';
+import { migrations, rights } from '../migrations.js';
+import { withDatabase } from './database.js';
+
+/** Brings the schema of the database up to date. */
+export const migrateDatabase = (): Promise<void> =>
+  withDatabase({ create: true }, (url) => migrate(url, migrations));
+
+/** Gives a role what the service needs. @throws Error when the database is not migrated */
+export const grantTo = (role: string): Promise<void> =>
+  withDatabase({ create: false }, async (url) => {
+    await migrate(url, migrations);
+    await grant(url, role, rights);
+  });
+
+export const createKey = (key: Omit<NewKey, 'by'>): Promise<ApiKey & { readonly key: string }> =>
+  withKeys((store) => store.create({ ...key, by: me() }));
+
+/** All keys, those that were revoked or have run out as well. */
+export const listKeys = (tenant: string | undefined): Promise<ApiKey[]> =>
+  withKeys(async (store) => {
+    const all: ApiKey[] = [];
+    for (;;) {
+      const page = await store.list({ tenant, after: all.at(-1), limit: 1_000 });
+      all.push(...page);
+      if (page.length < 1_000) return all;
+    }
+  });
+
+/** @throws Error when there is no such key */
+export const revokeKey = (id: string): Promise<ApiKey> =>
+  withKeys(async (store) => {
+    const revoked = await store.revoke(id, me());
+    if (!revoked) throw new Error(`there is no key ${id}: colloquy keys list shows their ids`);
+    return revoked;
+  });
+
+/** Who is recorded as the maker of a key. */
+const me = (): string => `cli:${userInfo().username}`;
+
+const withKeys = <T>(work: (store: KeyStore) => Promise<T>): Promise<T> =>
+  withDatabase({ create: true }, async (url) => {
+    await migrate(url, migrations);
+    const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });
+    try {
+      return await work(new KeyStore(pool));
+    } finally {
+      await pool.end();
+    }
+  });
+
+export interface TokenOptions {
+  /** File of the private key, in PEM. It is made if there is none. */
+  readonly signingKey: string;
+  readonly issuer: string;
+  readonly audience: string;
+  readonly tenant: string;
+  readonly subject: string;
+  readonly scope: string;
+  /** Seconds. */
+  readonly expiresIn: number;
+}
+
+/** A token for trying out, signed by a key of one's own, and the settings by which the service takes it. */
+export async function makeToken(options: TokenOptions): Promise<{ token: string; settings: string }> {
+  const { signingKey, issuer, audience, tenant, subject, scope, expiresIn } = options;
+  const key = createPrivateKey(await readOrMake(signingKey));
+  const algorithms: Readonly<Record<string, string>> = { ed25519: 'EdDSA', rsa: 'RS256', ec: 'ES256' };
+  const algorithm = algorithms[key.asymmetricKeyType ?? ''];
+  if (algorithm === undefined)
+    throw new Error(`${signingKey} is a key of the type ${key.asymmetricKeyType}: use ed25519, rsa or ec`);
+  const token = await new SignJWT({ tenant, scope })
+    .setProtectedHeader({ alg: algorithm })
+    .setIssuer(issuer)
+    .setAudience(audience)
+    .setSubject(subject)
+    .setIssuedAt()
+    .setExpirationTime(`${expiresIn}s`)
+    .sign(key);
+  const publicKey = createPublicKey(key).export({ type: 'spki', format: 'pem' }) as string;
+  const lines = publicKey.trim().split('\n');
+  const settings = [
+    'auth:',
+    '  jwt:',
+    `    issuer: ${JSON.stringify(issuer)}`,
+    `    audience: ${JSON.stringify(audience)}`,
+    '    publicKey: |',
+    ...lines.map((line) => `      ${line}`),
+  ].join('\n');
+  return { token, settings };
+}
+
+async function readOrMake(file: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+  }
+  const { privateKey } = generateKeyPairSync('ed25519');
+  const pem = privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
+  // Whoever reads it can call as anybody.
+  await writeFile(file, pem, { mode: 0o600, flag: 'wx' });
+  return pem;
+}
