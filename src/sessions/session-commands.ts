@@ -13,6 +13,7 @@ import {
   ResetConversation,
   RewindHistory,
   type SessionCommand,
+  type SessionDetails,
   StartGeneration,
 } from '../domain/session.commands.js';
 import { initialState, isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
@@ -257,11 +258,24 @@ const asSeenBy = <L extends Loaded<SessionState>>(session: SessionRef, loaded: L
 /** Whoever reaches the sessions of one owner alone creates them for that owner. */
 function owned({ ownedBy: owner }: SessionRef, command: SessionCommand): SessionCommand {
   if (owner === null) return command;
+  const named = detailsOf(command)?.owner;
+  if (named !== undefined && named !== owner) {
+    throw new DomainError('invalid-request', 'the token is for the sessions of another owner', {
+      field: ['owner'],
+      detail: `must be ${owner}, or left out`,
+    });
+  }
   if (command instanceof CreateSession || command instanceof ForkSession)
     return withFields(command, { details: { ...command.details, owner } });
   if (command instanceof StartGeneration && command.create)
     return withFields(command, { create: { ...command.create, owner } });
   return command;
+}
+
+/** What a command may create a session with. */
+function detailsOf(command: SessionCommand): SessionDetails | undefined {
+  if (command instanceof CreateSession || command instanceof ForkSession) return command.details;
+  return command instanceof StartGeneration ? command.create : undefined;
 }
 
 export const notFound = (): DomainError => new DomainError('session-not-found', 'there is no such session');

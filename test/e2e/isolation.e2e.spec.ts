@@ -1,7 +1,6 @@
-import { generateKeyPairSync } from 'node:crypto';
-import { SignJWT } from 'jose';
 import { type Answer, type Api, apiOf } from '../support/http.js';
 import { type OpenApi } from '../support/openapi-requests.js';
+import { bearer, createIssuer } from '../support/tokens.js';
 import { createWorld, user, type World } from './fixture.js';
 
 /*
@@ -14,18 +13,8 @@ const MARK = 'zanzibar';
 const VICTIM = `${MARK}-session`;
 const KEY = 'one-key-for-all';
 
-const ISSUER = 'https://issuer.example';
-const { privateKey, publicKey } = generateKeyPairSync('ed25519');
-const PEM = publicKey.export({ type: 'spki', format: 'pem' }) as string;
 const OWN = 'sessions:read:own sessions:write:own generate:own audit:read:own';
-const tokenOf = (tenant: string, subject: string, scope: string) =>
-  new SignJWT({ tenant, scope })
-    .setProtectedHeader({ alg: 'EdDSA' })
-    .setIssuer(ISSUER)
-    .setAudience('colloquy')
-    .setSubject(subject)
-    .setExpirationTime('1h')
-    .sign(privateKey);
+const issuer = createIssuer();
 
 /** What a request refers to: ids, places and cursors, by the name of the parameter or field. */
 interface Things {
@@ -44,15 +33,13 @@ beforeAll(async () => {
   world = await createWorld();
   const env = {
     COLLOQUY_API_KEYS: 'victim:acme:key-of-victim,stranger:other:key-of-stranger',
-    COLLOQUY_JWT_ISSUER: ISSUER,
-    COLLOQUY_JWT_AUDIENCE: 'colloquy',
-    COLLOQUY_JWT_PUBLIC_KEY: PEM,
+    ...issuer.env,
   };
   ({ api } = await world.node(env));
 });
 afterAll(() => world.end());
 
-const as = (credential: string): Api => apiOf(api.url, { authorization: `Bearer ${credential}` });
+const as = (credential: string): Api => apiOf(api.url, bearer(credential));
 
 /** Gives the victim one of everything. */
 async function fill(victim: Api): Promise<Things> {
@@ -323,7 +310,10 @@ describe.each([
   },
   {
     stranger: 'another owner of the tenant',
-    credentials: async () => [await tokenOf('owned', 'alice', OWN), await tokenOf('owned', 'mallory', OWN)],
+    credentials: async () => [
+      await issuer.token('owned', 'alice', OWN),
+      await issuer.token('owned', 'mallory', OWN),
+    ],
     tenant: 'owned',
     isOfTenant: true,
   },
