@@ -104,7 +104,7 @@ export function loadConfig(source: Source): Config {
   if (cache !== undefined && cache.type !== 'redis')
     warnings.push(`storage.cache has no meaning with the type ${cache.type}: only redis has one.`);
 
-  if (auth.keys?.length === 0) {
+  if (auth.keys?.length === 0 && auth.mode !== 'none') {
     problems.push(
       `${nameOf(['auth', 'keys'])} must name at least one key, or be left out: with auth.mode api-key, keys of the database are taken without it`,
     );
