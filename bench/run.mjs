@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
+import { access } from './measures/access.mjs';
 import { appendRate } from './measures/append-rate.mjs';
 import { databaseTime } from './measures/database-time.mjs';
 import { doors } from './measures/doors.mjs';
@@ -27,6 +28,7 @@ const MEASURES = {
   rebuild,
   streaming,
   doors,
+  access,
   large,
 };
 /** Those that take too long for every day. */

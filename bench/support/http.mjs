@@ -56,8 +56,8 @@ export class Connection {
 }
 
 /** The bytes of a request, which is made once and sent often. */
-export function request(method, path, body) {
-  const lines = [`${method} ${path} HTTP/1.1`, 'Host: localhost'];
+export function request(method, path, body, headers = []) {
+  const lines = [`${method} ${path} HTTP/1.1`, 'Host: localhost', ...headers];
   if (body === undefined) return Buffer.from([...lines, '', ''].join('\r\n'));
   const text = JSON.stringify(body);
   return Buffer.from(

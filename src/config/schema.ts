@@ -241,6 +241,12 @@ export const settings = section({
     messageLimit: wholeNumber(1, 1_073_741_824).default(16_777_216),
     /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
     logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
+    /** Origins whose pages may call the service from a browser (CORS), or `*` for all. Default: none. */
+    corsOrigins: z
+      .array(text(/^(\*|https?:\/\/[^\s/]+)$/, 'must be an origin, such as https://app.example.com, or *'), {
+        error: 'must be a list of origins',
+      })
+      .default([]),
     /** Counted in Redis for all processes together if there is one, else by each process for itself. */
     limits: section({
       /** Of each tenant. */

@@ -15,6 +15,7 @@ const VARIABLES: readonly {
   { name: 'HOST', path: ['server', 'host'] },
   { name: 'PORT', path: ['server', 'port'], read: number },
   { name: 'COLLOQUY_PROCESSES', path: ['server', 'processes'], read: number },
+  { name: 'COLLOQUY_CORS_ORIGINS', path: ['server', 'corsOrigins'], read: list },
   { name: 'LOG_LEVEL', path: ['server', 'logLevel'] },
   { name: 'DATABASE_URL', path: ['storage', 'database'], read: (raw) => ({ type: 'postgresql', url: raw }) },
   { name: 'DATABASE_DIRECT_URL', path: ['storage', 'database', 'directUrl'] },

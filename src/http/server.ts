@@ -14,6 +14,7 @@ import { ApiError, renderProblem } from './problem.js';
 import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
 import { UnreadBodies } from './unread-bodies.js';
+import { AllowedOrigins, SECURITY_HEADERS } from './security-headers.js';
 import { SchemaPipe } from './validation.js';
 
 export interface HttpSettings {
@@ -22,6 +23,8 @@ export interface HttpSettings {
     readonly bodyLimit: number;
     /** The same of routes that take messages. */
     readonly messageLimit: number;
+    /** Origins whose pages may call. */
+    readonly corsOrigins: readonly string[];
   };
   readonly auth: AuthSettings;
   /** Called for each request when it has ended. */
@@ -30,6 +33,10 @@ export interface HttpSettings {
 
 /** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
 const REQUEST_TIMEOUT_MS = 60_000;
+/** The same for its headers, which are small. */
+const HEADERS_TIMEOUT_MS = 15_000;
+/** How often connections are looked at for requests that take too long. */
+const TIMEOUT_STEP_MS = 5_000;
 const CLOSE_IDLE_MS = 50;
 
 /** The HTTP adapter for `NestFactory.create`. Call `configureApp` on the created application. */
@@ -56,6 +63,7 @@ class HttpAdapter extends FastifyAdapter {
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
+      http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_STEP_MS },
       // Longer than any id, so that ids that are too long reach the validation, which says so.
       routerOptions: { maxParamLength: 512 },
       genReqId: correlationIdOf,
@@ -101,8 +109,11 @@ class HttpAdapter extends FastifyAdapter {
     const guard = new Guard(authenticatorsOf(auth));
     fastify.decorate('guard', guard);
     guard.install(fastify);
+    const origins = new AllowedOrigins(server.corsOrigins);
     fastify.addHook('onRequest', async (request, reply) => {
-      reply.header('x-correlation-id', request.id);
+      reply.headers(SECURITY_HEADERS).header('x-correlation-id', request.id);
+      // A browser asks beforehand without the key.
+      if (origins.answer(request, reply)) return reply.code(204).send();
       const { requestIdHeader } = surfaceOf(fastify.surfaces, pathOf(request));
       if (requestIdHeader !== undefined) reply.header(requestIdHeader, request.id);
       requireValidCorrelationId(request);

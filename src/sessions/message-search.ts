@@ -5,7 +5,7 @@ import { ReadModels } from '../projection-engine/strong-reads.js';
 import { searchMessages } from '../read-models/search.js';
 import { fold, termsOf } from '../read-models/search-keys.js';
 import { type Reach } from './command-context.js';
-import { NOBODY, ownerIn } from './session-queries.js';
+import { cursorScope, NOBODY, ownerIn } from './session-queries.js';
 import { SearchCursor, type SearchQuery, type SearchResult } from './session.schemas.js';
 
 type SnippetPart = z.infer<typeof SearchResult>['data'][number]['snippet'][number];
@@ -21,15 +21,7 @@ export class MessageSearch {
     const { tenant } = reach;
     const owner = ownerIn(reach, asked);
     if (owner === NOBODY) return { data: [], nextCursor: null };
-    const scope = JSON.stringify([
-      'search',
-      tenant,
-      q,
-      role ?? null,
-      from ?? null,
-      to ?? null,
-      owner ?? null,
-    ]);
+    const scope = cursorScope(['search', tenant, q, role ?? null, from ?? null, to ?? null], owner);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SearchCursor);
     const terms = termsOf(q);
     const wanted = consistency === 'strong' ? await this.models.ends() : 'eventual';

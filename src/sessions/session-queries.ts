@@ -82,7 +82,7 @@ export class SessionQueries {
     const metadata = metadataFilter(others);
     const owner = ownerIn(reach, asked);
     if (owner === NOBODY) return { data: [], nextCursor: null };
-    const scope = JSON.stringify(['sessions', tenant, status, q ?? null, metadata, owner ?? null]);
+    const scope = cursorScope(['sessions', tenant, status, q ?? null, metadata], owner);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
     const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
     const found = await listSessions(this.models, wanted, tenant, {
@@ -125,7 +125,7 @@ export class SessionQueries {
     { limit, cursor, consistency, incarnation: named }: z.infer<typeof ListForksQuery>,
   ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
     const { tenant, sessionId } = session;
-    const scope = JSON.stringify(['forks', session, named ?? null]);
+    const scope = cursorScope(['forks', { tenant, sessionId }, named ?? null], session.ownedBy);
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
     const { state } = await this.commands.load(session);
     const incarnation = incarnationIn(state, named);
@@ -152,7 +152,11 @@ export class SessionQueries {
     query: z.infer<typeof ListMessagesQuery>,
   ): Promise<{ messages: string; nextCursor: string | null; version: number }> {
     const { order, limit, consistency } = query;
-    const scope = JSON.stringify(['messages', session, order, query.at ?? null, query.incarnation ?? null]);
+    const { tenant, sessionId, ownedBy } = session;
+    const scope = cursorScope(
+      ['messages', { tenant, sessionId }, order, query.at ?? null, query.incarnation ?? null],
+      ownedBy,
+    );
     const cursor = query.cursor === undefined ? undefined : decodeCursor(scope, query.cursor, MessageCursor);
     const past = query.at !== undefined || query.incarnation !== undefined;
     const asked = { ...session, after: cursor?.after, order, limit };
@@ -293,6 +297,10 @@ export class SessionQueries {
     } as SessionAnswer;
   }
 }
+
+/** What a cursor is for; one that was given out before there were owners is still good. */
+export const cursorScope = (of: readonly unknown[], owner: string | null | undefined): string =>
+  JSON.stringify(owner === null || owner === undefined ? of : [...of, owner]);
 
 export const NOBODY = Symbol('nobody');
 

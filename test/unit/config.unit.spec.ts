@@ -68,6 +68,7 @@ describe('settings', () => {
         bodyLimit: 1_048_576,
         messageLimit: 16_777_216,
         logLevel: 'info',
+        corsOrigins: [],
         limits: { tenant: {}, key: {} },
         shutdownGraceMs: 10_000,
       },
@@ -109,7 +110,7 @@ auth:
     jwksUrl: https://issuer.example/keys
     claims: { tenant: org, owner: user }
 server:
-  { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0, limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } } }
+  { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0, corsOrigins: ["https://app.example"], limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } } }
 tenants:
   acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict, limits: { streams: 0 } }
   constructor: {}
@@ -156,6 +157,7 @@ tenants:
       },
       server: {
         ...{ host: '0.0.0.0', port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0 },
+        corsOrigins: ['https://app.example'],
         limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } },
       },
     });

@@ -176,6 +176,7 @@ describe('the rows of a life', () => {
     expect(await findSession(two.models, await other(), TENANT, 'chat')).toEqual({
       id: 'chat',
       status: 'active',
+      owner: null,
       title: null,
       metadata: {},
       messageCount: 0,

@@ -167,10 +167,20 @@ const FAILURES: Record<string, () => unknown> = {
 class FixtureModule {}
 
 export async function startApp(
-  settings: { auth?: AuthSettings; bodyLimit?: number; module?: Type; surfaces?: readonly Surface[] } = {},
+  settings: {
+    auth?: AuthSettings;
+    bodyLimit?: number;
+    corsOrigins?: readonly string[];
+    module?: Type;
+    surfaces?: readonly Surface[];
+  } = {},
 ): Promise<NestFastifyApplication> {
   const all = {
-    server: { bodyLimit: settings.bodyLimit ?? 1_048_576, messageLimit: 16_777_216 },
+    server: {
+      bodyLimit: settings.bodyLimit ?? 1_048_576,
+      messageLimit: 16_777_216,
+      corsOrigins: settings.corsOrigins ?? [],
+    },
     auth: settings.auth ?? { mode: 'none' as const, keys: [] },
     version: '1.2.3',
   };
