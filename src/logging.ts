@@ -6,12 +6,35 @@ export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', '
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
 /**
- * Lines that wait to be written together. A write for each would be felt on every request: it wakes a thread of this
- * process and the process that reads the lines.
+ * Characters of lines that are written together. A write for each line would be felt on every request: it wakes a thread
+ * of this process and the process that reads the lines.
  */
-const BUFFER_BYTES = 64 * 1024;
+const GATHERED_LENGTH = 32 * 1024;
 /** A line waits at most so long for others. */
 const FLUSH_MS = 250;
+
+/** Lines on their way to a stream. pino's own stream gathers as well, and measures all that it holds for each line. */
+class GatheredLines {
+  private waiting = '';
+
+  constructor(private readonly stream: ReturnType<typeof destination>) {}
+
+  write(line: string): void {
+    this.waiting += line;
+    if (this.waiting.length >= GATHERED_LENGTH) this.flush();
+  }
+
+  flush(): void {
+    if (this.waiting === '') return;
+    this.stream.write(this.waiting);
+    this.waiting = '';
+  }
+
+  flushSync(): void {
+    this.flush();
+    this.stream.flushSync();
+  }
+}
 
 /**
  * The log of the process: JSON lines on standard output, or text for people where that is a terminal. A line holds ids,
@@ -30,11 +53,11 @@ export function createLogger(level: LogLevel, fd: 1 | 2 = 1): PinoLogger {
   if (isTTY) return pino(options, pretty({ ignore: 'pid', sync: true, destination: fd }));
   // Few lines go to standard error, and each may be the last one.
   if (fd === 2) return pino(options, destination({ fd, sync: true }));
-  const stream = destination({ fd, minLength: BUFFER_BYTES, maxWrite: 2 * BUFFER_BYTES, sync: false });
+  const lines = new GatheredLines(destination({ fd, sync: false }));
   setInterval(() => {
-    stream.flush();
+    lines.flush();
   }, FLUSH_MS).unref();
-  const logger = pino(options, stream);
+  const logger = pino(options, lines);
   process.once('exit', () => {
     flushLog(logger);
   });

@@ -26,7 +26,7 @@ export async function access(server, { full }) {
     settings,
     'server: { limits: { tenant: { requestsPerSecond: 1000000, streams: 1000 }, key: { requestsPerSecond: 1000000 } } }',
   );
-  const open = await startService(url, { env: { LOG_LEVEL: 'silent' } });
+  const open = await startService(url, { env: { LOG_LEVEL: 'fatal' } });
   const guarded = await startService(url, {
     env: {
       LOG_LEVEL: 'info',
