@@ -10,6 +10,7 @@ import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
 import { checkPooler } from './database/pooler.js';
+import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest } from './http/request-log.js';
 import { configureApp, createHttpAdapter } from './http/server.js';
@@ -63,11 +64,21 @@ export async function createService(config: Config, { logger }: ServiceOptions):
   const stop = (): Promise<void> => undoAll(undo);
   try {
     const { databaseUrl, embedded } = await openDatabase(config, undo);
+    const traces = await startTraces(undo);
+    const logRequest = logRequests(logger);
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.create(config, databaseUrl),
-      createHttpAdapter({ ...config, onAnswered: logRequests(logger) }),
+      createHttpAdapter({
+        ...config,
+        onAnswered: (request) => {
+          logRequest(request);
+          traces?.answered(request);
+        },
+        correlationIds: traces && ((request, named) => traces.begin(request, named)),
+      }),
       { logger: new NestLog(logger), abortOnError: false },
     );
+    traces?.listen(app.get(EventLog).telemetry);
     undo.push(() => app.close());
     configureApp(app, { ...config, version });
     await app.init();
@@ -96,6 +107,18 @@ export async function openDatabase(
   if (embedded) await forgetLeases(databaseUrl);
   return { databaseUrl, embedded };
 }
+
+/** Traces, if the variables of OpenTelemetry name a collector. Loading them takes longer than the service takes to start. */
+async function startTraces(undo: Undo) {
+  if (!areTracesWanted(process.env)) return undefined;
+  const { Traces } = await import('./traces.js');
+  const traces = new Traces();
+  undo.push(() => traces.close());
+  return traces;
+}
+
+const areTracesWanted = (env: NodeJS.ProcessEnv): boolean =>
+  Boolean(env['OTEL_EXPORTER_OTLP_ENDPOINT'] ?? env['OTEL_EXPORTER_OTLP_TRACES_ENDPOINT']);
 
 /** A line for each request; not for those by which machines look whether the service is well. */
 function logRequests(logger: PinoLogger): (request: AnsweredRequest) => void {

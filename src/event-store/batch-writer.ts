@@ -166,9 +166,14 @@ export class BatchWriter {
     this.room.leave(pending.append.stream.tenant, pending.bytes);
   }
 
-  private tell({ since, begun }: Pending, outcome: AppendOutcome): void {
+  private tell({ append, since, begun }: Pending, outcome: AppendOutcome): void {
     const commitMs = performance.now() - begun;
-    this.telemetry.emit('appended', { outcome, waitMs: begun - since, commitMs });
+    this.telemetry.emit('appended', {
+      outcome,
+      correlationId: append.correlationId,
+      waitMs: begun - since,
+      commitMs,
+    });
   }
 }
 

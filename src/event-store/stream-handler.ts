@@ -172,6 +172,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     basis: Basis<State>,
     certain: Loaded<State & { version: number }> | undefined,
   ): Promise<Handled<State, Event> | undefined> {
+    const { telemetry } = this.store;
+    const begun = telemetry.isHeard('decided') ? performance.now() : undefined;
     let decision: Decision<Event>;
     try {
       options.admit?.(basis.state);
@@ -194,6 +196,10 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
         if (!options.key) return { ...certain, events: [] };
       }
       options.decided?.(decision.events, basis.state);
+      if (begun !== undefined && upon === basis) {
+        const { correlationId } = options;
+        telemetry.emit('decided', { command: nameOf(command), correlationId, ms: performance.now() - begun });
+      }
       const began = performance.now();
       const { next, appended } = await this.submit(stream, upon, decision, options);
       // From here on the next command can be decided.
@@ -285,6 +291,8 @@ const basisOf = <State>({
     lastActivityAt: lastActivityAt || null,
   },
 });
+
+const nameOf = (command: unknown): string => (command as { readonly type?: string }).type ?? 'command';
 
 function checkIfMatch(ifMatch: HandleOptions['ifMatch'], version: number): void {
   if (ifMatch === undefined) return;

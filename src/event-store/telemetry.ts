@@ -4,7 +4,14 @@
  */
 export interface TelemetryEvents {
   /** An append was answered: how long it waited for its batch, and how long the commit of that batch took. */
-  appended: { readonly outcome: AppendOutcome; readonly waitMs: number; readonly commitMs: number };
+  appended: {
+    readonly outcome: AppendOutcome;
+    readonly correlationId: string;
+    readonly waitMs: number;
+    readonly commitMs: number;
+  };
+  /** A command was decided, and what it leads to is about to be appended. */
+  decided: { readonly command: string; readonly correlationId: string; readonly ms: number };
   /** One commit of the batch writer. */
   batch: { readonly appends: number; readonly events: number; readonly commitMs: number };
   /** An append or a command was refused because too many wait already. */
@@ -16,18 +23,31 @@ export interface TelemetryEvents {
   /** Notifications of other nodes arrive, or no longer arrive; in the latter case the log is polled. */
   wakeUp: { readonly connected: boolean };
   /** A read model applied events of the log. */
-  projected: { readonly projection: string; readonly events: number; readonly ms: number };
+  projected: {
+    readonly projection: string;
+    readonly events: number;
+    readonly ms: number;
+    readonly causes: Causes;
+  };
   /** A read model could not apply an event, and skips the session of that event from now on. */
   parked: { readonly projection: string };
   /** A replica was asked for rows of a read model. Unless it answered, the server itself was asked. */
   replicaRead: { readonly outcome: 'answered' | 'late' | 'failed' };
   /** The brokers acknowledged events. */
-  published: { readonly events: number; readonly bytes: number; readonly ms: number };
+  published: {
+    readonly topic: string;
+    readonly events: number;
+    readonly bytes: number;
+    readonly ms: number;
+    readonly causes: Causes;
+  };
   /** Another node had taken over a lane whose events or checkpoint this node was about to write. */
   fenced: { readonly work: string };
   /** A model was called. */
   modelCalled: {
     readonly model: string;
+    /** Of the request that asked for it, where there was one. */
+    readonly correlationId?: string | undefined;
     readonly outcome: 'completed' | 'failed' | 'timeout' | 'cancelled';
     readonly ms: number;
     /** Time until the first piece of text; undefined when no text came. */
@@ -42,6 +62,9 @@ export interface TelemetryEvents {
    */
   failed: { readonly what: string; readonly error: unknown };
 }
+
+/** The correlation ids of the events, gathered only for who asks. */
+export type Causes = () => readonly string[];
 
 export type AppendOutcome = 'ok' | 'duplicate' | 'conflict' | 'refused' | 'failed';
 
@@ -63,6 +86,11 @@ export class Telemetry {
       const left = this.listeners[name] ?? [];
       this.listeners[name] = left.filter((one) => one !== listener) as (typeof this.listeners)[N];
     };
+  }
+
+  /** Whether anybody listens, for what would cost something to tell. */
+  isHeard(name: Name): boolean {
+    return (this.listeners[name]?.length ?? 0) > 0;
   }
 
   emit<N extends Name>(name: N, event: TelemetryEvents[N]): void {

@@ -23,6 +23,8 @@ export interface ModelRequest {
   readonly messages: readonly PromptMessage[];
   readonly tools?: readonly ToolDefinition[] | undefined;
   readonly parameters?: GenerationParameters | undefined;
+  /** Of the request that asks. It is not sent. */
+  readonly correlationId?: string | undefined;
 }
 
 /** What is known of an answer once all of its text has arrived. */

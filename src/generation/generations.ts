@@ -292,6 +292,8 @@ export class Generations {
     const lease = generationLease(generationId);
     const { messages, instructions, tools, parameters, extensions } = ask;
     const model = ask.model ?? this.settings.defaultModel;
+    const { correlationId } = context;
+    const asked = { model, instructions, tools, parameters, correlationId };
     let started: HandledSession;
     let call: PreparedCall | undefined;
     try {
@@ -322,7 +324,7 @@ export class Generations {
         onDecided: (events, before) => {
           // The command was decided again, so a call that was prepared for the decision before is useless.
           call?.controller.abort();
-          call = prepareCall(this.model, { model, instructions, tools, parameters }, (recorded) =>
+          call = prepareCall(this.model, asked, (recorded) =>
             this.history.seenBy(session, ahead, events, before, recorded),
           );
         },

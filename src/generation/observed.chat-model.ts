@@ -2,7 +2,7 @@ import { type Telemetry } from '../event-store/telemetry.js';
 import { type ChatModel, ModelError } from './chat-model.js';
 
 /** The same model with telemetry: each call reports how it ended, how long it took and how many tokens it used. */
-export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => ({
+export const observed = (observedModel: ChatModel, telemetry: Telemetry): ChatModel => ({
   async answer(request, conditions) {
     let began = performance.now();
     // The time until the request may be sent is not time of the model, so it is not measured.
@@ -13,10 +13,11 @@ export const observed = (model: ChatModel, telemetry: Telemetry): ChatModel => (
     let firstTextMs: number | undefined;
     const report = (outcome: 'completed' | 'failed' | 'timeout' | 'cancelled', tokens = NO_TOKENS): void => {
       const ms = performance.now() - began;
-      telemetry.emit('modelCalled', { model: request.model, outcome, ms, firstTextMs, ...tokens });
+      const { model, correlationId } = request;
+      telemetry.emit('modelCalled', { model, correlationId, outcome, ms, firstTextMs, ...tokens });
     };
     try {
-      const end = await model.answer(request, {
+      const end = await observedModel.answer(request, {
         ...conditions,
         onText: (text) => {
           firstTextMs ??= performance.now() - began;

@@ -5,7 +5,7 @@ import type { FastifyInstance } from 'fastify';
 import { authenticatorsOf, type AuthSettings } from '../access/authenticators.js';
 import { Guard } from '../access/guard.js';
 import { BodyBudget } from './body-budget.js';
-import { correlationIdOf, requireValidCorrelationId } from './correlation.js';
+import { type CorrelationIds, correlationIds, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
 import { setupOpenApi } from './openapi.js';
 import { ErrorFilter, pathOf, sendError } from './errors.js';
@@ -29,6 +29,8 @@ export interface HttpSettings {
   readonly auth: AuthSettings;
   /** Called for each request when it has ended. */
   readonly onAnswered?: ((request: AnsweredRequest) => void) | undefined;
+  /** In place of random ones. */
+  readonly correlationIds?: CorrelationIds | undefined;
 }
 
 /** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
@@ -59,14 +61,14 @@ export function configureApp(
  * correlation ids, JSON as the only kind of body, and problem documents as errors.
  */
 class HttpAdapter extends FastifyAdapter {
-  constructor({ server, auth, onAnswered: tell }: HttpSettings) {
+  constructor({ server, auth, onAnswered: tell, correlationIds: newCorrelationIds }: HttpSettings) {
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
       http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_STEP_MS },
       // Longer than any id, so that ids that are too long reach the validation, which says so.
       routerOptions: { maxParamLength: 512 },
-      genReqId: correlationIdOf,
+      genReqId: correlationIds(newCorrelationIds),
       frameworkErrors: sendError,
       clientErrorHandler: answerMalformedRequest,
       // Requests on open connections are answered while the server closes. Fastify's own refusal would not be a problem

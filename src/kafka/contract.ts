@@ -1,3 +1,4 @@
+import { tracePlaceOf } from '../event-store/traceparent.js';
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
 import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
 import { type IncomingMessage } from './group-member.js';
@@ -95,6 +96,8 @@ export function toMessage(
     ce_lane: String(event.lane),
     ce_position: String(event.position),
     ce_correlationid: event.correlationId,
+    // While requests are traced, the correlation id is the place in the trace.
+    ...(tracePlaceOf(event.correlationId) && { traceparent: event.correlationId }),
   };
   let value = json;
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);

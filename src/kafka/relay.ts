@@ -47,7 +47,8 @@ export interface RelayLag {
  * order.
  */
 export class Relay {
-  private readonly share: LaneShare;
+  /** A node that publishes nothing takes part in nothing: lanes that it held would be published by nobody. */
+  private share: LaneShare | undefined;
   private readonly checkpoints: RelayCheckpoints;
   private readonly reader: RelayReader;
   /** Ends the wait for new events. During a pause before a retry, it ends the pause only when the relay stops. */
@@ -66,22 +67,22 @@ export class Relay {
   constructor(
     private readonly store: EventLog,
     pool: Pool,
-    leases: Leases,
+    private readonly leases: Leases,
     private readonly options: RelayOptions,
   ) {
-    this.share = new LaneShare(leases, WORK, store.laneCount, (lanes) => {
-      this.wake(lanes);
-    });
     this.checkpoints = new RelayCheckpoints(pool, leases.owner);
     this.reader = new RelayReader({
       lanes: store.lanes,
       checkpoints: this.checkpoints,
-      owned: () => this.share.owned,
+      owned: () => this.share?.owned ?? new Map(),
     });
   }
 
   /** Returns at once, whether or not a broker can be reached; publishes until `stop`. */
   start(): void {
+    this.share = new LaneShare(this.leases, WORK, this.store.laneCount, (lanes) => {
+      this.wake(lanes);
+    });
     this.unsubscribe = this.store.wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
@@ -141,7 +142,7 @@ export class Relay {
   private async run(): Promise<void> {
     const { kafka, compression } = this.options;
     // A failure is harmless: the next heartbeat of the leases balances the lanes again.
-    await this.share.balance().catch(this.store.telemetry.failed('the first share of lanes of the relay'));
+    await this.share?.balance().catch(this.store.telemetry.failed('the first share of lanes of the relay'));
     while (!this.stopped) {
       let publisher: Publisher | undefined;
       try {
@@ -201,9 +202,11 @@ export class Relay {
     const begun = performance.now();
     await publisher.send(this.options.topic, batch.messages);
     this.store.telemetry.emit('published', {
+      topic: this.options.topic,
       events: batch.messages.length,
       bytes: lengthOf(batch.messages),
       ms: performance.now() - begun,
+      causes: () => batch.messages.map(({ headers }) => headers['ce_correlationid'] ?? ''),
     });
     if (!(await this.checkpoints.move(batch.moves))) throw new Fenced();
   }

@@ -8,7 +8,7 @@ import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
 import { compute, type Projection, run } from './projection.js';
 
 interface Advance {
-  readonly events: number;
+  readonly events: readonly RecordedEvent[];
   readonly unfinished: ReadonlySet<number>;
 }
 
@@ -44,7 +44,7 @@ export class LaneFold {
   /**
    * Applies the next events of these lanes, at most `limit` of each.
    * @param epochs lane → epoch of the lease that this node holds
-   * @returns how many events there were, and the lanes that may have more
+   * @returns the events that there were, and the lanes that may have more
    * @throws Fenced when a lane turns out to be another node's
    */
   async advance(epochs: ReadonlyMap<number, number>, limit: number): Promise<Advance> {
@@ -58,7 +58,7 @@ export class LaneFold {
         to.set(lane, position);
         if (hasMore) unfinished.add(lane);
       }
-      if (events.length === 0) return { events: 0, unfinished };
+      if (events.length === 0) return { events, unfinished };
 
       const poisons: Poison[] = [];
       const parked = new Set([...lanes.values()].flatMap((lane) => [...lane.parked]));
@@ -81,7 +81,7 @@ export class LaneFold {
       for (const { lane, tenant, sessionId } of poisons)
         this.known.get(lane)?.parked.add(streamKey({ tenant, streamId: sessionId }));
       poisons.forEach(this.onParked);
-      return { events: events.length, unfinished };
+      return { events, unfinished };
     } catch (error) {
       for (const lane of epochs.keys()) this.known.delete(lane);
       throw error;

@@ -144,11 +144,12 @@ export class Runner {
         new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
         BATCH,
       );
-      if (events === 0) return;
+      if (events.length === 0) return;
       this.store.telemetry.emit('projected', {
         projection: this.table,
-        events,
+        events: events.length,
         ms: performance.now() - began,
+        causes: () => events.map(({ correlationId }) => correlationId),
       });
       for (const lane of unfinished) {
         this.dirty.add(lane);
