@@ -10,6 +10,7 @@ import {
   Histogram,
   Registry,
 } from 'prom-client';
+import { Limits } from '../access/limits.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { onAnswered } from '../http/request-log.js';
@@ -40,6 +41,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     private readonly relay: Relay,
     private readonly sweeper: Sweeper,
     private readonly relaxed: RelaxedPool,
+    private readonly limits: Limits,
   ) {}
 
   get contentType(): string {
@@ -65,6 +67,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
       eventLoopMonitoringPrecision: 100,
     });
     this.ofRequests();
+    this.ofLimits();
     this.ofAppends();
     this.ofModels();
     this.ofFollowers();
@@ -94,6 +97,12 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     onAnswered(fastify as FastifyInstance, ({ method, route, status, ms }) => {
       durations.observe({ method, route, status: String(status) }, ms / 1000);
     });
+  }
+
+  private ofLimits(): void {
+    this.counter('rate_limited_total', 'Requests refused with rate-limited', ['limit'], () =>
+      Object.entries(this.limits.refused).map(([limit, count]) => [{ limit }, count] as const),
+    );
   }
 
   private ofAppends(): void {

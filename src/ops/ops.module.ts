@@ -1,4 +1,5 @@
 import { Module } from '@nestjs/common';
+import { AccessModule } from '../access/access.module.js';
 import { KafkaModule } from '../kafka/kafka.module.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
@@ -13,7 +14,7 @@ import { SweeperController } from './sweeper.controller.js';
 
 /** Health, metrics and administration, for operators. */
 @Module({
-  imports: [ReadModelsModule, KafkaModule, SweeperModule],
+  imports: [AccessModule, ReadModelsModule, KafkaModule, SweeperModule],
   providers: [Metrics, FailureLog],
   controllers: [
     ContractController,
