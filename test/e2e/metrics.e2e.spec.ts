@@ -1,9 +1,15 @@
+import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { promisify } from 'node:util';
+import { describeWith, find } from '../support/programs.js';
 import { apiOf, eventually, expectProblem } from '../support/http.js';
 import { createWorld, say, type World } from './fixture.js';
 
 const HOUR = 3_600_000;
+const OPS = join(__dirname, '../../ops');
 
 describe('metrics', () => {
   let world: World;
@@ -117,5 +123,33 @@ describe('metrics', () => {
       [...new Set(described)].filter((name) => !isOfRelay(name)).sort(),
     );
     expect(described.filter(isOfRelay)).toHaveLength(3);
+
+    // Alerts and dashboard speak of nothing else, and each alert is explained.
+    const names = new Set([...own, ...described.filter(isOfRelay)]);
+    const alerts = readFileSync(join(OPS, 'alerts.yml'), 'utf8');
+    for (const text of [alerts, readFileSync(join(OPS, 'dashboard.json'), 'utf8')]) {
+      const used = [...text.matchAll(/colloquy_\w+/g)].map(([name]) =>
+        name.replace(/_(bucket|count|sum)$/, ''),
+      );
+      expect(used.length).toBeGreaterThan(10);
+      expect(used.filter((name) => !names.has(name))).toEqual([]);
+    }
+    for (const [, alert] of alerts.matchAll(/alert: (\w+)/g)) expect(page).toContain(`| ${alert} |`);
+  });
+});
+
+describeWith('promtool', 'the rules for Prometheus', () => {
+  it('given promtool, when it checks the alert rules and the configuration, then it finds nothing', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'colloquy-rules-'));
+    try {
+      for (const file of ['alerts.yml', 'prometheus.yml']) await cp(join(OPS, file), join(folder, file));
+      await writeFile(join(folder, 'colloquy.key'), 'key');
+      const promtool = find('promtool') ?? '';
+      const { stdout } = await promisify(execFile)(promtool, ['check', 'rules', join(folder, 'alerts.yml')]);
+      expect(stdout).toMatch(/SUCCESS: \d+ rules found/);
+      await promisify(execFile)(promtool, ['check', 'config', join(folder, 'prometheus.yml')]);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 });

@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-type Program = 'pgbouncer' | 'redis-server';
+type Program = 'pgbouncer' | 'redis-server' | 'promtool';
 
 /** Debian keeps servers outside of the PATH of users. */
 const FOLDERS = [...(process.env['PATH'] ?? '').split(':'), '/usr/sbin', '/usr/local/sbin'];
@@ -18,7 +18,7 @@ process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
-const find = (program: Program): string | undefined =>
+export const find = (program: Program): string | undefined =>
   FOLDERS.map((folder) => join(folder, program)).find((file) => existsSync(file));
 
 /**
