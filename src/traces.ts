@@ -7,6 +7,7 @@ import {
   SpanKind,
   SpanStatusCode,
   trace,
+  TraceFlags,
   type Tracer,
 } from '@opentelemetry/api';
 import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http';
@@ -134,7 +135,7 @@ export class Traces {
     options: { readonly kind?: SpanKind; readonly attributes?: Attributes } = {},
   ): void {
     const context = this.places.get(correlationId) ?? contextOf(correlationId);
-    if (!context) return;
+    if (!context || !isSampled(context)) return;
     const end = Date.now();
     this.tracer.startSpan(name, { ...options, startTime: end - ms }, context).end(end);
   }
@@ -144,10 +145,15 @@ export class Traces {
 const requestsOf = (causes: readonly string[]): Iterable<string> =>
   new Set(causes.slice(0, SPANS_OF_A_BATCH));
 
-/** Undefined for what is no `traceparent`, and for a trace that nobody wants. */
+/** Undefined for what is no `traceparent`. */
 function contextOf(traceparent: string): Context | undefined {
   const place = tracePlaceOf(traceparent);
-  if (!place?.isSampled) return undefined;
-  const { traceId, spanId } = place;
-  return trace.setSpanContext(ROOT_CONTEXT, { traceId, spanId, traceFlags: 1, isRemote: true });
+  if (!place) return undefined;
+  const { traceId, spanId, isSampled } = place;
+  const traceFlags = isSampled ? TraceFlags.SAMPLED : TraceFlags.NONE;
+  return trace.setSpanContext(ROOT_CONTEXT, { traceId, spanId, traceFlags, isRemote: true });
 }
+
+/** Whether anybody wants the trace. */
+const isSampled = (context: Context): boolean =>
+  ((trace.getSpanContext(context)?.traceFlags ?? 0) & TraceFlags.SAMPLED) !== 0;

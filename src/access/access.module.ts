@@ -26,8 +26,8 @@ import { Tokens } from './tokens.js';
         new Limits(
           {
             ...server.limits,
-            ofTenants: Object.fromEntries(
-              Object.entries(tenants).map(([tenant, { limits }]) => [tenant, limits]),
+            ofTenants: new Map(
+              Object.entries(tenants).flatMap(([tenant, { limits }]) => (limits ? [[tenant, limits]] : [])),
             ),
           },
           redis,

@@ -1,8 +1,9 @@
 import { hash, timingSafeEqual } from 'node:crypto';
 import type { FastifyRequest } from 'fastify';
 import { ApiError } from '../http/problem.js';
-import { ALL_BUT_ADMIN, ALL_SCOPES, ALL_TENANTS, type Identity } from './caller.js';
-import { type ApiKey, KEY_PREFIX } from './key-store.js';
+import { ALL_SCOPES, ALL_TENANTS, type Identity, usualScopes } from './caller.js';
+import { KEY_PREFIX } from './key-store.js';
+import { type ApiKey } from './keys.schemas.js';
 import { type KnownKeys } from './known-keys.js';
 import { Tokens } from './tokens.js';
 
@@ -33,7 +34,7 @@ export const authenticatorsOf = ({ mode, keys }: AuthSettings): readonly Authent
 function settingsKeys(keys: AuthSettings['keys']): Authenticator {
   const known = keys.map(({ name, tenant, sha256 }) => ({
     hash: Buffer.from(sha256, 'hex'),
-    identity: { tenant, actor: name, scopes: tenant === ALL_TENANTS ? ALL_SCOPES : ALL_BUT_ADMIN },
+    identity: { tenant, actor: name, scopes: usualScopes(tenant) },
   }));
   return (_request, credential) => {
     if (credential === undefined || known.length === 0) return undefined;

@@ -18,7 +18,11 @@ export const ALL_TENANTS = '*';
 export const DEFAULT_TENANT = 'default';
 
 export const ALL_SCOPES: ReadonlySet<Scope> = new Set(SCOPES);
-export const ALL_BUT_ADMIN: ReadonlySet<Scope> = new Set(SCOPES.filter((scope) => scope !== 'admin'));
+const ALL_BUT_ADMIN: ReadonlySet<Scope> = new Set(SCOPES.filter((scope) => scope !== 'admin'));
+
+/** The scopes of a key for which none are named. */
+export const usualScopes = (tenant: string): ReadonlySet<Scope> =>
+  tenant === ALL_TENANTS ? ALL_SCOPES : ALL_BUT_ADMIN;
 
 /** Who presents valid credentials, and what they allow. */
 export interface Identity {

@@ -1,66 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
-import { ALL_TENANTS, type Scope, SCOPES } from './caller.js';
-
-/** A key in the database, without what its holder presents. Times are RFC 3339. */
-export interface ApiKey {
-  readonly id: string;
-  /** A tenant, or `*` for an operator. */
-  readonly tenant: string;
-  /** Unique among the keys of the tenant that are not revoked. */
-  readonly name: string;
-  readonly scopes: readonly Scope[];
-  readonly createdAt: string;
-  readonly createdBy: string;
-  readonly expiresAt: string | null;
-  readonly revokedAt: string | null;
-}
-
-export interface NewKey {
-  readonly tenant: string;
-  readonly name: string;
-  /** Unless given: all but `admin`, and for an operator all. */
-  readonly scopes?: readonly string[] | undefined;
-  /** RFC 3339. Without it the key holds until it is revoked. */
-  readonly expiresAt?: string | undefined;
-  /** Who makes it. */
-  readonly by: string;
-}
-
-const TENANT = /^(\*|[a-z0-9][a-z0-9_-]{0,62})$/;
-export const KEY_NAME = /^[\w.@-]{1,64}$/;
-
-/** What is asked for cannot be a key. */
-export class InvalidKey extends Error {
-  override readonly name = 'InvalidKey';
-  readonly code = 'invalid-request';
-  readonly field: readonly string[];
-  constructor(
-    field: keyof NewKey,
-    readonly detail: string,
-  ) {
-    super(`${field} ${detail}`);
-    this.field = [field];
-  }
-}
-
-/** @throws InvalidKey */
-function check({ tenant, name, scopes, expiresAt }: NewKey): void {
-  if (!TENANT.test(tenant))
-    throw new InvalidKey(
-      'tenant',
-      'must be a tenant id (1 to 63 of a-z 0-9 _ -, beginning with a letter or digit), or * for an operator',
-    );
-  if (!KEY_NAME.test(name)) throw new InvalidKey('name', 'must be 1 to 64 letters, digits or ._@-');
-  const unknown = scopes?.find((scope) => !(SCOPES as readonly string[]).includes(scope));
-  if (scopes?.length === 0 || unknown !== undefined)
-    throw new InvalidKey('scopes', `must be some of: ${SCOPES.join(', ')}`);
-  if (tenant !== ALL_TENANTS && scopes?.includes('admin'))
-    throw new InvalidKey('scopes', 'may hold admin only for an operator: the tenant *');
-  if (expiresAt !== undefined && !(Date.parse(expiresAt) > Date.now()))
-    throw new InvalidKey('expiresAt', 'must be a time in the future (RFC 3339)');
-}
+import { usualScopes } from './caller.js';
+import { type ApiKey, type NewKey } from './keys.schemas.js';
 
 /** Another key of the tenant has the name. */
 export class NameTaken extends Error {
@@ -77,10 +19,6 @@ const UNIQUE_VIOLATION = '23505';
 
 export const sha256Of = (secret: string): Buffer => createHash('sha256').update(secret).digest();
 
-/** The scopes that a key has for which none are named. */
-export const usualScopes = (tenant: string): readonly Scope[] =>
-  tenant === ALL_TENANTS ? SCOPES : SCOPES.filter((scope) => scope !== 'admin');
-
 const time = (column: string): string =>
   `to_char(${column} at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`;
 const KEY = `id, tenant, name, scopes, ${time('created_at')} as "createdAt", created_by as "createdBy",
@@ -92,18 +30,20 @@ export class KeyStore {
 
   /**
    * @returns the key, and the secret that its holder presents, which nobody can learn again
-   * @throws InvalidKey, NameTaken
+   * @param by who makes it
+   * @throws NameTaken
    */
-  async create(asked: NewKey): Promise<ApiKey & { readonly key: string }> {
-    check(asked);
-    const { tenant, name, scopes, expiresAt, by } = asked;
+  async create(
+    { tenant, name, scopes, expiresAt }: NewKey,
+    by: string,
+  ): Promise<ApiKey & { readonly key: string }> {
     const key = KEY_PREFIX + randomBytes(32).toString('base64url');
     const id = `key_${randomBytes(12).toString('hex')}`;
     try {
       const [created] = await this.query<ApiKey>(
         `insert into api_key (id, tenant, name, sha256, scopes, created_by, expires_at)
          values ($1, $2, $3, $4, $5, $6, $7) returning ${KEY}`,
-        [id, tenant, name, sha256Of(key), scopes ?? usualScopes(tenant), by, expiresAt ?? null],
+        [id, tenant, name, sha256Of(key), scopes ?? [...usualScopes(tenant)], by, expiresAt ?? null],
       );
       if (!created) throw new Error('the key was not returned');
       return { ...created, key };

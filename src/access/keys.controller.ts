@@ -1,59 +1,21 @@
 import { Body, Controller, Delete, Get, Param, Post, Query, Res } from '@nestjs/common';
 import { type FastifyReply } from 'fastify';
-import { z } from 'zod';
-import { moment } from '../domain/session.events.js';
-import { TENANT_ID } from '../domain/tenant.js';
+import { type z } from 'zod';
 import { decodeCursor, encodeCursor } from '../http/cursor.js';
 import { Answers } from '../http/openapi.js';
 import { ApiError } from '../http/problem.js';
-import { ALL_TENANTS, Caller, SCOPES } from './caller.js';
-import { type ApiKey, KEY_NAME, KeyStore } from './key-store.js';
+import { Caller } from './caller.js';
+import { KeyStore } from './key-store.js';
+import {
+  type ApiKey,
+  CreatedKey,
+  KeyCursor,
+  KeyList,
+  keyPath,
+  ListKeysQuery,
+  NewKey,
+} from './keys.schemas.js';
 import { Requires } from './requirement.js';
-
-const tenant = z
-  .union([z.literal(ALL_TENANTS), z.string().regex(TENANT_ID)], {
-    error:
-      'must be a tenant id (1 to 63 of a-z 0-9 _ -, beginning with a letter or digit) or * for an operator',
-  })
-  .meta({ description: 'the one tenant that the key reaches, or `*` for the key of an operator' });
-const keyName = z
-  .string()
-  .regex(KEY_NAME, 'must be 1 to 64 letters, digits or ._@-')
-  .meta({ description: 'the actor of what its holder does' });
-const scopes = z.array(z.enum(SCOPES)).min(1).max(SCOPES.length);
-const time = z.iso.datetime();
-
-const Key = z
-  .object({
-    id: z.string(),
-    tenant,
-    name: keyName,
-    scopes,
-    createdAt: time,
-    createdBy: z.string(),
-    expiresAt: time.nullable(),
-    revokedAt: time.nullable(),
-  })
-  .meta({ id: 'ApiKey' });
-const CreatedKey = Key.extend({
-  key: z.string().meta({ description: 'what its holder presents; it is shown this once' }),
-}).meta({ id: 'CreatedApiKey' });
-const KeyList = z.object({ data: z.array(Key), nextCursor: z.string().nullable() });
-
-const CreateKeyBody = z.strictObject({
-  tenant,
-  name: keyName,
-  scopes: scopes.optional().meta({ description: 'all but `admin` unless given; all for an operator' }),
-  expiresAt: moment.optional(),
-});
-
-const ListKeysQuery = z.strictObject({
-  tenant: tenant.optional(),
-  limit: z.coerce.number().int().min(1).max(200).default(50),
-  cursor: z.string().min(1).max(2048).optional(),
-});
-const KeyCursor = z.strictObject({ createdAt: moment, id: z.string() });
-const keyPath = z.string().min(1).max(64);
 
 /** Keys that are kept in the database. Those of the settings are not among them. */
 @Controller('v1/admin/keys')
@@ -68,11 +30,11 @@ export class KeysController {
   })
   async create(
     @Caller() { actor }: Caller,
-    @Body({ schema: CreateKeyBody }) body: z.infer<typeof CreateKeyBody>,
+    @Body({ schema: NewKey }) key: NewKey,
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     reply.header('cache-control', 'no-store');
-    return this.store.create({ ...body, by: actor });
+    return this.store.create(key, actor);
   }
 
   @Requires('admin')

@@ -1,6 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { Coalescer } from '../event-store/coalescer.js';
-import { type ApiKey, type KeyStore, sha256Of } from './key-store.js';
+import { type KeyStore, sha256Of } from './key-store.js';
+import { type ApiKey } from './keys.schemas.js';
 
 /** For so long a key is taken as it was read. */
 const FRESH_MS = 2_000;

@@ -19,7 +19,8 @@ export interface LimitSettings {
   readonly tenant: Limit;
   /** Of each key, and of each subject of tokens. */
   readonly key: Limit;
-  readonly ofTenants: Readonly<Record<string, Limit | undefined>>;
+  /** A map, because a tenant may be called `constructor`. */
+  readonly ofTenants: ReadonlyMap<string, Limit>;
 }
 
 type Concurrent = 'generations' | 'streams';
@@ -52,8 +53,8 @@ export class Limits {
   ) {
     this.rates = new Rates(redis);
     this.places = new Places(redis);
-    const all = [settings.tenant, settings.key, ...Object.values(settings.ofTenants)];
-    this.isFree = all.every((limit) => Object.values(limit ?? {}).every((value) => value === undefined));
+    const all = [settings.tenant, settings.key, ...settings.ofTenants.values()];
+    this.isFree = all.every((limit) => Object.values(limit).every((value) => value === undefined));
   }
 
   /**
@@ -126,7 +127,7 @@ export class Limits {
 
   private holders({ tenant, actor }: Counted): Holder[] {
     const { tenant: usual, key, ofTenants } = this.settings;
-    const own = ofTenants[tenant];
+    const own = ofTenants.get(tenant);
     return [
       { id: `key:${tenant}/${actor}`, limit: key, text: 'this key', setting: 'server.limits.key' },
       {
@@ -245,10 +246,21 @@ const RENEW_MS = 10_000;
 
 /** Counts what happens at the same time. */
 class Places {
+  /** By id: the places that this process holds, those that Redis has not granted yet as well. */
   private readonly held = new Map<string, Set<string>>();
-  private stopRenewing: (() => void) | undefined;
+  /** What Redis has granted. Renewed before that, a place would be counted against itself. */
+  private readonly granted = new Set<string>();
+  private readonly stopRenewing: () => void;
 
-  constructor(private readonly redis: RedisLink | null) {}
+  constructor(private readonly redis: RedisLink | null) {
+    this.stopRenewing = redis
+      ? repeat(
+          RENEW_MS,
+          () => this.renew(redis),
+          () => undefined,
+        )
+      : () => undefined;
+  }
 
   /** @returns undefined when all places are taken */
   async enter(id: string, most: number): Promise<Leave | undefined> {
@@ -257,31 +269,32 @@ class Places {
     const place = randomUUID();
     held.add(place);
     this.held.set(id, held);
+    const { redis } = this;
     const leave: Leave = () => {
       if (!held.delete(place)) return;
       if (held.size === 0 && this.held.get(id) === held) this.held.delete(id);
-      void this.redis?.run((client) => client.zRem(keyOf(id), place));
+      this.granted.delete(place);
+      void redis?.run((client) => client.zRem(keyOf(id), place));
     };
-    const { redis } = this;
     if (!redis) return leave;
-    this.stopRenewing ??= repeat(
-      RENEW_MS,
-      () => this.renew(redis),
-      () => undefined,
-    );
     const options = { keys: [keyOf(id)], arguments: [place, String(most), String(PLACE_MS)] };
     const answer = await redis.run((client) => client.eval(ENTER, options));
-    if (Number(answer ?? 1) === 1) return leave;
+    if (Number(answer ?? 1) === 1) {
+      this.granted.add(place);
+      return leave;
+    }
     leave();
     return undefined;
   }
 
   close(): void {
-    this.stopRenewing?.();
+    this.stopRenewing();
   }
 
   private async renew(redis: RedisLink): Promise<void> {
-    for (const [id, places] of this.held) {
+    for (const [id, held] of this.held) {
+      const places = [...held].filter((place) => this.granted.has(place));
+      if (places.length === 0) continue;
       const options = { keys: [keyOf(id)], arguments: [String(PLACE_MS), ...places] };
       await redis.run((client) => client.eval(RENEW, options));
     }

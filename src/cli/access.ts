@@ -4,7 +4,8 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import { SignJWT } from 'jose';
 import { Pool } from 'pg';
-import { type ApiKey, KeyStore, type NewKey } from '../access/key-store.js';
+import { KeyStore } from '../access/key-store.js';
+import { type ApiKey, NewKey } from '../access/keys.schemas.js';
 import { grant } from '../database/grant.js';
 import { migrate } from '../database/migrate.js';
 import { migrations, rights } from '../migrations.js';
@@ -21,8 +22,17 @@ export const grantTo = (role: string): Promise<void> =>
     await grant(url, role, rights);
   });
 
-export const createKey = (key: Omit<NewKey, 'by'>): Promise<ApiKey & { readonly key: string }> =>
-  withKeys((store) => store.create({ ...key, by: me() }));
+/** @throws Error that says what is wrong with what was asked for */
+export async function createKey(
+  asked: Readonly<Record<string, unknown>>,
+): Promise<ApiKey & { readonly key: string }> {
+  const parsed = NewKey.safeParse(asked);
+  if (!parsed.success) {
+    const faults = parsed.error.issues.map(({ path, message }) => `${path[0]?.toString() ?? ''} ${message}`);
+    throw new Error(faults.join('\n'));
+  }
+  return withKeys((store) => store.create(parsed.data, me()));
+}
 
 /** All keys, those that were revoked or have run out as well. */
 export const listKeys = (tenant: string | undefined): Promise<ApiKey[]> =>

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
-import { type ApiKey } from '../access/key-store.js';
+import { type ApiKey } from '../access/keys.schemas.js';
 import { ColloquyError } from '../client/connection.js';
 import { version } from '../version.js';
 import { type Column, isReaderGone, print, progressBar, write } from './output.js';

@@ -51,7 +51,7 @@ const limit = {
   requestsPerSecond: wholeNumber(1, 1_000_000).optional(),
   /** Replies that are generated at the same time. */
   generations: wholeNumber(0, 1_000_000).optional(),
-  /** Streams of events that are open at the same time. */
+  /** Streams of events that are read at the same time. */
   streams: wholeNumber(0, 1_000_000).optional(),
 };
 

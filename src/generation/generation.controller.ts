@@ -35,6 +35,8 @@ import { placeOf, sendEvents } from './sse.js';
 import { storable } from './storable-text.js';
 
 const PROBLEMS = [
+  // Of another owner, where the session would else be created.
+  'session-not-found',
   'session-busy',
   'session-limit-reached',
   'model-failed',
@@ -67,7 +69,7 @@ export class GenerationController {
     description: 'With `Idempotency-Key` the model is called once: a retry gets the recorded outcome.',
     etag: true,
     stream: replyStream,
-    problems: ['session-not-found', ...PROBLEMS],
+    problems: PROBLEMS,
   })
   async generate(
     @Write() write: WriteContext,

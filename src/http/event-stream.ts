@@ -41,12 +41,13 @@ export class EventStream {
   private hasGone = false;
 
   /**
-   * Takes one of the places that the caller has for streams, and begins.
+   * Takes one of the places that the caller has for streams, and begins. The stream of a reply that the request itself has
+   * begun needs none: the reply has a place already, and to refuse its stream would not take it back.
    * @throws ApiError `rate-limited`
    */
   static async open(reply: FastifyReply): Promise<EventStream> {
-    const { caller } = reply.request;
-    const onGone = caller ? await reply.server.guard.enterStream(caller) : undefined;
+    const { caller, method } = reply.request;
+    const onGone = caller && method === 'GET' ? await reply.server.guard.enterStream(caller) : undefined;
     return new EventStream(reply, { onGone });
   }
 

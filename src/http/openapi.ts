@@ -199,6 +199,15 @@ async function buildDocument(
   return document;
 }
 
+/** What a request may be answered before its handler is reached. */
+const OF_CALLERS = [
+  'unauthenticated',
+  'forbidden',
+  'rate-limited',
+  'issuer-unavailable',
+  'database-unavailable',
+] as const satisfies readonly ProblemCode[];
+
 /** Adds what the decorators of a handler say to the operation that Swagger has read from its routes and schemas. */
 function complete(
   operation: Operation,
@@ -257,7 +266,7 @@ function complete(
     // Of the header X-Correlation-Id at least, which every request may carry.
     'invalid-request',
     ...(body === undefined ? [] : (['invalid-json', 'body-too-large', 'unsupported-media-type'] as const)),
-    ...(secured ? (['unauthenticated', 'forbidden'] as const) : []),
+    ...(secured ? OF_CALLERS : []),
     'internal-error',
   ]);
   if (surface) {

@@ -35,6 +35,7 @@ export class ChatCompletionsController {
     summary: 'Have the model answer; with `store: true` and `metadata.session_id` the turn is recorded',
     stream: true,
     problems: [
+      'session-not-found',
       'session-busy',
       'session-limit-reached',
       'idempotency-key-reused',
@@ -54,7 +55,8 @@ export class ChatCompletionsController {
     const gone = goneOf(reply);
     if (sessionId === undefined && this.provider) {
       const leave = await this.limits.enter('generations', write.caller);
-      reply.raw.once('close', leave);
+      if (reply.raw.destroyed) leave();
+      else reply.raw.once('close', leave);
       return this.forward(this.provider, body, gone, reply);
     }
     const asked = askedOfChat(body);

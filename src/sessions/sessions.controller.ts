@@ -111,7 +111,7 @@ export class SessionsController {
   @Answers(201, Session, {
     summary: 'Create a session',
     etag: true,
-    problems: ['session-limit-reached', ...WRITE],
+    problems: ['session-limit-reached', ...WRITE_EXISTING],
   })
   @Answers(200, Session, {
     description: 'The session existed; if it was expired, it is active again.',

@@ -275,6 +275,9 @@ auth:
   keys:
     - { name: app, tenant: acme, key: key-of-app }
     - { name: other, tenant: other, key: key-of-other }
+    - { name: single, tenant: single, key: key-of-single }
+tenants:
+  single: { limits: { generations: 1, streams: 0 } }
 server:
   limits:
     tenant: { generations: 2, streams: 2 }
@@ -351,6 +354,21 @@ describeWith('redis-server', 'limits', () => {
       return another.status === 200;
     });
     streams[1]?.leave();
+  });
+
+  it('given a limit of one reply and no streams, when the first reply is asked for as a stream, then it comes, and streams that are only read do not', async () => {
+    const single = bearer('key-of-single');
+    for (const { api } of nodes) {
+      const { status, headers, text } = await apiOf(api.url, single).post(
+        '/v1/chat',
+        { message: 'x', sessionId: 'single' },
+        { accept: 'text/event-stream' },
+      );
+      expect([status, headers.get('content-type')]).toEqual([200, 'text/event-stream']);
+      expect(text).toContain('message.completed');
+      const feed = await apiOf(api.url, single).get('/v1/events', { accept: 'text/event-stream' });
+      expectProblem(feed, 429, 'rate-limited');
+    }
   });
 
   it('given Redis that is gone, when requests come, then each node counts for itself', async () => {

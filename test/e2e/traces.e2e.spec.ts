@@ -76,7 +76,9 @@ describe('traces', () => {
 
   it('given a trace that nobody wants, when a request comes, then it makes no spans', async () => {
     const { traceId, traceparent } = newTrace(false);
-    await api.post('/v1/sessions', { id: 'unwanted' }, { traceparent });
+    const { headers } = await api.post('/v1/sessions', { id: 'unwanted' }, { traceparent });
+    // It goes on, so that whoever comes later knows that nobody wants it.
+    expect(headers.get('x-correlation-id')).toMatch(new RegExp(`^00-${traceId}-[0-9a-f]{16}-00$`));
     const wanted = newTrace();
     await api.post('/v1/sessions', { id: 'wanted' }, { traceparent: wanted.traceparent });
     await arrived(wanted.traceId, ['POST /v1/sessions']);

@@ -1,4 +1,5 @@
-import { type ApiKey, type KeyStore, sha256Of } from '../../../src/access/key-store.js';
+import { type KeyStore, sha256Of } from '../../../src/access/key-store.js';
+import { type ApiKey } from '../../../src/access/keys.schemas.js';
 import { KnownKeys } from '../../../src/access/known-keys.js';
 
 const KEY: ApiKey = {

@@ -2,7 +2,7 @@ import { Limits, type LimitSettings } from '../../../src/access/limits.js';
 
 const ACME = { tenant: 'acme', actor: 'app' };
 const limitsOf = (settings: Partial<LimitSettings>): Limits =>
-  new Limits({ tenant: {}, key: {}, ofTenants: {}, ...settings }, null);
+  new Limits({ tenant: {}, key: {}, ofTenants: new Map(), ...settings }, null);
 
 /** How many of so many requests are let through at once. */
 function through(limits: Limits, count: number, caller = ACME): number {
@@ -44,11 +44,12 @@ describe('limits of a process', () => {
   it('given requests a second of tenants, when keys of one share them, then another tenant has its own', () => {
     const limits = limitsOf({
       tenant: { requestsPerSecond: 10 },
-      ofTenants: { big: { requestsPerSecond: 50 } },
+      ofTenants: new Map([['big', { requestsPerSecond: 50 }]]),
     });
     expect(through(limits, 6) + through(limits, 6, { tenant: 'acme', actor: 'another' })).toBe(10);
     expect(through(limits, 30, { tenant: 'other', actor: 'app' })).toBe(10);
     expect(through(limits, 100, { tenant: 'big', actor: 'app' })).toBe(50);
+    expect(through(limits, 30, { tenant: 'constructor', actor: 'app' })).toBe(10);
   });
 
   it('given replies at the same time, when there are as many, then another one is refused until one has ended', async () => {

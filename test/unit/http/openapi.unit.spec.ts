@@ -139,7 +139,9 @@ describe('the OpenAPI document', () => {
       '412',
       '413',
       '415',
+      '429',
       '500',
+      '503',
     ]);
     expect(responses['201']?.content).toEqual({
       'application/json': { schema: { $ref: '#/components/schemas/Note' } },
