@@ -62,6 +62,10 @@ export const migrations: readonly Migration[] = [
     file: 'access/migrations/0014-api-keys.sql',
     sha256: '1ddafc37462b048a8d35c029cd0b5741eb47157b401b9f1c766f60b643e664cc',
   },
+  {
+    file: 'kafka/migrations/0015-relay-database.sql',
+    sha256: 'fecc54130b14fd7241283c737706e0e781ab661a7082b3f8fe4fb67afb40f77f',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;

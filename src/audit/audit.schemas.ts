@@ -42,6 +42,7 @@ const filters = {
   type: z
     .string()
     .max(1000)
+    .meta({ pattern: `^(${eventTypes.join('|')})(,(${eventTypes.join('|')}))*$` })
     .transform((text) => text.split(','))
     .pipe(z.array(z.enum(eventTypes)))
     .optional()

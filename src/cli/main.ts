@@ -421,6 +421,16 @@ keys
   });
 
 program
+  .command('relay')
+  .description('publishing to Kafka')
+  .command('anew')
+  .description('publish all events again, to the topic that the settings name; nodes are to be restarted')
+  .action(async () => {
+    const { publishAnew } = await import('./relay.js');
+    await publishAnew();
+  });
+
+program
   .command('token')
   .description('make a token (JWT) for trying out, signed by a key of your own')
   .option(

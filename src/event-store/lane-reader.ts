@@ -23,6 +23,13 @@ const pageOfLanes = `
     ) e where e.bytes - e.size < $4
   ) e`;
 
+/** Where an event is said to be. */
+export interface EventPlace {
+  readonly lane: number;
+  readonly position: number;
+  readonly id: string;
+}
+
 /** Where an event is and whom it concerns, without its payload. */
 export type EventHead = Pick<RecordedEvent, 'lane' | 'position' | 'tenant' | 'streamId' | 'time'> & {
   /** Of its payload as it is stored. */
@@ -220,6 +227,23 @@ export class LaneReader {
       values: [[...after.keys()], [...after.values()]],
     });
     return row?.seconds ?? 0;
+  }
+
+  /** @returns the ids of those events that are not where they are said to be */
+  async missing(places: readonly EventPlace[]): Promise<Set<string>> {
+    const rows = await rowsOf<{ id: string }>(this.pool, {
+      name: 'missing_events',
+      text: `select said.id from unnest($1::smallint[], $2::bigint[], $3::text[]) as said (lane, "position", id)
+             where not exists (
+               select from event e
+               where e.lane = said.lane and e.position = said.position and e.id::text = said.id)`,
+      values: [
+        places.map(({ lane }) => lane),
+        places.map(({ position }) => position),
+        places.map(({ id }) => id),
+      ],
+    });
+    return new Set(rows.map(({ id }) => id));
   }
 
   /** The last position of every lane, by lane number. */

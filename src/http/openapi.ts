@@ -7,6 +7,7 @@ import type { FastifyInstance } from 'fastify';
 import type { OpenAPIObject } from '@nestjs/swagger';
 import { z } from 'zod';
 import { requirementOf } from '../access/requirement.js';
+import { TENANT_ID } from '../domain/tenant.js';
 import { ApiError, PROBLEMS, type ProblemCode } from './problem.js';
 import { addedSurfaceOf, type Surface } from './surfaces.js';
 
@@ -185,8 +186,7 @@ async function buildDocument(
       const handler = handlers.get(operation.operationId);
       if (handler !== undefined) {
         const surface = addedSurfaceOf(surfaces, path);
-        const isSecured = secured && (surface !== undefined || path.startsWith('/v1/'));
-        complete(operation, handler, components, isSecured, surface);
+        complete(operation, handler, components, secured, surface);
       }
     }
   }
@@ -213,9 +213,11 @@ function complete(
   operation: Operation,
   handler: Handler,
   components: Components,
-  secured: boolean,
+  isGuarded: boolean,
   surface: Surface | undefined,
 ): void {
+  const access = requirementOf(...handler);
+  const secured = isGuarded && access !== 'public';
   if (surface) operation.tags = [surface.document.tag];
   const answers = metadata<Answer>(ANSWERS, ...handler);
   const headers = metadata<Header>(HEADERS, ...handler);
@@ -225,7 +227,6 @@ function complete(
     ...(secured ? [ref('parameters', 'Tenant')] : []),
     ref('parameters', 'CorrelationId'),
   ];
-  const access = requirementOf(...handler);
   if (access !== undefined && access !== 'public') operation['x-required-scope'] = access.scope;
   if (secured) {
     operation.security = [{ apiKey: [] }];
@@ -310,24 +311,28 @@ function documentErrors(
     operation.responses[status] = { description, content: { [document.contentType]: { schema, examples } } };
 }
 
-/** A stream is a text for HTTP; what is in it is told by `contentSchema`, as JSON Schema 2020-12 has it. */
+/**
+ * The schema of a stream is that of one event of it. OpenAPI 3.1 does not say so, and its tools read it like this;
+ * 3.2 has `itemSchema` for it, with the same content. What the text of `data` holds is told by `contentSchema`.
+ */
 function eventStream(stream: true | EventStream, components: Components): object {
-  const schema = { type: 'string', contentMediaType: 'text/event-stream' };
-  if (stream === true) return { schema };
+  const fields = { id: { type: 'string' }, event: { type: 'string' }, data: { type: 'string' } };
+  if (stream === true) return { schema: { type: 'object', properties: fields } };
   const events = Object.entries(stream.events).map(([event, data]) => ({
     title: event,
     type: 'object',
     required: ['id', 'event', 'data'],
     properties: {
-      id: { type: 'string' },
+      ...fields,
       event: { const: event },
-      data: data === 'Problem' ? ref('schemas', data) : components.convert(data, 'output'),
+      data: {
+        ...fields.data,
+        contentMediaType: 'application/json',
+        contentSchema: data === 'Problem' ? ref('schemas', data) : components.convert(data, 'output'),
+      },
     },
   }));
-  return {
-    schema: { ...schema, contentSchema: { type: 'array', items: { oneOf: events } } },
-    example: stream.example,
-  };
+  return { schema: { oneOf: events }, example: stream.example };
 }
 
 const exampleOf = (code: ProblemCode) => ({
@@ -428,7 +433,7 @@ const TENANT_PARAMETER = {
   name: 'Colloquy-Tenant',
   required: false,
   description: 'The tenant that an operator acts for. A key of one tenant may only name that one.',
-  schema: { type: 'string', default: 'default' },
+  schema: { type: 'string', pattern: TENANT_ID.source, default: 'default' },
 };
 
 const CORRELATION_PARAMETER = {

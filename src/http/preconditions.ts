@@ -7,6 +7,12 @@ import { invalidRequest } from './problem.js';
 /** `*` holds for any existing version; otherwise one of the versions must be the current one. */
 export type IfMatchCondition = '*' | readonly number[];
 
+const IDEMPOTENCY_KEY = /^[ -~]{1,255}$/;
+
+/** What `parseIfMatch` takes, for the OpenAPI document: `*`, or a list with a tag, whose elements may be empty. */
+const TAG = '(W/)?"[!#-~\\u0080-\\u00ff]*"';
+const IF_MATCH = `^([*]|[ \\t]*(,[ \\t]*)*${TAG}[ \\t]*(,[ \\t]*(${TAG}[ \\t]*)?)*)$`;
+
 /** The entity tag of a version of a session. */
 export function etag(version: number): string {
   return `"${version}"`;
@@ -61,7 +67,7 @@ function malformedIfMatch(): Error {
  * @throws ApiError `invalid-request` for anything else
  */
 export function parseIdempotencyKey(header: string | undefined): string | undefined {
-  if (header === undefined || /^[\x20-\x7e]{1,255}$/.test(header)) {
+  if (header === undefined || IDEMPOTENCY_KEY.test(header)) {
     return header;
   }
   throw invalidRequest([
@@ -97,12 +103,12 @@ export const Write = createParamDecorator(
       name: 'If-Match',
       description:
         'Change the session only if its version is one of these entity tags; else 412 `version-mismatch`.',
-      schema: { type: 'string', examples: ['"12"'] },
+      schema: { type: 'string', pattern: IF_MATCH, examples: ['"12"'] },
     }),
     documentHeader({
       name: 'Idempotency-Key',
       description: 'The same request with the same key takes effect once; kept for 24 hours.',
-      schema: { type: 'string', minLength: 1, maxLength: 255 },
+      schema: { type: 'string', pattern: IDEMPOTENCY_KEY.source },
     }),
   ],
 );

@@ -5,14 +5,25 @@ import { ApiError } from './problem.js';
 /** The existing routes, by which a wrong method is told from a wrong path. */
 export class RouteTable {
   readonly #methods = new Map<string, Set<string>>();
+  readonly #public = new Set<string>();
 
-  /** @param url the path of a route as Fastify writes it: `:name` is a parameter, `*` matches anything */
-  add(method: string | readonly string[], url: string): void {
+  /**
+   * @param url the path of a route as Fastify writes it: `:name` is a parameter, `*` matches anything
+   * @param isPublic whether everybody may know that the path exists
+   */
+  add(method: string | readonly string[], url: string, isPublic: boolean): void {
+    if (isPublic) this.#public.add(url);
     const methods = this.#methods.get(url) ?? new Set();
     for (const each of typeof method === 'string' ? [method] : method) {
       methods.add(each);
     }
     this.#methods.set(url, methods);
+  }
+
+  /** Whether everybody may be told what the path of a request takes. */
+  isPublic(request: FastifyRequest): boolean {
+    const segments = pathOf(request).split('/');
+    return [...this.#public].some((url) => matches(url.split('/'), segments));
   }
 
   /** The error for a request that matches no route. */

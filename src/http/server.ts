@@ -82,7 +82,7 @@ class HttpAdapter extends FastifyAdapter {
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();
     fastify.addHook('onRoute', (route) => {
-      routes.add(route.method, route.url);
+      routes.add(route.method, route.url, route.config?.access === 'public');
       if (route.config?.takesMessages) route.bodyLimit = Math.max(server.messageLimit, server.bodyLimit);
     });
     fastify.setErrorHandler((error, request, reply) => {
@@ -119,9 +119,10 @@ class HttpAdapter extends FastifyAdapter {
       const { requestIdHeader } = surfaceOf(fastify.surfaces, pathOf(request));
       if (requestIdHeader !== undefined) reply.header(requestIdHeader, request.id);
       requireValidCorrelationId(request);
-      await guard.admit(request);
       // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some
       // methods.
+      if (request.is404 && routes.isPublic(request)) throw routes.unmatched(request);
+      await guard.admit(request);
       if (request.is404) throw routes.unmatched(request);
     });
     new BodyBudget().install(fastify);

@@ -178,7 +178,7 @@ async function consume(settings: KafkaSettings, options: FollowOptions, signal: 
   }
 }
 
-function toIncomingMessage({ offset, key, value, headers = {} }: RawMessage): IncomingMessage {
+export function toIncomingMessage({ offset, key, value, headers = {} }: RawMessage): IncomingMessage {
   const texts: Record<string, string> = {};
   for (const [name, header] of Object.entries(headers)) {
     const first = Array.isArray(header) ? header[0] : header;

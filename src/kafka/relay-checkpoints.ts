@@ -22,6 +22,8 @@ export interface Move {
 export interface RecordedTopic {
   readonly topic: string;
   readonly partitions: number;
+  /** The database that the topic was last compared with, as `thisDatabase` names it. */
+  readonly database: string | null;
 }
 
 /** What the names of the leases of lanes begin with. */
@@ -85,17 +87,37 @@ export class RelayCheckpoints {
 
   /** The topic that was published to so far; undefined before the first time. */
   async recordedTopic(): Promise<RecordedTopic | undefined> {
-    const { rows } = await this.pool.query<RecordedTopic>('select topic, partitions from relay_topic');
+    const { rows } = await this.pool.query<RecordedTopic>(
+      'select topic, partitions, database from relay_topic',
+    );
     return rows[0];
   }
 
   /** @returns the record, which another node may have made first */
-  async recordTopic(topic: RecordedTopic): Promise<RecordedTopic> {
+  async recordTopic(topic: Omit<RecordedTopic, 'database'>): Promise<RecordedTopic> {
     await this.pool.query(
       'insert into relay_topic (topic, partitions) values ($1, $2) on conflict do nothing',
       [topic.topic, topic.partitions],
     );
-    return (await this.recordedTopic()) ?? topic;
+    return (await this.recordedTopic()) ?? { ...topic, database: null };
+  }
+
+  async recordDatabase(database: string): Promise<void> {
+    await this.pool.query('update relay_topic set database = $1', [database]);
+  }
+
+  /**
+   * Names this database. The name changes when the database becomes another one with the same tables: a promoted
+   * replica and a restore to a moment open a timeline, and what is loaded from a dump has tables of its own.
+   */
+  async thisDatabase(): Promise<string> {
+    const { rows } = await available(() =>
+      this.pool.query<{ name: string }>(
+        `select concat_ws('/', (select system_identifier from pg_control_system()),
+           left(pg_walfile_name(pg_current_wal_lsn()), 8), 'relay_topic'::regclass::oid) as name`,
+      ),
+    );
+    return rows[0]?.name ?? '';
   }
 
   /**

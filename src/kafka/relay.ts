@@ -146,7 +146,7 @@ export class Relay {
     while (!this.stopped) {
       let publisher: Publisher | undefined;
       try {
-        const topic = await settleTopic(kafka, this.options, this.checkpoints);
+        const topic = await settleTopic(kafka, this.options, this.checkpoints, this.store.lanes);
         this.maxBytes = Math.min(topic.maxMessageBytes, this.acceptedBytes);
         this.reader.useTopic({ ...topic, maxMessageBytes: this.maxBytes });
         publisher = await Publisher.connect(kafka, compression);

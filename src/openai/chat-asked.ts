@@ -63,7 +63,14 @@ const wireName = (name: string): string => name.replaceAll(/[A-Z]/g, (letter) =>
 
 function messageOf(message: Fields, index: number): NewMessage {
   const result = NewMessageSchema.safeParse(fromOpenAi(message));
-  if (!result.success) throw faulty(['messages', index], result.error.issues);
+  if (!result.success) {
+    // The faults are told by the names that the client has sent.
+    const issues = result.error.issues.map((issue) => ({
+      ...issue,
+      path: issue.path.map((part) => (typeof part === 'string' ? wireName(part) : part)),
+    }));
+    throw faulty(['messages', index], issues);
+  }
   return drafted(result.data);
 }
 

@@ -7,7 +7,7 @@ export const ChatCompletionBody = z.looseObject({
     .regex(/^\S{1,200}$/, 'must be 1 to 200 characters without blanks')
     .nullish(),
   messages: z
-    .array(z.looseObject({ role: z.string() }))
+    .array(z.looseObject({ role: z.enum(['system', 'developer', 'user', 'assistant', 'tool']) }))
     .min(1)
     .max(10_000),
   stream: z.boolean().nullish(),

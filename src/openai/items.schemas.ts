@@ -70,6 +70,12 @@ export type InputItem =
  */
 export const InputItem = z
   .looseObject({ type: z.string().nullish() })
+  .meta({
+    anyOf: Object.values(KNOWN).map((kind) => {
+      const { $schema: _, ...schema } = z.toJSONSchema(kind, { io: 'input' });
+      return schema;
+    }),
+  })
   .transform((item, context): InputItem => {
     const type = item.type ?? 'message';
     const schema = Object.hasOwn(KNOWN, type) ? KNOWN[type] : undefined;

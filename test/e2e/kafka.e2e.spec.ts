@@ -1,6 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
 import { type RunningService, startService } from '../support/process.js';
@@ -8,19 +11,22 @@ import { heavy } from '../support/heavy.js';
 
 let db: TestDatabase;
 let service: RunningService | undefined;
+let folder: string;
 beforeEach(async () => {
   db = await createTestDatabase();
+  folder = await mkdtemp(join(tmpdir(), 'colloquy-kafka-e2e-'));
 });
 afterEach(async () => {
   await service?.stop();
   service = undefined;
   await db.drop();
+  await rm(folder, { recursive: true, force: true });
 });
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function start(env: Record<string, string> = {}): Promise<RunningService> {
-  service = await startService({ env: { DATABASE_URL: db.url, ...env } });
+  service = await startService({ env: { DATABASE_URL: db.url, ...env }, cwd: folder });
   return service;
 }
 
@@ -101,19 +107,20 @@ describeWithKafka('a service with Kafka', (brokers) => {
       await chat(before.url, 'before');
       await before.stop();
 
+      const topic = `service-${randomUUID()}`;
+      await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic} }\n`);
       const config = { KAFKA_BROKERS: brokers };
       const running = await start(config);
       const { url } = running;
       await chat(url, 'after');
-      // The default topic; other runs may have published to it, so only this database's events are looked at.
-      const listening = await tap(brokers, 'colloquy.session-events');
+      const listening = await tap(brokers, topic);
       const ids = (await db.query<{ id: string }>('select id::text from event')).map(({ id }) => id);
       const deadline = Date.now() + 20_000;
       const missing = () => ids.filter((id) => !listening.records.some((record) => record.id === id));
       while (missing().length > 0 && Date.now() < deadline) await sleep(100);
       await listening.stop();
       expect(missing()).toEqual([]);
-      expect(running.output()).toContain('events go to the topic colloquy.session-events');
+      expect(running.output()).toContain(`events go to the topic ${topic}`);
       expect((await health(url)).kafka).toEqual({ status: 'ok', detail: '0 events behind the log' });
       expect(await json(`${url}/v1/admin/relay`)).toMatchObject({ isOn: true, problem: null, behind: 0 });
       const metrics = await text(`${url}/metrics`);

@@ -1,3 +1,6 @@
+import { randomUUID } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { Chat } from '@ai-sdk/react';
 import { Agent, OpenAIProvider, Runner } from '@openai/agents';
 import { DefaultChatTransport, type UIMessage } from 'ai';
@@ -34,7 +37,10 @@ async function chatOf({ api, service }: Node, id: string): Promise<Chat<UIMessag
 
 describeWithKafka('one log', (brokers) => {
   it('given one session, when OpenAI’s SDK begins it, useChat and an agent go on and LangChain reads it, then all have one history, and the audit trail and Kafka have every event of it', async () => {
-    const node = await world.node({ KAFKA_BROKERS: brokers });
+    const topic = `one-log-${randomUUID()}`;
+    const cwd = await world.folder();
+    await writeFile(join(cwd, 'colloquy.yml'), `kafka: { topic: ${topic} }\n`);
+    const node = await world.node({ KAFKA_BROKERS: brokers }, cwd);
     const { url } = node.service;
     const openai = openaiOf(node);
 
@@ -109,7 +115,7 @@ describeWithKafka('one log', (brokers) => {
       'select id::text, type from event where stream_id = $1 order by version',
       [id],
     );
-    const listening = await tap(brokers, 'colloquy.session-events');
+    const listening = await tap(brokers, topic);
     await eventually(
       () =>
         Promise.resolve(

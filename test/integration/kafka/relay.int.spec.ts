@@ -45,20 +45,24 @@ describeWithKafka('relay', (brokers) => {
     await db.drop();
   });
 
+  const optionsHere = () => ({
+    kafka: { brokers: brokers.split(',') },
+    topic,
+    partitions: 4,
+    retentionMs: 3_600_000,
+    maxMessageBytes: 1_048_576,
+    compression: 'gzip' as const,
+    onRecovered: () => undefined,
+  });
+
   function startHere(more: Partial<RelayOptions> = {}): { relay: Relay; troubles: string[] } {
     const troubles: string[] = [];
     const leases = store.leases(randomUUID());
     const relay = new Relay(store, pool, leases, {
-      kafka: { brokers: brokers.split(',') },
-      topic,
-      partitions: 4,
-      retentionMs: 3_600_000,
-      maxMessageBytes: 1_048_576,
-      compression: 'gzip',
+      ...optionsHere(),
       onTrouble: ({ message }, forGood) => {
         troubles.push(`${forGood ? 'for good: ' : ''}${message}`);
       },
-      onRecovered: () => undefined,
       ...more,
     });
     relay.start();
@@ -348,6 +352,58 @@ describeWithKafka('relay', (brokers) => {
     await listening.distinct(20);
     expect(offences(listening.records, await logOf(db))).toEqual([]);
   }, 30_000);
+
+  it('given a topic with events that the log has lost, when the relay starts, then it publishes nothing and says what to do', async () => {
+    const first = startHere();
+    await new Writers(store, 10).round(2);
+    await untilCaughtUp(first.relay);
+    const restored = await createTestDatabase();
+    ends.unshift(() => restored.drop());
+    const log = await openStore(restored.url);
+    ends.unshift(() => log.close());
+    const connections = createPool(restored.url, 'relay');
+    ends.unshift(() => connections.end());
+    // It has gone on otherwise: the same sessions have other events.
+    await new Writers(log, 10).round(3);
+
+    const troubles: string[] = [];
+    const leases = log.leases(randomUUID());
+    ends.push(() => leases.close());
+    const relay = new Relay(log, connections, leases, {
+      ...optionsHere(),
+      onTrouble: ({ message }, forGood) => troubles.push(`${forGood ? 'for good: ' : ''}${message}`),
+    });
+    relay.start();
+    ends.push(() => relay.stop());
+    while (troubles.length === 0) await sleep(50);
+    expect(troubles).toEqual([
+      expect.stringMatching(/^for good: .* has events that this log has not: .*anew/),
+    ]);
+    expect((await relay.lag()).behind).toBe(30);
+    const listening = await listen();
+    await listening.distinct(20);
+    expect(offences(listening.records, await logOf(db))).toEqual([]);
+  }, 60_000);
+
+  it('given a database that has become another one without a loss, when the relay starts, then it goes on where it was', async () => {
+    const first = startHere();
+    await new Writers(store, 10).round(2);
+    await untilCaughtUp(first.relay);
+    for (const end of ends.splice(0)) await end();
+    await db.query(`update relay_topic set database = 'before the failover'`);
+    await new Writers(store, 10, 'later').round(1);
+
+    const { relay, troubles } = startHere();
+    await untilCaughtUp(relay);
+    expect(troubles).toEqual([]);
+    const listening = await listen();
+    await listening.distinct(30);
+    expect(listening.records).toHaveLength(30);
+    expect(offences(listening.records, await logOf(db))).toEqual([]);
+    expect(
+      await db.query(`select from relay_topic where database ~ '^[0-9]+/[0-9A-F]{8}/[0-9]+$'`),
+    ).toHaveLength(1);
+  }, 60_000);
 
   heavy(
     'given large events in a long row, when catching up, then memory stays bounded',

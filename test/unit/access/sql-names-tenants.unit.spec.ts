@@ -25,6 +25,7 @@ const WHOLE: readonly (readonly [file: string, part: string, why: string])[] = [
   ['event-store/lane-reader.ts', 'isPlain', LANES],
   ['event-store/lane-reader.ts', 'as nth', LANES],
   ['event-store/lane-reader.ts', 'min(e.time)', LANES],
+  ['event-store/lane-reader.ts', 'said.position', 'ids of events that the topic has'],
   ['event-store/migrations/0002-lane_ends.sql', 'lane_ends', 'positions alone'],
   [
     'event-store/stream-reader.ts',

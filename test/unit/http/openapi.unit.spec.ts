@@ -181,18 +181,15 @@ describe('the OpenAPI document', () => {
       properties: {
         id: { type: 'string' },
         event: { const: name },
-        data: { $ref: `#/components/schemas/${schema}` },
+        data: {
+          type: 'string',
+          contentMediaType: 'application/json',
+          contentSchema: { $ref: `#/components/schemas/${schema}` },
+        },
       },
     });
     expect(content['text/event-stream']).toEqual({
-      schema: {
-        type: 'string',
-        contentMediaType: 'text/event-stream',
-        contentSchema: {
-          type: 'array',
-          items: { oneOf: [event('note', 'Note'), event('failed', 'Problem')] },
-        },
-      },
+      schema: { oneOf: [event('note', 'Note'), event('failed', 'Problem')] },
       example: 'id: 1\nevent: note\ndata: {}\n\n',
     });
   });
