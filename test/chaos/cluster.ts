@@ -1,0 +1,119 @@
+import { randomUUID } from 'node:crypto';
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import {
+  type EmbeddedPostgres,
+  startEmbeddedPostgres,
+} from '../../src/embedded-postgres/embedded-postgres.js';
+import { ownBroker, type OwnBroker } from '../support/kafka.js';
+import { type RunningService, startService } from '../support/process.js';
+import { find, type RunningProgram, startRedis } from '../support/programs.js';
+import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
+
+export const CAPPED = { tenant: 'c', sessions: 12 } as const;
+const SKEW = join(__dirname, 'clock-skew.cjs');
+
+/** A node, the way from it to the database, and its life. */
+export interface ChaosNode {
+  readonly proxy: TcpProxy;
+  readonly service: RunningService | undefined;
+  url(): string | undefined;
+  /** @param skewMs how far the clock of the process is off */
+  start(skewMs?: number): Promise<void>;
+  kill(): Promise<void>;
+}
+
+/** Everything that a run consists of. */
+export interface Cluster {
+  readonly nodes: readonly ChaosNode[];
+  readonly postgres: EmbeddedPostgres;
+  readonly broker: OwnBroker;
+  readonly redis: RunningProgram | undefined;
+  readonly topic: string;
+  killPostgres(): Promise<void>;
+  end(): Promise<void>;
+}
+
+/** @param options.main `main.js` of another build */
+export async function startCluster(options: { nodes: number; main?: string }): Promise<Cluster> {
+  const folder = await mkdtemp(join(tmpdir(), 'colloquy-chaos-'));
+  await chmod(folder, 0o755);
+  const data = join(folder, 'data');
+  await mkdir(data);
+  await chmod(data, 0o755);
+  const [postgres, broker, redis] = await Promise.all([
+    startEmbeddedPostgres({ dataDir: data, settings: { max_connections: '120', fsync: 'off' } }),
+    ownBroker(),
+    find('redis-server') === undefined ? undefined : startRedis(),
+  ]);
+  const topic = `chaos-${randomUUID()}`;
+  await writeFile(
+    join(folder, 'colloquy.yml'),
+    `kafka: { topic: ${topic}, partitions: 4, brokers: ['${broker.brokers}'] }
+sessions: { maxSessions: 1000000 }
+storage: { maxConnections: 20 }
+tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
+`,
+  );
+  const startNode = async (): Promise<ChaosNode> => {
+    const proxy = await startProxy(postgres.url);
+    let service: RunningService | undefined;
+    return {
+      proxy,
+      get service() {
+        return service;
+      },
+      url: () => service?.url,
+      start: async (skewMs = 0) => {
+        service = await startService({
+          cwd: folder,
+          ...(options.main !== undefined && { main: options.main }),
+          env: {
+            DATABASE_URL: proxy.url,
+            LOG_LEVEL: 'warn',
+            ...(redis && { REDIS_URL: `redis://127.0.0.1:${redis.port}` }),
+            ...(skewMs !== 0 && { NODE_OPTIONS: `--require=${SKEW}`, CLOCK_SKEW_MS: String(skewMs) }),
+          },
+        });
+      },
+      kill: async () => {
+        const killed = service;
+        service = undefined;
+        await killed?.kill9();
+      },
+    };
+  };
+  const nodes: ChaosNode[] = [];
+  const end = async (): Promise<void> => {
+    await Promise.all(nodes.map((node) => node.kill()));
+    await Promise.all(nodes.map((node) => node.proxy.close()));
+    await redis?.end();
+    await broker.remove();
+    await postgres.stop();
+    await rm(folder, { recursive: true, force: true });
+  };
+  try {
+    for (let n = 0; n < options.nodes; n += 1) {
+      const node = await startNode();
+      nodes.push(node);
+      await node.start();
+    }
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  return {
+    nodes,
+    postgres,
+    broker,
+    redis,
+    topic,
+    // Its supervisor starts it again.
+    killPostgres: async () => {
+      const [pid = ''] = (await readFile(join(postgres.dataDir, 'postmaster.pid'), 'utf8')).split('\n');
+      process.kill(Number(pid), 'SIGQUIT');
+    },
+    end,
+  };
+}
