@@ -3,8 +3,8 @@ import { CAPPED, type ChaosNode } from './cluster.js';
 import { now, type Operation, type Outcome, TOKEN } from './history.js';
 import { type Random } from './random.js';
 
-/** Longer than anything that the service promises: an answer that is later than this is taken as none. */
-const LIMIT_MS = 20_000;
+/** An answer that is later than this is taken as none. Nodes that are stopped answer nothing for longer. */
+const LIMIT_MS = 6_000;
 const ATTEMPTS = 6;
 /** Appends after which a session is left, so that one page shows all of its messages. */
 const SESSION_LENGTH = 60;

@@ -1,7 +1,9 @@
+import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import {
   type EmbeddedPostgres,
   startEmbeddedPostgres,
@@ -31,8 +33,42 @@ export interface Cluster {
   readonly broker: OwnBroker;
   readonly redis: RunningProgram | undefined;
   readonly topic: string;
+  /** That of the database; undefined: it could not be made, because this process is not root. */
+  readonly disk: SmallDisk | undefined;
   killPostgres(): Promise<void>;
   end(): Promise<void>;
+}
+
+/** Small and in memory, so that it can be full. */
+interface SmallDisk {
+  fill(): Promise<void>;
+  free(): Promise<void>;
+  remove(): Promise<void>;
+}
+
+const SETTINGS = { max_connections: '120', fsync: 'off', max_wal_size: '96MB', min_wal_size: '64MB' };
+const DISK_MB = 900;
+
+async function smallDisk(folder: string): Promise<SmallDisk | undefined> {
+  if (process.getuid?.() !== 0) return undefined;
+  const run = promisify(execFile);
+  const mounted = await run('mount', ['-t', 'tmpfs', '-o', `size=${DISK_MB}m`, 'tmpfs', folder]).then(
+    () => true,
+    () => false,
+  );
+  if (!mounted) return undefined;
+  await chmod(folder, 0o755);
+  const ballast = join(folder, 'ballast');
+  return {
+    fill: async () => {
+      const { bavail, bsize } = await statfs(folder);
+      await run('fallocate', ['-l', String(bavail * bsize), ballast]);
+    },
+    free: () => rm(ballast, { force: true }),
+    remove: async () => {
+      await run('umount', [folder]);
+    },
+  };
 }
 
 /** @param options.main `main.js` of another build */
@@ -41,9 +77,10 @@ export async function startCluster(options: { nodes: number; main?: string }): P
   await chmod(folder, 0o755);
   const data = join(folder, 'data');
   await mkdir(data);
+  const disk = await smallDisk(data);
   await chmod(data, 0o755);
   const [postgres, broker, redis] = await Promise.all([
-    startEmbeddedPostgres({ dataDir: data, settings: { max_connections: '120', fsync: 'off' } }),
+    startEmbeddedPostgres({ dataDir: data, settings: SETTINGS }),
     ownBroker(),
     find('redis-server') === undefined ? undefined : startRedis(),
   ]);
@@ -91,6 +128,7 @@ tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
     await redis?.end();
     await broker.remove();
     await postgres.stop();
+    await disk?.remove();
     await rm(folder, { recursive: true, force: true });
   };
   try {
@@ -109,6 +147,7 @@ tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
     broker,
     redis,
     topic,
+    disk,
     // Its supervisor starts it again.
     killPostgres: async () => {
       const [pid = ''] = (await readFile(join(postgres.dataDir, 'postmaster.pid'), 'utf8')).split('\n');

@@ -92,6 +92,11 @@ export const FAULTS = {
       await client.query('rollback');
     });
   },
+  'fill the disk of the database': async ({ disk }, random) => {
+    await disk?.fill();
+    await sleep(random.int(500, 3_000));
+    await disk?.free();
+  },
   'restart the broker': async (cluster, random) => {
     await cluster.broker.stop();
     await sleep(random.int(0, 3_000));
@@ -118,6 +123,7 @@ const WEIGHTS: Readonly<Record<FaultName, number>> = {
   'take all connections of the database': 1,
   'end connections of the database': 2,
   'hold back a read model': 1,
+  'fill the disk of the database': 1,
   'restart the broker': 1,
   'kill Redis': 1,
 };

@@ -11,7 +11,7 @@ import { breakThings } from './faults.js';
 import { now, type Operation } from './history.js';
 import { Random } from './random.js';
 
-const CLIENTS = 12;
+const CLIENTS = 20;
 /** How long a node may take to be ready after everything is whole. */
 const BACK_LIMIT_MS = 60_000;
 const STILL_LIMIT_MS = 60_000;
