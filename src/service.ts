@@ -1,6 +1,8 @@
 import 'reflect-metadata';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Logger } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
+import { type FastifyInstance } from 'fastify';
 import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
@@ -79,7 +81,13 @@ export async function createService(config: Config, { logger }: ServiceOptions):
       { logger: new NestLog(logger), abortOnError: false },
     );
     traces?.listen(app.get(EventLog).telemetry);
-    undo.push(() => app.close());
+    undo.push(async () => {
+      const fastify = app.getHttpAdapter().getInstance();
+      fastify.isDraining = true;
+      // Before anything is closed: model calls and streams begin until the port is closed.
+      await sleep(config.server.drainMs);
+      await app.close();
+    });
     configureApp(app, { ...config, version });
     await app.init();
     return { app, embedded, stop };

@@ -48,10 +48,11 @@ const capPolicy = choice('reject', 'evict');
 
 /** What one tenant or one key may do at most. Default: no limit. */
 const limit = {
+  /** Default: no limit. */
   requestsPerSecond: wholeNumber(1, 1_000_000).optional(),
-  /** Replies that are generated at the same time. */
+  /** Replies that are generated at the same time. Default: no limit. */
   generations: wholeNumber(0, 1_000_000).optional(),
-  /** Streams of events that are read at the same time. */
+  /** Streams of events that are read at the same time. Default: no limit. */
   streams: wholeNumber(0, 1_000_000).optional(),
 };
 
@@ -106,14 +107,18 @@ const apiKey = section({
 /** All settings, in the shape of the settings file, with their defaults. */
 export const settings = section({
   llm: section({
-    /** Default: `openai` when an `apiKey` or a `baseURL` is there, else `echo`. */
+    /** Who answers. Default: `openai` when an `apiKey` or a `baseURL` is there, else `echo`. */
     provider: choice('openai', 'echo').optional(),
-    /** Default: `gpt-5-mini` of openai, `echo` of echo. */
+    /** The model where a request names none. Default: `gpt-5-mini` of openai, `echo` of echo. */
     model: text(/^\S{1,200}$/, 'must be the name of a model: 1 to 200 characters without blanks').optional(),
+    /** Of the provider. Default: none. */
     apiKey: text(/^[\x21-\x7e]+$/, 'must be printable ASCII without blanks').optional(),
-    /** Any server that speaks the OpenAI API. Default: OpenAI itself. */
+    /** Any server that speaks chat completions: vLLM, Ollama, … Default: OpenAI itself. */
     baseURL: url('must be an http:// or https:// URL', 'http:', 'https:').optional(),
-    /** Milliseconds without a sign of the provider until a model call is given up. Default 60 000. */
+    /**
+     * Milliseconds without a sign of the provider until a model call is given up; retries are part of it. Comments in its
+     * stream (`: keep-alive`) keep a call alive five times as long. Default 60 000.
+     */
     timeoutMs: wholeNumber(1, 3_600_000).default(60_000),
     /** Tokens of a prompt: the oldest turns are left out of one that would be longer. Default: no limit. */
     maxInputTokens: wholeNumber(1, 100_000_000).optional(),
@@ -139,18 +144,19 @@ export const settings = section({
     maxAttachedBytes: wholeNumber(0, 1_073_741_824).default(33_554_432),
   }).prefault({}),
   sessions: section({
-    /** Active sessions per tenant. Default 100. */
+    /** Active sessions of each tenant. Default 100. */
     maxSessions: maxSessions.default(100),
     /** Milliseconds without a write after which a session expires. Default 3 600 000 (one hour). */
     sessionTTL: sessionTTL.default(3_600_000),
-    /** What happens to a create or resume at the cap. Default `reject`. */
+    /** What happens to a create or resume at the cap; with `evict` the least recently used session leaves. Default `reject`. */
     capPolicy: capPolicy.default('reject'),
-    /** Milliseconds after which an expired session is deleted. Default: never. */
+    /** Milliseconds after which an expired session is deleted, unless it is under legal hold. Default: never. */
     deleteAfter: wholeNumber(1, LONGEST_MS).optional(),
   }).prefault({}),
   storage: section({
     /** Default: the embedded PostgreSQL, in `dataDir`. */
     database: section({
+      /** Default `postgresql`: 15 to 18. */
       type: choice('postgresql').default('postgresql'),
       /** May lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well. */
       url: z
@@ -172,13 +178,13 @@ export const settings = section({
     maxConnections: wholeNumber(FEWEST_CONNECTIONS, 10_000).default(30),
   }).prefault({}),
   kafka: section({
-    /** `host:port` each. Default: none; events wait in the log until brokers are named. */
+    /** Default: none; events wait in the log until brokers are named. */
     brokers: z
       .array(text(/^[^\s,:/]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$/, 'must be host:port'), {
         error: 'must be a list of host:port',
       })
       .default([]),
-    /** Default `colloquy.session-events`. */
+    /** One for each service. Default `colloquy.session-events`. */
     topic: text(/^(?!\.{1,2}$)[\w.-]{1,249}$/, 'must be 1 to 249 letters, digits or ._-').default(
       'colloquy.session-events',
     ),
@@ -190,7 +196,7 @@ export const settings = section({
     retentionMs: wholeNumber(60_000, LONGEST_MS).default(604_800_000),
     /** Bytes of the largest message, when the topic is created. Default 8 388 608 (8 MiB). */
     maxMessageBytes: wholeNumber(65_536, 104_857_600).default(8_388_608),
-    /** Default `gzip`. */
+    /** Of the messages. Default `gzip`. */
     compression: choice('gzip', 'none').default('gzip'),
     /** Default false: no TLS. A mapping holds PEM texts as in Node's `tls.connect`. */
     ssl: z
@@ -208,6 +214,7 @@ export const settings = section({
         { error: 'must be true, false, or a mapping with: ca, cert, key, servername, rejectUnauthorized' },
       )
       .default(false),
+    /** How to sign in at the brokers. Default: not at all. */
     sasl: section({
       mechanism: choice('plain', 'scram-sha-256', 'scram-sha-512'),
       username: text(/^.{1,1024}$/, 'must be a text'),
@@ -220,12 +227,13 @@ export const settings = section({
      * the database are taken as well.
      */
     mode: choice('none', 'api-key').optional(),
+    /** Each has `name`, `tenant` (`*`: an operator) and `key` or `sha256`; the variable has `name:tenant:key`, comma-separated. */
     keys: z.array(apiKey, { error: 'must be a list of keys' }).optional(),
     /** Default: no tokens. */
     jwt: jwt.optional(),
   }).prefault({}),
   server: section({
-    /** Default 127.0.0.1. */
+    /** The address that is listened on. Default 127.0.0.1. */
     host: text(/^[^\s/]{1,255}$/, 'must be a host name or an IP address').default('127.0.0.1'),
     /** 0 takes any free port. Default 3000. */
     port: wholeNumber(0, 65_535).default(3000),
@@ -237,7 +245,10 @@ export const settings = section({
       .default(1),
     /** Bytes of a request body. Default 1 048 576 (1 MiB). */
     bodyLimit: wholeNumber(1, 1_073_741_824).default(1_048_576),
-    /** The same where messages are taken, which may have photographs in them. Default 16 777 216 (16 MiB). */
+    /**
+     * The same where messages are taken, which may have photographs in them as `data:` URLs. A process holds 64 MiB of bodies at
+     * a time, and answers 503 `overloaded` past that. Default 16 777 216 (16 MiB).
+     */
     messageLimit: wholeNumber(1, 1_073_741_824).default(16_777_216),
     /** What is written to the log: that level and all above it. Requests are written at `info`. Default `info`. */
     logLevel: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
@@ -254,6 +265,11 @@ export const settings = section({
       /** Of each key, and of each subject of tokens. */
       key: section(limit).prefault({}),
     }).prefault({}),
+    /**
+     * Milliseconds for which a node that is told to stop answers as before, except that `/health/ready` is 503: more than
+     * balancers need to notice. Default 0.
+     */
+    drainMs: wholeNumber(0, 600_000).default(0),
     /** Milliseconds that running requests get to end at shutdown. Default 10 000. */
     shutdownGraceMs: wholeNumber(0, 3_600_000).default(10_000),
   }).prefault({}),
@@ -264,6 +280,7 @@ export const settings = section({
         error: 'is not a tenant id: 1 to 63 of a-z 0-9 _ -, beginning with a letter or digit',
       }),
       section({
+        /** Default: `sessions.maxSessions`; so with the next two. */
         maxSessions: maxSessions.optional(),
         sessionTTL: sessionTTL.optional(),
         capPolicy: capPolicy.optional(),

@@ -7,7 +7,7 @@ import { settings } from './schema.js';
 export type Environment = Readonly<Record<string, string | undefined>>;
 
 /** What a variable sets, and how its text becomes the value that the schema then checks. */
-const VARIABLES: readonly {
+export const VARIABLES: readonly {
   name: string;
   path: readonly [string, ...string[]];
   read?: (raw: string) => unknown;

@@ -107,6 +107,7 @@ class HttpAdapter extends FastifyAdapter {
     );
 
     closeInTime(fastify);
+    fastify.decorate('isDraining', false);
 
     const guard = new Guard(authenticatorsOf(auth));
     fastify.decorate('guard', guard);
@@ -140,6 +141,13 @@ class HttpAdapter extends FastifyAdapter {
 
   override registerParserMiddleware(): void {
     // Nest's own parsers for JSON and forms are not wanted.
+  }
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** The service was told to stop, and answers as before until balancers have noticed: a closed port fails requests. */
+    isDraining: boolean;
   }
 }
 

@@ -52,10 +52,10 @@ export class HealthController {
   @Answers(200, Health, { summary: 'Can requests be served?' })
   @Answers(503, Health, { description: 'Not now; the checks say why.' })
   async ready(
-    @Req() { caller }: FastifyRequest,
+    @Req() { caller, server }: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<z.infer<typeof Health>> {
-    const checks = await this.checks();
+    const checks = server.isDraining ? STOPPING : await this.checks();
     const ready = Object.values(checks).every((check) => check.status !== 'unavailable');
     if (!ready) reply.status(503);
     return {
@@ -102,6 +102,7 @@ export class HealthController {
   }
 }
 
+const STOPPING: Checks = { node: { status: 'unavailable', detail: 'it is about to stop' } };
 const SILENT: Checks = { database: { status: 'unavailable', detail: `no answer within ${PATIENCE_MS} ms` } };
 
 /** Only operators may see how much is going on, and the names of brokers and servers. */

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { chmod, mkdir, mkdtemp, readFile, rm, statfs, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -48,6 +48,7 @@ interface SmallDisk {
 
 const SETTINGS = { max_connections: '120', fsync: 'off', max_wal_size: '96MB', min_wal_size: '64MB' };
 const DISK_MB = 900;
+const nothing = (): void => undefined;
 
 async function smallDisk(folder: string): Promise<SmallDisk | undefined> {
   if (process.getuid?.() !== 0) return undefined;
@@ -60,10 +61,8 @@ async function smallDisk(folder: string): Promise<SmallDisk | undefined> {
   await chmod(folder, 0o755);
   const ballast = join(folder, 'ballast');
   return {
-    fill: async () => {
-      const { bavail, bsize } = await statfs(folder);
-      await run('fallocate', ['-l', String(bavail * bsize), ballast]);
-    },
+    // It fails in the end, because then the disk is full.
+    fill: () => run('dd', ['if=/dev/zero', `of=${ballast}`, 'bs=64k']).then(nothing, nothing),
     free: () => rm(ballast, { force: true }),
     remove: async () => {
       await run('umount', [folder]);

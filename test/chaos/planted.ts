@@ -134,7 +134,7 @@ export const PLANTED = {
 /** Makes a build with one of the faults. @returns what to run, and how to remove it */
 export async function plant(
   name: keyof typeof PLANTED,
-): Promise<{ main: string; sql: string | undefined; remove(): Promise<void> }> {
+): Promise<{ main: string; sql: string | undefined; remove: () => Promise<void> }> {
   const { replacements = [], sql }: Planted = PLANTED[name];
   // Inside the repository, so that the dependencies are found.
   const folder = join(ROOT, 'node_modules', '.cache', `planted-${process.pid}`);

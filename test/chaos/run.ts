@@ -49,7 +49,7 @@ export async function run(options: ChaosOptions): Promise<Report> {
     const consuming = consumeAll(cluster);
     const until = now() + seconds * 1_000;
     const isOver = (): boolean => now() > until;
-    const shared = new Map();
+    const shared: ConstructorParameters<typeof ChaosClient>[3] = new Map();
     const clients = Array.from({ length: CLIENTS }, (_, n) =>
       new ChaosClient(n, cluster.nodes, new Random(seed * 1_000 + n), shared, (operation) => {
         history.push(operation);
@@ -127,9 +127,9 @@ async function query<Row>({ postgres }: Cluster, sql: string): Promise<Row[]> {
 /** Counts the active sessions of the capped tenant again and again, each time in one snapshot. */
 function watchCap(cluster: Cluster): { stop(): Promise<number> } {
   let most = 0;
-  let isStopped = false;
+  const stopping = new AbortController();
   const watching = (async () => {
-    while (!isStopped) {
+    while (!stopping.signal.aborted) {
       const [row] = await query<{ active: number }>(
         cluster,
         `select count(*)::int as active from (
@@ -144,7 +144,7 @@ function watchCap(cluster: Cluster): { stop(): Promise<number> } {
   })();
   return {
     stop: async () => {
-      isStopped = true;
+      stopping.abort();
       await watching;
       return most;
     },
@@ -157,11 +157,11 @@ function follow(
   random: Random,
 ): { readonly events: { session: string; version: number }[]; stop(): void } {
   const events: { session: string; version: number }[] = [];
-  let isStopped = false;
+  const stopping = new AbortController();
   let leave = (): void => undefined;
   void (async () => {
     let last = '';
-    while (!isStopped) {
+    while (!stopping.signal.aborted) {
       try {
         const url = random.pick(nodes).url();
         if (url === undefined) throw new Error('there is no node');
@@ -184,7 +184,7 @@ function follow(
   return {
     events,
     stop: () => {
-      isStopped = true;
+      stopping.abort();
       leave();
     },
   };
@@ -280,7 +280,7 @@ async function unequalModels({ nodes }: Cluster): Promise<string[]> {
   for (const { name } of listed.data) {
     const response = await fetch(`${url}/v1/admin/projections/${name}/verify`, { method: 'POST' });
     const text = await response.text();
-    if (!response.ok || (JSON.parse(text) as { ok: boolean }).ok !== true) unequal.push(`${name}: ${text}`);
+    if (!response.ok || !(JSON.parse(text) as { ok: boolean }).ok) unequal.push(`${name}: ${text}`);
   }
   const parked = await (await fetch(`${url}/v1/admin/parked`)).text();
   if ((JSON.parse(parked) as { data: unknown[] }).data.length > 0)
