@@ -416,6 +416,8 @@ export class ChaosClient {
     let outcome = outcomeOf(answer);
     // A refusal speaks of the last attempt. Whether an attempt before it took effect, only the key could tell.
     if (outcome === 'fail' && wasUnknown) outcome = 'unknown';
+    // A session that is deleted during its reply: the question was taken, and the answer is that there is no session.
+    if (answer.status === 404 && /\/(generate|chat|responses)$/.test(path)) outcome = 'unknown';
     const version = Number(answer.body['version']);
     this.record({
       ...{

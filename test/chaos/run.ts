@@ -45,7 +45,6 @@ export async function run(options: ChaosOptions): Promise<Report> {
     const history: Operation[] = [];
     const watching = watchCap(cluster);
     const following = follow(cluster, new Random(seed + 1));
-    const listening = await tap(cluster.broker.brokers, cluster.topic);
     const consuming = consumeAll(cluster);
     const until = now() + seconds * 1_000;
     const isOver = (): boolean => now() > until;
@@ -70,6 +69,8 @@ export async function run(options: ChaosOptions): Promise<Report> {
       [...map.values()].reduce((sum, ids) => sum + ids.length, 0);
     const ofA = log.filter(({ tenant }) => tenant === 'a').length;
     await still(() => following.events.length >= ofA);
+    // Only now, because a plain consumer may not outlive the faults of the brokers.
+    const listening = await tap(cluster.broker.brokers, cluster.topic);
     await still(() => new Set(listening.records.map(({ id }) => id)).size >= log.length);
     await still(() => total(consuming.consumed) >= log.length);
     const evidence: Evidence = {
