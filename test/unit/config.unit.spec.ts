@@ -70,6 +70,7 @@ describe('settings', () => {
         logLevel: 'info',
         corsOrigins: [],
         limits: { tenant: {}, key: {} },
+        drainMs: 0,
         shutdownGraceMs: 10_000,
       },
       tenants: {},
