@@ -112,7 +112,11 @@ export class ConversationsController {
 
   @Requires('sessions:write:own', 'messages')
   @Post(':id/items')
-  @Answers(200, ItemList, { summary: 'Append items, all or none', problems: WRITE })
+  @Answers(200, ItemList, {
+    summary: 'Append items, all or none',
+    // An expired session comes back with them, within the cap.
+    problems: ['session-limit-reached', ...WRITE],
+  })
   async append(
     @Write() write: WriteContext,
     @Param('id') id: string,
