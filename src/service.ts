@@ -83,8 +83,8 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;
-      // Before anything is closed: model calls and streams begin until the port is closed.
-      await sleep(config.server.drainMs);
+      // Before anything is closed: model calls and streams begin until the port is closed. A start that failed has none.
+      if (fastify.server.listening) await sleep(config.server.drainMs);
       await app.close();
     });
     configureApp(app, { ...config, version });

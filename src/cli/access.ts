@@ -3,13 +3,12 @@ import { createPrivateKey, createPublicKey, generateKeyPairSync } from 'node:cry
 import { readFile, writeFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import { SignJWT } from 'jose';
-import { Pool } from 'pg';
 import { KeyStore } from '../access/key-store.js';
 import { type ApiKey, NewKey } from '../access/keys.schemas.js';
 import { grant } from '../database/grant.js';
 import { migrate } from '../database/migrate.js';
 import { migrations, rights } from '../migrations.js';
-import { withDatabase } from './database.js';
+import { withDatabase, withPool } from './database.js';
 
 /** Brings the schema of the database up to date. */
 export const migrateDatabase = (): Promise<void> =>
@@ -57,15 +56,7 @@ export const revokeKey = (id: string): Promise<ApiKey> =>
 const me = (): string => `cli:${userInfo().username}`;
 
 const withKeys = <T>(work: (store: KeyStore) => Promise<T>): Promise<T> =>
-  withDatabase({ create: true }, async (url) => {
-    await migrate(url, migrations);
-    const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });
-    try {
-      return await work(new KeyStore(pool));
-    } finally {
-      await pool.end();
-    }
-  });
+  withPool({ create: true }, (pool) => work(new KeyStore(pool)));
 
 export interface TokenOptions {
   /** File of the private key, in PEM. It is made if there is none. */

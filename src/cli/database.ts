@@ -1,7 +1,10 @@
 import { existsSync } from 'node:fs';
+import { Pool } from 'pg';
 import { loadConfig } from '../config.js';
+import { migrate } from '../database/migrate.js';
 import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-folder-lock.js';
 import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
+import { migrations } from '../migrations.js';
 
 /**
  * The database of the settings in this folder: the one that is named, or the embedded one. The embedded one is used
@@ -43,3 +46,18 @@ export async function withDatabase<T>(
     await lock.release();
   }
 }
+
+/** The same, with the schema of this code and one connection. */
+export const withPool = <T>(
+  options: { readonly create: boolean },
+  work: (pool: Pool) => Promise<T>,
+): Promise<T> =>
+  withDatabase(options, async (url) => {
+    await migrate(url, migrations);
+    const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });
+    try {
+      return await work(pool);
+    } finally {
+      await pool.end();
+    }
+  });

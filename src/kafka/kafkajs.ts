@@ -41,3 +41,7 @@ export function errorTypes(error: unknown): string[] {
     ...(Array.isArray(errors) ? errors.flatMap(errorTypes) : []),
   ];
 }
+
+/** Whether the brokers refused something because this client lacks a permission. */
+export const isForbidden = (error: unknown): boolean =>
+  errorTypes(error).some((type) => type.endsWith('_AUTHORIZATION_FAILED'));

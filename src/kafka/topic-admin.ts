@@ -1,6 +1,6 @@
 import type { Admin } from 'kafkajs';
 import { disconnected, kafkaClient, type KafkaSettings, REQUEST_TIMEOUT_MS } from './kafka-connection.js';
-import { errorTypes, kafkajs } from './kafkajs.js';
+import { errorTypes, isForbidden, kafkajs } from './kafkajs.js';
 
 export interface NewTopic {
   readonly topic: string;
@@ -86,8 +86,7 @@ export class TopicAdmin {
     } catch (error) {
       // Reading settings needs a permission of its own, which a publisher may lack. If the default is too high, the
       // broker refuses a batch, and the relay then lowers its limit by itself.
-      if (errorTypes(error).some((type) => type.endsWith('_AUTHORIZATION_FAILED')))
-        return DEFAULT_MAX_MESSAGE_BYTES;
+      if (isForbidden(error)) return DEFAULT_MAX_MESSAGE_BYTES;
       throw error;
     }
   }

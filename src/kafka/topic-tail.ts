@@ -4,12 +4,14 @@ import { type IncomingMessage, toIncomingMessage } from './group-member.js';
 import { disconnected, kafkaClient, type KafkaSettings } from './kafka-connection.js';
 
 const LIMIT_MS = 30_000;
+/** Records of each partition. Several lanes share one, and the newest of each should be among them. */
+const NEWEST = 100;
 
 /**
- * The newest record of each partition that has one. It takes seconds, because the brokers wait for further members of
- * the group that reads it.
+ * The newest records of each partition. It takes seconds, because the brokers wait for further members of the group that
+ * reads them.
  */
-export async function lastRecords(settings: KafkaSettings, topic: string): Promise<IncomingMessage[]> {
+export async function newestRecords(settings: KafkaSettings, topic: string): Promise<IncomingMessage[]> {
   const kafka = kafkaClient(settings);
   const admin = kafka.admin();
   const groupId = `${settings.clientId ?? 'colloquy'}-tail-${randomUUID()}`;
@@ -17,13 +19,14 @@ export async function lastRecords(settings: KafkaSettings, topic: string): Promi
   try {
     await admin.connect();
     const offsets = await admin.fetchTopicOffsets(topic);
-    const wanted = new Map(
+    /** Partition → the offset behind what is wanted of it. Records behind it belong to nodes that publish already. */
+    const ends = new Map(
       offsets
-        .filter(({ low, high }) => BigInt(high) > BigInt(low))
-        .map(({ partition, high }) => [partition, String(BigInt(high) - 1n)]),
+        .filter(({ low, high }) => Number(high) > Number(low))
+        .map(({ partition, high }) => [partition, Number(high)]),
     );
-    const found = new Map<number, IncomingMessage>();
-    if (wanted.size === 0) return [];
+    if (ends.size === 0) return [];
+    const found: IncomingMessage[] = [];
     await consumer.connect();
     await consumer.subscribe({ topics: [topic], fromBeginning: false });
     const crash = new Promise<never>((_, reject) => {
@@ -38,13 +41,17 @@ export async function lastRecords(settings: KafkaSettings, topic: string): Promi
     await consumer.run({
       autoCommit: false,
       eachMessage: ({ partition, message }) => {
-        // Records that come while this reads belong to nodes that publish already.
-        if (!found.has(partition)) found.set(partition, toIncomingMessage(message));
-        if (found.size === wanted.size) enough();
+        const left = (ends.get(partition) ?? 0) - Number(message.offset);
+        if (left >= 1) found.push(toIncomingMessage(message));
+        if (left <= 1) ends.delete(partition);
+        if (ends.size === 0) enough();
         return Promise.resolve();
       },
     });
-    for (const [partition, offset] of wanted) consumer.seek({ topic, partition, offset });
+    for (const { partition, low, high } of offsets) {
+      const offset = Math.max(Number(low), Number(high) - NEWEST);
+      if (ends.has(partition)) consumer.seek({ topic, partition, offset: String(offset) });
+    }
     const late = new AbortController();
     const limit = sleep(LIMIT_MS, undefined, { signal: late.signal, ref: false }).then(() => {
       throw new Error(`the newest records of ${topic} did not come within ${LIMIT_MS / 1_000} s`);
@@ -52,7 +59,7 @@ export async function lastRecords(settings: KafkaSettings, topic: string): Promi
     limit.catch(() => undefined);
     await Promise.race([complete, crash, limit]);
     late.abort();
-    return [...found.values()];
+    return found;
   } finally {
     await disconnected(consumer.disconnect());
     // The group would otherwise stay for a week.

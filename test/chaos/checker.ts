@@ -76,7 +76,7 @@ export const PROPERTIES: Readonly<Record<string, Property>> = {
   },
 
   'no acknowledged write is lost': ({ history, log }) => {
-    const { places } = tokensOf(log);
+    const places = placesOfTokens(log);
     return writesOf(history)
       .filter(({ outcome }) => outcome === 'ok')
       .flatMap((write) =>
@@ -87,7 +87,7 @@ export const PROPERTIES: Readonly<Record<string, Property>> = {
   },
 
   'no write takes effect twice, and none that was refused': ({ history, log }) => {
-    const { places } = tokensOf(log);
+    const places = placesOfTokens(log);
     const twice = [...places]
       .filter(([, all]) => all.length > 1)
       .map(([token, all]) => `${token}: ${JSON.stringify(all)}`);
@@ -125,7 +125,7 @@ export const PROPERTIES: Readonly<Record<string, Property>> = {
           .map(({ session }) => `a list without ${session}`);
       }
       if (read.what === 'search') {
-        const [word = ''] = read.sessions ?? [];
+        const { word = '' } = read;
         const known = acknowledged.get(word);
         const isThere = known && known.at < read.begunAt;
         return isThere && read.tokens?.includes(word) !== true
@@ -256,16 +256,14 @@ const told = ({ what, session, outcome, status, version, key }: Write): string =
   `${what} (${session}, ${outcome}, ${status}, version ${version ?? '?'}${key === undefined ? '' : `, ${key}`})`;
 
 /** Where each token was said by a user. Forks repeat what their source has, and are left out. */
-function tokensOf(log: readonly LoggedEvent[]): {
-  places: Map<string, { key: string; version: number }[]>;
-} {
+function placesOfTokens(log: readonly LoggedEvent[]): Map<string, { key: string; version: number }[]> {
   const places = new Map<string, { key: string; version: number }[]>();
   for (const { tenant, session, version, type, data } of log) {
     if (type !== 'MessageAppended' || data['role'] !== 'user' || session.startsWith('f-')) continue;
     for (const [token] of JSON.stringify(data['content']).matchAll(TOKEN))
       places.set(token, [...(places.get(token) ?? []), { key: `${tenant}/${session}`, version }]);
   }
-  return { places };
+  return places;
 }
 
 function byVersion(log: readonly LoggedEvent[]): LoggedEvent[] {

@@ -284,7 +284,7 @@ export class ChaosClient {
             ),
         ),
       ],
-      sessions: [word],
+      word,
     }));
   }
 
@@ -418,17 +418,21 @@ export class ChaosClient {
     if (outcome === 'fail' && wasUnknown) outcome = 'unknown';
     // A session that is deleted during its reply: the question was taken, and the answer is that there is no session.
     if (answer.status === 404 && /\/(generate|chat|responses)$/.test(path)) outcome = 'unknown';
-    const version = Number(answer.body['version']);
-    this.record({
-      ...{
+    const told = (one: Answer, what: Outcome): void => {
+      const version = Number(one.body['version']);
+      this.record({
         kind: 'write',
         what: `${method} ${path.replaceAll(/tk\w+z|v-\w-\d+|c-\d+|msg_\w+/g, '…')}`,
-        tenant,
-        session,
-      },
-      ...{ tokens, key, begunAt, endedAt: now(), outcome, status: answer.status },
-      version: Number.isSafeInteger(version) ? version : undefined,
-    });
+        ...{ tenant, session, tokens, key, begunAt, endedAt: now(), outcome: what, status: one.status },
+        version: Number.isSafeInteger(version) ? version : undefined,
+      });
+    };
+    told(answer, outcome);
+    // A client that has not got the answer asks again, and has to get the same one. Only an append answers with what it was.
+    if (outcome === 'ok' && key !== undefined && path.endsWith('/messages') && this.random.chance(0.3)) {
+      const again = await this.send(method, path, body, { ...headers, 'idempotency-key': key }, tenant);
+      if (outcomeOf(again) === 'ok') told(again, 'ok');
+    }
     return { outcome };
   }
 

@@ -1,5 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
+import { tableOf } from '../../src/projection-engine/projection.js';
+import { historyProjection } from '../../src/read-models/history.projection.js';
 import { type ChaosNode, type Cluster } from './cluster.js';
 import { type Random } from './random.js';
 
@@ -8,8 +10,7 @@ type Fault = (cluster: Cluster, random: Random) => Promise<void>;
 
 const someNode = ({ nodes }: Cluster, random: Random): ChaosNode => random.pick(nodes);
 
-/** Weights: what finds most comes most often; what takes long comes rarely. */
-export const FAULTS = {
+const FAULTS = {
   'kill a node': async (cluster, random) => {
     const node = someNode(cluster, random);
     await node.kill();
@@ -87,7 +88,7 @@ export const FAULTS = {
   'hold back a read model': async (cluster, random) => {
     await ask(cluster.postgres.url, async (client) => {
       await client.query('begin');
-      await client.query('lock table history_v3 in exclusive mode');
+      await client.query(`lock table ${tableOf(historyProjection)} in exclusive mode`);
       await sleep(random.int(500, 3_000));
       await client.query('rollback');
     });
@@ -109,9 +110,8 @@ export const FAULTS = {
   },
 } satisfies Record<string, Fault>;
 
-export type FaultName = keyof typeof FAULTS;
-
-const WEIGHTS: Readonly<Record<FaultName, number>> = {
+/** What finds most comes most often; what takes long comes rarely. */
+const WEIGHTS: Readonly<Record<keyof typeof FAULTS, number>> = {
   'kill a node': 3,
   'stop a node past its leases': 2,
   'stop a node for a moment': 2,
@@ -148,11 +148,17 @@ export async function breakThings(
   until: () => boolean,
   say: (what: string) => void,
 ): Promise<Map<string, number>> {
+  // What is not there cannot break.
+  const weights = {
+    ...WEIGHTS,
+    ...(!cluster.disk && { 'fill the disk of the database': 0 }),
+    ...(!cluster.redis && { 'kill Redis': 0 }),
+  };
   const done = new Map<string, number>();
   while (!until()) {
     await sleep(random.int(300, 2_500));
     if (until()) break;
-    const name = random.weighted(WEIGHTS);
+    const name = random.weighted(weights);
     say(name);
     await FAULTS[name](cluster, random);
     done.set(name, (done.get(name) ?? 0) + 1);

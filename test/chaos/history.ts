@@ -40,6 +40,8 @@ export interface Read {
   readonly isPartial?: boolean;
   /** The sessions of a list. */
   readonly sessions?: readonly string[];
+  /** The token that was searched for. */
+  readonly word?: string;
 }
 
 export interface Foreign {

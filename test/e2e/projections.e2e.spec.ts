@@ -1,11 +1,9 @@
-import { cp, readFile, symlink, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { type Api, apiOf, eventually, expectProblem } from '../support/http.js';
+import { nextBuild } from '../support/next-build.js';
 import { startService } from '../support/process.js';
 import { createWorld, FULL, say, type SessionAnswer, texts, type World } from './fixture.js';
 import { heavy } from '../support/heavy.js';
 
-const ROOT = join(__dirname, '../..');
 const NAMES = ['sessions', 'history', 'usage', 'search', 'generations'];
 
 interface ProjectionAnswer {
@@ -125,20 +123,6 @@ heavy(
   FULL ? 600_000 : 180_000,
 );
 
-/** A copy of the tested build in which a read model has a new version. */
-async function nextBuild(): Promise<string> {
-  const folder = await world.folder();
-  await cp(join(ROOT, 'dist'), join(folder, 'dist'), { recursive: true });
-  await cp(join(ROOT, 'package.json'), join(folder, 'package.json'));
-  for (const name of ['node_modules', 'schemas']) await symlink(join(ROOT, name), join(folder, name));
-  const file = join(folder, 'dist/read-models/history.projection.js');
-  const code = await readFile(file, 'utf8');
-  const changed = code.replace(/version: \d+,/, 'version: 99,');
-  expect(changed).not.toBe(code);
-  await writeFile(file, changed);
-  return join(folder, 'dist/main.js');
-}
-
 heavy(
   'given nodes of two builds with different versions of a read model, when they run side by side, then each answers from its own table; prune drops the tables that no node uses',
   async () => {
@@ -147,7 +131,7 @@ heavy(
     await say(old.api, 'chat', 'before the upgrade');
 
     const next = await startService({
-      main: await nextBuild(),
+      main: await nextBuild(await world.folder()),
       env: { DATABASE_URL: world.database.url },
       cwd: await world.folder(),
     });

@@ -1,14 +1,14 @@
-import { cp, readFile, symlink, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { Agent, createServer, type IncomingMessage, request, type Server } from 'node:http';
 import { once } from 'node:events';
 import { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Api, apiOf, eventually } from '../support/http.js';
+import { nextBuild } from '../support/next-build.js';
 import { type RunningService, startService } from '../support/process.js';
 import { createWorld, texts, type World } from './fixture.js';
 
-const ROOT = join(__dirname, '../..');
 const DRAIN_MS = 1_500;
 const CHECK_MS = 100;
 
@@ -70,20 +70,6 @@ async function startBalancer(): Promise<{ url: string; nodes: Set<string>; stop(
   };
 }
 
-/** A copy of the tested build in which a read model has a new version. */
-async function nextBuild(): Promise<string> {
-  const folder = await world.folder();
-  await cp(join(ROOT, 'dist'), join(folder, 'dist'), { recursive: true });
-  await cp(join(ROOT, 'package.json'), join(folder, 'package.json'));
-  for (const name of ['node_modules', 'schemas']) await symlink(join(ROOT, name), join(folder, name));
-  const file = join(folder, 'dist/read-models/history.projection.js');
-  const code = await readFile(file, 'utf8');
-  const changed = code.replace(/version: \d+,/, 'version: 99,');
-  expect(changed).not.toBe(code);
-  await writeFile(file, changed);
-  return join(folder, 'dist/main.js');
-}
-
 it('given a service of two nodes behind a balancer, when they are replaced one by one by those of another build, then no request fails and nothing is missing', async () => {
   const balancer = await startBalancer();
   const services: RunningService[] = [];
@@ -103,7 +89,7 @@ it('given a service of two nodes behind a balancer, when they are replaced one b
     await eventually(async () => (await fetch(`${service.url}/health/ready`)).status === 200, 30_000);
     return service;
   };
-  const build = await nextBuild();
+  const build = await nextBuild(await world.folder());
   const old = [await start(), await start()];
   const api: Api = apiOf(balancer.url);
   await eventually(async () => (await api.get('/health/ready')).status === 200);

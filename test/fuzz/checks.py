@@ -1,6 +1,5 @@
 """What Schemathesis cannot read from an OpenAPI document."""
 
-import json
 import re
 
 import schemathesis

@@ -385,6 +385,34 @@ describeWithKafka('relay', (brokers) => {
     expect(offences(listening.records, await logOf(db))).toEqual([]);
   }, 60_000);
 
+  it('given lost events behind which the topic has others that the log has, when the relay starts on another database, then it publishes nothing either', async () => {
+    const first = startHere();
+    await new Writers(store, 10).round(1);
+    await untilCaughtUp(first.relay);
+    const producer = kafka(brokers).producer();
+    await producer.connect();
+    const headers = {
+      ce_id: randomUUID(),
+      ce_lane: '1',
+      ce_position: '1000',
+      ce_time: '2026-11-29T10:00:00.000Z',
+    };
+    await producer.send({ topic, messages: [{ partition: 1, key: 't/lost', value: '{}', headers }] });
+    await producer.disconnect();
+    await new Writers(store, 40, 'later').round(1);
+    await untilCaughtUp(first.relay);
+    for (const end of ends.splice(0)) await end();
+    await db.query(`update relay_topic set database = 'before the failover'`);
+
+    const { troubles } = startHere();
+    while (troubles.length === 0) await sleep(50);
+    expect(troubles).toEqual([
+      expect.stringMatching(
+        /^for good: .* has events that this log has not: 1 of the newest, .*2026-11-29T10/,
+      ),
+    ]);
+  }, 60_000);
+
   it('given a database that has become another one without a loss, when the relay starts, then it goes on where it was', async () => {
     const first = startHere();
     await new Writers(store, 10).round(2);
