@@ -27,7 +27,11 @@ async function main(): Promise<void> {
   }
   const names = Object.keys(PLANTED) as (keyof typeof PLANTED)[];
   const wanted = names.filter((name) => values.planted === 'all' || name === values.planted);
-  if (wanted.length === 0) throw new Error(`there is no such fault; there are: ${names.join('; ')}`);
+  if (wanted.length === 0) {
+    console.error(`There is no such fault. There are: all; ${names.join('; ')}`);
+    process.exitCode = 2;
+    return;
+  }
   for (const name of wanted) if (!(await isFound(name, options))) process.exitCode = 1;
 }
 
