@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Kafka, logLevel, type KafkaMessage } from 'kafkajs';
 import { describeUnless, freePort } from './programs.js';
 
@@ -259,4 +260,25 @@ export function offences(
   for (const [key, ids] of log)
     if (last.get(key) !== ids.length) found.push(`${key}: ${last.get(key) ?? 0} of ${ids.length} versions`);
   return found;
+}
+
+/**
+ * Resolves once every partition of a new topic answers. A broker names the leader of a partition a moment before that
+ * leader knows it, and until then refuses what is sent there.
+ */
+export async function hasLeaders(brokers: readonly string[], topic: string): Promise<void> {
+  const admin = kafka(brokers.join(',')).admin();
+  await admin.connect();
+  try {
+    for (const deadline = Date.now() + 30_000; ; ) {
+      const asked = await admin.fetchTopicOffsets(topic).catch((error: unknown) => {
+        if (Date.now() > deadline) throw error;
+        return undefined;
+      });
+      if (asked) return;
+      await sleep(100);
+    }
+  } finally {
+    await admin.disconnect();
+  }
 }

@@ -16,7 +16,7 @@ import { toMessage } from '../../../src/kafka/contract.js';
 import { Publisher } from '../../../src/kafka/publisher.js';
 import { TopicAdmin } from '../../../src/kafka/topic-admin.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { describeWithKafka } from '../../support/kafka.js';
+import { describeWithKafka, hasLeaders } from '../../support/kafka.js';
 import { completed, openStore, said, sized, sleep } from './fixture.js';
 import { appendOf } from '../../support/append.js';
 import { heavy } from '../../support/heavy.js';
@@ -44,6 +44,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     await TopicAdmin.use(kafka, (topics) =>
       topics.create({ topic, partitions: 4, retentionMs: 3_600_000, maxMessageBytes: 1_048_576 }),
     );
+    await hasLeaders(kafka.brokers, topic);
     publisher = await Publisher.connect(kafka, 'gzip');
     fetched = [];
     // A server that answers like the route of the service, from the same log.
