@@ -270,7 +270,7 @@ export async function hasLeaders(brokers: readonly string[], topic: string): Pro
   const admin = kafka(brokers.join(',')).admin();
   await admin.connect();
   try {
-    for (const deadline = Date.now() + 30_000; ; ) {
+    for (const deadline = Date.now() + 30_000; ;) {
       const asked = await admin.fetchTopicOffsets(topic).catch((error: unknown) => {
         if (Date.now() > deadline) throw error;
         return undefined;
