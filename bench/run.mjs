@@ -9,6 +9,7 @@ import { large } from './measures/large.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
+import { overload } from './measures/overload.mjs';
 import { quietService } from './measures/quiet-service.mjs';
 import { reads } from './measures/reads.mjs';
 import { rebuild } from './measures/rebuild.mjs';
@@ -29,6 +30,7 @@ const MEASURES = {
   streaming,
   doors,
   access,
+  overload,
   large,
 };
 /** Those that take too long for every day. */

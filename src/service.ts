@@ -67,6 +67,7 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     const { databaseUrl, embedded } = await openDatabase(config, undo);
     const traces = await startTraces(undo);
     const logRequest = logRequests(logger);
+    let log: EventLog | undefined;
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.create(config, databaseUrl),
       createHttpAdapter({
@@ -75,11 +76,14 @@ export async function createService(config: Config, { logger }: ServiceOptions):
           logRequest(request);
           traces?.answered(request);
         },
+        isBehind: (tenant) => log?.isBehind(tenant) ?? false,
         correlationIds: traces && ((request, named) => traces.begin(request, named)),
       }),
       { logger: new NestLog(logger), abortOnError: false },
     );
-    traces?.listen(app.get(EventLog).telemetry);
+    const opened = app.get(EventLog);
+    log = opened;
+    traces?.listen(opened.telemetry);
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;

@@ -94,6 +94,16 @@ export function cpuSecondsOfAll(pid) {
   return children.reduce((sum, child) => sum + (cpuSeconds(child) ?? 0), cpuSeconds(pid) + ended);
 }
 
+/** Bytes of memory that a process holds; undefined where there is no /proc. */
+export function memoryOf(pid) {
+  try {
+    const [, kilobytes] = /^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'));
+    return Number(kilobytes) * 1_024;
+  } catch {
+    return undefined;
+  }
+}
+
 // Places behind the name of the process, which stands in brackets and may hold blanks.
 const PPID = 1;
 const UTIME = 11;

@@ -5,7 +5,7 @@ import { ALL_SCOPES, ALL_TENANTS, type Identity, usualScopes } from './caller.js
 import { KEY_PREFIX } from './key-store.js';
 import { type ApiKey } from './keys.schemas.js';
 import { type KnownKeys } from './known-keys.js';
-import { Tokens } from './tokens.js';
+import { type Tokens } from './tokens.js';
 
 /**
  * One way to authenticate a caller, e.g. by a key of the settings, or as a program on the local machine.
@@ -62,7 +62,7 @@ const identityOf = (key: ApiKey | undefined): Identity | undefined =>
 export const tokensOf =
   (tokens: Tokens): Authenticator =>
   (_request, credential) =>
-    credential !== undefined && Tokens.hasForm(credential) ? tokens.identify(credential) : undefined;
+    credential === undefined ? undefined : tokens.identify(credential);
 
 /**
  * Without keys, running on this machine is the only credential, and web pages that its user opens have it as well. They

@@ -44,6 +44,8 @@ export class Limits {
   private readonly rates: Rates;
   private readonly places: Places;
   private readonly isFree: boolean;
+  /** By tenant and key. They are looked for at each request. */
+  private readonly known = new LRUCache<string, readonly Holder[]>({ max: KNOWN_HOLDERS });
   /** How often which limit was reached. */
   readonly refused: Record<keyof Limit, number> = { requestsPerSecond: 0, generations: 0, streams: 0 };
 
@@ -64,8 +66,9 @@ export class Limits {
    */
   request(caller: Counted): Promise<void> | undefined {
     if (this.isFree) return undefined;
-    const holders = this.holders(caller).filter(({ limit }) => limit.requestsPerSecond !== undefined);
+    const holders = this.holders(caller);
     for (const [index, holder] of holders.entries()) {
+      if (holder.limit.requestsPerSecond === undefined) continue;
       const wait = this.take(holder);
       if (typeof wait !== 'number') return this.takeLater(holders.slice(index), wait);
       if (wait > 0) throw this.tooMany(holder, wait);
@@ -111,6 +114,7 @@ export class Limits {
   /** @param first the answer that is awaited for the first of them */
   private async takeLater(holders: readonly Holder[], first: Promise<number>): Promise<void> {
     for (const [index, holder] of holders.entries()) {
+      if (holder.limit.requestsPerSecond === undefined) continue;
       const wait = await (index === 0 ? first : this.take(holder));
       if (wait > 0) throw this.tooMany(holder, wait);
     }
@@ -125,7 +129,14 @@ export class Limits {
     );
   }
 
-  private holders({ tenant, actor }: Counted): Holder[] {
+  private holders(caller: Counted): readonly Holder[] {
+    const id = `${caller.tenant}/${caller.actor}`;
+    let holders = this.known.get(id);
+    if (!holders) this.known.set(id, (holders = this.holdersOf(caller)));
+    return holders;
+  }
+
+  private holdersOf({ tenant, actor }: Counted): readonly Holder[] {
     const { tenant: usual, key, ofTenants } = this.settings;
     const own = ofTenants.get(tenant);
     return [
@@ -167,8 +178,8 @@ class Rates {
   /** Takes one. @returns 0, or milliseconds until there is one to be had; a promise where Redis has to be asked */
   take(id: string, perSecond: number): number | Promise<number> {
     if (this.redis?.epoch === undefined) return this.takeHere(id, perSecond);
-    const stock = this.stocks.get(id) ?? { left: 0, until: 0, emptyUntil: 0, asked: undefined };
-    this.stocks.set(id, stock);
+    let stock = this.stocks.get(id);
+    if (!stock) this.stocks.set(id, (stock = { left: 0, until: 0, emptyUntil: 0, asked: undefined }));
     const now = performance.now();
     if (stock.left > 0 && now < stock.until) {
       stock.left -= 1;
@@ -180,8 +191,8 @@ class Rates {
 
   private takeHere(id: string, perSecond: number): number {
     const now = performance.now();
-    const bucket = this.buckets.get(id) ?? { tokens: perSecond, at: now };
-    this.buckets.set(id, bucket);
+    let bucket = this.buckets.get(id);
+    if (!bucket) this.buckets.set(id, (bucket = { tokens: perSecond, at: now }));
     bucket.tokens = Math.min(perSecond, bucket.tokens + ((now - bucket.at) * perSecond) / 1_000);
     bucket.at = now;
     if (bucket.tokens < 1) return ((1 - bucket.tokens) * 1_000) / perSecond;

@@ -29,6 +29,7 @@ const JWKS_TIMEOUT_MS = 3_000;
 /** Longest name that is recorded of a subject. */
 const ACTOR = /^\P{Cc}{1,255}$/u;
 const OWN = ':own';
+const FORM = /^[\w-]+\.[\w-]+\.[\w-]+$/;
 
 /**
  * Callers by JSON Web Tokens (RFC 7519) of one issuer, signed by an asymmetric key. The subject is the actor of what the
@@ -63,15 +64,14 @@ export class Tokens {
     }
   }
 
-  /** Whether a credential has the form of a token, so that it is nothing else. */
-  static hasForm(credential: string): boolean {
-    return /^[\w-]+\.[\w-]+\.[\w-]+$/.test(credential);
-  }
-
-  /** @throws ApiError `unauthenticated`; `issuer-unavailable` when the keys of the issuer cannot be fetched */
-  identify(token: string): Identity | Promise<Identity> {
+  /**
+   * @returns undefined for a credential that has not the form of a token, so that it is something else
+   * @throws ApiError `unauthenticated`; `issuer-unavailable` when the keys of the issuer cannot be fetched
+   */
+  identify(token: string): Identity | Promise<Identity> | undefined {
     const known = this.checked.get(token);
     if (known && known.until > Date.now()) return known.identity;
+    if (!FORM.test(token)) return undefined;
     const checking = this.checking.get(token) ?? this.check(token);
     this.checking.set(token, checking);
     return checking;

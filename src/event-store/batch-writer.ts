@@ -23,6 +23,13 @@ export interface WriterOptions {
 const HALF_APPENDS = 32;
 
 /**
+ * When the appends of a tenant have waited longer than this for their batch, more arrives than can be written, and new
+ * commands are turned away: appends that wait for many seconds are those that clients have given up, or have sent again.
+ * An answer of the database that takes long is no sign of it. Those that wait meanwhile are written together afterwards.
+ */
+const BEHIND_MS = 500;
+
+/**
  * Coalesces appends: those that arrive while a commit is in flight form the next batch. No timer is involved: an idle
  * writer commits at the end of the event loop's turn, or at once when the previous append also came alone.
  *
@@ -38,6 +45,8 @@ export class BatchWriter {
   private readonly commits = new Set<Promise<void>>();
   private starting = false;
   private isLone = true;
+  /** Tenants whose appends had waited for too long when they were last taken into a batch. */
+  private readonly late = new Set<string>();
 
   constructor(
     connect: () => Promise<Client>,
@@ -47,6 +56,14 @@ export class BatchWriter {
   ) {
     this.halves = [0, 1].map(() => new Half(new Committer(connect, memory, telemetry)));
     this.room = new FairShare({ count: queueLimit, bytes: queueBytes });
+  }
+
+  /**
+   * Whether the appends of the tenant wait for too long. The writer takes further ones nevertheless: whoever begins work
+   * that will lead to an append asks before, for a refusal after that would come late.
+   */
+  isBehind(tenant: string): boolean {
+    return this.late.has(tenant) && this.room.has(tenant);
   }
 
   /**
@@ -162,8 +179,11 @@ export class BatchWriter {
 
   /** The append no longer waits, and its place is free. */
   private begin(pending: Pending, now: number): void {
+    const { tenant } = pending.append.stream;
     pending.begun = now;
-    this.room.leave(pending.append.stream.tenant, pending.bytes);
+    this.room.leave(tenant, pending.bytes);
+    if (now - pending.since > BEHIND_MS) this.late.add(tenant);
+    else this.late.delete(tenant);
   }
 
   private tell({ append, since, begun }: Pending, outcome: AppendOutcome): void {

@@ -24,6 +24,11 @@ export class FairShare {
     return true;
   }
 
+  /** Whether the tenant has an entry. */
+  has(tenant: string): boolean {
+    return this.tenants.has(tenant);
+  }
+
   /** Adds bytes to an entry that is in already. @returns false when the tenant has used up its share */
   grow(tenant: string, bytes: number): boolean {
     const own = this.tenants.get(tenant);

@@ -214,6 +214,11 @@ export class EventLog {
     return this.writer.appends;
   }
 
+  /** Whether more appends of the tenant arrive than can be written, so that another command would be `Overloaded`. */
+  isBehind(tenant: string): boolean {
+    return this.writer.isBehind(tenant);
+  }
+
   /**
    * Appends durably: when the promise resolves, the commit is on disk.
    *

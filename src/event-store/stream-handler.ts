@@ -75,7 +75,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
     private readonly kind: StreamKind<State, Command, Event>,
   ) {
     this.states = new StreamStates(store, kind);
-    this.turns = new StreamTurns(store.telemetry);
+    this.turns = new StreamTurns(store.telemetry, (tenant) => store.isBehind(tenant));
   }
 
   /**

@@ -116,7 +116,10 @@ export class StreamTurns<Tip> {
   private readonly room = new FairShare(ALL_COMMANDS);
   private appendMs = 0;
 
-  constructor(private readonly telemetry: Telemetry) {}
+  constructor(
+    private readonly telemetry: Telemetry,
+    private readonly isBehind: (tenant: string) => boolean,
+  ) {}
 
   /** Records how long the last append took; appends of other nodes are assumed to take about as long. */
   appendTook(ms: number): void {
@@ -127,7 +130,7 @@ export class StreamTurns<Tip> {
    * Runs `work`, which waits for its turn by `ahead` or `alone`.
    *
    * @param bytes size of what the work holds while it waits
-   * @throws Overloaded at once when too much waits on this stream or for this tenant; whatever `work` throws
+   * @throws Overloaded at once when too much waits on this stream or for this tenant, or for too long; whatever `work` throws
    */
   async take<T>(stream: StreamId, bytes: number, work: (turn: Turn<Tip>) => Promise<T>): Promise<T> {
     const key = streamKey(stream);
@@ -136,7 +139,7 @@ export class StreamTurns<Tip> {
     const queue = before?.queue ?? { commands: 0, bytes: 0, commits: 0, lastTime: '' };
     const isFull =
       queue.commands >= STREAM_COMMANDS || (queue.commands > 0 && queue.bytes + bytes > STREAM_BYTES);
-    if (isFull || !this.room.enter(tenant, bytes)) {
+    if (isFull || this.isBehind(tenant) || !this.room.enter(tenant, bytes)) {
       this.telemetry.emit('overloaded', { what: 'command', tenant });
       throw new Overloaded('more arrives than can be worked on at the moment; try again');
     }

@@ -16,13 +16,16 @@ const MOST_BYTES = 4 * BUDGET_BYTES;
 
 /**
  * Refuses requests when the bodies that are held already fill the budget: without a limit, a few thousand large bodies
- * that arrive together would fill the memory before the first of them reaches a queue. A body that announces its length
- * is refused before it is read, a chunked one as soon as there is no more room for it. Each tenant has a share of the
+ * that arrive together would fill the memory before the first of them reaches a queue. It also refuses bodies of a tenant
+ * whose appends wait for too long, for nearly all of them lead to an append: to read and check what will be turned away
+ * would take the time that is missing. A body that announces its length is refused before it is read, a chunked one as soon as there is no more room for it. Each tenant has a share of the
  * budget, so a flood of one tenant harms no other.
  */
 export class BodyBudget {
   private readonly room = new FairShare({ count: Infinity, bytes: BUDGET_BYTES });
   private held = 0;
+
+  constructor(private readonly isBehind: (tenant: string) => boolean) {}
 
   /** Holds the bytes of a request's body until the request is over, however it ends. The caller must be known. */
   install(fastify: FastifyInstance): void {
@@ -35,7 +38,8 @@ export class BodyBudget {
         done(null, payload);
         return;
       }
-      const body = this.hold(request.caller?.tenant ?? '', announced);
+      const tenant = request.caller?.tenant ?? '';
+      const body = this.isBehind(tenant) ? undefined : this.hold(tenant, announced);
       if (!body) {
         done(overloaded());
         return;
@@ -85,10 +89,7 @@ interface HeldBody {
 }
 
 const overloaded = (): ApiError =>
-  new ApiError(
-    'overloaded',
-    'more bodies of requests are held than this server has room for at the moment; try again',
-  );
+  new ApiError('overloaded', 'more arrives than this server takes at the moment; try again');
 
 /** The length of a body in bytes; 0 when there is none, or one that is refused for its size. */
 function announcedBytes({ headers, routeOptions: { bodyLimit } }: FastifyRequest): number {

@@ -29,6 +29,8 @@ export interface HttpSettings {
   readonly auth: AuthSettings;
   /** Called for each request when it has ended. */
   readonly onAnswered?: ((request: AnsweredRequest) => void) | undefined;
+  /** Whether more appends of a tenant arrive than can be written. */
+  readonly isBehind?: ((tenant: string) => boolean) | undefined;
   /** In place of random ones. */
   readonly correlationIds?: CorrelationIds | undefined;
 }
@@ -61,7 +63,7 @@ export function configureApp(
  * correlation ids, JSON as the only kind of body, and problem documents as errors.
  */
 class HttpAdapter extends FastifyAdapter {
-  constructor({ server, auth, onAnswered: tell, correlationIds: newCorrelationIds }: HttpSettings) {
+  constructor({ server, auth, onAnswered: tell, isBehind, correlationIds: newCorrelationIds }: HttpSettings) {
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -126,7 +128,7 @@ class HttpAdapter extends FastifyAdapter {
       await guard.admit(request);
       if (request.is404) throw routes.unmatched(request);
     });
-    new BodyBudget().install(fastify);
+    new BodyBudget(isBehind ?? (() => false)).install(fastify);
     new UnreadBodies().install(fastify);
   }
 

@@ -4,6 +4,8 @@ import type { FastifyInstance } from 'fastify';
 /** How many bodies go on to be read at a time, and the milliseconds between two such times: 400 a second. */
 const BODIES_AT_A_TIME = 8;
 const PAUSE_MS = 20;
+/** Bodies of up to so many bytes need not wait: they mostly came with their headers, in one packet or two. */
+const SMALL_BYTES = 64 * 1024;
 
 /**
  * Throws away what is still on its way of bodies whose requests are answered already (refused, unauthenticated, for
@@ -21,8 +23,7 @@ export class UnreadBodies {
       // Fastify would close the connection of a body that is too large, and a client that still sends would get the error
       // of its socket instead of the answer.
       if (reply.statusCode === 413 && !this.isClosing) reply.removeHeader('connection');
-      // Most bodies are small and came with their headers: nothing of them is on its way any more.
-      if (!request.complete && !this.isClosing) this.hold(request);
+      if (!request.complete && !this.isClosing && !isSmall(request)) this.hold(request);
       done(null, payload);
     });
     fastify.addHook('preClose', (done) => {
@@ -56,3 +57,6 @@ export class UnreadBodies {
     }, PAUSE_MS);
   }
 }
+
+/** Held back, the bodies of a flood of refused requests would take up to seconds, and each keeps its connection waiting. */
+const isSmall = ({ headers }: IncomingMessage): boolean => Number(headers['content-length']) <= SMALL_BYTES;

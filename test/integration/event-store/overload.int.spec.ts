@@ -1,7 +1,8 @@
+import { Client } from 'pg';
 import { Overloaded } from '../../../src/event-store/append.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
-import { by, expectSoundLog, Nodes, tallies } from './fixture.js';
+import { blocked, by, expectSoundLog, Nodes, tallies } from './fixture.js';
 
 let db: TestDatabase;
 const nodes = new Nodes();
@@ -134,6 +135,34 @@ it('given waiting commands with many bytes, when they exceed the limit, then the
   expect(outcomes.filter((one) => one === 'done')).toHaveLength(16);
   expect(outcomes.filter((one) => one === 'overloaded')).toHaveLength(4);
 });
+
+it('given appends that were taken late, when commands follow while others wait, then those of this tenant are refused at once, until none waits', async () => {
+  const store = await nodes.start(db.url);
+  const handler = tallies(store);
+  const add = (tenant: string) => handler.handle({ tenant, streamId: 'new' }, { numbers: [1] }, by);
+  const append = (index: number) => store.append(appendOf(stream(index), 0, [{ type: 'Written', data: {} }]));
+  await holdLanes();
+  // More than the batches that can be taken at a time.
+  const waiting = Array.from({ length: 1_200 }, (_, index) => append(index));
+  await new Promise((resolve) => setTimeout(resolve, 600));
+  // A database that does not answer is no sign of too many appends.
+  expect(store.isBehind('acme')).toBe(false);
+  const another = new Client({ connectionString: db.url });
+  await another.connect();
+  const held = another.query('select pg_advisory_lock(7301, l) from generate_series(0, 15) as l');
+  await blocked(db, 3);
+  await db.query('select pg_advisory_unlock_all()');
+  await held;
+  await blocked(db, 1);
+
+  await expect(add('acme')).rejects.toMatchObject({ code: 'overloaded' });
+  expect(store.isBehind('other')).toBe(false);
+
+  await another.end();
+  await Promise.all(waiting);
+  expect(store.isBehind('acme')).toBe(false);
+  await add('acme');
+}, 30_000);
 
 it('given waiting appends, when the store closes, then they are answered first', async () => {
   const store = await nodes.start(db.url);
