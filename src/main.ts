@@ -1,6 +1,7 @@
 import { type Logger as PinoLogger } from 'pino';
 import { type Config, ConfigError, loadConfig } from './config.js';
 import { isConnectionError } from './database/connection.js';
+import { hostsOf } from './database/hosts.js';
 import { PoolerNotReady } from './database/pooler.js';
 import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
 import { createLogger, flushLog } from './logging.js';
@@ -60,7 +61,9 @@ function announce(
   const facts = {
     database: embedded
       ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}`
-      : `PostgreSQL at ${new URL(config.storage.database?.url ?? '').host}`,
+      : `PostgreSQL at ${hostsOf(config.storage.database?.url ?? '')
+          .hosts.map(({ host, port }) => `${host}:${port}`)
+          .join(', ')}`,
     model:
       llm.provider === 'echo'
         ? 'echo: repeats what is said; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one'

@@ -66,6 +66,10 @@ export const migrations: readonly Migration[] = [
     file: 'kafka/migrations/0015-relay-database.sql',
     sha256: 'fecc54130b14fd7241283c737706e0e781ab661a7082b3f8fe4fb67afb40f77f',
   },
+  {
+    file: 'event-store/migrations/0016-log_generation.sql',
+    sha256: '282ad8ab5c263f0fcdcb608095c42eaeed5746f52c71a1d95dcc2e4661b7b424',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -77,6 +81,7 @@ const ALL = ['select', 'insert', 'update', 'delete'] as const;
 export const rights: Rights = {
   tables: {
     event: ['select', 'insert'],
+    log_generation: ['select', 'insert'],
     log_settings: ['select'],
     migration: ['select'],
     api_key: ['select', 'insert', 'update'],

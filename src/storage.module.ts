@@ -11,6 +11,7 @@ import { TypeOrmModule } from '@nestjs/typeorm';
 import { type Config, SETTINGS } from './config.js';
 import { shareConnections } from './database/connection-shares.js';
 import { poolConfig } from './database/connection.js';
+import { hostsOf } from './database/hosts.js';
 import { RedisLink } from './database/redis-link.js';
 import { RelaxedPool } from './database/relaxed-pool.js';
 import { PLANS_BY_INDEX } from './database/server-settings.js';
@@ -50,7 +51,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
       imports: [
         TypeOrmModule.forRoot({
           type: 'postgres',
-          url: pooledUrl ?? url,
+          url: hostsOf(pooledUrl ?? url).url,
           // Migrated before; the schema is never derived from entities, of which there are none.
           synchronize: false,
           retryAttempts: 0,

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { FEWEST_CONNECTIONS } from '../database/connection-shares.js';
+import { hostsOf } from '../database/hosts.js';
 
 /** The shape of a tenant id, everywhere. */
 const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
@@ -20,17 +21,21 @@ function choice<const T extends readonly [string, ...string[]]>(...options: T) {
   return z.enum(options, { error: `must be one of: ${options.join(', ')}` });
 }
 
+const isUrl = (value: string, ...protocols: string[]): boolean =>
+  URL.canParse(value) && protocols.includes(new URL(value).protocol);
+
 function url(description: string, ...protocols: string[]) {
-  return z.string({ error: description }).refine(
-    (value) => {
-      const parsed = URL.canParse(value) ? new URL(value) : undefined;
-      return parsed !== undefined && protocols.includes(parsed.protocol);
-    },
-    { error: description },
-  );
+  return z
+    .string({ error: description })
+    .refine((value) => isUrl(value, ...protocols), { error: description });
 }
 
-const postgresUrl = url('must be a postgres:// or postgresql:// URL', 'postgres:', 'postgresql:');
+const POSTGRES_URL = 'must be a postgres:// or postgresql:// URL';
+
+/** Several hosts stand in one URL as libpq has it: `postgres://user:password@a:5432,b:5432/name`. */
+const postgresUrl = z
+  .string({ error: POSTGRES_URL })
+  .refine((value) => isUrl(hostsOf(value).url, 'postgres:', 'postgresql:'), { error: POSTGRES_URL });
 
 /** A mapping that refuses keys it does not know, and says which ones it does. */
 function section<T extends z.core.$ZodLooseShape>(shape: T) {
@@ -158,7 +163,10 @@ export const settings = section({
     database: section({
       /** Default `postgresql`: 15 to 18. */
       type: choice('postgresql').default('postgresql'),
-      /** May lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well. */
+      /**
+       * May name several hosts (`postgres://user:password@a:5432,b:5432/name`), of which the one that takes writes is used; or
+       * may lead through a pooler in transaction mode, such as PgBouncer; then `directUrl` is needed as well.
+       */
       url: z
         .string({ error: 'must be a postgres:// or postgresql:// URL; DATABASE_URL sets it, too' })
         .pipe(postgresUrl),

@@ -1,5 +1,7 @@
 import { isNativeError } from 'node:util/types';
-import { Client, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
+import { Client, type ClientBase, type ClientConfig, Pool, type PoolConfig, TypeOverrides } from 'pg';
+import { hostsOf } from './hosts.js';
+import { PrimaryClient } from './primary-client.js';
 import { EVERY_SESSION, optionsOf, type ServerSettings } from './server-settings.js';
 import { UnpreparedClient } from './unprepared-client.js';
 
@@ -67,6 +69,8 @@ export interface ConnectionOptions {
   readonly settings?: ServerSettings | undefined;
   /** Whether the URL leads through a pooler in transaction mode, whose sessions have settings already. */
   readonly throughPooler?: boolean | undefined;
+  /** Whether the server may be a standby. Otherwise a connection to one fails, as if there were none. */
+  readonly standby?: boolean | undefined;
   /**
    * How long a statement may take; 15 s unless given. The server stops working on it by then, and a server that does
    * not answer at all is as good as gone: whoever waits must get an answer.
@@ -82,7 +86,7 @@ export function connectionConfig(
   { settings, throughPooler, statementMs = STATEMENT_MS, connectMs = CONNECT_MS }: ConnectionOptions = {},
 ): ClientConfig {
   return {
-    connectionString: url,
+    connectionString: hostsOf(url).url,
     application_name: `colloquy ${name}`,
     ...(!throughPooler && {
       options: optionsOf({ ...EVERY_SESSION, ...limitedTo(statementMs), ...settings }),
@@ -114,21 +118,53 @@ export async function endConnection(client: Client): Promise<void> {
   await client.end();
 }
 
+/** As the driver wants it; it is missing from the types. */
+const verifyBy =
+  (prepare: (client: ClientBase) => Promise<void>) =>
+  (client: ClientBase, done: (error?: Error) => void): void => {
+    prepare(client).then(
+      () => {
+        done();
+      },
+      (error: unknown) => {
+        done(error as Error);
+      },
+    );
+  };
+
+/** The kind of connection that these options ask for. */
+function clientOf(
+  url: string,
+  { throughPooler, standby }: ConnectionOptions,
+): new (config?: ClientConfig) => Client {
+  if (throughPooler) return UnpreparedClient;
+  if (standby) return Client;
+  const { hosts } = hostsOf(url);
+  return class extends PrimaryClient {
+    constructor(config: ClientConfig = {}) {
+      super(config, hosts);
+    }
+  };
+}
+
 export interface PoolOptions extends ConnectionOptions {
   /** Connections at the same time; 10 unless given. */
   readonly max?: number | undefined;
+  /** Run on each new connection before it is used; a failure ends the connection, and fails whoever waits for it. */
+  readonly prepare?: ((client: ClientBase) => Promise<void>) | undefined;
 }
 
 export const poolConfig = (
   url: string,
   name: string,
-  { max = 10, ...options }: PoolOptions = {},
+  { max = 10, prepare, ...options }: PoolOptions = {},
 ): PoolConfig => ({
   ...connectionConfig(url, name, options),
   max,
   // A program that uses the library may end by having nothing more to do: idle connections do not hold it up.
   allowExitOnIdle: true,
-  ...(options.throughPooler && { Client: UnpreparedClient }),
+  Client: clientOf(url, options),
+  ...(prepare && { verify: verifyBy(prepare) }),
 });
 
 export function createPool(url: string, name: string, options: PoolOptions = {}): Pool {
@@ -144,17 +180,15 @@ export function createPool(url: string, name: string, options: PoolOptions = {})
 
 /** @throws whatever `pg` throws when the server cannot be reached. */
 export async function connect(url: string, name: string, options: ConnectionOptions = {}): Promise<Client> {
-  const client = new (options.throughPooler ? UnpreparedClient : Client)(
-    connectionConfig(url, name, options),
-  );
+  const client = new (clientOf(url, options))(connectionConfig(url, name, options));
   client.on('error', () => undefined);
   await client.connect();
   return client;
 }
 
 // Connection lost, server ends or starts, disk full, too many connections, statement or transaction ended by a
-// time-out.
-const UNAVAILABLE_STATES = /^(08...|57P0[123]|57014|53[13]00|25P03)$/;
+// time-out, server takes no writes any more.
+const UNAVAILABLE_STATES = /^(08...|57P0[123]|57014|53[13]00|25P03|25006)$/;
 const UNAVAILABLE_SYSTEM = new Set([
   'ECONNREFUSED',
   'ECONNRESET',

@@ -2,7 +2,8 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { DataSource, type MigrationInterface } from 'typeorm';
-import { connect } from './connection.js';
+import { connect, poolConfig } from './connection.js';
+import { hostsOf } from './hosts.js';
 import { adoptPrerelease, PRERELEASE_MIGRATIONS } from './prerelease.js';
 
 /** A numbered file of SQL that is never edited once it was released. */
@@ -43,10 +44,10 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
     await guard.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     const source = await new DataSource({
       type: 'postgres',
-      url,
+      url: hostsOf(url).url,
+      extra: poolConfig(url, 'migrations', { max: 1, statementMs: 600_000 }),
       migrations: loaded.map(({ run }) => run),
       migrationsTableName: 'migration',
-      applicationName: 'colloquy migrations',
       poolSize: 1,
     }).initialize();
     try {

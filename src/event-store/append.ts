@@ -10,6 +10,11 @@ export interface Append {
   readonly incarnation: number;
   /** Whether the incarnation begins with this append. */
   readonly begins: boolean;
+  /**
+   * The generation of the log in which it was decided: in a later one the version that it expects may be another event.
+   * Without it the append is made in whatever generation there is.
+   */
+  readonly generation?: number | undefined;
   /** Shared by appends that follow one another before the first of them is committed. */
   readonly chain: Chain;
   /** Whether the append counts as use of the stream. */

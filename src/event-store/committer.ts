@@ -9,6 +9,7 @@ import { type Append, type AppendResult, endOf, type StreamEnd } from './append.
 import { type Telemetry } from './telemetry.js';
 import { commitAppends } from './append-statements.js';
 import { type KnownEnds } from './known-ends.js';
+import { type LogGenerations } from './log-generations.js';
 
 /** What this process remembers of its own appends, so that readers and lone appends need not query the database. */
 export interface AppendMemory {
@@ -21,6 +22,7 @@ export interface AppendMemory {
   /** Forgets everything: the connection was lost, and the next one may lead to another database. */
   lost(): void;
   readonly ends: KnownEnds;
+  readonly generations: LogGenerations;
 }
 
 /** An append together with the caller that waits for its outcome. */
@@ -37,6 +39,8 @@ interface Connection {
   readonly client: Client;
   /** When the server at the other end of the connection was started. */
   readonly run: string;
+  /** The generation of the log that it was checked for. */
+  readonly generation: number;
 }
 
 /**
@@ -66,13 +70,15 @@ export class Committer {
    * @param sent whether the batch was sent before, and may therefore be committed already
    * @returns the error that the callers got when the database stayed unreachable, otherwise undefined
    */
-  async commit(batch: readonly Waiting[], sent = false): Promise<DatabaseUnavailable | undefined> {
+  async commit(all: readonly Waiting[], sent = false): Promise<DatabaseUnavailable | undefined> {
     const started = Date.now();
+    let batch = all;
     for (let attempt = 0; ; attempt += 1) {
       try {
-        const connection = (this.connection ??= await this.open());
+        const connection = await this.connected();
         const { client, run } = connection;
         keepsProcessAlive(client, true);
+        batch = await this.withoutOutdated(connection, batch, sent || attempt > 0);
         const results = await commitAppends(
           client,
           batch.map(({ append }) => append),
@@ -101,11 +107,46 @@ export class Committer {
     }
   }
 
+  /** A connection to the server on which the present generation of the log is. */
+  private async connected(): Promise<Connection> {
+    const { connection } = this;
+    if (connection && connection.generation !== this.memory.generations.current) {
+      // To a server that is no longer the primary, and may not know it yet.
+      this.connection = undefined;
+      connection.client.end().catch(this.telemetry.failed('closing a connection to a former server'));
+    }
+    return (this.connection ??= await this.open());
+  }
+
+  /**
+   * Answers those that were decided in an earlier generation of the log: the versions which they expect may be other
+   * events now, so they have to be decided anew, unless they were committed before and are still there.
+   * @returns the others
+   */
+  private async withoutOutdated(
+    connection: Connection,
+    batch: readonly Waiting[],
+    repeated: boolean,
+  ): Promise<readonly Waiting[]> {
+    const isOutdated = ({ append: { generation } }: Waiting): boolean =>
+      generation !== undefined && generation !== connection.generation;
+    const outdated = batch.filter(isOutdated);
+    if (outdated.length === 0) return batch;
+    const conflicts = outdated.map(({ append }): AppendResult => ({
+      status: 'conflict',
+      version: append.expected,
+    }));
+    await this.settle(connection, outdated, conflicts, repeated);
+    return batch.filter((waiting) => !isOutdated(waiting));
+  }
+
   private async open(): Promise<Connection> {
     const client = await this.connect();
     try {
       const { rows } = await client.query<{ run: string }>('select pg_postmaster_start_time()::text as run');
-      return { client, run: rows[0]?.run ?? '' };
+      const { generations } = this.memory;
+      await generations.check(client);
+      return { client, run: rows[0]?.run ?? '', generation: generations.current };
     } catch (error) {
       client.end().catch(this.telemetry.failed('closing a connection that could not write'));
       throw error;
@@ -113,7 +154,7 @@ export class Committer {
   }
 
   private async settle(
-    { client, run }: Connection,
+    { client, run, generation }: Connection,
     batch: readonly Waiting[],
     results: AppendResult[],
     repeated: boolean,
@@ -125,7 +166,9 @@ export class Committer {
       if (append && result.status === 'ok' && append.events.length > 0) committed.push([append, result]);
     });
     committed.sort(([, one], [, other]) => one.position - other.position);
-    if (committed.length > 0) this.memory.committed(committed, run);
+    // What a former server has committed may be gone, and is not to be remembered.
+    const isPresent = generation === this.memory.generations.current;
+    if (committed.length > 0 && isPresent) this.memory.committed(committed, run);
     results.forEach((result, index) => batch[index]?.resolve(result));
   }
 

@@ -17,6 +17,7 @@ import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
 import { LiveTail } from './live-tail.js';
 import { LogImport } from './log-import.js';
+import { LogGenerations } from './log-generations.js';
 import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { PositionTokens } from './position-tokens.js';
@@ -116,6 +117,9 @@ export class EventLog {
     readonly pool: Pool,
     private readonly url: string,
     private readonly settings: LogSettings,
+    /** Tells whether the log is still the one that this process has seen. */
+    readonly generations: LogGenerations,
+    telemetry: Telemetry,
     options: EventLogOptions,
   ) {
     this.laneCount = settings.lanes;
@@ -123,7 +127,11 @@ export class EventLog {
     this.positions = new PositionTokens(settings.position_key);
     this.vectors = new VectorTokens(settings.position_key, settings.lanes);
     this.codec = options.codec ?? plainCodec;
-    this.telemetry = options.telemetry ?? new Telemetry();
+    this.telemetry = telemetry;
+    generations.onNew(() => {
+      this.forget();
+      this.live.close();
+    });
     const decoder = new EventDecoder(this.codec, options.upcast);
     this.streams = new StreamReader(pool, this.laneOf, decoder);
     this.lanes = new LaneReader(pool, decoder, this.tail);
@@ -135,7 +143,13 @@ export class EventLog {
     const onForeign = (changed: Iterable<number>): void => {
       this.forget(changed);
     };
-    this.wakeUp = new WakeUp(url, settings.lanes, onForeign, this.telemetry);
+    this.wakeUp = new WakeUp(
+      url,
+      settings.lanes,
+      onForeign,
+      (client) => generations.check(client),
+      telemetry,
+    );
     this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
     this.writer = this.createWriter(options);
   }
@@ -153,6 +167,7 @@ export class EventLog {
         committed: (appends, run) => {
           tail.enter(run);
           for (const [append, end] of appends) {
+            this.generations.appended(append.lane, end.position);
             ends.appended(append, end, run);
             this.remember(append, end);
           }
@@ -160,8 +175,10 @@ export class EventLog {
         },
         lost: () => {
           this.forget();
+          this.wakeUp.reconnect();
         },
         ends,
+        generations: this.generations,
       },
       this.telemetry,
       options,
@@ -171,15 +188,20 @@ export class EventLog {
   /** @param url URL of a migrated database, past any pooler */
   static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
     const { pooledUrl, connections } = options;
+    const { telemetry = new Telemetry() } = options;
+    let generations: LogGenerations | undefined;
     const pool = createPool(pooledUrl ?? url, 'log', {
       settings: GENERIC_PLANS,
       throughPooler: pooledUrl !== undefined,
       max: connections,
+      prepare: async (client) => generations?.check(client),
     });
     try {
       const settings = await readSettings(pool);
       if (!settings) throw new Error('the database has no lane count: it was not migrated');
-      return new EventLog(pool, url, settings, options);
+      generations = new LogGenerations(settings.lanes, telemetry);
+      await generations.check(pool);
+      return new EventLog(pool, url, settings, generations, telemetry, options);
     } catch (error) {
       await pool.end();
       throw error;
@@ -344,6 +366,7 @@ export class EventLog {
   async beginImport(): Promise<LogImport> {
     // A stream is committed in one piece, and a long one needs a long statement timeout.
     const client = await available(() => connect(this.url, 'import', { statementMs: 600_000 }));
+    await available(() => this.generations.check(client));
     return LogImport.begin(client, this.laneCount, this.codec, (lanes) => {
       this.forget(lanes);
       this.wakeUp.appended(lanes);

@@ -52,6 +52,8 @@ interface Basis<State> {
   readonly state: State & { version: number };
   readonly chain: Chain;
   readonly lag: StateLag | undefined;
+  /** The generation of the log from which the state is. */
+  readonly generation: number;
 }
 
 /**
@@ -130,15 +132,20 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       if (handled) return handled;
     }
     const cached = this.states.known(stream);
-    const guessed = cached ? basisOf(cached) : options.isNew ? this.nothing() : undefined;
+    const guessed = cached
+      ? basisOf(cached, this.store.generations.current)
+      : options.isNew
+        ? this.nothing()
+        : undefined;
     const handled = guessed && (await tryUpon(guessed));
     if (handled) return handled;
     // Where there is something to append, the append itself finds out whether the key was used before.
     const duplicate = key && !options.decided && (await this.findDuplicate(stream, key));
     if (duplicate) return duplicate;
     for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
+      const generation = this.store.generations.current;
       const loaded = await this.load(stream);
-      const retried = await tryUpon(basisOf(loaded), loaded);
+      const retried = await tryUpon(basisOf(loaded, generation), loaded);
       if (retried) return retried;
     }
     throw new Error(`stream ${streamKey(stream)}: ${ATTEMPTS} appends in a row met a newer version`);
@@ -146,7 +153,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   private nothing(): Basis<State> {
     const chain = { version: 0, createdAt: null, lastActivityAt: null };
-    return { state: this.kind.decider.initialState, chain, lag: undefined };
+    const { current: generation } = this.store.generations;
+    return { state: this.kind.decider.initialState, chain, lag: undefined, generation };
   }
 
   /** The effect of an earlier command with the same key, if there was one. */
@@ -203,7 +211,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       const began = performance.now();
       const { next, appended } = await this.submit(stream, upon, decision, options);
       // From here on the next command can be decided.
-      if (decision.events.length > 0) turn.offer({ state: next, chain: upon.chain, lag: appended.lag });
+      if (decision.events.length > 0) turn.offer({ ...upon, state: next, lag: appended.lag });
       const result = await appended.result;
       this.turns.appendTook(performance.now() - began);
       if (result.status === 'ok') {
@@ -212,7 +220,8 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
         const { position, time, createdAt, lastActivityAt } = result;
         const lane = this.store.laneOf(stream);
         const handled = { state: next, lane, position, time, createdAt, lastActivityAt, lag: appended.lag };
-        this.states.appended(stream, basis.state.version, handled);
+        if (this.store.generations.current === basis.generation)
+          this.states.appended(stream, basis.state.version, handled);
         return { ...handled, events: decision.events };
       }
       turn.offer(undefined);
@@ -242,7 +251,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
 
   private async submit(
     stream: StreamId,
-    { state, chain, lag }: Basis<State>,
+    { state, chain, lag, generation }: Basis<State>,
     decision: Decision<Event>,
     options: HandleOptions<State, Event>,
   ): Promise<{ next: State & { version: number }; appended: Submitted }> {
@@ -260,6 +269,7 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       incarnation: incarnation(next),
       begins: state.version === 0 || incarnation(next) > incarnation(state),
       chain,
+      generation,
       activity: decision.events.some(isActivity),
       state: next,
       stateVersion,
@@ -277,14 +287,13 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
   }
 }
 
-const basisOf = <State>({
+const basisOf = <State>(
+  { state, lag, createdAt, lastActivityAt }: Loaded<State & { version: number }>,
+  generation: number,
+): Basis<State> => ({
   state,
   lag,
-  createdAt,
-  lastActivityAt,
-}: Loaded<State & { version: number }>): Basis<State> => ({
-  state,
-  lag,
+  generation,
   chain: {
     version: state.version,
     createdAt: createdAt || null,

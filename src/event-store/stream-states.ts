@@ -48,11 +48,18 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
     private readonly kind: StreamKind<State, Command, Event>,
   ) {
     this.snapshotEvery = kind.snapshotEvery ?? SNAPSHOT_EVERY;
+    // A state of events that are gone may have the version of others, and an append would not notice.
+    store.generations.onNew(() => {
+      this.cache.clear();
+    });
   }
 
   /** Loads many states by one query, so that subsequent commands on them find the states cached. */
   async preload(streams: readonly StreamId[]): Promise<void> {
-    for (const stored of await this.store.streams.loadMany(streams)) {
+    const { current } = this.store.generations;
+    const found = await this.store.streams.loadMany(streams);
+    if (this.store.generations.current !== current) return;
+    for (const stored of found) {
       const key = streamKey(stored);
       // A state of another version is skipped; `load` folds it when it is needed.
       if (stored.stateVersion !== this.kind.stateVersion) continue;
@@ -81,8 +88,9 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
 
   /** The current state, as the log has it. */
   async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    const { current } = this.store.generations;
     const loaded = (await this.catchUp(stream)) ?? (await this.loadCold(stream));
-    this.cache.set(streamKey(stream), loaded);
+    if (this.store.generations.current === current) this.cache.set(streamKey(stream), loaded);
     return loaded;
   }
 

@@ -16,6 +16,8 @@ export interface TelemetryEvents {
   batch: { readonly appends: number; readonly events: number; readonly commitMs: number };
   /** An append or a command was refused because too many wait already. */
   overloaded: { readonly what: 'append' | 'command'; readonly tenant: string };
+  /** The log is another than it was: on another server, or shorter. What this process remembered of it is forgotten. */
+  newGeneration: { readonly generation: number };
   /** Another writer appended to a stream first: the command loads the stream and decides again. */
   conflict: { readonly tenant: string };
   /** The database says that a lease which this node held belongs to another node, or to nobody. */

@@ -36,6 +36,8 @@ export class WakeUp {
     lanes: number,
     /** Called before the listeners when other nodes may have appended to these lanes. */
     private readonly onForeign: (lanes: Iterable<number>) => void,
+    /** Called with each new connection before it is used. */
+    private readonly check: (client: Client) => Promise<void>,
     private readonly telemetry: Telemetry,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
@@ -54,6 +56,17 @@ export class WakeUp {
     this.listeners.add(listener);
     this.ensureConnected();
     return () => this.listeners.delete(listener);
+  }
+
+  /** Replaces the connection at once: another one to the same server was lost, and this one may only not know it yet. */
+  reconnect(): void {
+    const { client } = this;
+    if (!client || this.closed) return;
+    this.client = undefined;
+    this.telemetry.emit('wakeUp', { connected: false });
+    // Its end is not awaited, because a server that does not answer would delay it.
+    client.end().catch(this.telemetry.failed('closing the connection for notifications'));
+    this.ensureConnected();
   }
 
   /** Tells that the writer committed to these lanes. Readers are woken after those who wait for the commit. */
@@ -152,6 +165,7 @@ export class WakeUp {
         const [origin, lanes = ''] = payload.split(' ');
         if (origin !== this.origin) this.emitForeign(lanes.split(',').map(Number));
       });
+      await this.check(client);
       // A notification that is lost in a crash is made up for by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
       await client.query(`listen ${CHANNEL}`);

@@ -86,6 +86,10 @@ export class Relay {
     this.unsubscribe = this.store.wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
+    this.store.generations.onNew(() => {
+      this.reader.restart();
+      this.wakeAll();
+    });
     this.running = this.run();
   }
 
@@ -164,12 +168,14 @@ export class Relay {
   /** Publishes batch after batch until the relay stops. @throws whatever makes it necessary to connect anew */
   private async publish(publisher: Publisher): Promise<void> {
     this.connected = true;
+    const { current: generation } = this.store.generations;
     this.reader.restart();
     this.wakeAll();
     let next = this.reader.next();
     for (;;) {
       const batch = await next;
-      if (this.stopped) return;
+      // Another log has to be compared with the topic before anything of it is published.
+      if (this.stopped || this.store.generations.current !== generation) return;
       if (!batch) {
         // The brokers were reached and there is nothing to send, which ends an outage as well.
         this.recordSuccess();

@@ -84,6 +84,12 @@ export class Runner {
     const unsubscribeWaits = wakeUp.onReaderWaiting(this.table, () => {
       this.skipPause();
     });
+    const { generations } = this.store;
+    generations.onNew(() => {
+      // Its places may be behind the end of the log, where nothing would come for long.
+      this.fold.keep(new Map());
+      this.wake(Array.from({ length: this.store.laneCount }, (_, lane) => lane));
+    });
     this.unsubscribe = () => {
       unsubscribe();
       unsubscribeWaits();

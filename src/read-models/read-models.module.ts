@@ -53,7 +53,12 @@ class StrongReads extends ReadModels implements OnApplicationShutdown {
     const pool = (source.driver as PostgresDriver).master as Pool;
     const { readModels: max } = shareConnections(storage.maxConnections);
     const pools = (storage.database?.replicas ?? []).map((url) =>
-      createPool(url, 'read models', { settings: PLANS_BY_INDEX, max, connectMs: REPLICA_CONNECT_MS }),
+      createPool(url, 'read models', {
+        settings: PLANS_BY_INDEX,
+        max,
+        connectMs: REPLICA_CONNECT_MS,
+        standby: true,
+      }),
     );
     super(pool, store, pools.length > 0 ? new Replicas(store, pools) : undefined);
   }

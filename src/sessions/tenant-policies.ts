@@ -73,6 +73,11 @@ export class TenantPolicies {
     this.unsubscribe = this.store.wakeUp.subscribe(() => {
       this.refreshSoon();
     });
+    this.store.generations.onNew(() => {
+      this.own.clear();
+      for (const lane of this.seen.keys()) this.seen.set(lane, 0);
+      this.refreshSoon();
+    });
     await this.refresh();
   }
 
@@ -161,9 +166,12 @@ export class TenantPolicies {
     this.refreshed = performance.now();
     let hasNews = false;
     let counts: Map<number, number>;
+    const { current } = this.store.generations;
     do {
       const changed = await this.store.streams.reservedStates(TENANT_STREAM, this.seen, PAGE);
       const states = await Promise.all(changed.map((one) => this.stateOf(one)));
+      // The next look, which is due already, reads all of them anew.
+      if (this.store.generations.current !== current) return;
       counts = new Map();
       for (const [index, { tenant, lane, position }] of changed.entries()) {
         const state = states[index];

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { chmod, cp, mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { appendFile, chmod, cp, mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
@@ -19,6 +19,12 @@ export interface Replicated {
   /** Waits until the replica has what is on the server now. */
   inStep(): Promise<void>;
   stopReplica(): Promise<void>;
+  /** URL with both hosts. */
+  readonly bothUrl: string;
+  /** What the server commits from now on does not reach the replica. */
+  detach(): Promise<void>;
+  /** Makes the replica the server, after the server itself has stopped, if that still runs. */
+  failOver(options?: { readonly stopServer?: boolean }): Promise<void>;
   end(): Promise<void>;
 }
 
@@ -31,13 +37,12 @@ export async function startReplicated(): Promise<Replicated> {
   const server = await startEmbeddedPostgres({ dataDir: join(folder, 'server'), settings: SETTINGS });
   const copy = await copyOf(server, join(folder, 'replica'));
   const { hostname, port, username, password } = new URL(server.url);
-  const replica = await startEmbeddedPostgres({
-    dataDir: copy,
-    settings: {
-      ...SETTINGS,
-      primary_conninfo: `host=${hostname} port=${port} user=${username} password=${password}`,
-    },
-  });
+  // In a file, and not on the command line: there it could not be changed.
+  await appendFile(
+    join(copy, 'postgres', 'data', 'postgresql.auto.conf'),
+    `primary_conninfo = 'host=${hostname} port=${port} user=${username} password=${password}'\n`,
+  );
+  const replica = await startEmbeddedPostgres({ dataDir: copy, settings: SETTINGS });
   const query: Replicated['query'] = async (where, sql) => {
     const client = new Client({ connectionString: (where === 'server' ? server : replica).url });
     await client.connect();
@@ -65,6 +70,20 @@ export async function startReplicated(): Promise<Replicated> {
       }
     },
     stopReplica: () => replica.stop(),
+    bothUrl: server.url.replace(/@([^/]+)/, `@$1,127.0.0.1:${new URL(replica.url).port}`),
+    detach: async () => {
+      await query('replica', `alter system set primary_conninfo = ''`);
+      await query('replica', 'select pg_reload_conf()');
+      for (;;) {
+        const [row] = await query('replica', 'select count(*)::int as receivers from pg_stat_wal_receiver');
+        if (row?.['receivers'] === 0) return;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    },
+    failOver: async ({ stopServer = true } = {}) => {
+      if (stopServer) await server.stop();
+      await query('replica', 'select pg_promote()');
+    },
     end: async () => {
       await replica.stop();
       await server.stop();

@@ -1,0 +1,88 @@
+import { type ClientBase } from 'pg';
+import { type LanePosition } from './position-tokens.js';
+import { type Telemetry } from './telemetry.js';
+
+/** A time in which each position of the log stands for one event. */
+export interface LogGeneration {
+  readonly generation: number;
+  /** RFC 3339. */
+  readonly since: string;
+  /** The server on which it began. */
+  readonly server: string;
+  /** By lane: the last position that is what it was in the generation before. Empty for the first. */
+  readonly ends: readonly number[];
+}
+
+/**
+ * The generations of the log. The log can become shorter than this process has seen it: by the failover to a standby
+ * that had not got the last events, or by a restore. Positions and versions are then given out a second time, and what
+ * this process remembers may be of events that are gone. Every new connection of the log is therefore checked before it
+ * is used: if it leads to another server than before, a new generation begins, and everything that is remembered has to
+ * be forgotten.
+ */
+export class LogGenerations {
+  private known: readonly LogGeneration[] = [];
+  /** By lane, the last position at which this process has appended in this generation. */
+  private seen: number[] = [];
+  private readonly listeners = new Set<() => void>();
+
+  constructor(
+    private readonly lanes: number,
+    private readonly telemetry: Telemetry,
+  ) {}
+
+  /** The number of the present generation. */
+  get current(): number {
+    return this.known.at(-1)?.generation ?? 1;
+  }
+
+  /** The present generation; undefined before the first check. */
+  get last(): LogGeneration | undefined {
+    return this.known.at(-1);
+  }
+
+  /** Calls `forget` when a new generation has begun, before anything of it is read or written on the new connection. */
+  onNew(forget: () => void): void {
+    this.listeners.add(forget);
+  }
+
+  /** Records that this process has appended up to a position. */
+  appended(lane: number, position: number): void {
+    if (position > (this.seen[lane] ?? 0)) this.seen[lane] = position;
+  }
+
+  /** Checks a new connection, and begins a generation if there has to be one. @throws whatever `pg` throws */
+  async check(client: Pick<ClientBase, 'query'>): Promise<void> {
+    const seen = Array.from({ length: this.lanes }, (_, lane) => this.seen[lane] ?? 0);
+    const { rows } = await client.query<LogGeneration & { ends: (string | number)[] }>(
+      'select generation, since, server, ends from log_generations($1, $2)',
+      [this.current, seen],
+    );
+    const before = this.last;
+    const last = rows.at(-1);
+    // Two connections may be checked at the same time, and answers overtake each other.
+    if (!last || last.generation < this.current || last.generation === before?.generation) return;
+    this.known = rows.map((row) => ({ ...row, ends: row.ends.map(Number) }));
+    if (!before) return;
+    this.seen = [];
+    for (const forget of this.listeners) forget();
+    this.telemetry.emit('newGeneration', { generation: this.current });
+  }
+
+  /** The generation in which the event at this position was appended. */
+  of({ lane, position }: LanePosition): number {
+    for (let index = this.known.length - 1; index > 0; index -= 1) {
+      const { generation, ends } = this.known[index] as LogGeneration;
+      if (position > (ends[lane] ?? 0)) return generation;
+    }
+    return 1;
+  }
+
+  /** The last position of a lane that is the same event now as in an earlier generation; Infinity for the present one. */
+  keptOf(generation: number, lane: number): number {
+    let kept = Infinity;
+    for (const later of this.known)
+      if (later.generation > generation) kept = Math.min(kept, later.ends[lane] ?? 0);
+    return kept;
+  }
+}
