@@ -68,7 +68,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'event-store/migrations/0016-log_generation.sql',
-    sha256: '282ad8ab5c263f0fcdcb608095c42eaeed5746f52c71a1d95dcc2e4661b7b424',
+    sha256: '9b151fddaaacdaa21f004676f89badfbaa9de551d641199b01cff50da9772225',
   },
 ];
 

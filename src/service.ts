@@ -14,7 +14,7 @@ import { checkPooler } from './database/pooler.js';
 import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest } from './http/request-log.js';
-import { configureApp, createHttpAdapter } from './http/server.js';
+import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
 import { NestLog } from './logging.js';
 import { migrations } from './migrations.js';
 import { version } from './version.js';
@@ -67,7 +67,8 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     const { databaseUrl, embedded } = await openDatabase(config, undo);
     const traces = await startTraces(undo);
     const logRequest = logRequests(logger);
-    let log: EventLog | undefined;
+    // Until there is a log, nothing waits to be written to it.
+    let isBehind: NonNullable<HttpSettings['isBehind']> = () => false;
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.create(config, databaseUrl),
       createHttpAdapter({
@@ -76,14 +77,14 @@ export async function createService(config: Config, { logger }: ServiceOptions):
           logRequest(request);
           traces?.answered(request);
         },
-        isBehind: (tenant) => log?.isBehind(tenant) ?? false,
+        isBehind: (tenant) => isBehind(tenant),
         correlationIds: traces && ((request, named) => traces.begin(request, named)),
       }),
       { logger: new NestLog(logger), abortOnError: false },
     );
-    const opened = app.get(EventLog);
-    log = opened;
-    traces?.listen(opened.telemetry);
+    const log = app.get(EventLog);
+    isBehind = (tenant) => log.isBehind(tenant);
+    traces?.listen(log.telemetry);
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;

@@ -32,10 +32,7 @@ declare
 begin
   for v_try in 1..2 loop
     select * into v_last from log_generation order by generation desc limit 1;
-    v_ends := array(
-      select coalesce((select e.position from event e where e.lane = l order by e.position desc limit 1), 0)
-      from log_settings s, generate_series(0, s.lanes - 1) as l order by l
-    );
+    v_ends := array(select l.position from lane_ends() l order by l.lane);
     exit when v_last.server = log_server() and not (
       v_last.generation = p_generation
       and exists (select from unnest(p_positions, v_ends) as x (seen, kept) where x.seen > x.kept)
