@@ -56,7 +56,7 @@ export class AuditController {
     description:
       'Per session by version, across sessions by time. Streams begin after `Last-Event-ID`, else after `after`.',
     stream: true,
-    problems: ['invalid-cursor', 'upgrade-in-progress', 'database-unavailable'],
+    problems: ['invalid-cursor', 'position-gone', 'upgrade-in-progress', 'database-unavailable'],
   })
   async events(
     @Caller() { tenant }: Caller,
@@ -77,7 +77,13 @@ export class AuditController {
     summary: 'Read the audit trail of a session: all incarnations, also when it is deleted',
     description: 'With `Accept: text/event-stream` as it happens; the id of an event is its version.',
     stream: true,
-    problems: ['invalid-cursor', 'session-not-found', 'upgrade-in-progress', 'database-unavailable'],
+    problems: [
+      'invalid-cursor',
+      'position-gone',
+      'session-not-found',
+      'upgrade-in-progress',
+      'database-unavailable',
+    ],
   })
   async trail(
     @Caller() caller: Caller,
@@ -91,7 +97,7 @@ export class AuditController {
     const filter = filterOf(query);
     if (!wantsEvents(request)) return { data: await this.feed.trail(session, { after, limit, filter }) };
     const from = lastEventId === undefined ? after : versionOf(lastEventId);
-    await this.feed.mustExist(session);
+    await this.feed.mustReach(session, from);
     return stream(reply, (gone) => this.feed.followSession(session, from, filter, gone));
   }
 

@@ -50,7 +50,7 @@ export class Feed implements OnModuleDestroy {
 
   /**
    * A page of a tenant's events.
-   * @throws ApiError `invalid-cursor`
+   * @throws ApiError `invalid-cursor`, `position-gone`
    */
   async page(
     tenant: string,
@@ -64,7 +64,7 @@ export class Feed implements OnModuleDestroy {
       filter,
     );
     for (const [lane, position] of seen) place[lane] = position;
-    const cursor = this.store.vectors.encode(tenant, place);
+    const cursor = this.cursorOf(tenant, place);
     return { data: events.map((event) => this.present(event)), nextCursor: more ? cursor : null, cursor };
   }
 
@@ -89,14 +89,28 @@ export class Feed implements OnModuleDestroy {
     return data;
   }
 
-  /** The positions at which a tenant's stream begins. @throws ApiError `invalid-cursor` */
+  /** The positions at which a tenant's stream begins. @throws ApiError `invalid-cursor`, `position-gone` */
   async placeOf(tenant: string, after: string | undefined): Promise<number[]> {
     if (after === 'end') return this.store.lanes.ends();
     if (after === undefined) return Array.from({ length: this.store.laneCount }, () => 0);
-    const place = this.store.vectors.decode(tenant, after);
-    if (!place)
+    const vector = this.store.vectors.decode(tenant, after);
+    if (!vector)
       throw new ApiError('invalid-cursor', 'The cursor was not given out for the events of this tenant.');
-    return place;
+    const { positions, generation } = vector;
+    const kept = positions.map((position, lane) =>
+      Math.min(position, this.store.generations.keptOf(generation, lane)),
+    );
+    if (kept.every((position, lane) => position === positions[lane])) return positions;
+    throw new ApiError(
+      'position-gone',
+      `The last events before the cursor are gone: the log was set back at ${this.store.generations.last?.since ?? 'a time'}. ` +
+        'Drop what you have of them, and go on with `after`, or read again from the beginning.',
+      { details: { after: this.cursorOf(tenant, kept) } },
+    );
+  }
+
+  private cursorOf(tenant: string, place: readonly number[]): string {
+    return this.store.vectors.encode(tenant, place, this.store.generations.current);
   }
 
   /** The events of a tenant from some positions on, stored ones and then live ones, until the reader disconnects. */
@@ -121,7 +135,7 @@ export class Feed implements OnModuleDestroy {
         if (event.position <= (place[event.lane] ?? 0)) continue;
         place[event.lane] = event.position;
         hasMoved = !matches(event, filter);
-        if (!hasMoved) yield { id: this.store.vectors.encode(tenant, place), event: this.present(event) };
+        if (!hasMoved) yield { id: this.cursorOf(tenant, place), event: this.present(event) };
       }
       // Events that the filter left out have been seen as well.
       for (const [lane, position] of seen) {
@@ -129,7 +143,7 @@ export class Feed implements OnModuleDestroy {
         place[lane] = position;
         hasMoved = true;
       }
-      if (hasMoved) yield { id: this.store.vectors.encode(tenant, place) };
+      if (hasMoved) yield { id: this.cursorOf(tenant, place) };
     }
   }
 
@@ -156,6 +170,19 @@ export class Feed implements OnModuleDestroy {
     }
   }
 
+  /** @throws DomainError `session-not-found`; ApiError `position-gone` for a version that the session has not reached */
+  async mustReach(session: SessionAddress, after: number): Promise<void> {
+    const [version = 0] = await this.store.streams.versions([
+      { tenant: session.tenant, streamId: session.sessionId },
+    ]);
+    if (version === 0) throw notFound();
+    if (after <= version) return;
+    // Nothing was ever given out behind the end of the log, unless the log was set back.
+    throw new ApiError('position-gone', `The session ends at version ${version}: go on after that.`, {
+      details: { after: version },
+    });
+  }
+
   /** @throws DomainError `session-not-found` for a session that has never existed */
   async mustExist({ tenant, sessionId }: SessionAddress): Promise<void> {
     const [version] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
@@ -175,20 +202,25 @@ export class Feed implements OnModuleDestroy {
     const over = AbortSignal.any([gone, this.closing.signal]);
     const isOver = (): boolean => over.aborted;
     const live = this.store.live.subscribe(topic);
+    // Where the reader stands may be gone in another generation of the log: it has to come again, and is told then.
+    const { current } = this.store.generations;
+    const isSame = (): boolean => this.store.generations.current === current;
     const leave = (): void => {
       live.end();
     };
     over.addEventListener('abort', leave);
     try {
-      while (!over.aborted) {
+      while (!over.aborted && isSame()) {
         // Live events are followed before stored ones are read, so that events written meanwhile are not missed.
         let more = await this.retried(over, () => live.begin().then(() => true));
         while (more) {
           const page = await this.retried(over, read);
+          if (!isSame()) return;
           if (page) yield page;
           more = page?.more;
         }
         for (let events = await live.take(); events && !isOver(); events = await live.take()) {
+          if (!isSame()) return;
           yield { events };
         }
       }
@@ -202,7 +234,7 @@ export class Feed implements OnModuleDestroy {
     return {
       ...event,
       sessionId: streamId,
-      position: this.store.positions.encode({ lane, position }),
+      position: this.store.positionOf({ lane, position }),
     } as EventAnswer;
   }
 

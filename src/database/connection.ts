@@ -142,7 +142,7 @@ function clientOf(
   const { hosts } = hostsOf(url);
   return class extends PrimaryClient {
     constructor(config: ClientConfig = {}) {
-      super(config, hosts);
+      super(config, hosts.length > 1 ? hosts : []);
     }
   };
 }

@@ -6,7 +6,7 @@ export class NotPrimary extends Error {
   override readonly name = 'NotPrimary';
   /** That of PostgreSQL for a server that cannot be used for now. */
   readonly code = '57P03';
-  constructor({ host, port }: Host) {
+  constructor({ host, port }: Client) {
     super(`the server at ${host}:${port} is a standby`);
   }
 }
@@ -22,11 +22,14 @@ const primaries = new Map<string, Host>();
  * 14), so nothing has to be asked.
  */
 export class PrimaryClient extends Client {
+  /** @param hosts among which the primary is looked for; none: the one of the settings is to be it */
   constructor(
     private readonly config: ClientConfig,
     private readonly hosts: readonly Host[],
   ) {
     super(config);
+    // A connection that breaks between its beginning and the moment when a pool listens to it would end the process.
+    this.on('error', () => undefined);
   }
 
   override connect(): Promise<this>;
@@ -47,11 +50,15 @@ export class PrimaryClient extends Client {
   }
 
   private async connectToPrimary(): Promise<void> {
+    if (this.hosts.length === 0) {
+      await this.connectWhereItLeads();
+      return;
+    }
     const key = this.hosts.map(({ host, port }) => `${host}:${port}`).join();
-    const [only] = this.hosts;
-    const host = this.hosts.length === 1 && only ? only : (primaries.get(key) ?? (await this.find()));
+    const host = primaries.get(key) ?? (await this.find());
     try {
-      await this.connectTo(host);
+      leadTo(this, host);
+      await this.connectWhereItLeads();
       primaries.set(key, host);
     } catch (error) {
       primaries.delete(key);
@@ -60,21 +67,19 @@ export class PrimaryClient extends Client {
   }
 
   /** @throws NotPrimary */
-  private async connectTo(host: Host): Promise<void> {
-    Object.assign(this, host);
-    Object.assign((this as unknown as { connectionParameters: object }).connectionParameters, host);
+  private async connectWhereItLeads(): Promise<void> {
     const isStandby = watchStandby(this);
     await super.connect();
     if (!isStandby()) return;
     await this.end();
-    throw new NotPrimary(host);
+    throw new NotPrimary(this);
   }
 
   /** The first host that turns out to be the primary. @throws the error of one of them when none is */
   private async find(): Promise<Host> {
     const asked = this.hosts.map(async (host) => {
-      const probe = new PrimaryClient(this.config, [host]);
-      probe.on('error', () => undefined);
+      const probe = new PrimaryClient(this.config, []);
+      leadTo(probe, host);
       try {
         await probe.connect();
         return host;
@@ -90,6 +95,12 @@ export class PrimaryClient extends Client {
       throw errors.find((one) => !(one instanceof NotPrimary)) ?? errors[0];
     }
   }
+}
+
+/** The driver takes one host when a client is made, and looks at these fields when it connects. */
+function leadTo(client: Client, host: Host): void {
+  Object.assign(client, host);
+  Object.assign((client as unknown as { connectionParameters: object }).connectionParameters, host);
 }
 
 /** Listens to what the server reports of itself while the connection begins. */

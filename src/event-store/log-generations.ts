@@ -64,9 +64,13 @@ export class LogGenerations {
     if (!last || last.generation < this.current || last.generation === before?.generation) return;
     this.known = rows.map((row) => ({ ...row, ends: row.ends.map(Number) }));
     if (!before) return;
+    const lost = seen.reduce(
+      (sum, position, lane) => sum + Math.max(0, position - this.keptOf(before.generation, lane)),
+      0,
+    );
     this.seen = [];
     for (const forget of this.listeners) forget();
-    this.telemetry.emit('newGeneration', { generation: this.current });
+    this.telemetry.emit('newGeneration', { generation: last.generation, server: last.server, lost });
   }
 
   /** The generation in which the event at this position was appended. */

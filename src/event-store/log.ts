@@ -20,7 +20,7 @@ import { LogImport } from './log-import.js';
 import { LogGenerations } from './log-generations.js';
 import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
-import { PositionTokens } from './position-tokens.js';
+import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
@@ -234,6 +234,11 @@ export class EventLog {
   /** Number of appends requested since the process started. Deferrable work reads it to see how busy the node is. */
   get appends(): number {
     return this.writer.appends;
+  }
+
+  /** The position of an event, as opaque text. In no other generation of the log it is that of another event. */
+  positionOf(place: LanePosition): string {
+    return this.positions.encode({ ...place, generation: this.generations.of(place) });
   }
 
   /** Whether more appends of the tenant arrive than can be written, so that another command would be `Overloaded`. */

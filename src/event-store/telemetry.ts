@@ -17,7 +17,12 @@ export interface TelemetryEvents {
   /** An append or a command was refused because too many wait already. */
   overloaded: { readonly what: 'append' | 'command'; readonly tenant: string };
   /** The log is another than it was: on another server, or shorter. What this process remembered of it is forgotten. */
-  newGeneration: { readonly generation: number };
+  newGeneration: {
+    readonly generation: number;
+    readonly server: string;
+    /** Events that this process has appended and that are gone. Other processes may have lost others. */
+    readonly lost: number;
+  };
   /** Another writer appended to a stream first: the command loads the stream and decides again. */
   conflict: { readonly tenant: string };
   /** The database says that a lease which this node held belongs to another node, or to nobody. */

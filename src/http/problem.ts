@@ -15,6 +15,10 @@ export const PROBLEMS = {
   'name-taken': { status: 409, title: 'Another key has this name' },
   'legal-hold': { status: 409, title: 'The session is under legal hold' },
   'cursor-expired': { status: 410, title: 'The cursor points into history that is gone' },
+  'position-gone': {
+    status: 410,
+    title: 'The log is shorter than it was, and the cursor points behind its end',
+  },
   'version-mismatch': { status: 412, title: 'The session has another version' },
   'body-too-large': { status: 413, title: 'The body is too large' },
   'unsupported-media-type': { status: 415, title: 'The body must be JSON' },

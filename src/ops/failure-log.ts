@@ -20,6 +20,14 @@ export class FailureLog implements OnModuleInit {
     telemetry.on('failed', ({ what, error }) => {
       this.tell(what, error);
     });
+    telemetry.on('newGeneration', ({ generation, server, lost }) => {
+      this.logger.warn(
+        `Generation ${generation} of the log has begun, on the server ${server}: ` +
+          (lost > 0
+            ? `at least the last ${lost} events that this node had appended are gone.`
+            : 'nothing that this node had appended is gone.'),
+      );
+    });
     telemetry.on('leaseLost', ({ name }) => {
       this.logger.warn(`The lease ${name} is not held by this node any more.`);
     });

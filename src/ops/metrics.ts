@@ -181,6 +181,17 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     const { telemetry } = this.store;
     const failures = this.counting('failures_total', 'What failed without anybody waiting for it', ['what']);
     const leases = this.counting('leases_lost_total', 'Leases that this node held and lost', []);
+    const lost = this.counting(
+      'events_lost_total',
+      'Events that this node had appended and that were gone after a failover or restore',
+      [],
+    );
+    this.gauge('log_generation', 'How often the log has become another one, from 1', [], 'max', () => [
+      [{}, this.store.generations.current],
+    ]);
+    telemetry.on('newGeneration', (begun) => {
+      lost.inc(begun.lost);
+    });
     telemetry.on('failed', ({ what }) => {
       failures.inc({ what });
     });

@@ -249,7 +249,7 @@ export class SessionQueries {
 
   /** The position of a command's last event, as clients see it. */
   positionOf({ lane, position }: Loaded<unknown>): string {
-    return this.store.positions.encode({ lane, position });
+    return this.store.positionOf({ lane, position });
   }
 
   /** The position of a session's event, as clients see it. */
@@ -257,7 +257,7 @@ export class SessionQueries {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     const [event] = await this.store.streams.read(stream, { from: version, to: version });
     if (!event) throw new Error(`version ${version} of ${session.sessionId} is not in the log`);
-    return this.store.positions.encode(event);
+    return this.store.positionOf({ lane: event.lane, position: event.position });
   }
 
   private async existing(session: SessionRef): Promise<Loaded<SessionState>> {

@@ -61,7 +61,7 @@ describe('the failover to a standby', () => {
     const [one, two] = [await node(), await node()];
     await one.api.post('/v1/sessions', { id: 'cut' });
     for (const text of upTo(5)) await say(one.api, 'cut', text);
-    await one.api.put('/v1/tenants/default/settings', { maxSessions: 500 });
+    const before = (await one.api.get<{ cursor: string }>('/v1/events')).body.cursor;
     await replicated.inStep();
     await replicated.detach();
     // All of this will be lost, and both nodes know of it.
@@ -69,12 +69,14 @@ describe('the failover to a standby', () => {
     const key = { 'idempotency-key': 'k-1' };
     for (const { api } of [one, two]) for (let n = 0; n < 10; n += 1) await say(api, 'cut', `Lost ${n}`);
     await one.api.post('/v1/sessions/cut/messages', keyed, key);
+    await one.api.put('/v1/admin/tenants/default', { maxSessions: 7 });
     await two.api.post('/v1/sessions', { id: 'lost' });
     await say(two.api, 'lost', 'Lost');
     for (const { api } of [one, two]) {
       expect(await texts(api, 'cut')).toHaveLength(26);
       expect(await ids(api)).toEqual(['cut', 'lost']);
     }
+    const beyond = (await one.api.get<{ cursor: string }>('/v1/events?after=end')).body.cursor;
     await replicated.failOver();
 
     for (const { api } of [one, two]) {
@@ -83,6 +85,26 @@ describe('the failover to a standby', () => {
       expect(await ids(api)).toEqual(['cut']);
       expect((await api.get('/v1/sessions/lost')).status).toBe(404);
     }
+    for (const { api } of [one, two]) {
+      await eventually(async () => {
+        const { body } = await api.get<{ effective: { maxSessions: number } }>('/v1/admin/tenants/default');
+        return body.effective.maxSessions === 1_000;
+      });
+      expect((await api.get('/metrics')).text).toMatch(/^colloquy_log_generation 2$/m);
+    }
+    // A cursor of what is gone says so, and where to go on; one of what is there goes on.
+    expect(await one.api.get(`/v1/events?after=${before}`)).toMatchObject({
+      status: 200,
+      body: { data: [] },
+    });
+    const gone = await two.api.get<{ code: string; after: string }>(`/v1/events?after=${beyond}`);
+    expect(gone).toMatchObject({ status: 410, body: { code: 'position-gone' } });
+    const { after } = gone.body;
+    const follow = { accept: 'text/event-stream', 'last-event-id': '27' };
+    expect(await two.api.get('/v1/sessions/cut/events', follow)).toMatchObject({
+      status: 410,
+      body: { code: 'position-gone', after: 6 },
+    });
     // Versions and positions are given out a second time; a key whose write was lost is free again.
     const again = await one.api.post('/v1/sessions/cut/messages', keyed, key);
     expect(again).toMatchObject({ status: 201, body: { version: 7 } });
@@ -90,6 +112,8 @@ describe('the failover to a standby', () => {
       status: 201,
       body: { version: 7 },
     });
+    const { data } = (await two.api.get<{ data: { version: number }[] }>(`/v1/events?after=${after}`)).body;
+    expect(data.map(({ version }) => version)).toEqual([7]);
     await say(two.api, 'cut', 'Anew');
     expect(await two.api.post('/v1/sessions', { id: 'lost' })).toMatchObject({ status: 201 });
     for (const { api } of [one, two]) {

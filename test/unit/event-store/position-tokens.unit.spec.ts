@@ -17,7 +17,13 @@ const VECTORS = [
 describe('PositionTokens', () => {
   it.each(VECTORS)('given %j, when it is encoded and decoded, then its token is %s', (position, token) => {
     expect(tokens.encode(position)).toBe(token);
-    expect(tokens.decode(token)).toEqual(position);
+    expect(tokens.decode(token)).toEqual({ ...position, generation: 1 });
+  });
+
+  it('given a later generation of the log, when a position is encoded, then it is told from that of the first', () => {
+    const token = tokens.encode({ lane: 3, position: 7, generation: 300 });
+    expect(token).not.toBe(tokens.encode({ lane: 3, position: 7 }));
+    expect(tokens.decode(token)).toEqual({ lane: 3, position: 7, generation: 300 });
   });
 
   it('given consecutive positions, when they are encoded, then the tokens do not show their order', () => {

@@ -13,7 +13,10 @@ describe('VectorTokens', () => {
   ])(
     'given the positions of all lanes (%s), when they are encoded and decoded, then they are the same',
     (_, positions) => {
-      expect(tokens.decode('acme', tokens.encode('acme', positions))).toEqual(positions);
+      expect(tokens.decode('acme', tokens.encode('acme', positions))).toEqual({ positions, generation: 1 });
+      const later = tokens.encode('acme', positions, 300);
+      expect(tokens.decode('acme', later)).toEqual({ positions, generation: 300 });
+      expect(tokens.decode('acme2', later)).toBeUndefined();
     },
   );
 
@@ -22,7 +25,7 @@ describe('VectorTokens', () => {
     const GIVEN_OUT =
       'pyMx874rIX6pQheJgPCnf0eVtjXqvGIemoKxBP1ipYUnoujLjArEKAXK_2Nk9e7XIxoLIzz3UR7QLEC6sWrF6uLTXLqGiVokLEOzxccEqhBC90qB05-coaQ_Ji7wMKGD';
     expect(tokens.encode('acme', place)).toBe(GIVEN_OUT);
-    expect(tokens.decode('acme', GIVEN_OUT)).toEqual(place);
+    expect(tokens.decode('acme', GIVEN_OUT)).toEqual({ positions: place, generation: 1 });
   });
 
   it('given consecutive positions, when they are encoded, then the tokens do not show their order', () => {
