@@ -70,6 +70,10 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0016-log_generation.sql',
     sha256: '9b151fddaaacdaa21f004676f89badfbaa9de551d641199b01cff50da9772225',
   },
+  {
+    file: 'kafka/migrations/0017-relay-generation.sql',
+    sha256: '69b7985fe5e8df5f01872eec5b2985af311017051022221a03cc0ae9c08d989c',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;

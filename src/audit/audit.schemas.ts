@@ -26,6 +26,9 @@ export const Event = z
     incarnation: version,
     version,
     position: z.string().meta({ description: 'opaque' }),
+    logGeneration: version.meta({
+      description: 'the generation of the log in which it was appended; each failover and restore begins one',
+    }),
     time,
     actor: z.string(),
     correlationId: z.string(),

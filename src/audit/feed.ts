@@ -235,6 +235,7 @@ export class Feed implements OnModuleDestroy {
       ...event,
       sessionId: streamId,
       position: this.store.positionOf({ lane, position }),
+      logGeneration: this.store.generations.of({ lane, position }),
     } as EventAnswer;
   }
 

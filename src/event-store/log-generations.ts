@@ -73,6 +73,11 @@ export class LogGenerations {
     this.telemetry.emit('newGeneration', { generation: last.generation, server: last.server, lost });
   }
 
+  /** The generations after one, in their order. */
+  since(generation: number): readonly LogGeneration[] {
+    return this.known.filter((one) => one.generation > generation);
+  }
+
   /** The generation in which the event at this position was appended. */
   of({ lane, position }: LanePosition): number {
     for (let index = this.known.length - 1; index > 0; index -= 1) {

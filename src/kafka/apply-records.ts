@@ -1,7 +1,15 @@
-import { type ConsumedEvent, placeOf, type Placed, toEvent, type UnknownEvent } from './contract.js';
-import { type EventApi, fetchEvents } from './event-api.js';
+import {
+  type ConsumedEvent,
+  placeOf,
+  type Placed,
+  toEvent,
+  type Truncation,
+  truncationOf,
+  type UnknownEvent,
+} from './contract.js';
+import { type EventApi, fetchEvents, lastVersionBefore } from './event-api.js';
 import { type IncomingMessage } from './group-member.js';
-import { type Places, sessionKey } from './places.js';
+import { type Place, type Places, sessionKey } from './places.js';
 
 /** How much is handed to `apply` at once: one transaction. A single event may be larger than `bytes`. */
 export interface PageLimits {
@@ -13,13 +21,26 @@ export interface PageLimits {
 export interface ApplyOptions<Tx> {
   readonly places: Places<Tx>;
   readonly apply: (events: readonly (ConsumedEvent | UnknownEvent)[], tx: Tx) => Promise<void>;
+  readonly truncated?: ((sessions: readonly TruncatedSession[], tx: Tx) => Promise<void>) | undefined;
   readonly api?: EventApi | undefined;
   readonly page: PageLimits;
   /** False once another consumer has the partition and applies its records. */
   readonly isOurs: () => boolean;
 }
 
+/** A session of which events were applied that are gone. */
+export interface TruncatedSession {
+  readonly tenant: string;
+  readonly sessionId: string;
+  /** The last version that is kept; 0: none is. */
+  readonly version: number;
+  /** The last version that was applied. */
+  readonly applied: number;
+}
+
 interface Candidate {
+  /** That of the record, or of the one before which the event was missing. */
+  readonly place: Placed;
   readonly event: ConsumedEvent | UnknownEvent;
   readonly bytes: number;
 }
@@ -36,6 +57,60 @@ interface PlacedRecord {
  * @returns false when another consumer got the partition before all records were applied
  */
 export async function applyRecords<Tx>(
+  options: ApplyOptions<Tx>,
+  messages: readonly IncomingMessage[],
+): Promise<boolean> {
+  let rest = messages;
+  for (;;) {
+    const at = rest.findIndex((message) => truncationOf(message) !== undefined);
+    if (at < 0) return applyEvents(options, rest);
+    const [record] = rest.slice(at, at + 1);
+    const truncation = record && truncationOf(record);
+    if (!(await applyEvents(options, rest.slice(0, at)))) return false;
+    if (truncation) await truncate(options, truncation);
+    rest = rest.slice(at + 1);
+  }
+}
+
+/** Sessions that are looked at together after the log was set back. */
+const TRUNCATED_AT_ONCE = 100;
+
+/**
+ * Moves the places of sessions back whose last events are gone: others come with the same versions. A session that is
+ * at its place again takes no part, so a repetition changes nothing.
+ */
+async function truncate<Tx>(
+  { places, api, truncated, isOurs }: ApplyOptions<Tx>,
+  truncation: Truncation,
+): Promise<void> {
+  const { lane, from, generation } = truncation;
+  const sessions = await places.behind(truncation);
+  for (let start = 0; start < sessions.length && isOurs(); start += TRUNCATED_AT_ONCE) {
+    const some = sessions.slice(start, start + TRUNCATED_AT_ONCE);
+    const kept = new Map<string, number>();
+    for (const session of some)
+      kept.set(sessionKey(session), await lastVersionBefore(api, session, session.version, generation));
+    await places.transaction(some, async (tx, last) => {
+      const cut = some
+        .map(({ tenant, sessionId }) => ({
+          tenant,
+          sessionId,
+          version: kept.get(sessionKey({ tenant, sessionId })) ?? 0,
+          applied: last.get(sessionKey({ tenant, sessionId })) ?? 0,
+        }))
+        .filter(({ version, applied }) => version < applied);
+      if (cut.length > 0) await truncated?.(cut, tx);
+      return new Map<string, Place>(
+        cut.map((session) => [
+          sessionKey(session),
+          { version: session.version, lane, position: from - 1, generation },
+        ]),
+      );
+    });
+  }
+}
+
+async function applyEvents<Tx>(
   options: ApplyOptions<Tx>,
   messages: readonly IncomingMessage[],
 ): Promise<boolean> {
@@ -75,10 +150,10 @@ async function* unapplied<Tx>(
       if (place.version <= version) continue;
       // A record beyond the next version shows a gap, and one without an event refers to data too large for the topic.
       const event = place.version === version + 1 ? toEvent(message) : undefined;
-      if (event) yield { event, bytes: message.value?.length ?? 0 };
+      if (event) yield { event, place, bytes: message.value?.length ?? 0 };
       else {
         for await (const fetched of fetchEvents(api, place, version, page.bytes))
-          yield { event: fetched, bytes: Buffer.byteLength(JSON.stringify(fetched.data)) };
+          yield { event: fetched, place, bytes: Buffer.byteLength(JSON.stringify(fetched.data)) };
       }
       version = place.version;
     }
@@ -104,17 +179,17 @@ async function applyPage<Tx>(
   const sessions = new Map(candidates.map(({ event }) => [sessionKey(event), event]));
   await places.transaction([...sessions.values()], async (tx, last) => {
     const fresh: (ConsumedEvent | UnknownEvent)[] = [];
-    const moved = new Map<string, number>();
-    for (const { event } of candidates) {
+    const moved = new Map<string, Place>();
+    for (const { event, place } of candidates) {
       const key = sessionKey(event);
-      const version = moved.get(key) ?? last.get(key) ?? 0;
+      const version = moved.get(key)?.version ?? last.get(key) ?? 0;
       // Another consumer has applied the event since the places were read.
       if (event.version <= version) continue;
       // Places only grow, and candidates begin right behind the place that was read. A gap here means that the store of
       // places has lost a place, and applying the event would skip the ones before it.
       if (event.version > version + 1) throw new Error(`the place of ${key} went back to ${version}`);
       fresh.push(event);
-      moved.set(key, event.version);
+      moved.set(key, { ...place, version: event.version });
     }
     if (fresh.length > 0) await apply(fresh, tx);
     return moved;

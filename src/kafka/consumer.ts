@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { applyRecords, type PageLimits } from './apply-records.js';
+import { applyRecords, type PageLimits, type TruncatedSession } from './apply-records.js';
 import { type ConsumedEvent, type UnknownEvent } from './contract.js';
 import { type EventApi } from './event-api.js';
 import { type Batch, follow, type Following, type IncomingMessage } from './group-member.js';
@@ -28,6 +28,12 @@ export interface ConsumeOptions<Tx> {
    * events come again after a pause, and no later event of their partition is applied until it succeeds.
    */
   readonly apply: (events: readonly (ConsumedEvent | UnknownEvent)[], tx: Tx) => Promise<void>;
+  /**
+   * Undoes the effect of events that are gone, behind the version that is kept of each session: after the failover to a
+   * standby that lacked them, or a restore, the log goes on without them, and other events come with their versions. It
+   * shares the transaction with the place, as `apply` does. Without it their effect stays. Needs `api`.
+   */
+  readonly truncated?: (sessions: readonly TruncatedSession[], tx: Tx) => Promise<void>;
   /** The Colloquy service, from which events are fetched that are missing on the topic or too large for it. */
   readonly api?: EventApi;
   /**

@@ -1,5 +1,6 @@
 import { tracePlaceOf } from '../event-store/traceparent.js';
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
+import { type LogGeneration } from '../event-store/log-generations.js';
 import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
 import { type IncomingMessage } from './group-member.js';
 import { type OutgoingMessage } from './publisher.js';
@@ -71,12 +72,14 @@ export function currentJson({ type, schemaVersion, json }: StoredEvent): string 
 /**
  * @param json the data of the event, as `currentJson` returns it
  * @param maxBytes an event whose record might be larger is published with a reference in place of its data
+ * @param generation of the log, in which the event was appended
  */
 export function toMessage(
   event: Omit<RecordedEvent, 'data'>,
   json: string,
   partitions: number,
   maxBytes: number,
+  generation = 1,
 ): OutgoingMessage {
   const version = publishedVersion(event.type, event.schemaVersion);
   const key = `${event.tenant}/${event.streamId}`;
@@ -95,6 +98,7 @@ export function toMessage(
     ce_incarnation: String(event.incarnation),
     ce_lane: String(event.lane),
     ce_position: String(event.position),
+    ce_loggeneration: String(generation),
     ce_correlationid: event.correlationId,
     // While requests are traced, the correlation id is the place in the trace.
     ...(tracePlaceOf(event.correlationId) && { traceparent: event.correlationId }),
@@ -113,6 +117,52 @@ export function toMessage(
   return { key, value, partition: event.lane % partitions, headers };
 }
 
+/** Says where a lane was cut when a generation of the log began. */
+export const TRUNCATION = { type: 'LogTruncated', version: 1 } as const;
+
+/** Its key: no session has it. */
+export const LOG_KEY = '~log';
+
+/** From a position on, what a lane had of earlier generations of the log is gone, and others come in its place. */
+export interface Truncation {
+  readonly generation: number;
+  readonly lane: number;
+  /** The first position that is gone. */
+  readonly from: number;
+}
+
+/** Is published to each lane before anything of a new generation of the log, whether or not something of it is gone. */
+export function toTruncation(
+  { generation, since, ends }: LogGeneration,
+  lane: number,
+  partitions: number,
+): OutgoingMessage {
+  const truncation: Truncation = { generation, lane, from: (ends[lane] ?? 0) + 1 };
+  return {
+    key: LOG_KEY,
+    value: JSON.stringify(truncation),
+    partition: lane % partitions,
+    headers: {
+      ce_specversion: '1.0',
+      ce_id: `log/${generation}/${lane}`,
+      ce_type: ceType(TRUNCATION.type, TRUNCATION.version),
+      ce_source: '/colloquy',
+      ce_time: since,
+      ce_dataschema: schemaUrn(TRUNCATION.type, TRUNCATION.version),
+      ce_partitionkey: LOG_KEY,
+      'content-type': 'application/json',
+      ce_lane: String(lane),
+      ce_loggeneration: String(generation),
+    },
+  };
+}
+
+/** @returns undefined for a record that is something else */
+export function truncationOf({ headers, value }: IncomingMessage): Truncation | undefined {
+  if (headers['ce_type'] !== ceType(TRUNCATION.type, TRUNCATION.version)) return undefined;
+  return JSON.parse(value?.toString() ?? '') as Truncation;
+}
+
 function headerBytes(headers: Record<string, string>): number {
   let bytes = 0;
   for (const name in headers) bytes += name.length + (headers[name]?.length ?? 0) + 4;
@@ -124,6 +174,11 @@ export interface Placed {
   readonly tenant: string;
   readonly sessionId: string;
   readonly version: number;
+  /** Where it stands in the log. */
+  readonly lane: number;
+  readonly position: number;
+  /** The generation of the log in which it was appended. */
+  readonly generation: number;
 }
 
 /** @throws Error for a record that is not of this contract. */
@@ -134,8 +189,17 @@ export function placeOf({ headers, offset }: IncomingMessage): Placed {
     throw new Error(
       `the record at offset ${offset} is no session event: its CloudEvents headers are missing`,
     );
-  return { tenant, sessionId, version };
+  return {
+    tenant,
+    sessionId,
+    version,
+    lane: Number(headers['ce_lane'] ?? 0),
+    position: Number(headers['ce_position'] ?? 0),
+    generation: Number(headers['ce_loggeneration'] ?? 1),
+  };
 }
+
+const sessionOf = ({ tenant, sessionId, version }: Placed) => ({ tenant, sessionId, version });
 
 /**
  * @returns undefined when the record holds a reference in place of its data.
@@ -147,7 +211,7 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
   const [, name = '', number = '0'] = TYPE.exec(headers['ce_type'] ?? '') ?? [];
   return toKnownOrUnknown(
     {
-      ...placeOf(message),
+      ...sessionOf(placeOf(message)),
       id: headers['ce_id'] ?? '',
       incarnation: Number(headers['ce_incarnation']),
       time: headers['ce_time'] ?? '',
@@ -167,6 +231,7 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
 export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: string;
   readonly data: Record<string, unknown>;
+  readonly logGeneration: number;
 }
 
 /** @throws Error on a schema version newer than this package */

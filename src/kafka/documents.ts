@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { type EventType, sessionEvents } from '../domain/session.events.js';
-import { REFERENCE, schemaUrn } from './contract.js';
+import { LOG_KEY, REFERENCE, schemaUrn, TRUNCATION } from './contract.js';
 
 /*
  * The contract of the topic as documents: JSON Schemas, an AsyncAPI description, and docs/events.md. All are generated
@@ -46,6 +46,17 @@ const reference = z.object({
   bytes: z.int().positive().meta({ description: 'Size of the data that was left out' }),
 });
 
+const truncation = z.object({
+  generation: z.int().positive().meta({ description: 'The generation of the log that has begun' }),
+  lane: z.int().nonnegative().meta({ description: 'The lane that the record is about' }),
+  from: z.int().positive().meta({
+    description:
+      'The first position of earlier generations that is gone; none is where the log was not set back',
+  }),
+});
+const TRUNCATED =
+  'Another generation of the log has begun, after a failover or a restore. What a lane had from a position on is gone.';
+
 const eventTypes = Object.keys(sessionEvents) as EventType[];
 export const schemaFile = (type: string, version: number): string => `${type}.v${version}.json`;
 
@@ -78,6 +89,12 @@ export function jsonSchemas(): Record<string, JsonSchema> {
     'Stands in place of data that is larger than the topic takes.',
     reference,
   );
+  schemas[schemaFile(TRUNCATION.type, TRUNCATION.version)] = jsonSchema(
+    TRUNCATION.type,
+    TRUNCATION.version,
+    TRUNCATED,
+    truncation,
+  );
   return schemas;
 }
 
@@ -96,6 +113,11 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
   ['ce_incarnation', 'Which life of the session id', digits(1)],
   ['ce_lane', 'Lane of the log; the partition is this modulo the partition count', digits(0)],
   ['ce_position', 'Number of the event in its lane: 1, 2, 3 … without gaps', digits(1)],
+  [
+    'ce_loggeneration',
+    'Generation of the log in which it was appended: 1, and one more after each failover',
+    digits(1),
+  ],
   ['ce_correlationid', 'Correlation id of the request that caused it', { type: 'string' }],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
 ];
@@ -138,7 +160,19 @@ export function asyncApi(topic: TopicDescription, serviceVersion: string): Recor
       },
     };
   }
-  const messageRefs = (prefix: string) => eventTypes.map((type) => ({ $ref: `${prefix}/${type}` }));
+  const { $schema: _dialect, ...truncated } =
+    jsonSchemas()[schemaFile(TRUNCATION.type, TRUNCATION.version)] ?? {};
+  schemas[TRUNCATION.type] = truncated;
+  messages[TRUNCATION.type] = {
+    name: `colloquy.${TRUNCATION.type}.v${TRUNCATION.version}`,
+    title: TRUNCATION.type,
+    summary: TRUNCATED,
+    contentType: 'application/json',
+    payload: { $ref: `#/components/schemas/${TRUNCATION.type}` },
+    bindings: { kafka: { key: { type: 'string', const: LOG_KEY }, bindingVersion: '0.5.0' } },
+  };
+  const names = [...eventTypes, TRUNCATION.type];
+  const messageRefs = (prefix: string) => names.map((type) => ({ $ref: `${prefix}/${type}` }));
   return {
     asyncapi: '3.0.0',
     info: {
@@ -153,9 +187,7 @@ export function asyncApi(topic: TopicDescription, serviceVersion: string): Recor
     channels: {
       sessionEvents: {
         address: topic.topic,
-        messages: Object.fromEntries(
-          eventTypes.map((type) => [type, { $ref: `#/components/messages/${type}` }]),
-        ),
+        messages: Object.fromEntries(names.map((type) => [type, { $ref: `#/components/messages/${type}` }])),
         bindings: {
           kafka: {
             topic: topic.topic,
@@ -310,6 +342,18 @@ const consumer = consume({
       if (event.type === 'MessageAppended') await tx.query('insert into …', [event.data.messageId]);
   },
 });
+\`\`\`
+
+**When the log was set back.** After a failover to a standby that lacked the last events, or a restore to an earlier state, the log goes on without events that you have seen, and others
+come with their versions. Each failover, restore and load from a dump begins a *generation* of the log. Before anything of it is published to a lane, its partition gets a record \`LogTruncated\`, with the key \`~log\` and the value
+\`{"generation": 2, "lane": 3, "from": 101}\`: what that lane has of earlier generations (\`ce_loggeneration\`) from position 101 on is gone; mostly nothing is. So an event is told for good by its generation, lane and position. \`colloquy/consumer\` finds the sessions concerned, asks the service which of
+their versions were kept, moves its places back, and hands them to \`truncated(sessions, tx)\`, which undoes their effect in the same transaction:
+
+\`\`\`ts
+truncated: async (sessions, tx) => {
+  for (const { tenant, sessionId, version } of sessions)
+    await tx.query('delete from … where tenant = $1 and session_id = $2 and version > $3', [tenant, sessionId, version]);
+},
 \`\`\`
 
 A whole program: [\`examples/token-usage.mjs\`](../examples/token-usage.mjs), \`npm run example:usage\`.

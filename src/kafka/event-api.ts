@@ -54,10 +54,40 @@ export async function* fetchEvents(
   }
 }
 
+/**
+ * The last version that a session has of the generations of the log before one, and 0 when it has nothing of them.
+ * @param upTo a version that it had then
+ * @throws Error when the service cannot be asked
+ */
+export async function lastVersionBefore(
+  api: EventApi | undefined,
+  session: { readonly tenant: string; readonly sessionId: string },
+  upTo: number,
+  generation: number,
+): Promise<number> {
+  if (!api) {
+    throw new Error(
+      `the log was set back, and what is left of ${sessionKey(session)} is not known; name the service in \`api\` to have it asked`,
+    );
+  }
+  for (let before = upTo; before > 0; before -= MAX_EVENTS) {
+    const after = Math.max(0, before - MAX_EVENTS);
+    const events = await request(api, { ...session, after, limit: before - after }, Infinity);
+    const kept = events?.filter((event) => event.logGeneration < generation).at(-1);
+    if (kept) return kept.version;
+  }
+  return 0;
+}
+
 /** @returns undefined when the answer is larger than `maxBytes` */
 async function request(
   { url: service, apiKey }: EventApi,
-  { tenant, sessionId, after, limit }: Placed & { readonly after: number; readonly limit: number },
+  {
+    tenant,
+    sessionId,
+    after,
+    limit,
+  }: Pick<Placed, 'tenant' | 'sessionId'> & { readonly after: number; readonly limit: number },
   maxBytes: number,
 ): Promise<AnsweredEvent[] | undefined> {
   const url = `${service}/v1/sessions/${encodeURIComponent(sessionId)}/events?after=${after}&limit=${limit}`;
@@ -69,7 +99,9 @@ async function request(
     signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
   });
   if (!response.ok) {
-    await response.body?.cancel();
+    const problem = await response.text();
+    // Nothing of the session is left. Other servers answer 404 as well, and know nothing of it.
+    if (response.status === 404 && problem.includes('"session-not-found"')) return [];
     throw new Error(
       `events of ${sessionKey({ tenant, sessionId })} could not be fetched: ${url} answered ${response.status}`,
     );

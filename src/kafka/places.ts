@@ -1,4 +1,5 @@
 import type { Pool, PoolClient } from 'pg';
+import { type Truncation } from './contract.js';
 import { transaction } from '../database/transaction.js';
 
 /** Identifies a session among those of all tenants; also the key of its records. */
@@ -7,6 +8,16 @@ export const sessionKey = ({ tenant, sessionId }: Session): string => `${tenant}
 interface Session {
   readonly tenant: string;
   readonly sessionId: string;
+}
+
+/** The last event of a session that was applied. */
+export interface Place {
+  readonly version: number;
+  readonly lane: number;
+  /** In the lane, or a later one: of an event that was fetched only that of the record behind it is known. */
+  readonly position: number;
+  /** The generation of the log in which it was appended. */
+  readonly generation: number;
 }
 
 /** Where a consumer keeps the last version of each session that it has applied. */
@@ -19,27 +30,42 @@ export interface Places<Tx> {
    */
   transaction(
     sessions: readonly Session[],
-    work: (tx: Tx, last: ReadonlyMap<string, number>) => Promise<ReadonlyMap<string, number>>,
+    work: (tx: Tx, last: ReadonlyMap<string, number>) => Promise<ReadonlyMap<string, Place>>,
   ): Promise<void>;
+  /**
+   * The sessions of a lane whose places are at this position of an earlier generation of the log, or behind it, and
+   * their versions.
+   */
+  behind(truncation: Truncation): Promise<readonly (Session & { readonly version: number })[]>;
 }
 
 /** Places in memory, for effects that are in memory as well and are lost with the process. */
 export function memoryPlaces(): Places<undefined> {
-  const places = new Map<string, number>();
+  const places = new Map<string, Place & Session>();
   let turn: Promise<unknown> = Promise.resolve();
   const read = (sessions: readonly Session[]) =>
-    new Map(sessions.map((session) => [sessionKey(session), places.get(sessionKey(session)) ?? 0]));
+    new Map(sessions.map((session) => [sessionKey(session), places.get(sessionKey(session))?.version ?? 0]));
   return {
     read: (sessions) => Promise.resolve(read(sessions)),
     transaction: (sessions, work) => {
       // Transactions run one after the other, because several partitions may be processed at the same time.
       const result = turn.then(async () => {
-        for (const [key, version] of await work(undefined, read(sessions))) places.set(key, version);
+        const moved = await work(undefined, read(sessions));
+        for (const { tenant, sessionId } of sessions) {
+          const place = moved.get(sessionKey({ tenant, sessionId }));
+          if (place) places.set(sessionKey({ tenant, sessionId }), { ...place, tenant, sessionId });
+        }
       });
       // The caller gets the error; the next transaction runs all the same.
       turn = result.catch(() => undefined);
       return result;
     },
+    behind: ({ lane, from, generation }) =>
+      Promise.resolve(
+        [...places.values()].filter(
+          (place) => place.lane === lane && place.position >= from && place.generation < generation,
+        ),
+      ),
   };
 }
 
@@ -98,17 +124,31 @@ export function postgresPlaces(
         const moved = await work(client, byKey(rows));
         const movedSessions = sessions.filter((session) => moved.has(sessionKey(session)));
         await client.query(
-          `update ${table} place set version = moved.version
-           from unnest($2::text[], $3::text[], $4::integer[]) as moved (tenant, session_id, version)
+          `update ${table} place
+           set version = moved.version, lane = moved.lane, position = moved.position, generation = moved.generation
+           from unnest($2::text[], $3::text[], $4::integer[], $5::smallint[], $6::bigint[], $7::integer[])
+                as moved (tenant, session_id, version, lane, position, generation)
            where place.consumer = $1 and (place.tenant, place.session_id) = (moved.tenant, moved.session_id)`,
           [
             consumer,
             movedSessions.map(({ tenant }) => tenant),
             movedSessions.map(({ sessionId }) => sessionId),
-            movedSessions.map((session) => moved.get(sessionKey(session))),
+            ...(['version', 'lane', 'position', 'generation'] as const).map((field) =>
+              movedSessions.map((session) => moved.get(sessionKey(session))?.[field]),
+            ),
           ],
         );
       });
+    },
+    behind: async ({ lane, from, generation }) => {
+      await ready();
+      // Places of before there were generations are not known to be in another lane.
+      const { rows } = await pool.query<Row>(
+        `select tenant, session_id, version from ${table}
+         where consumer = $1 and (lane is null or (lane = $2 and position >= $3 and generation < $4))`,
+        [consumer, lane, from, generation],
+      );
+      return rows.map((row) => ({ tenant: row.tenant, sessionId: row.session_id, version: row.version }));
     },
   };
 }
@@ -132,8 +172,16 @@ async function makeTable(pool: Pool, table: string): Promise<void> {
          tenant text collate "C" not null,
          session_id text collate "C" not null,
          version integer not null,
+         lane smallint,
+         position bigint,
+         generation integer,
          primary key (consumer, tenant, session_id)
        ) with (fillfactor = 70)`,
+    );
+    // A table of before there were generations of the log.
+    await client.query(
+      `alter table ${table} add column if not exists lane smallint,
+         add column if not exists position bigint, add column if not exists generation integer`,
     );
   });
 }

@@ -9,6 +9,8 @@ export interface Claim {
   readonly epoch: number;
   /** The last position that the brokers have acknowledged. */
   readonly position: number;
+  /** The generation of the log of which the topic was told for this lane. */
+  readonly generation: number;
 }
 
 /** How far one batch takes the checkpoint of a lane. */
@@ -17,6 +19,8 @@ export interface Move {
   readonly epoch: number;
   readonly from: number;
   readonly to: number;
+  /** Of which the topic is told by this batch, if it was not before. */
+  readonly generation: number;
 }
 
 export interface RecordedTopic {
@@ -53,7 +57,7 @@ export class RelayCheckpoints {
       name: 'relay_claim',
       text: `update relay_checkpoint c set epoch = c.epoch + 1
              where c.lane = any ($1) and ${leaseHeldBy({ name: '$2 || c.lane', owner: '$3', forMs: '$4' })}
-             returning c.lane, c.position, c.epoch`,
+             returning c.lane, c.position, c.epoch, c.generation`,
       values: [lanes, LANE_LEASE, this.owner, MARGIN_MS],
     });
     return rows;
@@ -77,10 +81,11 @@ export class RelayCheckpoints {
     const column = (of: keyof Move) => lanes.map((lane) => moves.get(lane)?.[of]);
     const { rowCount } = await this.pool.query({
       name: 'relay_move',
-      text: `update relay_checkpoint c set position = m.new
-             from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[]) as m (lane, epoch, old, new)
+      text: `update relay_checkpoint c set position = m.new, generation = m.generation
+             from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[])
+                  as m (lane, epoch, old, new, generation)
              where c.lane = m.lane and c.epoch = m.epoch and c.position = m.old`,
-      values: [lanes, column('epoch'), column('from'), column('to')],
+      values: [lanes, column('epoch'), column('from'), column('to'), column('generation')],
     });
     return rowCount === lanes.length;
   }
@@ -123,11 +128,14 @@ export class RelayCheckpoints {
   /**
    * Publishing begins again with the first event, to a topic that is still to be recorded. One statement, so that the
    * record and the positions cannot contradict each other; the new epochs stop every node that is publishing.
+   *
+   * @param generation the present one of the log: a topic that begins with it has nothing of earlier ones to be told of
    */
-  async beginAnew(): Promise<void> {
+  async beginAnew(generation: number): Promise<void> {
     await this.pool.query(
       `with forgotten as (delete from relay_topic)
-       update relay_checkpoint set position = 0, epoch = epoch + 1`,
+       update relay_checkpoint set position = 0, epoch = epoch + 1, generation = $1`,
+      [generation],
     );
   }
 }

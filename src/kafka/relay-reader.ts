@@ -1,5 +1,6 @@
 import { type LaneReader } from '../event-store/lane-reader.js';
-import { currentJson, toMessage } from './contract.js';
+import { type LogGenerations } from '../event-store/log-generations.js';
+import { currentJson, toMessage, toTruncation } from './contract.js';
 import { type OutgoingMessage } from './publisher.js';
 import { type Move, type RelayCheckpoints } from './relay-checkpoints.js';
 import { suspendClock } from './suspend-clock.js';
@@ -23,6 +24,8 @@ interface Cursor {
   readonly leaseEpoch: number;
   /** The last position that was read. */
   position: number;
+  /** The generation of the log of which the topic was told, or is told by what was read. */
+  generation: number;
 }
 
 /** Messages to be sent in one request, and the positions to which they move the checkpoints of their lanes. */
@@ -34,6 +37,7 @@ export interface RelayBatch {
 export interface RelayReaderParts {
   readonly lanes: Pick<LaneReader, 'readStored' | 'sizes'>;
   readonly checkpoints: RelayCheckpoints;
+  readonly generations: LogGenerations;
   /** Lane → epoch of the lease, for the lanes of this node. */
   readonly owned: () => ReadonlyMap<number, number>;
 }
@@ -81,16 +85,33 @@ export class RelayReader {
       : Math.ceil(MAX_SMALL_BATCH / after.size);
     const events = await this.parts.lanes.readStored(after, limit);
     const { partitions, maxMessageBytes } = this.topic;
+    const { generations } = this.parts;
     const messages: OutgoingMessage[] = [];
     const moves = new Map<number, Move>();
+    // Whoever consumes a lane is told where it was cut before anything comes of it that was written since.
+    for (const [lane, position] of after) {
+      const cursor = this.cursors.get(lane);
+      if (!cursor || cursor.generation === generations.current) continue;
+      for (const begun of generations.since(cursor.generation))
+        messages.push(toTruncation(begun, lane, partitions));
+      const { epoch } = cursor;
+      cursor.generation = generations.current;
+      moves.set(lane, { epoch, from: position, to: position, generation: cursor.generation });
+    }
     for (const event of events) {
       const cursor = this.cursors.get(event.lane);
       const from = after.get(event.lane);
       // `restart` was called while the events were read.
       if (!cursor || from === undefined) continue;
-      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes));
+      const generation = generations.of(event);
+      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes, generation));
       cursor.position = event.position;
-      moves.set(event.lane, { epoch: cursor.epoch, from, to: event.position });
+      moves.set(event.lane, {
+        epoch: cursor.epoch,
+        from,
+        to: event.position,
+        generation: cursor.generation,
+      });
     }
     // A lane that returned as many events as were requested may hold more. Positions have no gaps, so their difference
     // is the number of events.
@@ -126,8 +147,8 @@ export class RelayReader {
     this.grownLanes.clear();
     const unclaimed = lanes.filter((lane) => !this.cursors.has(lane));
     if (unclaimed.length > 0) {
-      for (const { lane, position, epoch } of await this.parts.checkpoints.claim(unclaimed))
-        this.cursors.set(lane, { epoch, position, leaseEpoch: owned.get(lane) ?? 0 });
+      for (const { lane, position, epoch, generation } of await this.parts.checkpoints.claim(unclaimed))
+        this.cursors.set(lane, { epoch, position, generation, leaseEpoch: owned.get(lane) ?? 0 });
     }
     const after = new Map<number, number>();
     for (const lane of lanes) {

@@ -74,6 +74,7 @@ export class Relay {
     this.reader = new RelayReader({
       lanes: store.lanes,
       checkpoints: this.checkpoints,
+      generations: store.generations,
       owned: () => this.share?.owned ?? new Map(),
     });
   }
@@ -150,7 +151,7 @@ export class Relay {
     while (!this.stopped) {
       let publisher: Publisher | undefined;
       try {
-        const topic = await settleTopic(kafka, this.options, this.checkpoints, this.store.lanes);
+        const topic = await settleTopic(kafka, this.options, this.checkpoints, this.store);
         this.maxBytes = Math.min(topic.maxMessageBytes, this.acceptedBytes);
         this.reader.useTopic({ ...topic, maxMessageBytes: this.maxBytes });
         publisher = await Publisher.connect(kafka, compression);

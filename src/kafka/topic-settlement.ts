@@ -1,4 +1,7 @@
-import { type EventPlace, type LaneReader } from '../event-store/lane-reader.js';
+import { type EventPlace } from '../event-store/lane-reader.js';
+import { type EventLog } from '../event-store/log.js';
+import { type IncomingMessage } from './group-member.js';
+import { truncationOf } from './contract.js';
 import { isForbidden } from './kafkajs.js';
 import { type KafkaSettings } from './kafka-connection.js';
 import { type RelayCheckpoints } from './relay-checkpoints.js';
@@ -19,7 +22,7 @@ export async function settleTopic(
   kafka: KafkaSettings,
   wanted: NewTopic,
   checkpoints: RelayCheckpoints,
-  lanes: Pick<LaneReader, 'missing'>,
+  log: Pick<EventLog, 'lanes' | 'generations'>,
 ): Promise<FoundTopic> {
   const { topic } = wanted;
   const recorded = await checkpoints.recordedTopic();
@@ -29,7 +32,9 @@ export async function settleTopic(
         'again, or have everything published anew: `colloquy relay anew`',
     );
   }
-  const found = await TopicAdmin.use(kafka, (topics) => findOrCreate(topics, wanted, checkpoints));
+  const found = await TopicAdmin.use(kafka, (topics) =>
+    findOrCreate(topics, wanted, checkpoints, log.generations.current),
+  );
   const { partitions: expected, database } = await checkpoints.recordTopic({
     topic,
     partitions: found.partitions,
@@ -44,7 +49,7 @@ export async function settleTopic(
   const name = await checkpoints.thisDatabase();
   if (name !== database) {
     try {
-      await compare(kafka, topic, lanes);
+      await compare(kafka, topic, log);
       await checkpoints.recordDatabase(name);
     } catch (error) {
       // A publisher may lack the permission to read the topic: then nobody can tell, and it publishes as it may.
@@ -55,26 +60,30 @@ export async function settleTopic(
 }
 
 /**
- * Looks whether the newest events of the topic are in the log. They are not after a restore to an earlier state, or the
- * failover to a replica that had not got them, or when another log is published to the topic. Positions and versions of
- * sessions are then given out twice, and consumers would take the second for a repetition of the first, and drop it.
+ * Looks whether the newest events of the topic are in the log, or were in it before it was set back: by a restore, or the
+ * failover to a replica that had not got them. Consumers are told of the latter. Others are of another log that is
+ * published to the topic, or were written after that: positions and versions of sessions would be given out twice, and
+ * consumers would take the second for a repetition of the first, and drop it.
  * @throws TopicMismatch
  */
 async function compare(
   kafka: KafkaSettings,
   topic: string,
-  lanes: Pick<LaneReader, 'missing'>,
+  { lanes, generations }: Pick<EventLog, 'lanes' | 'generations'>,
 ): Promise<void> {
-  const records = await newestRecords(kafka, topic);
+  const newest = await newestRecords(kafka, topic);
+  const records = newest.filter((record) => !truncationOf(record));
   const missing = await lanes.missing(records.map(({ headers }) => publishedPlace(headers)));
-  const strange = records.filter(({ headers }) => missing.has(headers['ce_id'] ?? ''));
+  const strange = records.filter(
+    ({ headers }) => missing.has(headers['ce_id'] ?? '') && !isCut(headers, generations),
+  );
   if (strange.length === 0) return;
   const times = strange.map(({ headers }) => headers['ce_time'] ?? '').sort();
   throw new TopicMismatch(
-    `the topic ${topic} has events that this log has not: ${strange.length} of the newest, the last of ` +
-      `${times.at(-1) ?? 'an unknown time'}. Was the database restored to an earlier state? Consumers have seen ` +
-      'those events. Name a new topic in `kafka.topic`, run `colloquy relay anew`, and let the consumers begin with ' +
-      'it; docs/operations.md has more',
+    `the topic ${topic} has events that this log has not and never had: ${strange.length} of the newest, the last of ` +
+      `${times.at(-1) ?? 'an unknown time'}. Does another service publish to it, of a copy of the database for ` +
+      'instance? Each needs a topic of its own: name a new one in `kafka.topic`, run `colloquy relay anew`, and let ' +
+      'the consumers begin with it; docs/operations.md has more',
   );
 }
 
@@ -82,15 +91,29 @@ async function findOrCreate(
   topics: TopicAdmin,
   wanted: NewTopic,
   checkpoints: RelayCheckpoints,
+  generation: number,
 ): Promise<FoundTopic> {
   const existing = await topics.find(wanted.topic);
   if (existing) return existing;
   // The topic is new, or it was deleted with all its records: either way it begins with the first event.
-  await checkpoints.beginAnew();
+  await checkpoints.beginAnew(generation);
   await topics.create(wanted);
   const created = await topics.find(wanted.topic);
   if (!created) throw new Error(`the topic ${wanted.topic} was created and cannot be found yet`);
   return created;
+}
+
+/** Whether an event was gone when a later generation of the log began, so that consumers are told of it. */
+function isCut(
+  headers: IncomingMessage['headers'],
+  generations: Pick<EventLog, 'generations'>['generations'],
+): boolean {
+  const { lane, position } = publishedPlace(headers);
+  const of = Number(headers['ce_loggeneration'] ?? 1);
+  const time = Date.parse(headers['ce_time'] ?? '');
+  return generations
+    .since(of)
+    .some(({ since, ends }) => position > (ends[lane] ?? 0) && time <= Date.parse(since));
 }
 
 /** A record that is none of ours has a place where nothing is. */

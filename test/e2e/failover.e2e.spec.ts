@@ -1,4 +1,9 @@
+import { randomUUID } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { consume, type Consumer, memoryPlaces } from '../../src/consumer.js';
 import { type Api, eventually } from '../support/http.js';
+import { describeWithKafka, tap } from '../support/kafka.js';
 import { type Replicated, startReplicated } from '../support/replica.js';
 import { createWorld, type Node, say, texts, type World } from './fixture.js';
 
@@ -13,7 +18,8 @@ afterEach(async () => {
   await replicated.end();
 });
 
-const node = (): Promise<Node> => world.node({ DATABASE_URL: replicated.bothUrl, MAX_SESSIONS: '1000' });
+const node = (cwd?: string): Promise<Node> =>
+  world.node({ DATABASE_URL: replicated.bothUrl, MAX_SESSIONS: '1000' }, cwd);
 
 const upTo = (count: number): string[] => Array.from({ length: count }, (_, index) => `Message ${index}`);
 
@@ -119,6 +125,87 @@ describe('the failover to a standby', () => {
     for (const { api } of [one, two]) {
       expect(await texts(api, 'cut')).toEqual([...upTo(5), 'Once', 'Anew']);
       expect(await ids(api)).toEqual(['cut', 'lost']);
+    }
+  });
+});
+
+describeWithKafka('the failover to a standby, at a consumer of the topic', (brokers) => {
+  it('given a standby without the last events, when it takes over, then the topic says where it was cut, and the consumer ends with the history of the database', async () => {
+    const topic = `failover-${randomUUID()}`;
+    const folder = await world.folder();
+    await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic}, brokers: [${brokers}] }\n`);
+    const [one, two] = [await node(folder), await node(folder)];
+    /** What a program would keep: the ids of the events of each session, in order. */
+    const kept = new Map<string, string[]>();
+    const cut: string[] = [];
+    const consumer: Consumer = consume({
+      kafka: { brokers: brokers.split(',') },
+      groupId: `failover-${randomUUID()}`,
+      topic,
+      places: memoryPlaces(),
+      maxWaitMs: 100,
+      api: { url: two.api.url },
+      apply: (events) => {
+        for (const { sessionId, id } of events) kept.set(sessionId, [...(kept.get(sessionId) ?? []), id]);
+        return Promise.resolve();
+      },
+      truncated: (sessions) => {
+        for (const { sessionId, version } of sessions) {
+          kept.set(sessionId, (kept.get(sessionId) ?? []).slice(0, version));
+          cut.push(sessionId);
+        }
+        return Promise.resolve();
+      },
+      onError: () => undefined,
+    });
+    try {
+      const held = (): number => [...kept.values()].reduce((sum, ids) => sum + ids.length, 0);
+      const sessions = Array.from({ length: 12 }, (_, index) => `s${index}`);
+      for (const id of sessions) {
+        await one.api.post('/v1/sessions', { id });
+        await say(one.api, id, 'Kept');
+      }
+      await replicated.inStep();
+      await replicated.detach();
+      for (const id of sessions.slice(0, 8))
+        for (const { api } of [one, two]) await say(api, id, `Lost, said to ${api.url}`);
+      await two.api.post('/v1/sessions', { id: 'lost' });
+      // The consumer has all of it, also what will be gone.
+      await eventually(() => Promise.resolve(held() === 24 + 16 + 1), 30_000);
+      await replicated.failOver();
+
+      await untilAnswered(() => two.api.get('/v1/sessions'));
+      // Some go on, as another conversation; some never do.
+      for (const id of sessions.slice(4)) await say(one.api, id, 'Anew');
+      const database = async (): Promise<Map<string, string[]>> => {
+        const rows = await replicated.query(
+          'replica',
+          'select stream_id as session, array_agg(id::text order by version) as ids from event group by 1',
+        );
+        return new Map(rows.map(({ session, ids: all }) => [session as string, all as string[]]));
+      };
+      await eventually(async () => {
+        const wanted = await database();
+        return [...kept].every(([session, all]) => all.join() === (wanted.get(session) ?? []).join());
+      }, 30_000);
+      expect([...kept.keys()].filter((session) => kept.get(session)?.length).sort()).toEqual(sessions.sort());
+      expect([...new Set(cut)].sort()).toEqual(
+        [...Array.from({ length: 8 }, (_, n) => `s${n}`), 'lost'].sort(),
+      );
+      // Whoever tells events by generation, lane and position is right without the helper.
+      const seen = await tap(brokers, topic);
+      await eventually(() => Promise.resolve(seen.records.length >= 41 + 8 + 16), 30_000);
+      await seen.stop();
+      const byPlace = new Map<string, string>();
+      for (const { message, id } of seen.records) {
+        const header = (name: string): string => message.headers?.[name]?.toString() ?? '';
+        if (header('ce_type') === 'colloquy.LogTruncated.v1') continue;
+        const place = [header('ce_loggeneration'), header('ce_lane'), header('ce_position')].join('/');
+        expect(byPlace.get(place) ?? id).toBe(id);
+        byPlace.set(place, id);
+      }
+    } finally {
+      await consumer.stop();
     }
   });
 });

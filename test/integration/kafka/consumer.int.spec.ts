@@ -12,7 +12,7 @@ import {
 } from '../../../src/consumer.js';
 import { createPool } from '../../../src/database/connection.js';
 import { type EventLog } from '../../../src/event-store/log.js';
-import { toMessage } from '../../../src/kafka/contract.js';
+import { toMessage, toTruncation } from '../../../src/kafka/contract.js';
 import { Publisher } from '../../../src/kafka/publisher.js';
 import { TopicAdmin } from '../../../src/kafka/topic-admin.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -32,6 +32,8 @@ describeWithKafka('colloquy/consumer', (brokers) => {
   let api: Server;
   let apiUrl: string;
   let fetched: string[];
+  /** Later versions were appended in the second generation of the log. */
+  let kept: number;
   const consumers: Consumer[] = [];
   const kafka = { brokers: brokers.split(',') };
 
@@ -47,6 +49,7 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     await hasLeaders(kafka.brokers, topic);
     publisher = await Publisher.connect(kafka, 'gzip');
     fetched = [];
+    kept = Infinity;
     // A server that answers like the route of the service, from the same log.
     api = createServer((request, response) => {
       fetched.push(`${String(request.headers['colloquy-tenant'])} ${request.url ?? ''}`);
@@ -57,7 +60,11 @@ describeWithKafka('colloquy/consumer', (brokers) => {
       void store.streams
         .read({ tenant: 'acme', streamId: decodeURIComponent(sessionId) }, { from, limit })
         .then((events) => {
-          const data = events.map(({ streamId, ...event }) => ({ ...event, sessionId: streamId }));
+          const data = events.map(({ streamId, ...event }) => ({
+            ...event,
+            sessionId: streamId,
+            logGeneration: event.version > kept ? 2 : 1,
+          }));
           response.end(JSON.stringify({ data }));
         });
     }).listen(0, '127.0.0.1');
@@ -75,12 +82,17 @@ describeWithKafka('colloquy/consumer', (brokers) => {
   });
 
   /** Publishes some versions of a session, all of which are in the log. */
-  async function publish(streamId: string, versions: readonly number[], maxBytes = 1_000_000): Promise<void> {
+  async function publish(
+    streamId: string,
+    versions: readonly number[],
+    maxBytes = 1_000_000,
+    generation = 1,
+  ): Promise<void> {
     const events = await store.streams.read({ tenant: 'acme', streamId });
     const messages = versions.map((version) => {
       const event = events[version - 1];
       if (!event) throw new Error(`there is no version ${version}`);
-      return toMessage(event, JSON.stringify(event.data), 4, maxBytes);
+      return toMessage(event, JSON.stringify(event.data), 4, maxBytes, generation);
     });
     await publisher.send(topic, messages);
   }
@@ -169,6 +181,40 @@ describeWithKafka('colloquy/consumer', (brokers) => {
     await until(async () => (await effects())['a']?.length === 20);
     expect(tries).toBe(3);
     expect(await effects()).toEqual({ a: upTo(20) });
+  }, 40_000);
+
+  it('given events that are gone, when the topic says so, twice, then their effect is undone once, and what comes in their place takes effect', async () => {
+    await written('a', 5);
+    await written('b', 2);
+    await publish('a', upTo(5));
+    await publish('b', upTo(2));
+    const calls: unknown[] = [];
+    start({
+      truncated: async (sessions, tx) => {
+        calls.push(...sessions);
+        for (const { sessionId, version } of sessions)
+          await tx.query('delete from effect where session_id = $1 and version > $2', [sessionId, version]);
+      },
+    });
+    const all = async (): Promise<boolean> =>
+      JSON.stringify(await effects()) === JSON.stringify({ a: upTo(5), b: upTo(2) });
+    await until(all);
+
+    // The versions 4 and 5 of a were lost, and the log has others there, which have their positions.
+    kept = 3;
+    const lane = store.laneOf({ tenant: 'acme', streamId: 'a' });
+    const [cut] = await store.streams.read({ tenant: 'acme', streamId: 'a' }, { from: 4, to: 4 });
+    const ends = Array.from({ length: 16 }, (_, index) =>
+      index === lane ? (cut?.position ?? 0) - 1 : 1_000,
+    );
+    const begun = { generation: 2, since: '2026-01-01T00:00:00.000Z', server: 'another', ends };
+    const truncations = Array.from({ length: 16 }, (_, index) => toTruncation(begun, index, 4));
+    await publisher.send(topic, truncations);
+    await publisher.send(topic, truncations);
+    await until(async () => (await effects())['a']?.length === 3);
+    await publish('a', [4, 5], 1_000_000, 2);
+    await until(all);
+    expect(calls).toEqual([{ tenant: 'acme', sessionId: 'a', version: 3, applied: 5 }]);
   }, 40_000);
 
   heavy(

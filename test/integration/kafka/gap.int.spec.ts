@@ -51,6 +51,7 @@ const envelope = (version: number) => ({
 const answer = (version: number, content: string): AnsweredEvent => ({
   ...envelope(version),
   sessionId: 's',
+  logGeneration: 1,
   ...said(content),
 });
 

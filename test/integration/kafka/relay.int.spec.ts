@@ -377,7 +377,7 @@ describeWithKafka('relay', (brokers) => {
     ends.push(() => relay.stop());
     while (troubles.length === 0) await sleep(50);
     expect(troubles).toEqual([
-      expect.stringMatching(/^for good: .* has events that this log has not: .*anew/),
+      expect.stringMatching(/^for good: .* has events that this log has not and never had: .*anew/),
     ]);
     expect((await relay.lag()).behind).toBe(30);
     const listening = await listen();
@@ -408,7 +408,7 @@ describeWithKafka('relay', (brokers) => {
     while (troubles.length === 0) await sleep(50);
     expect(troubles).toEqual([
       expect.stringMatching(
-        /^for good: .* has events that this log has not: 1 of the newest, .*2026-11-29T10/,
+        /^for good: .* has events that this log has not and never had: 1 of the newest, .*2026-11-29T10/,
       ),
     ]);
   }, 60_000);
