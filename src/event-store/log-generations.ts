@@ -1,4 +1,5 @@
 import { type ClientBase } from 'pg';
+import { DatabaseUnavailable } from '../database/connection.js';
 import { type LanePosition } from './position-tokens.js';
 import { type Telemetry } from './telemetry.js';
 
@@ -12,6 +13,9 @@ export interface LogGeneration {
   /** By lane: the last position that is what it was in the generation before. Empty for the first. */
   readonly ends: readonly number[];
 }
+
+/** The state of an error of PostgreSQL: `recovery is in progress`. */
+const IN_RECOVERY = '55000';
 
 /**
  * The generations of the log. The log can become shorter than this process has seen it: by the failover to a standby
@@ -54,10 +58,15 @@ export class LogGenerations {
   /** Checks a new connection, and begins a generation if there has to be one. @throws whatever `pg` throws */
   async check(client: Pick<ClientBase, 'query'>): Promise<void> {
     const seen = Array.from({ length: this.lanes }, (_, lane) => this.seen[lane] ?? 0);
-    const { rows } = await client.query<LogGeneration & { ends: (string | number)[] }>(
-      'select generation, since, server, ends from log_generations($1, $2)',
-      [this.current, seen],
-    );
+    const { rows } = await client
+      .query<LogGeneration & { ends: (string | number)[] }>(
+        'select generation, since, server, ends from log_generations($1, $2)',
+        [this.current, seen],
+      )
+      .catch((error: unknown) => {
+        // Behind a pooler may be a standby.
+        throw (error as { code?: unknown }).code === IN_RECOVERY ? new DatabaseUnavailable(error) : error;
+      });
     const before = this.last;
     const last = rows.at(-1);
     // Two connections may be checked at the same time, and answers overtake each other.

@@ -131,6 +131,8 @@ export class EventLog {
     generations.onNew(() => {
       this.forget();
       this.live.close();
+      // Its connection may lead to the former server, and not know yet that nothing comes from there any more.
+      this.wakeUp.reconnect();
     });
     const decoder = new EventDecoder(this.codec, options.upcast);
     this.streams = new StreamReader(pool, this.laneOf, decoder);

@@ -1,8 +1,11 @@
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { consume, type Consumer, memoryPlaces } from '../../src/consumer.js';
+import { sized } from '../support/heavy.js';
 import { type Api, eventually } from '../support/http.js';
+import { held, says } from '../support/fake-openai.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
 import { type Replicated, startReplicated } from '../support/replica.js';
 import { createWorld, type Node, say, texts, type World } from './fixture.js';
@@ -127,6 +130,144 @@ describe('the failover to a standby', () => {
       expect(await ids(api)).toEqual(['cut', 'lost']);
     }
   });
+});
+
+/** A number from 0 on and below another one, the same for the same seed and index. */
+const drawn = (seed: number, index: number, below: number): number =>
+  createHash('sha256').update(`${seed}/${index}`).digest().readUInt32BE(0) % below;
+
+interface Said {
+  readonly session: string;
+  readonly content: string;
+  readonly begunAt: number;
+  readonly answeredAt: number;
+}
+
+/** Writes through these nodes until it is stopped; what is not answered is tried again under its key. */
+function writers(apis: readonly Api[], sessions: readonly string[]) {
+  const said: Said[] = [];
+  const odd: unknown[] = [];
+  let isOver = false;
+  const running = sessions.flatMap((session, index) =>
+    apis.map(async (_, which) => {
+      for (let count = 0; !isOver; count += 1) {
+        const content = `${session} ${which} ${count}`;
+        const begunAt = Date.now();
+        for (let attempt = index + which; ; attempt += 1) {
+          const api = apis[attempt % apis.length] as Api;
+          const path = `/v1/sessions/${session}/messages`;
+          const answer = await api.post(path, { role: 'user', content }, { 'idempotency-key': content });
+          if (answer.status === 201) {
+            said.push({ session, content, begunAt, answeredAt: Date.now() });
+            break;
+          }
+          // A session that was lost has to be created anew.
+          if (answer.status === 404) await api.post('/v1/sessions', { id: session });
+          else if (answer.status !== 503) odd.push(answer);
+          await sleep(20);
+        }
+      }
+    }),
+  );
+  return {
+    said,
+    odd,
+    stop: async () => {
+      isOver = true;
+      await Promise.all(running);
+    },
+  };
+}
+
+describe('failovers under load', () => {
+  for (const [seed, isWhole] of Array.from(
+    { length: sized(20, 4, 1) },
+    (_, n) => [n + 1, n % 2 === 1] as const,
+  ))
+    it(`given clients of two nodes and a standby that ${isWhole ? 'has everything' : 'is cut off before'}, when it takes over (seed ${seed}), then nothing of before or after is lost or doubled, and all answers are those of the database`, async () => {
+      const [one, two] = [await node(), await node()];
+      const apis = [one.api, two.api];
+      const sessions = Array.from({ length: 6 }, (_, index) => `s${index}`);
+      for (const id of sessions.slice(0, 5)) await one.api.post('/v1/sessions', { id });
+      const { said, odd, stop } = writers(apis, sessions);
+      await sleep(300 + drawn(seed, 0, 1_000));
+      let cutAt = Infinity;
+      if (isWhole) {
+        await replicated.query('server', `alter system set synchronous_standby_names = '*'`);
+        await replicated.query('server', 'select pg_reload_conf()');
+      } else {
+        await replicated.inStep();
+        cutAt = Date.now();
+        await replicated.detach();
+      }
+      await sleep(drawn(seed, 1, 700));
+      await replicated.failOver();
+      const promotedAt = Date.now();
+      await sleep(500 + drawn(seed, 2, 1_000));
+      await stop();
+
+      expect(odd).toEqual([]);
+      const rows = await replicated.query(
+        'replica',
+        `select stream_id as session, version, data->>'content' as content from event where type = 'MessageAppended'`,
+      );
+      const log = rows.map(({ content }) => content as string);
+      expect(new Set(log).size).toBe(log.length);
+      const there = new Set(log);
+      const lost = said.filter(({ content }) => !there.has(content));
+      const mayBeLost = ({ begunAt, answeredAt }: Said): boolean =>
+        !isWhole && answeredAt >= cutAt && begunAt <= promotedAt;
+      expect(lost.filter((one) => !mayBeLost(one))).toEqual([]);
+      expect(said.some(({ begunAt }) => begunAt > promotedAt)).toBe(true);
+      for (const { api } of [one, two]) {
+        await untilAnswered(() => api.get('/v1/sessions'));
+        for (const id of sessions) {
+          const wanted = rows.filter(({ session }) => session === id);
+          wanted.sort((a, b) => Number(a['version']) - Number(b['version']));
+          expect(await texts(api, id)).toEqual(wanted.slice(0, 200).map(({ content }) => content));
+        }
+        for (const name of ['sessions', 'history'])
+          expect((await api.post(`/v1/admin/projections/${name}/verify`)).body).toMatchObject({ ok: true });
+      }
+    }, 90_000);
+});
+
+describe('a reply that is generated while a standby takes over', () => {
+  it.each([
+    ['whose beginning was lost', true, 404],
+    ['whose beginning was kept', false, 200],
+  ])(
+    'given a reply %s, when the model goes on, then its client is answered, and the session is as the database has it and goes on',
+    async (_, isLost, status) => {
+      const model = await world.model();
+      const { api } = await node();
+      const other = await node();
+      if (!isLost) await api.post('/v1/sessions', { id: 's' });
+      await replicated.inStep();
+      const reply = held(says('late'));
+      model.next(reply.reply);
+      if (isLost) await replicated.detach();
+      const answer = isLost
+        ? api.post('/v1/chat', { sessionId: 's', message: 'Are you there?' })
+        : api.post('/v1/sessions/s/generate', { message: 'Are you there?' });
+      await reply.asked;
+      if (!isLost) await replicated.inStep();
+      await replicated.failOver();
+      await untilAnswered(() => other.api.get('/v1/sessions'));
+      reply.release();
+      expect((await answer).status).toBe(status);
+
+      const path = '/v1/sessions/s/messages';
+      const found = await other.api.get<{ data: { content: string }[] }>(path);
+      if (isLost) expect(found.status).toBe(404);
+      else expect(found.body.data.map(({ content }) => content)).toEqual(['Are you there?', 'late']);
+      model.next(says('again'));
+      const next = await other.api.post('/v1/chat', { sessionId: 's', message: 'And now?' });
+      expect(next.status).toBe(200);
+      for (const one of [api, other.api])
+        expect((await texts(one, 's')).slice(-2)).toEqual(['And now?', 'again']);
+    },
+  );
 });
 
 describeWithKafka('the failover to a standby, at a consumer of the topic', (brokers) => {

@@ -267,6 +267,7 @@ describe('sessions', () => {
         sessionId: 'e-1',
         incarnation: 1,
         version: 1,
+        logGeneration: 1,
         position: expect.any(String) as string,
         time: TIME,
         actor: 'anonymous',
