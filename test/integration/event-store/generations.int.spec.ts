@@ -1,0 +1,125 @@
+import { randomUUID } from 'node:crypto';
+import { Client } from 'pg';
+import { EventLog } from '../../../src/event-store/log.js';
+import { createEmptyDatabase, adminUrl } from '../../support/database.js';
+import { migrate } from '../../../src/database/migrate.js';
+import { migrations } from '../../../src/migrations.js';
+import { appendOf } from '../../support/append.js';
+import { by, Nodes, tallies } from './fixture.js';
+
+const stream = { tenant: 'acme', streamId: 's' };
+const nodes = new Nodes();
+const ends: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  await nodes.stopAll();
+  for (const end of ends.splice(0).reverse()) await end();
+});
+
+/** A database that can be set back to what it was, as by the failover to a standby that has nothing newer. */
+async function settable(): Promise<{
+  url: string;
+  keep: () => Promise<void>;
+  setBack: () => Promise<void>;
+}> {
+  const database = await createEmptyDatabase();
+  const name = new URL(database.url).pathname.slice(1);
+  const copy = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
+  await migrate(database.url, migrations);
+  const admin = new Client({ connectionString: adminUrl() });
+  await admin.connect();
+  const disconnect = () =>
+    admin.query('select pg_terminate_backend(pid) from pg_stat_activity where datname = any ($1)', [
+      [name, copy],
+    ]);
+  /** Whoever is connected comes back at once, so it is tried again. */
+  const alone = async (...statements: readonly string[]): Promise<void> => {
+    await admin.query(`alter database ${name} allow_connections false`);
+    for (const statement of statements) {
+      await disconnect();
+      await admin.query(statement);
+    }
+    await admin.query(`alter database ${name} allow_connections true`);
+  };
+  ends.push(async () => {
+    await admin.query(`drop database if exists ${name} with (force)`);
+    await admin.query(`drop database if exists ${copy} with (force)`);
+    await admin.end();
+  });
+  return {
+    url: database.url,
+    keep: () => alone(`create database ${copy} template ${name}`),
+    setBack: async () => {
+      const set = new Client({ connectionString: database.url.replace(name, copy) });
+      await set.connect();
+      // The copy has all that identifies the server, as a standby has not.
+      await set.query(`update log_generation set server = 'the former one'`);
+      await set.end();
+      const gone = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
+      ends.push(() => admin.query(`drop database if exists ${gone} with (force)`));
+      await alone(
+        `alter database ${name} rename to ${gone}`,
+        `alter database ${copy} rename to ${name}`,
+      ).catch(async () => {
+        await admin.query(`alter database ${name} allow_connections true`);
+      });
+      await admin.query(`alter database ${name} allow_connections true`);
+    },
+  };
+}
+
+/** Repeats what fails while the database is being replaced. */
+async function insist<T>(work: () => Promise<T>): Promise<T> {
+  for (const deadline = Date.now() + 20_000; ;) {
+    try {
+      return await work();
+    } catch (error) {
+      if (Date.now() > deadline) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+}
+
+it.each([
+  ['notices it by the append', false],
+  ['has noticed it before', true],
+])(
+  'given a state of events that are gone, when others have brought the stream to its version, then a process that %s decides nothing upon it',
+  async (_, isNoticed) => {
+    const database = await settable();
+    const one = await nodes.start(database.url);
+    const add = (log: EventLog, number: number) =>
+      insist(() => tallies(log).handle(stream, { numbers: [number] }, by));
+    const kept = tallies(one);
+    await kept.handle(stream, { numbers: [1] }, by);
+    await database.keep();
+    await insist(() => kept.handle(stream, { numbers: [2] }, by));
+    expect((await insist(() => kept.handle(stream, { numbers: [3] }, by))).state).toMatchObject({
+      sum: 6,
+      version: 3,
+    });
+    await database.setBack();
+
+    const two = await EventLog.open(database.url);
+    try {
+      await add(two, 20);
+      expect((await add(two, 30)).state).toMatchObject({ sum: 51, version: 3 });
+      // What the first process remembers has the right version, and is of events that are gone.
+      if (isNoticed) {
+        await insist(() => one.streams.versions([stream]));
+        expect(one.generations.current).toBe(2);
+      }
+      const { state } = await insist(() => kept.handle(stream, { numbers: [4] }, by));
+      expect(state).toMatchObject({ sum: 55, version: 4 });
+      expect([one.generations.current, two.generations.current]).toEqual([2, 2]);
+      const lane = one.laneOf(stream);
+      expect([1, 2, 4].map((position) => one.generations.of({ lane, position }))).toEqual([1, 2, 2]);
+      expect(one.generations.keptOf(1, lane)).toBe(1);
+      // An append that was decided before is not made, though the stream is at the version which it expects.
+      const outdated = { ...appendOf(stream, 4, [{ type: 'Added', data: { number: 9 } }]), generation: 1 };
+      expect(await one.append(outdated)).toMatchObject({ status: 'conflict' });
+    } finally {
+      await two.close();
+    }
+  },
+  60_000,
+);
