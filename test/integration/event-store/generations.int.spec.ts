@@ -56,13 +56,7 @@ async function settable(): Promise<{
       await set.end();
       const gone = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
       ends.push(() => admin.query(`drop database if exists ${gone} with (force)`));
-      await alone(
-        `alter database ${name} rename to ${gone}`,
-        `alter database ${copy} rename to ${name}`,
-      ).catch(async () => {
-        await admin.query(`alter database ${name} allow_connections true`);
-      });
-      await admin.query(`alter database ${name} allow_connections true`);
+      await alone(`alter database ${name} rename to ${gone}`, `alter database ${copy} rename to ${name}`);
     },
   };
 }
