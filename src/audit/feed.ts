@@ -85,7 +85,7 @@ export class Feed implements OnModuleDestroy {
       if (matches(event, filter)) data.push(this.present(event));
       if (data.length === limit) break;
     }
-    if (data.length === 0) await this.mustExist(session);
+    if (data.length === 0) await this.versionOf(session);
     return data;
   }
 
@@ -103,7 +103,7 @@ export class Feed implements OnModuleDestroy {
     if (kept.every((position, lane) => position === positions[lane])) return positions;
     throw new ApiError(
       'position-gone',
-      `The last events before the cursor are gone: the log was set back at ${this.store.generations.last?.since ?? 'a time'}. ` +
+      'The last events before the cursor are gone, by a failover or a restore of the database. ' +
         'Drop what you have of them, and go on with `after`, or read again from the beginning.',
       { details: { after: this.cursorOf(tenant, kept) } },
     );
@@ -170,23 +170,21 @@ export class Feed implements OnModuleDestroy {
     }
   }
 
+  /** @throws DomainError `session-not-found` for a session that has never existed */
+  private async versionOf({ tenant, sessionId }: SessionAddress): Promise<number> {
+    const [version = 0] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
+    if (version === 0) throw notFound();
+    return version;
+  }
+
   /** @throws DomainError `session-not-found`; ApiError `position-gone` for a version that the session has not reached */
   async mustReach(session: SessionAddress, after: number): Promise<void> {
-    const [version = 0] = await this.store.streams.versions([
-      { tenant: session.tenant, streamId: session.sessionId },
-    ]);
-    if (version === 0) throw notFound();
+    const version = await this.versionOf(session);
     if (after <= version) return;
     // Nothing was ever given out behind the end of the log, unless the log was set back.
     throw new ApiError('position-gone', `The session ends at version ${version}: go on after that.`, {
       details: { after: version },
     });
-  }
-
-  /** @throws DomainError `session-not-found` for a session that has never existed */
-  async mustExist({ tenant, sessionId }: SessionAddress): Promise<void> {
-    const [version] = await this.store.streams.versions([{ tenant, streamId: sessionId }]);
-    if (!version) throw notFound();
   }
 
   /**

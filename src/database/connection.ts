@@ -133,9 +133,9 @@ const verifyBy =
   };
 
 /** The kind of connection that these options ask for. */
-function clientOf(
+export function clientOf(
   url: string,
-  { throughPooler, standby }: ConnectionOptions,
+  { throughPooler, standby }: ConnectionOptions = {},
 ): new (config?: ClientConfig) => Client {
   if (throughPooler) return UnpreparedClient;
   if (standby) return Client;

@@ -6,7 +6,7 @@ export interface Host {
 
 const PORT = 5432;
 /** Scheme and credentials, hosts, and the rest of a URL in libpq's form: `postgres://user:password@a:5432,b:5432/name`. */
-const PARTS = /^(postgres(?:ql)?:\/\/(?:[^@/?]*@)?)([^/?]*)(.*)$/s;
+const PARTS = /^(postgres(?:ql)?:\/\/(?:[^/?]*@)?)([^/?]*)(.*)$/s;
 
 /**
  * The hosts of a URL, and the same URL with the first of them alone, which the driver and `URL` understand. A URL of one

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { DataSource, type MigrationInterface } from 'typeorm';
-import { connect, poolConfig } from './connection.js';
+import { clientOf, connect } from './connection.js';
 import { hostsOf } from './hosts.js';
 import { adoptPrerelease, PRERELEASE_MIGRATIONS } from './prerelease.js';
 
@@ -45,9 +45,11 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
     const source = await new DataSource({
       type: 'postgres',
       url: hostsOf(url).url,
-      extra: poolConfig(url, 'migrations', { max: 1, statementMs: 600_000 }),
+      // Without the limits of other connections: a migration takes as long as it takes.
+      extra: { Client: clientOf(url) },
       migrations: loaded.map(({ run }) => run),
       migrationsTableName: 'migration',
+      applicationName: 'colloquy migrations',
       poolSize: 1,
     }).initialize();
     try {

@@ -1,14 +1,11 @@
 import { Client, type ClientConfig } from 'pg';
 import { type Host } from './hosts.js';
 
-/** The server answers, and takes no writes: it is a standby, or is no longer the primary. */
+/** The server answers, and is not to be used: it is a standby, or a former primary. Another try may find the primary. */
 export class NotPrimary extends Error {
   override readonly name = 'NotPrimary';
   /** That of PostgreSQL for a server that cannot be used for now. */
   readonly code = '57P03';
-  constructor({ host, port }: Client) {
-    super(`the server at ${host}:${port} is a standby`);
-  }
 }
 
 /** The primary as it was last found, by the hosts among which it was looked for. */
@@ -72,7 +69,7 @@ export class PrimaryClient extends Client {
     await super.connect();
     if (!isStandby()) return;
     await this.end();
-    throw new NotPrimary(this);
+    throw new NotPrimary(`the server at ${this.host}:${this.port} is a standby`);
   }
 
   /** The first host that turns out to be the primary. @throws the error of one of them when none is */

@@ -1,5 +1,5 @@
 import { type ClientBase } from 'pg';
-import { DatabaseUnavailable } from '../database/connection.js';
+import { NotPrimary } from '../database/primary-client.js';
 import { type LanePosition } from './position-tokens.js';
 import { type Telemetry } from './telemetry.js';
 
@@ -40,14 +40,13 @@ export class LogGenerations {
     return this.known.at(-1)?.generation ?? 1;
   }
 
-  /** The present generation; undefined before the first check. */
-  get last(): LogGeneration | undefined {
-    return this.known.at(-1);
-  }
-
-  /** Calls `forget` when a new generation has begun, before anything of it is read or written on the new connection. */
-  onNew(forget: () => void): void {
+  /**
+   * Calls `forget` when a new generation has begun, before anything of it is read or written on the new connection.
+   * Returns a function that stops this.
+   */
+  onNew(forget: () => void): () => void {
     this.listeners.add(forget);
+    return () => this.listeners.delete(forget);
   }
 
   /** Records that this process has appended up to a position. */
@@ -55,7 +54,10 @@ export class LogGenerations {
     if (position > (this.seen[lane] ?? 0)) this.seen[lane] = position;
   }
 
-  /** Checks a new connection, and begins a generation if there has to be one. @throws whatever `pg` throws */
+  /**
+   * Checks a new connection, and begins a generation if there has to be one.
+   * @throws NotPrimary when it leads to a server on which the log was in an earlier generation; whatever `pg` throws
+   */
   async check(client: Pick<ClientBase, 'query'>): Promise<void> {
     const seen = Array.from({ length: this.lanes }, (_, lane) => this.seen[lane] ?? 0);
     const { rows } = await client
@@ -65,12 +67,14 @@ export class LogGenerations {
       )
       .catch((error: unknown) => {
         // Behind a pooler may be a standby.
-        throw (error as { code?: unknown }).code === IN_RECOVERY ? new DatabaseUnavailable(error) : error;
+        if ((error as { code?: unknown }).code !== IN_RECOVERY) throw error;
+        throw new NotPrimary('the pooler leads to a standby', { cause: error });
       });
-    const before = this.last;
+    const before = this.known.at(-1);
     const last = rows.at(-1);
-    // Two connections may be checked at the same time, and answers overtake each other.
-    if (!last || last.generation < this.current || last.generation === before?.generation) return;
+    if (last && last.generation < this.current)
+      throw new NotPrimary(`the server is a former one: it has generation ${last.generation} of the log`);
+    if (!last || last.generation === before?.generation) return;
     this.known = rows.map((row) => ({ ...row, ends: row.ends.map(Number) }));
     if (!before) return;
     const lost = seen.reduce(

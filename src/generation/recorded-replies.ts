@@ -86,6 +86,21 @@ export class RecordedReplies {
   }
 
   /**
+   * Makes sure that a generation which has begun is still in the log: after a failover it may be gone, and would never end.
+   * @throws DomainError `session-not-found`; what tells of an unknown generation
+   */
+  async mustBeThere(
+    session: SessionRef,
+    { generationId, version }: Pick<StartedGeneration, 'generationId' | 'version'>,
+  ): Promise<void> {
+    // Its start is the last event of the append that began it.
+    const [event] = await this.read(session, { from: version, to: version });
+    if (event && isStartOf(event, generationId)) return;
+    const [end = 0] = await this.log.streams.versions([streamOf(session)]);
+    throw end === 0 ? sessionNotFound() : generationNotFound();
+  }
+
+  /**
    * Looks for the end of a generation. Each look goes on where the one before it stopped.
    * @returns a look, which gives undefined while the generation has no end
    */

@@ -90,6 +90,7 @@ export class ReplyFollower {
           reply.finish(end);
           return;
         }
+        if (looks % LOOKS_PER_LEASE_CHECK === 0) await this.recorded.mustBeThere(session, started);
         await take();
         if (looks % LOOKS_PER_LEASE_CHECK === 0 && (await this.leases.standing([lease])).size === 0) {
           await this.abandon(session, by, started.generationId);

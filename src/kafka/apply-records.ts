@@ -60,16 +60,18 @@ export async function applyRecords<Tx>(
   options: ApplyOptions<Tx>,
   messages: readonly IncomingMessage[],
 ): Promise<boolean> {
-  let rest = messages;
-  for (;;) {
-    const at = rest.findIndex((message) => truncationOf(message) !== undefined);
-    if (at < 0) return applyEvents(options, rest);
-    const [record] = rest.slice(at, at + 1);
-    const truncation = record && truncationOf(record);
-    if (!(await applyEvents(options, rest.slice(0, at)))) return false;
-    if (truncation) await truncate(options, truncation);
-    rest = rest.slice(at + 1);
+  let events: IncomingMessage[] = [];
+  for (const message of messages) {
+    const truncation = truncationOf(message);
+    if (!truncation) {
+      events.push(message);
+      continue;
+    }
+    if (!(await applyEvents(options, events))) return false;
+    events = [];
+    await truncate(options, truncation);
   }
+  return applyEvents(options, events);
 }
 
 /** Sessions that are looked at together after the log was set back. */

@@ -84,13 +84,17 @@ export class Relay {
     this.share = new LaneShare(this.leases, WORK, this.store.laneCount, (lanes) => {
       this.wake(lanes);
     });
-    this.unsubscribe = this.store.wakeUp.subscribe((lanes) => {
+    const unsubscribe = this.store.wakeUp.subscribe((lanes) => {
       this.wake(lanes);
     });
-    this.store.generations.onNew(() => {
+    const unsubscribeGenerations = this.store.generations.onNew(() => {
       this.reader.restart();
       this.wakeAll();
     });
+    this.unsubscribe = () => {
+      unsubscribe();
+      unsubscribeGenerations();
+    };
     this.running = this.run();
   }
 

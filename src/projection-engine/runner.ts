@@ -84,8 +84,7 @@ export class Runner {
     const unsubscribeWaits = wakeUp.onReaderWaiting(this.table, () => {
       this.skipPause();
     });
-    const { generations } = this.store;
-    generations.onNew(() => {
+    const unsubscribeGenerations = this.store.generations.onNew(() => {
       // Its places may be behind the end of the log, where nothing would come for long.
       this.fold.keep(new Map());
       this.wake(Array.from({ length: this.store.laneCount }, (_, lane) => lane));
@@ -93,6 +92,7 @@ export class Runner {
     this.unsubscribe = () => {
       unsubscribe();
       unsubscribeWaits();
+      unsubscribeGenerations();
     };
     await this.share.balance();
   }

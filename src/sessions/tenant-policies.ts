@@ -70,14 +70,18 @@ export class TenantPolicies {
 
   async start(): Promise<void> {
     // Subscribed before the first look, so that a change made during the look is seen.
-    this.unsubscribe = this.store.wakeUp.subscribe(() => {
+    const unsubscribe = this.store.wakeUp.subscribe(() => {
       this.refreshSoon();
     });
-    this.store.generations.onNew(() => {
+    const unsubscribeGenerations = this.store.generations.onNew(() => {
       this.own.clear();
       for (const lane of this.seen.keys()) this.seen.set(lane, 0);
       this.refreshSoon();
     });
+    this.unsubscribe = () => {
+      unsubscribe();
+      unsubscribeGenerations();
+    };
     await this.refresh();
   }
 

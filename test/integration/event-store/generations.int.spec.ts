@@ -19,7 +19,8 @@ afterEach(async () => {
 async function settable(): Promise<{
   url: string;
   keep: () => Promise<void>;
-  setBack: () => Promise<void>;
+  /** @returns URL of the former database, which is there still, as a former primary may be */
+  setBack: () => Promise<string>;
 }> {
   const database = await createEmptyDatabase();
   const name = new URL(database.url).pathname.slice(1);
@@ -57,6 +58,8 @@ async function settable(): Promise<{
       const gone = `colloquy_test_${randomUUID().replaceAll('-', '')}`;
       ends.push(() => admin.query(`drop database if exists ${gone} with (force)`));
       await alone(`alter database ${name} rename to ${gone}`, `alter database ${copy} rename to ${name}`);
+      await admin.query(`alter database ${gone} allow_connections true`);
+      return database.url.replace(name, gone);
     },
   };
 }
@@ -91,7 +94,7 @@ it.each([
       sum: 6,
       version: 3,
     });
-    await database.setBack();
+    const former = await database.setBack();
 
     const two = await EventLog.open(database.url);
     try {
@@ -108,6 +111,10 @@ it.each([
       const lane = one.laneOf(stream);
       expect([1, 2, 4].map((position) => one.generations.of({ lane, position }))).toEqual([1, 2, 2]);
       expect(one.generations.keptOf(1, lane)).toBe(1);
+      const zombie = new Client({ connectionString: former });
+      await zombie.connect();
+      await expect(one.generations.check(zombie)).rejects.toMatchObject({ name: 'NotPrimary' });
+      await zombie.end();
       // An append that was decided before is not made, though the stream is at the version which it expects.
       const outdated = { ...appendOf(stream, 4, [{ type: 'Added', data: { number: 9 } }]), generation: 1 };
       expect(await one.append(outdated)).toMatchObject({ status: 'conflict' });

@@ -12,6 +12,8 @@ it.each([
       ['::1', 3],
     ],
   ],
+  // As for `URL`, the last @ ends the password: no part of it may be taken for a host, and shown.
+  ['postgres://u:p@ss@db/chat', 'postgres://u:p@ss@db/chat', [['db', 5432]]],
   ['postgres:///chat', 'postgres:///chat', [['localhost', 5432]]],
 ])('given the URL %s, when its hosts are asked for, then each has its port', (given, first, hosts) => {
   expect(hostsOf(given)).toEqual({ url: first, hosts: hosts.map(([host, port]) => ({ host, port })) });
