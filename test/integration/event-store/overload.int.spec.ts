@@ -145,6 +145,8 @@ it('given appends that were taken late, when commands follow while others wait, 
   await holdLanes();
   // More than the batches that can be taken at a time, and more than are taken until the lanes are held again.
   const waiting = Array.from({ length: 3_000 }, (_, index) => append(index));
+  // Both writers are in the queues of the lanes before the other holder is, which would otherwise get them first.
+  await blocked(db, 2);
   await new Promise((resolve) => setTimeout(resolve, 600));
   // A database that does not answer is no sign of too many appends.
   expect(store.isBehind('acme')).toBe(false);
