@@ -13,9 +13,9 @@ import { migrate } from './database/migrate.js';
 import { checkPooler } from './database/pooler.js';
 import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
-import { type AnsweredRequest } from './http/request-log.js';
+import { type AnsweredRequest, RequestLines } from './http/request-log.js';
 import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
-import { NestLog } from './logging.js';
+import { jsonLines, NestLog } from './logging.js';
 import { migrations } from './migrations.js';
 import { version } from './version.js';
 
@@ -134,10 +134,11 @@ const areTracesWanted = (env: NodeJS.ProcessEnv): boolean =>
 
 /** A line for each request; not for those by which machines look whether the service is well. */
 function logRequests(logger: PinoLogger): (request: AnsweredRequest) => void {
+  const write = jsonLines(logger);
+  const lines = new RequestLines();
   return (request) => {
     if (request.route.startsWith('/health/') || request.route === '/metrics') return;
-    const level = request.status >= 500 ? 'warn' : 'info';
-    logger[level](request, `${request.method} ${request.route} ${request.status}`);
+    write(request.status >= 500 ? 'warn' : 'info', lines.fieldsOf(request));
   };
 }
 

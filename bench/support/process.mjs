@@ -4,9 +4,12 @@ import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { fastifyEntry, main, pgEntry, product } from './product.mjs';
 
+/** Options of Node.js with which `npm start` and the container start the service. */
+const SERVICE_OPTIONS = ['--max-semi-space-size=32'];
+
 /** Starts the built service as a process of its own. `node` are further options of its Node.js. */
 export const startService = (databaseUrl, { env = {}, node = [] } = {}) =>
-  start([...node, main], {
+  start([...SERVICE_OPTIONS, ...node, main], {
     DATABASE_URL: databaseUrl,
     PORT: '0',
     MAX_SESSIONS: '1000000',

@@ -431,6 +431,16 @@ program
   });
 
 program
+  .command('recover')
+  .description('show what Kafka has of events that a failover or restore took from the log')
+  .requiredOption('--from-kafka', 'from the topic that the settings name')
+  .option('--append', 'append them again, as new events, where their session stands as it stood before them')
+  .action(async ({ append }: { append?: boolean }) => {
+    const { recoverFromKafka } = await import('./recover.js');
+    if (await recoverFromKafka({ append: append ?? false, tenant: service().tenant })) process.exitCode = 1;
+  });
+
+program
   .command('token')
   .description('make a token (JWT) for trying out, signed by a key of your own')
   .option(

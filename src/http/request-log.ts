@@ -19,6 +19,32 @@ export interface AnsweredRequest {
   readonly aborted: boolean;
 }
 
+/** The fields of a line of the log about a request, as JSON, each with a comma before it. */
+export class RequestLines {
+  /** There are few, and they make most of a line. */
+  private readonly known = new Map<string, { readonly start: string; readonly end: string }>();
+
+  fieldsOf({ requestId, ms, tenant, key, session, aborted, ...kind }: AnsweredRequest): string {
+    const { start, end } = this.kindOf(kind);
+    const ofSession = session === undefined ? '' : `,"session":${JSON.stringify(session)}`;
+    const caller =
+      tenant === undefined
+        ? ''
+        : `,"tenant":${JSON.stringify(tenant)},"key":${JSON.stringify(key ?? '')}${ofSession}`;
+    return `,"requestId":${JSON.stringify(requestId)}${start},"ms":${ms}${caller},"aborted":${aborted}${end}`;
+  }
+
+  private kindOf({ method, route, status }: Pick<AnsweredRequest, 'method' | 'route' | 'status'>) {
+    const name = `${method} ${route} ${status}`;
+    let kind = this.known.get(name);
+    if (!kind) {
+      const start = `,"method":${JSON.stringify(method)},"route":${JSON.stringify(route)},"status":${status}`;
+      this.known.set(name, (kind = { start, end: `,"msg":${JSON.stringify(name)}` }));
+    }
+    return kind;
+  }
+}
+
 declare module 'fastify' {
   interface FastifyInstance {
     answeredListeners: ((request: AnsweredRequest) => void)[];

@@ -1,8 +1,7 @@
-import { type EventPlace } from '../event-store/lane-reader.js';
 import { type EventLog } from '../event-store/log.js';
-import { type IncomingMessage } from './group-member.js';
 import { truncationOf } from './contract.js';
 import { isForbidden } from './kafkajs.js';
+import { isCut, publishedPlace } from './lost-events.js';
 import { type KafkaSettings } from './kafka-connection.js';
 import { type RelayCheckpoints } from './relay-checkpoints.js';
 import { newestRecords } from './topic-tail.js';
@@ -101,29 +100,4 @@ async function findOrCreate(
   const created = await topics.find(wanted.topic);
   if (!created) throw new Error(`the topic ${wanted.topic} was created and cannot be found yet`);
   return created;
-}
-
-/** Whether an event was gone when a later generation of the log began, so that consumers are told of it. */
-function isCut(
-  headers: IncomingMessage['headers'],
-  generations: Pick<EventLog, 'generations'>['generations'],
-): boolean {
-  const { lane, position } = publishedPlace(headers);
-  const of = Number(headers['ce_loggeneration'] ?? 1);
-  const time = Date.parse(headers['ce_time'] ?? '');
-  return generations
-    .since(of)
-    .some(({ since, ends }) => position > (ends[lane] ?? 0) && time <= Date.parse(since));
-}
-
-/** A record that is none of ours has a place where nothing is. */
-function publishedPlace(headers: Readonly<Record<string, string>>): EventPlace {
-  const number = (name: string): number =>
-    /^\d{1,15}$/.test(headers[name] ?? '') ? Number(headers[name]) : 0;
-  const lane = number('ce_lane');
-  return {
-    lane: lane < 32_768 ? lane : 0,
-    position: number('ce_position'),
-    id: headers['ce_id'] ?? '',
-  };
 }

@@ -1,6 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { DomainError } from '../domain/decider.js';
-import { NewerEvent, sessionEvents, type SessionEvent } from '../domain/session.events.js';
+import { NewerEvent, type SessionEvent } from '../domain/session.events.js';
 import {
   AbandonGeneration,
   AppendMessages,
@@ -16,8 +16,7 @@ import {
   type SessionDetails,
   StartGeneration,
 } from '../domain/session.commands.js';
-import { initialState, isActivity, type SessionState, STATE_VERSION } from '../domain/session.state.js';
-import { sessionDecider } from '../domain/session.js';
+import { initialState, type SessionState } from '../domain/session.state.js';
 import { EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
 import { type Handled, StreamHandler } from '../event-store/stream-handler.js';
@@ -29,6 +28,7 @@ import { anyOwner, type CommandContext, type SessionAddress, type SessionRef } f
 import { HistoryReader, withFields } from './history-reader.js';
 import { replyIdOf } from './ids.js';
 import { PartialReplies } from './partial-replies.js';
+import { sessionKind } from './session-kind.js';
 import { TenantPolicies } from './tenant-policies.js';
 
 export type HandledSession = Handled<SessionState, SessionEvent>;
@@ -73,11 +73,7 @@ export class SessionCommands {
   ) {
     const histories = new HistoryReader(store);
     this.streams = new StreamHandler(store, {
-      decider: sessionDecider,
-      stateVersion: STATE_VERSION,
-      schemaVersion: (type) => sessionEvents[type].version,
-      isActivity,
-      incarnation: (state) => state.incarnation,
+      ...sessionKind,
       weigh: (command) => ('messages' in command ? weightOf(command.messages) : 0),
       // Most commands append messages, and need nothing.
       prepare: (command, state, { tenant, streamId }) =>

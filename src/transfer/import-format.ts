@@ -51,6 +51,31 @@ const PIECE_BYTES = 4 * 1024 * 1024;
 /** Longest line, far above any event. Without a limit, a file without line ends would fill the memory. */
 const LINE_BYTES = 64 * 1024 * 1024;
 
+/**
+ * Checks that an event can have happened to a session in this state.
+ * @throws ImportRefused
+ */
+export function checkFollows(
+  { status, version, incarnation }: SessionState,
+  event: Pick<ExportedEvent, 'type' | 'version' | 'incarnation'>,
+): void {
+  if (event.version !== version + 1) {
+    throw new ImportRefused(`version ${event.version} comes after version ${version}`);
+  }
+  const fits = {
+    SessionCreated: status === 'none' || status === 'deleted',
+    SessionExpired: status === 'active',
+    SessionResumed: status === 'expired',
+    other: status === 'active' || status === 'expired',
+  };
+  if (!fits[event.type in fits ? (event.type as keyof typeof fits) : 'other']) {
+    throw new ImportRefused(`${event.type} cannot happen to a session whose status is ${status}`);
+  }
+  if (event.incarnation !== incarnation + (event.type === 'SessionCreated' ? 1 : 0)) {
+    throw new ImportRefused(`it is not of incarnation ${event.incarnation}`);
+  }
+}
+
 /** Folds the events of a session and checks that they can have happened in this order. */
 export class SessionFold {
   state: SessionState = sessionDecider.initialState;
@@ -60,23 +85,8 @@ export class SessionFold {
 
   /** @throws ImportRefused */
   add(event: ExportedEvent): void {
-    const { status, version, incarnation } = this.state;
-    if (event.version !== version + 1) {
-      throw new ImportRefused(`version ${event.version} comes after version ${version}`);
-    }
     if (event.time < this.time) throw new ImportRefused('its time is before that of the event before');
-    const fits = {
-      SessionCreated: status === 'none' || status === 'deleted',
-      SessionExpired: status === 'active',
-      SessionResumed: status === 'expired',
-      other: status === 'active' || status === 'expired',
-    };
-    if (!fits[event.type in fits ? (event.type as keyof typeof fits) : 'other']) {
-      throw new ImportRefused(`${event.type} cannot happen to a session whose status is ${status}`);
-    }
-    if (event.incarnation !== incarnation + (event.type === 'SessionCreated' ? 1 : 0)) {
-      throw new ImportRefused(`it is not of incarnation ${event.incarnation}`);
-    }
+    checkFollows(this.state, event);
     this.state = sessionDecider.evolve(this.state, current(event));
     this.time = event.time;
     if (event.type === 'SessionCreated') this.createdAt = event.time;

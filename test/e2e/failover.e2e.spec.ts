@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { consume, type Consumer, memoryPlaces } from '../../src/consumer.js';
 import { sized } from '../support/heavy.js';
+import { colloquy } from '../support/colloquy.js';
 import { type Api, eventually } from '../support/http.js';
 import { held, says } from '../support/fake-openai.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
@@ -271,7 +272,7 @@ describe('a reply that is generated while a standby takes over', () => {
 });
 
 describeWithKafka('the failover to a standby, at a consumer of the topic', (brokers) => {
-  it('given a standby without the last events, when it takes over, then the topic says where it was cut, and the consumer ends with the history of the database', async () => {
+  it('given a standby without the last events, when it takes over, then the topic says where it was cut, the consumer ends with the history of the database, and what was lost can be taken from the topic', async () => {
     const topic = `failover-${randomUUID()}`;
     const folder = await world.folder();
     await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic}, brokers: [${brokers}] }\n`);
@@ -325,10 +326,12 @@ describeWithKafka('the failover to a standby, at a consumer of the topic', (brok
         );
         return new Map(rows.map(({ session, ids: all }) => [session as string, all as string[]]));
       };
-      await eventually(async () => {
-        const wanted = await database();
-        return [...kept].every(([session, all]) => all.join() === (wanted.get(session) ?? []).join());
-      }, 30_000);
+      const consumerHasTheDatabase = () =>
+        eventually(async () => {
+          const wanted = await database();
+          return [...wanted].every(([session, all]) => all.join() === (kept.get(session) ?? []).join());
+        }, 30_000);
+      await consumerHasTheDatabase();
       expect([...kept.keys()].filter((session) => kept.get(session)?.length).sort()).toEqual(sessions.sort());
       expect([...new Set(cut)].sort()).toEqual(
         [...Array.from({ length: 8 }, (_, n) => `s${n}`), 'lost'].sort(),
@@ -345,6 +348,36 @@ describeWithKafka('the failover to a standby, at a consumer of the topic', (brok
         expect(byPlace.get(place) ?? id).toBe(id);
         byPlace.set(place, id);
       }
+
+      // What was lost is still in the topic.
+      const recover = async (...options: string[]): Promise<Record<string, string>> => {
+        const { out, err } = await colloquy(['recover', '--from-kafka', ...options], {
+          cwd: folder,
+          env: { DATABASE_URL: replicated.bothUrl },
+        });
+        const lines = out.split('\n').filter(Boolean);
+        if (lines.length === 0) throw new Error(err);
+        const rows = lines.map((line) => JSON.parse(line) as { sessionId: string; outcome: string });
+        return Object.fromEntries(rows.map(({ sessionId, outcome }) => [sessionId, outcome]));
+      };
+      const outcomes = (standing: string) =>
+        Object.fromEntries([
+          ...['s0', 's1', 's2', 's3', 'lost'].map((id) => [id, standing]),
+          ...['s4', 's5', 's6', 's7'].map((id) => [id, 'went on']),
+        ]) as Record<string, string>;
+      const before = await database();
+      expect(await recover()).toEqual(outcomes('lost'));
+      expect(await database()).toEqual(before);
+      expect(await recover('--append')).toEqual(outcomes('recovered'));
+      expect(await recover('--append')).toEqual(outcomes('there'));
+      for (const { api } of [one, two]) {
+        const said = [one, two].map((each) => `Lost, said to ${each.api.url}`);
+        expect(await texts(api, 's0')).toEqual(['Kept', ...said]);
+        expect(await texts(api, 's4')).toEqual(['Kept', 'Anew']);
+        // A read model may take a moment, and says so.
+        await eventually(async () => (await ids(api)).join() === [...sessions, 'lost'].sort().join());
+      }
+      await consumerHasTheDatabase();
     } finally {
       await consumer.stop();
     }

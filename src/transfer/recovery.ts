@@ -1,0 +1,193 @@
+import { isDeepStrictEqual } from 'node:util';
+import { type Decider } from '../domain/decider.js';
+import { type SessionEvent, sessionEvents } from '../domain/session.events.js';
+import { type SessionState } from '../domain/session.state.js';
+import { type EventLog } from '../event-store/log.js';
+import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
+import { StreamHandler } from '../event-store/stream-handler.js';
+import { activeSessions } from '../sessions/active-sessions.js';
+import { sessionKind } from '../sessions/session-kind.js';
+import { checkFollows, ImportRefused } from './import-format.js';
+
+/** An event that was in the log until the log was set back, as somebody else has kept it. */
+export interface KeptEvent {
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly version: number;
+  readonly incarnation: number;
+  /** The generation of the log in which it was appended. */
+  readonly generation: number;
+  readonly id: string;
+  readonly time: string;
+  readonly correlationId: string;
+  /** In the present schema version; undefined where it is not known. */
+  readonly event: { readonly type: string; readonly data: unknown } | undefined;
+}
+
+/**
+ * - `lost`: they can be appended again
+ * - `recovered`: they were appended again just now
+ * - `there`: they were appended again before
+ * - `went on`: the session has other events instead
+ * - `incomplete`: what came before them is missing, or the data of one of them
+ * - `at cap`: the tenant has as many active sessions as it may have
+ * - `not a session`: settings of a tenant, which have to be made again
+ */
+export type Outcome = 'lost' | 'recovered' | 'there' | 'went on' | 'incomplete' | 'at cap' | 'not a session';
+
+/** What became of the lost events of one session. */
+export interface RecoveredSession {
+  readonly tenant: string;
+  readonly sessionId: string;
+  readonly generation: number;
+  /** Versions of the first and the last of them. */
+  readonly from: number;
+  readonly to: number;
+  /** Time of the last of them. */
+  readonly time: string;
+  readonly outcome: Outcome;
+}
+
+export interface RecoveryOptions {
+  /** Without it nothing is written. */
+  readonly append: boolean;
+  readonly maxSessions: (tenant: string) => number;
+}
+
+/** Who has appended what was lost; the correlation ids are those of the lost events. */
+const ACTOR = 'system:recovery';
+
+/**
+ * Appends lost events again, as new ones: with the data that they had, with times and positions of their own. Only what
+ * goes on where its session stands is appended, so no event that came since is contradicted. It may be broken off and
+ * started again at any time.
+ * @throws DatabaseUnavailable
+ */
+export async function recoverSessions(
+  store: EventLog,
+  kept: readonly KeptEvent[],
+  options: RecoveryOptions,
+): Promise<RecoveredSession[]> {
+  const recovery = new Recovery(store, options);
+  const groups = new Map<string, KeptEvent[]>();
+  for (const one of kept) {
+    const key = `${one.generation}/${one.tenant}/${one.sessionId}`;
+    const group = groups.get(key);
+    if (group) group.push(one);
+    else groups.set(key, [one]);
+  }
+  // What was lost last was the truth for longer than what had been lost before it.
+  const inOrder = [...groups.values()].sort(
+    ([a], [b]) => (b?.generation ?? 0) - (a?.generation ?? 0) || ((a?.time ?? '') < (b?.time ?? '') ? -1 : 1),
+  );
+  const recovered: RecoveredSession[] = [];
+  for (const events of inOrder) {
+    events.sort((a, b) => a.version - b.version);
+    const [first, last] = [events[0], events.at(-1)];
+    if (!first || !last) continue;
+    const { tenant, sessionId, generation } = first;
+    const outcome = await recovery.recover(events, first);
+    recovered.push({
+      ...{ tenant, sessionId, generation, outcome },
+      from: first.version,
+      to: last.version,
+      time: last.time,
+    });
+  }
+  return recovered;
+}
+
+class Recovery {
+  private readonly streams: StreamHandler<SessionState, readonly SessionEvent[], SessionEvent>;
+
+  constructor(
+    private readonly store: EventLog,
+    private readonly options: RecoveryOptions,
+  ) {
+    this.streams = new StreamHandler(store, { ...sessionKind, decider: asTheyWere });
+  }
+
+  /** @param events of one session in the order of their versions */
+  async recover(
+    events: readonly KeptEvent[],
+    { tenant, sessionId, version: from }: KeptEvent,
+  ): Promise<Outcome> {
+    if (sessionId.startsWith('~')) return 'not a session';
+    const stream = { tenant, streamId: sessionId };
+    const { state } = await this.streams.load(stream);
+    if (state.version < from - 1) return 'incomplete';
+    const there = await this.store.streams.read(stream, { from, to: from + events.length - 1 });
+    const isSame = there.every(
+      ({ type, data }, index) =>
+        type === events[index]?.event?.type && isDeepStrictEqual(data, events[index].event.data),
+    );
+    if (!isSame) return 'went on';
+    const left = events.slice(there.length);
+    if (left.length === 0) return 'there';
+    const steps = stepsOf(left, state);
+    if (!steps) return 'incomplete';
+    if (!this.options.append) return 'lost';
+    for (const { first, events: together } of steps) {
+      try {
+        await this.streams.handle(stream, together, {
+          actor: ACTOR,
+          correlationId: first.correlationId,
+          causationId: first.id,
+          ifMatch: [first.version - 1],
+          counter: () => ({ key: activeSessions(tenant), max: this.options.maxSessions(tenant) }),
+        });
+      } catch (error) {
+        if (error instanceof VersionMismatch) return 'went on';
+        if (error instanceof CounterAtLimit) return 'at cap';
+        throw error;
+      }
+    }
+    return 'recovered';
+  }
+}
+
+interface Step {
+  readonly first: KeptEvent;
+  readonly events: SessionEvent[];
+}
+
+/** The events by the requests that had appended them, each of which was one append; undefined unless all can follow. */
+function stepsOf(kept: readonly KeptEvent[], from: SessionState): Step[] | undefined {
+  const steps: Step[] = [];
+  let state = from;
+  for (const one of kept) {
+    const event = one.event && validated(one.event);
+    if (!event) return undefined;
+    try {
+      checkFollows(state, { ...one, type: event.type });
+    } catch (error) {
+      if (error instanceof ImportRefused) return undefined;
+      throw error;
+    }
+    state = sessionKind.decider.evolve(state, event);
+    const step = steps.at(-1);
+    if (step?.first.correlationId === one.correlationId && step.first.incarnation === one.incarnation)
+      step.events.push(event);
+    else steps.push({ first: one, events: [event] });
+  }
+  return steps;
+}
+
+/** What others have kept may be of code that was newer, or not be what was published. */
+function validated({ type, data }: NonNullable<KeptEvent['event']>): SessionEvent | undefined {
+  if (!Object.hasOwn(sessionEvents, type)) return undefined;
+  const result = sessionEvents[type as SessionEvent['type']].data.safeParse(data);
+  return result.success ? ({ type, data: result.data } as SessionEvent) : undefined;
+}
+
+const isActive = ({ status }: SessionState): number => Number(status === 'active');
+
+/** Decides for the events themselves: they have happened. */
+const asTheyWere: Decider<SessionState, readonly SessionEvent[], SessionEvent> = {
+  ...sessionKind.decider,
+  decide: (events, state) => {
+    const after = events.reduce((before, event) => sessionKind.decider.evolve(before, event), state);
+    const active = isActive(after) - isActive(state);
+    return { events, ...(active !== 0 && { counters: { active } }) };
+  },
+};
