@@ -74,6 +74,10 @@ export const migrations: readonly Migration[] = [
     file: 'kafka/migrations/0017-relay-generation.sql',
     sha256: '69b7985fe5e8df5f01872eec5b2985af311017051022221a03cc0ae9c08d989c',
   },
+  {
+    file: 'event-store/migrations/0018-log_loss.sql',
+    sha256: 'e56510912722713e8a18ab40ea0ffdc1bb64b4dabc8c56074cab834ab5d4a427',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -86,6 +90,7 @@ export const rights: Rights = {
   tables: {
     event: ['select', 'insert'],
     log_generation: ['select', 'insert'],
+    log_loss: ['select', 'insert'],
     log_settings: ['select'],
     migration: ['select'],
     api_key: ['select', 'insert', 'update'],

@@ -254,6 +254,25 @@ program
     );
   });
 
+interface GenerationRow {
+  readonly generation: number;
+  readonly since: string;
+  readonly server: string;
+  readonly ends: readonly number[];
+  readonly lost: readonly { readonly lane: number; readonly from: number; readonly to: number }[];
+}
+
+program
+  .command('generations')
+  .description('when the log was set back, by a failover or restore, and how many events were gone')
+  .action(async () => {
+    const { data } = await connect().json<{ data: GenerationRow[] }>('GET', '/v1/admin/log/generations');
+    await print(data, [
+      ...columns<GenerationRow>('generation', 'since', 'server'),
+      { title: 'lost', of: ({ lost }) => lost.reduce((sum, { from, to }) => sum + to - from + 1, 0) },
+    ]);
+  });
+
 const parked = program.command('parked').description('sessions that a read model could not take in');
 interface ParkedRow {
   readonly projection: string;

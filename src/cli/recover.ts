@@ -22,7 +22,8 @@ export interface RecoverOptions {
  */
 export async function recoverFromKafka({ append = false, tenant }: RecoverOptions): Promise<boolean> {
   const { kafka, sessions, tenants } = loadConfig({ env: process.env, cwd: process.cwd() });
-  if (kafka.brokers.length === 0) throw new Error('no brokers are named: set kafka.brokers, or KAFKA_BROKERS');
+  if (kafka.brokers.length === 0)
+    throw new Error('no brokers are named: set kafka.brokers, or KAFKA_BROKERS');
   return withDatabase({ create: false }, async (url) => {
     const store = await EventLog.open(url, { upcast });
     const policies = new TenantPolicies(store, sessions, tenants);

@@ -14,6 +14,17 @@ export interface LogGeneration {
   readonly ends: readonly number[];
 }
 
+/** A generation, and what was gone when it began. */
+export interface GenerationRecord extends LogGeneration {
+  /** By lane, what processes had appended and was gone; none may mean that no process was left that knew. */
+  readonly lost: readonly {
+    readonly lane: number;
+    /** Positions of the first and the last of the events. */
+    readonly from: number;
+    readonly to: number;
+  }[];
+}
+
 /** The state of an error of PostgreSQL: `recovery is in progress`. */
 const IN_RECOVERY = '55000';
 
@@ -81,9 +92,36 @@ export class LogGenerations {
       (sum, position, lane) => sum + Math.max(0, position - this.keptOf(before.generation, lane)),
       0,
     );
+    const cut = this.since(before.generation).find(({ ends }) =>
+      seen.some((position, lane) => position > (ends[lane] ?? 0)),
+    );
+    if (cut) {
+      // For the record alone: nothing depends on it.
+      await client
+        .query('insert into log_loss (generation, seen) values ($1, $2)', [cut.generation, seen])
+        .catch(this.telemetry.failed('writing down what is gone from the log'));
+    }
     this.seen = [];
     for (const forget of this.listeners) forget();
     this.telemetry.emit('newGeneration', { generation: last.generation, server: last.server, lost });
+  }
+
+  /** All generations, and what is known of what was gone when they began. */
+  async records(client: Pick<ClientBase, 'query'>): Promise<GenerationRecord[]> {
+    const { rows } = await client.query<
+      LogGeneration & { ends: (string | number)[]; lost: GenerationRecord['lost'] }
+    >(
+      `select g.*, coalesce(l.lost, '[]') as lost from log_generation g
+       left join lateral (
+         select json_agg(json_build_object('lane', lane, 'from', kept + 1, 'to', seen) order by lane) as lost
+         from (select n - 1 as lane, max(s) as seen, coalesce(g.ends[n], 0) as kept
+               from log_loss o, unnest(o.seen) with ordinality as x (s, n)
+               where o.generation = g.generation group by n) as lanes
+         where seen > kept
+       ) l on true
+       order by g.generation`,
+    );
+    return rows.map((row) => ({ ...row, ends: row.ends.map(Number) }));
   }
 
   /** The generations after one, in their order. */

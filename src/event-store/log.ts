@@ -17,7 +17,7 @@ import { LaneReader } from './lane-reader.js';
 import { Leases } from './leases.js';
 import { LiveTail } from './live-tail.js';
 import { LogImport } from './log-import.js';
-import { LogGenerations } from './log-generations.js';
+import { type GenerationRecord, LogGenerations } from './log-generations.js';
 import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { type LanePosition, PositionTokens } from './position-tokens.js';
@@ -241,6 +241,14 @@ export class EventLog {
   /** The position of an event, as opaque text. In no other generation of the log it is that of another event. */
   positionOf(place: LanePosition): string {
     return this.positions.encode({ ...place, generation: this.generations.of(place) });
+  }
+
+  /**
+   * All generations of the log, and what is known of what was gone when they began.
+   * @throws DatabaseUnavailable
+   */
+  generationRecords(): Promise<GenerationRecord[]> {
+    return available(() => this.generations.records(this.pool));
   }
 
   /** Whether more appends of the tenant arrive than can be written, so that another command would be `Overloaded`. */

@@ -5,6 +5,7 @@ import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
 import { ContractController } from './contract.controller.js';
 import { HealthController } from './health.controller.js';
+import { LogController } from './log.controller.js';
 import { FailureLog } from './failure-log.js';
 import { Metrics } from './metrics.js';
 import { MetricsController } from './metrics.controller.js';
@@ -19,6 +20,7 @@ import { SweeperController } from './sweeper.controller.js';
   controllers: [
     ContractController,
     HealthController,
+    LogController,
     MetricsController,
     RelayController,
     SweeperController,

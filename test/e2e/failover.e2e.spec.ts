@@ -102,6 +102,15 @@ describe('the failover to a standby', () => {
       });
       expect((await api.get('/metrics')).text).toMatch(/^colloquy_log_generation 2$/m);
     }
+    // How much is gone is on record: 21 messages and the settings by one and two, a session and its message by two.
+    const { out } = await colloquy(['generations'], { env: { COLLOQUY_URL: two.api.url } });
+    const records = out
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as { lost: { from: number; to: number }[] });
+    expect(records.map(({ lost }) => lost.reduce((sum, { from, to }) => sum + to - from + 1, 0))).toEqual([
+      0, 24,
+    ]);
     // A cursor of what is gone says so, and where to go on; one of what is there goes on.
     expect(await one.api.get(`/v1/events?after=${before}`)).toMatchObject({
       status: 200,
