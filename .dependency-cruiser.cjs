@@ -5,6 +5,8 @@
  *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
  *                                                                generation, audit <- openai, ai-sdk <- app.module
  *
+ * A cell is a whole application; `cells` gives requests to them, and only `service`, `ops` and `cli` know of it.
+ *
  * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature. A feature's `*.module.ts` wires it
  * into the application; `storage.module.ts` gives all of them the settings, the connections and the log.
  */
@@ -69,7 +71,7 @@ module.exports = {
       name: 'features-do-not-import-ops',
       severity: 'error',
       comment: 'operators look at the features, not the other way round',
-      from: { path: '^src/', pathNot: path('ops/', 'app.module', 'client/', 'cli/') },
+      from: { path: '^src/', pathNot: path('ops/', 'app.module', 'service', 'client/', 'cli/') },
       to: { path: path('ops/') },
     },
     forbid(
@@ -78,6 +80,13 @@ module.exports = {
       path('openai/', 'ai-sdk/'),
       'an adapter turns its requests into the commands and queries that there are',
     ),
+    {
+      name: 'an-application-knows-nothing-of-cells',
+      severity: 'error',
+      comment: 'the root hands them to operators; whatever serves a tenant is the same in each cell',
+      from: { path: '^src/', pathNot: path('cells/', 'ops/', 'app.module', 'storage.module', 'service', 'cli/') },
+      to: { path: path('cells/') },
+    },
     forbid('features-do-not-import-the-root', path(...FEATURES), path('app.module', 'main', 'client/')),
     {
       name: 'nothing-imports-the-command-line',

@@ -3,6 +3,7 @@ import { CqrsModule } from '@nestjs/cqrs';
 import { AccessModule } from './access/access.module.js';
 import { AiSdkModule } from './ai-sdk/ai-sdk.module.js';
 import { AuditModule } from './audit/audit.module.js';
+import { type Cells } from './cells/cells.js';
 import { type Config } from './config.js';
 import { GenerationModule } from './generation/generation.module.js';
 import { KafkaModule } from './kafka/kafka.module.js';
@@ -18,12 +19,15 @@ import { SweeperModule } from './sweeper/sweeper.module.js';
  */
 @Module({})
 export class AppModule {
-  /** @param databaseUrl of a database that is migrated */
-  static create(config: Config, databaseUrl: string): DynamicModule {
+  /**
+   * @param databaseUrl of a database that is migrated
+   * @param cells the other cells, of which the first one tells operators
+   */
+  static create(config: Config, databaseUrl: string, cells?: Cells): DynamicModule {
     return {
       module: AppModule,
       imports: [
-        StorageModule.for(config, databaseUrl),
+        StorageModule.for(config, databaseUrl, cells),
         CqrsModule.forRoot(),
         AccessModule,
         SessionsModule,

@@ -36,7 +36,17 @@ export interface DatabaseConfig {
   /** Leads there through a pooler in transaction mode. */
   readonly pooledUrl?: string | undefined;
   /** Lead to its streaming replicas. */
-  readonly replicas: string[];
+  readonly replicas: readonly string[];
+}
+
+/** The cell that `storage.database` itself names. It has the directory of tenants, and knows all callers. */
+export const FIRST_CELL = 'default';
+
+/** The database of another cell. */
+export interface CellConfig extends DatabaseConfig {
+  readonly name: string;
+  /** Its part of the tenants that are new; 0: none. */
+  readonly weight: number;
 }
 
 /** The settings in force: complete, deeply frozen. Times are milliseconds, sizes bytes. */
@@ -49,7 +59,12 @@ export type Config = DeepReadonly<{
   sessions: Settings['sessions'];
   /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used, and without `redis` no Redis. */
   storage: Pick<Settings['storage'], 'dataDir' | 'maxConnections'> & {
-    database?: DatabaseConfig | undefined;
+    /** That of the only cell, or of the first one. */
+    database?: (DatabaseConfig & { weight?: number | undefined }) | undefined;
+    /** The name of the cell whose database it is, unless it is the first. */
+    cell?: string | undefined;
+    /** The others. */
+    cells?: CellConfig[] | undefined;
     redis?: { url: string } | undefined;
   };
   kafka: Settings['kafka'];
@@ -104,6 +119,14 @@ export function loadConfig(source: Source): Config {
   if (cache !== undefined && cache.type !== 'redis')
     warnings.push(`storage.cache has no meaning with the type ${cache.type}: only redis has one.`);
 
+  const cellNames = [FIRST_CELL, ...(database?.cells ?? []).map(({ name }) => name)];
+  cellNames.forEach((name, index) => {
+    if (cellNames.indexOf(name) < index)
+      problems.push(
+        `${nameOf(['storage', 'database', 'cells', index - 1])} has a name that is taken: ${name}`,
+      );
+  });
+
   if (auth.keys?.length === 0 && auth.mode !== 'none') {
     problems.push(
       `${nameOf(['auth', 'keys'])} must name at least one key, or be left out: with auth.mode api-key, keys of the database are taken without it`,
@@ -150,13 +173,12 @@ export function loadConfig(source: Source): Config {
     storage: {
       dataDir: resolve(source.cwd, storage.dataDir),
       maxConnections: storage.maxConnections,
-      ...(database && {
-        database: {
-          url: database.directUrl ?? database.url,
-          ...(database.directUrl !== undefined && { pooledUrl: database.url }),
-          replicas: database.replicas,
-        },
-      }),
+      ...(database && { database: databaseOf(database) }),
+      ...(database &&
+        database.cells.length > 0 && {
+          database: { ...databaseOf(database), weight: database.weight },
+          cells: database.cells.map(({ name, weight, ...cell }) => ({ ...databaseOf(cell), name, weight })),
+        }),
       ...(cache?.type === 'redis' && cache.url !== undefined && { redis: { url: cache.url } }),
     },
     kafka,
@@ -166,6 +188,20 @@ export function loadConfig(source: Source): Config {
     warnings,
   });
 }
+
+const databaseOf = ({
+  url,
+  directUrl,
+  replicas,
+}: {
+  readonly url: string;
+  readonly directUrl?: string | undefined;
+  readonly replicas: string[];
+}): DatabaseConfig => ({
+  url: directUrl ?? url,
+  ...(directUrl !== undefined && { pooledUrl: url }),
+  replicas,
+});
 
 function isPublicKey(pem: string): boolean {
   try {

@@ -155,6 +155,8 @@ export class NestLog implements LoggerService {
   private write(level: Exclude<LogLevel, 'silent'>, message: unknown, rest: readonly unknown[]): void {
     const texts = rest.filter((one) => typeof one === 'string');
     const part = texts.at(-1);
+    // Each cell has a container of its own, in which there is one.
+    if (part === 'DataSourceNameRegistry') return;
     const error = [message, ...rest].find((one) => one instanceof Error);
     const stack = error ? stackOf(error) : texts.slice(0, -1).find((text) => text.includes('\n    at '));
     const fields = { ...(part !== undefined && { part }), ...(stack !== undefined && { stack }) };

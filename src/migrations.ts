@@ -78,6 +78,10 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0018-log_loss.sql',
     sha256: 'e56510912722713e8a18ab40ea0ffdc1bb64b4dabc8c56074cab834ab5d4a427',
   },
+  {
+    file: 'cells/migrations/0019-tenant_cell.sql',
+    sha256: '42a2a5650575d58e22ecf69bb75852a4eb4c2c2dff24f30debefc29cab809a37',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -103,6 +107,7 @@ export const rights: Rights = {
     projection_rebuild: ALL,
     relay_checkpoint: ALL,
     relay_topic: ALL,
+    tenant_cell: ['select', 'insert'],
     stream_snapshot: ALL,
     stream_state: ALL,
   },

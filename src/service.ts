@@ -5,18 +5,23 @@ import { NestFactory } from '@nestjs/core';
 import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
-import { type Config } from './config.js';
+import { CellDirectory } from './cells/cell-directory.js';
+import { type Cell, Cells } from './cells/cells.js';
+import { type CellConfig, type Config } from './config.js';
 import { isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
 import { checkPooler } from './database/pooler.js';
+import { RelaxedPool } from './database/relaxed-pool.js';
 import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest, RequestLines } from './http/request-log.js';
 import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
 import { jsonLines, NestLog } from './logging.js';
 import { migrations } from './migrations.js';
+import { Health } from './ops/health.js';
+import { Metrics } from './ops/metrics.js';
 import { version } from './version.js';
 
 /** How long a start waits for a database that is not there yet. */
@@ -57,7 +62,8 @@ export async function undoAll(undo: Undo): Promise<void> {
 }
 
 /**
- * Database, schema and application; not listening yet.
+ * Database, schema and application; not listening yet. Of several cells the first one has to be there, the others are
+ * started when they are.
  * @throws DataFolderInUseError; whatever the database says when it cannot be used
  */
 export async function createService(config: Config, { logger }: ServiceOptions): Promise<Service> {
@@ -66,37 +72,104 @@ export async function createService(config: Config, { logger }: ServiceOptions):
   try {
     const { databaseUrl, embedded } = await openDatabase(config, undo);
     const traces = await startTraces(undo);
-    const logRequest = logRequests(logger);
-    // Until there is a log, nothing waits to be written to it.
-    let isBehind: NonNullable<HttpSettings['isBehind']> = () => false;
-    const app = await NestFactory.create<NestFastifyApplication>(
-      AppModule.create(config, databaseUrl),
-      createHttpAdapter({
-        ...config,
-        onAnswered: (request) => {
-          logRequest(request);
-          traces?.answered(request);
+    let noMoreRequests = (): void => undefined;
+    const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
+    const surroundings = { logger: new NestLog(logger), logRequest: logRequests(logger), traces };
+    const others = config.storage.cells;
+    const cells =
+      others &&
+      new Cells({
+        others,
+        firstWeight: config.storage.database?.weight ?? 1,
+        start: (cell) => startCell(config, cell, surroundings, lastRequest),
+        onTrouble: (name, error) => {
+          new Logger('cells').warn(`The cell ${name} cannot be started and is tried again: ${error.message}`);
         },
-        isBehind: (tenant) => isBehind(tenant),
-        correlationIds: traces && ((request, named) => traces.begin(request, named)),
-      }),
-      { logger: new NestLog(logger), abortOnError: false },
-    );
-    const log = app.get(EventLog);
-    isBehind = (tenant) => log.isBehind(tenant);
-    traces?.listen(log.telemetry);
+      });
+    const app = await createApp(config, databaseUrl, surroundings, { cells });
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;
       // Before anything is closed: model calls and streams begin until the port is closed. A start that failed has none.
       if (fastify.server.listening) await sleep(config.server.drainMs);
-      await app.close();
+      // Streams of the other cells end when these begin to close, and this one closes when all streams have ended.
+      const closing = cells?.close();
+      await app.close().finally(noMoreRequests);
+      await closing;
     });
     configureApp(app, { ...config, version });
     await app.init();
+    if (cells) {
+      const directory = new CellDirectory(app.get(RelaxedPool).pool);
+      await directory.load();
+      await cells.begin(directory);
+    }
     return { app, embedded, stop };
   } catch (error) {
     await stop();
+    throw error;
+  }
+}
+
+/** What all applications of a process have in common. */
+interface Surroundings {
+  readonly logger: NestLog;
+  readonly logRequest: (request: AnsweredRequest) => void;
+  readonly traces: Awaited<ReturnType<typeof startTraces>>;
+}
+
+/** An application on one database. */
+async function createApp(
+  config: Config,
+  databaseUrl: string,
+  { logger, logRequest, traces }: Surroundings,
+  { cells, lastRequest }: { readonly cells?: Cells | undefined; readonly lastRequest?: Promise<void> },
+): Promise<NestFastifyApplication> {
+  // Until there is a log, nothing waits to be written to it.
+  let isBehind: NonNullable<HttpSettings['isBehind']> = () => false;
+  const app = await NestFactory.create<NestFastifyApplication>(
+    AppModule.create(config, databaseUrl, cells),
+    createHttpAdapter({
+      ...config,
+      onAnswered: (request) => {
+        logRequest(request);
+        traces?.answered(request);
+      },
+      isBehind: (tenant) => isBehind(tenant),
+      correlationIds: traces && ((request, named) => traces.begin(request, named)),
+      elsewhere: cells && ((request) => cells.elsewhere(request)),
+      lastRequest,
+    }),
+    { logger, abortOnError: false },
+  );
+  const log = app.get(EventLog);
+  isBehind = (tenant) => log.isBehind(tenant);
+  traces?.listen(log.telemetry);
+  return app;
+}
+
+/** The application of another cell than the first, which answers what it is given. */
+async function startCell(
+  config: Config,
+  { name, weight: _, ...database }: CellConfig,
+  surroundings: Surroundings,
+  lastRequest: Promise<void>,
+): Promise<Cell> {
+  await migrate(database.url, migrations);
+  if (database.pooledUrl !== undefined) await checkPooler(database.pooledUrl);
+  const { cells: _others, ...storage } = config.storage;
+  const own = { ...config, storage: { ...storage, database, cell: name } };
+  const app = await createApp(own, database.url, surroundings, { lastRequest });
+  try {
+    configureApp(app, { ...own, version });
+    await app.init();
+    const fastify = app.getHttpAdapter().getInstance();
+    await fastify.ready();
+    const health = app.get(Health);
+    const { registry } = app.get(Metrics);
+    return { fastify, registry, isReady: () => health.isReady(), close: () => app.close() };
+  } catch (error) {
+    await app.close().catch(() => undefined);
     throw error;
   }
 }

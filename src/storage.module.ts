@@ -8,6 +8,7 @@ import {
   type OnModuleInit,
 } from '@nestjs/common';
 import { TypeOrmModule } from '@nestjs/typeorm';
+import { Cells } from './cells/cells.js';
 import { type Config, SETTINGS } from './config.js';
 import { shareConnections } from './database/connection-shares.js';
 import { poolConfig } from './database/connection.js';
@@ -42,7 +43,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
     @Inject(RedisLink) private readonly redis: RedisLink | null,
   ) {}
 
-  static for(config: Config, url: string): DynamicModule {
+  static for(config: Config, url: string, cells?: Cells): DynamicModule {
     const shares = shareConnections(config.storage.maxConnections);
     const { pooledUrl } = config.storage.database ?? {};
     return {
@@ -66,6 +67,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
       providers: [
         { provide: SETTINGS, useValue: config },
         { provide: DATABASE_URL, useValue: url },
+        { provide: Cells, useValue: cells ?? null },
         { provide: RelaxedPool, useFactory: () => new RelaxedPool(url, shares.relaxed) },
         {
           provide: EventLog,
@@ -85,7 +87,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           inject: [EventLog],
         },
       ],
-      exports: [SETTINGS, DATABASE_URL, RelaxedPool, RedisLink, EventLog, Leases],
+      exports: [SETTINGS, DATABASE_URL, Cells, RelaxedPool, RedisLink, EventLog, Leases],
     };
   }
 

@@ -56,6 +56,8 @@ export class Limits {
     this.rates = new Rates(redis);
     this.places = new Places(redis);
     const all = [settings.tenant, settings.key, ...settings.ofTenants.values()];
+    // Opens the connection, so that the first replies and streams are counted with those of the other nodes.
+    if (all.some(({ generations, streams }) => (generations ?? streams) !== undefined)) redis?.open();
     this.isFree = all.every((limit) => Object.values(limit).every((value) => value === undefined));
   }
 

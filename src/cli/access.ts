@@ -8,18 +8,22 @@ import { type ApiKey, NewKey } from '../access/keys.schemas.js';
 import { grant } from '../database/grant.js';
 import { migrate } from '../database/migrate.js';
 import { migrations, rights } from '../migrations.js';
-import { withDatabase, withPool } from './database.js';
+import { cellsOfSettings, withDatabase, withPool } from './database.js';
 
-/** Brings the schema of the database up to date. */
-export const migrateDatabase = (): Promise<void> =>
-  withDatabase({ create: true }, (url) => migrate(url, migrations));
+/** Brings the schema of the database of a cell up to date, or of all of them. */
+export async function migrateDatabase(cell?: string): Promise<void> {
+  for (const one of cell === undefined ? cellsOfSettings() : [cell])
+    await withDatabase({ create: true, cell: one }, (url) => migrate(url, migrations));
+}
 
-/** Gives a role what the service needs. @throws Error when the database is not migrated */
-export const grantTo = (role: string): Promise<void> =>
-  withDatabase({ create: false }, async (url) => {
-    await migrate(url, migrations);
-    await grant(url, role, rights);
-  });
+/** Gives a role what the service needs, in a cell or in all of them. */
+export async function grantTo(role: string, cell?: string): Promise<void> {
+  for (const one of cell === undefined ? cellsOfSettings() : [cell])
+    await withDatabase({ create: false, cell: one }, async (url) => {
+      await migrate(url, migrations);
+      await grant(url, role, rights);
+    });
+}
 
 /** @throws Error that says what is wrong with what was asked for */
 export async function createKey(

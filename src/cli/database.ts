@@ -1,22 +1,38 @@
 import { existsSync } from 'node:fs';
 import { Pool } from 'pg';
-import { loadConfig } from '../config.js';
+import { FIRST_CELL, loadConfig } from '../config.js';
 import { migrate } from '../database/migrate.js';
 import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-folder-lock.js';
 import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
 import { migrations } from '../migrations.js';
 
+export interface DatabaseOptions {
+  /** Whether to create a data folder that does not exist. */
+  readonly create: boolean;
+  /** Default: the first. */
+  readonly cell?: string | undefined;
+}
+
+/** The names of all cells of the settings in this folder, the first one first. */
+export const cellsOfSettings = (): string[] => {
+  const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
+  return [FIRST_CELL, ...(storage.cells ?? []).map(({ name }) => name)];
+};
+
 /**
  * The database of the settings in this folder: the one that is named, or the embedded one. The embedded one is used
  * together with a service that runs it, or else is run for as long as the work takes.
- *
- * @param options.create whether to create a data folder that does not exist
  */
 export async function withDatabase<T>(
-  options: { readonly create: boolean },
+  options: DatabaseOptions,
   work: (url: string) => Promise<T>,
 ): Promise<T> {
   const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
+  if (options.cell !== undefined && options.cell !== FIRST_CELL) {
+    const cell = storage.cells?.find(({ name }) => name === options.cell);
+    if (!cell) throw new Error(`the settings name no cell ${options.cell}`);
+    return work(cell.url);
+  }
   if (storage.database) return work(storage.database.url);
   const { dataDir } = storage;
   if (!options.create && !existsSync(dataDir)) {
@@ -48,10 +64,7 @@ export async function withDatabase<T>(
 }
 
 /** The same, with the schema of this code and one connection. */
-export const withPool = <T>(
-  options: { readonly create: boolean },
-  work: (pool: Pool) => Promise<T>,
-): Promise<T> =>
+export const withPool = <T>(options: DatabaseOptions, work: (pool: Pool) => Promise<T>): Promise<T> =>
   withDatabase(options, async (url) => {
     await migrate(url, migrations);
     const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });

@@ -79,6 +79,7 @@ const program = new Command('colloquy')
   // Not shown in the help: commander would print the key that the environment holds.
   .addOption(new Option('--key <key>', 'an API key (env: COLLOQUY_API_KEY)'))
   .option('--tenant <tenant>', 'whose sessions; for operators, and where no key is needed')
+  .option('--cell <cell>', 'of several cells, the one that is meant; migrate and grant: all unless given')
   .exitOverride();
 
 const service = (): ServiceOptions => {
@@ -254,6 +255,21 @@ program
     );
   });
 
+interface CellRow {
+  readonly name: string;
+  readonly weight: number;
+  readonly tenants: number;
+  readonly status: string;
+}
+
+program
+  .command('cells')
+  .description('list the cells, how many tenants live in each, and whether this node reaches it')
+  .action(async () => {
+    const { data } = await connect().json<{ data: CellRow[] }>('GET', '/v1/admin/cells');
+    await print(data, columns<CellRow>('name', 'weight', 'tenants', 'status'));
+  });
+
 interface GenerationRow {
   readonly generation: number;
   readonly since: string;
@@ -355,9 +371,9 @@ program
   .action(async (file: string | undefined, options: { session?: string[]; format: 'events' | 'openai' }) => {
     const { session, format } = options;
     const { exportTo } = await import('./transfer.js');
-    const { tenant } = service();
+    const { tenant, cell } = service();
     const sessions = session && { tenant: tenant ?? 'default', sessionIds: session };
-    await exportTo(file, { tenant, ...(sessions && { sessions }) }, format);
+    await exportTo(file, { tenant, ...(sessions && { sessions }) }, format, cell);
   });
 
 program
@@ -370,7 +386,8 @@ program
   )
   .action(async (file: string, { format }: Pick<ImportOptions, 'format'>) => {
     const { importFrom } = await import('./transfer.js');
-    await importFrom(file, { format, tenant: service().tenant ?? 'default' });
+    const { tenant = 'default', cell } = service();
+    await importFrom(file, { format, tenant, cell });
   });
 
 program
@@ -396,7 +413,7 @@ program
   .description('bring the schema of the database up to date, as the owner of its tables')
   .action(async () => {
     const { migrateDatabase } = await import('./access.js');
-    await migrateDatabase();
+    await migrateDatabase(service().cell);
   });
 
 program
@@ -404,7 +421,7 @@ program
   .description('give a role of the database what the service needs: it cannot change the log')
   .action(async (role: string) => {
     const { grantTo } = await import('./access.js');
-    await grantTo(role);
+    await grantTo(role, service().cell);
   });
 
 const KEY = columns<ApiKey>('id', 'tenant', 'name', 'scopes', 'createdAt', 'expiresAt', 'revokedAt');
@@ -446,7 +463,7 @@ program
   .description('publish all events again, to the topic that the settings name; nodes are to be restarted')
   .action(async () => {
     const { publishAnew } = await import('./relay.js');
-    await publishAnew();
+    await publishAnew(service().cell);
   });
 
 program
@@ -456,7 +473,8 @@ program
   .option('--append', 'append them again, as new events, where their session stands as it stood before them')
   .action(async ({ append }: { append?: boolean }) => {
     const { recoverFromKafka } = await import('./recover.js');
-    if (await recoverFromKafka({ append: append ?? false, tenant: service().tenant })) process.exitCode = 1;
+    const { tenant, cell } = service();
+    if (await recoverFromKafka({ append: append ?? false, tenant, cell })) process.exitCode = 1;
   });
 
 program

@@ -1,4 +1,4 @@
-import { loadConfig } from '../config.js';
+import { FIRST_CELL, loadConfig } from '../config.js';
 import { upcast } from '../domain/session.events.js';
 import { EventLog } from '../event-store/log.js';
 import { lostEvents } from '../kafka/lost-events.js';
@@ -14,23 +14,24 @@ export interface RecoverOptions {
   /** Without it nothing is written. */
   readonly append?: boolean;
   readonly tenant?: string | undefined;
+  readonly cell?: string | undefined;
 }
 
 /**
  * Shows what the topic has of events that were gone when the log was set back, and appends it again on demand.
  * @returns whether anything is left that only somebody who knows more can decide upon
  */
-export async function recoverFromKafka({ append = false, tenant }: RecoverOptions): Promise<boolean> {
+export async function recoverFromKafka({ append = false, tenant, cell }: RecoverOptions): Promise<boolean> {
   const { kafka, sessions, tenants } = loadConfig({ env: process.env, cwd: process.cwd() });
   if (kafka.brokers.length === 0)
     throw new Error('no brokers are named: set kafka.brokers, or KAFKA_BROKERS');
-  return withDatabase({ create: false }, async (url) => {
+  return withDatabase({ create: false, cell }, async (url) => {
     const store = await EventLog.open(url, { upcast });
     const policies = new TenantPolicies(store, sessions, tenants);
     try {
       await policies.start();
       let records = 0;
-      const lost = await lostEvents(kafka, kafka.topic, store, () => {
+      const lost = await lostEvents(kafka, kafka.topic, store, cell === FIRST_CELL ? undefined : cell, () => {
         records += 1;
         if (process.stderr.isTTY && records % TOLD_EVERY === 0) process.stderr.write(`\r${records} records`);
       });

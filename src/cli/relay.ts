@@ -5,8 +5,8 @@ import { RelayCheckpoints } from '../kafka/relay-checkpoints.js';
 import { withPool } from './database.js';
 
 /** Forgets how far the log is published, and to which topic. */
-export const publishAnew = (): Promise<void> =>
-  withPool({ create: false }, async (pool) =>
+export const publishAnew = (cell?: string): Promise<void> =>
+  withPool({ create: false, cell }, async (pool) =>
     new RelayCheckpoints(pool, 'cli').beginAnew(await generationIn(pool)),
   );
 

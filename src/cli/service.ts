@@ -5,6 +5,8 @@ export interface ServiceOptions {
   readonly key?: string;
   /** For operators, and where no key is needed. */
   readonly tenant?: string;
+  /** For operators: the cell that is asked, where the question is not about a tenant. */
+  readonly cell?: string;
 }
 
 /** The service cannot be reached; the message names its address. */
@@ -13,7 +15,7 @@ export class Unreachable extends Error {
 }
 
 /** Requests to a running service. They throw ColloquyError or Unreachable. */
-export function connectionOf({ url, key, tenant }: ServiceOptions): Connection {
+export function connectionOf({ url, key, tenant, cell }: ServiceOptions): Connection {
   const base = url.replace(/\/+$/, '');
   return new Connection(
     async (path, init) => {
@@ -29,6 +31,7 @@ export function connectionOf({ url, key, tenant }: ServiceOptions): Connection {
     {
       ...(key && { authorization: `Bearer ${key}` }),
       ...(tenant && { 'colloquy-tenant': tenant }),
+      ...(cell && { 'colloquy-cell': cell }),
     },
   );
 }

@@ -3,15 +3,23 @@ import { access, mkdtemp, open, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import { CellDirectory } from '../cells/cell-directory.js';
+import { FIRST_CELL } from '../config.js';
 import { upcast } from '../domain/session.events.js';
 import { type Upcast } from '../event-store/event-decoder.js';
 import { exportOpenAi, exportSessions, type ExportSelection } from '../transfer/export.js';
 import { type HistoryForm } from '../transfer/histories.js';
-import { readExport, readHistories, readMessages } from '../transfer/import-format.js';
+import {
+  type ImportFormat,
+  ImportRefused,
+  readExport,
+  readHistories,
+  readMessages,
+} from '../transfer/import-format.js';
 import { type ImportReport, importSessions } from '../transfer/import.js';
 import { migrate } from '../database/migrate.js';
 import { EventLog } from '../event-store/log.js';
-import { withDatabase } from './database.js';
+import { cellsOfSettings, withDatabase, withPool } from './database.js';
 import { print, progressBar, write } from './output.js';
 
 /** @param file standard output unless given. The file appears only when it is complete. */
@@ -19,12 +27,13 @@ export async function exportTo(
   file: string | undefined,
   selection: ExportSelection,
   format: 'events' | 'openai',
+  cell?: string,
 ): Promise<void> {
   if (format === 'openai') {
-    await exportHistories(file, selection);
+    await exportHistories(file, selection, cell);
     return;
   }
-  const manifest = await withDatabase({ create: false }, (url) =>
+  const manifest = await withDatabase({ create: false, cell }, (url) =>
     withStore(url, (store) =>
       file === undefined
         ? exportSessions(store, selection, write)
@@ -41,8 +50,12 @@ export async function exportTo(
   );
 }
 
-async function exportHistories(file: string | undefined, selection: ExportSelection): Promise<void> {
-  const sessions = await withDatabase({ create: false }, (url) =>
+async function exportHistories(
+  file: string | undefined,
+  selection: ExportSelection,
+  cell: string | undefined,
+): Promise<void> {
+  const sessions = await withDatabase({ create: false, cell }, (url) =>
     withStore(
       url,
       (store) =>
@@ -83,12 +96,13 @@ export interface ImportOptions {
   readonly format: 'events' | 'messages' | HistoryForm;
   /** Of messages and histories; the lines of an export name their own. */
   readonly tenant: string;
+  readonly cell?: string | undefined;
 }
 
 /** @param file `-`: standard input */
 export async function importFrom(file: string, options: ImportOptions): Promise<void> {
   const report = await withFile(file, (path) =>
-    withDatabase({ create: true }, async (url) => {
+    withDatabase({ create: true, cell: options.cell }, async (url) => {
       // Loaded here: it brings the whole service, which no other command needs.
       await import('reflect-metadata');
       const { migrations } = await import('../migrations.js');
@@ -106,25 +120,40 @@ export async function importFrom(file: string, options: ImportOptions): Promise<
 async function importFile(
   store: EventLog,
   path: string,
-  { format, tenant }: ImportOptions,
+  { format, tenant, cell = FIRST_CELL }: ImportOptions,
 ): Promise<ImportReport> {
   const bytes = () => createReadStream(path, { highWaterMark: 1024 * 1024 });
   const bar = progressBar('events');
   // Of the file, so that the same file is the same sessions whenever it is imported.
   const { mtimeMs } = await stat(path);
   try {
-    return await importSessions(
-      store,
+    const read =
       format === 'events'
         ? readExport(bytes)
         : format === 'messages'
           ? readMessages(bytes, tenant)
-          : readHistories(bytes, format, tenant, Math.floor(mtimeMs)),
-      bar.update,
+          : readHistories(bytes, format, tenant, Math.floor(mtimeMs));
+    if (cellsOfSettings().length === 1) return await importSessions(store, read, bar.update);
+    return await withPool({ create: false }, (pool) =>
+      importSessions(store, intoCell(read, cell, new CellDirectory(pool)), bar.update),
     );
   } finally {
     bar.stop();
   }
+}
+
+/** The same sessions; refused when one is of a tenant that lives elsewhere. Tenants that are new live in this cell. */
+function intoCell(read: ImportFormat, cell: string, directory: CellDirectory): ImportFormat {
+  return async function* () {
+    for await (const piece of read()) {
+      const home = await directory.place(piece.tenant, [{ name: cell, weight: 1 }]);
+      if (home !== cell)
+        throw new ImportRefused(
+          `the tenant ${piece.tenant} lives in the cell ${home}: import it with --cell ${home}`,
+        );
+      yield piece;
+    }
+  };
 }
 
 /** @param lift without it events are exported and imported as they were recorded */

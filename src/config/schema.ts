@@ -109,6 +109,18 @@ const apiKey = section({
   error: 'must have exactly one of: key, sha256',
 });
 
+const cell = section({
+  /** Never changes: the directory of tenants names it. */
+  name: text(
+    /^[a-z0-9][a-z0-9-]{0,30}$/,
+    'must be a name: 1 to 31 of a-z 0-9 -, beginning with a letter or digit',
+  ),
+  url: postgresUrl,
+  directUrl: postgresUrl.optional(),
+  replicas: z.array(postgresUrl, { error: 'must be a list of URLs' }).default([]),
+  weight: wholeNumber(0, 1_000).default(1),
+});
+
 /** All settings, in the shape of the settings file, with their defaults. */
 export const settings = section({
   llm: section({
@@ -174,6 +186,13 @@ export const settings = section({
       directUrl: postgresUrl.optional(),
       /** Streaming replicas, which answer queries on read models. Default: none. */
       replicas: z.array(postgresUrl, { error: 'must be a list of URLs' }).default([]),
+      /**
+       * Further databases, each with a log of its own; a tenant lives in one of them
+       * ([cells](#cells)). Default: none, one database has everything.
+       */
+      cells: z.array(cell, { error: 'must be a list of cells' }).default([]),
+      /** The part of new tenants that this database gets, as the first of several cells. Default 1. */
+      weight: wholeNumber(0, 1_000).default(1),
     }).optional(),
     /** What nodes tell each other without the database. Default: nothing. Types other than `redis` have no meaning here. */
     cache: section({

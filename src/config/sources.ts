@@ -20,6 +20,8 @@ export const VARIABLES: readonly {
   { name: 'DATABASE_URL', path: ['storage', 'database'], read: (raw) => ({ type: 'postgresql', url: raw }) },
   { name: 'DATABASE_DIRECT_URL', path: ['storage', 'database', 'directUrl'] },
   { name: 'DATABASE_REPLICA_URLS', path: ['storage', 'database', 'replicas'], read: list },
+  { name: 'DATABASE_CELLS', path: ['storage', 'database', 'cells'], read: cellEntries },
+  { name: 'DATABASE_WEIGHT', path: ['storage', 'database', 'weight'], read: number },
   { name: 'REDIS_URL', path: ['storage', 'cache'], read: (raw) => ({ type: 'redis', url: raw }) },
   { name: 'COLLOQUY_DATA_DIR', path: ['storage', 'dataDir'] },
   { name: 'KAFKA_BROKERS', path: ['kafka', 'brokers'], read: list },
@@ -52,6 +54,17 @@ function list(raw: string): string[] {
 function keyEntry(entry: string): unknown {
   const [name, tenant, ...key] = entry.split(':');
   return { name, tenant, key: key.join(':') };
+}
+
+// Separated by blanks, because a URL that names several hosts has commas.
+function cellEntries(raw: string): unknown {
+  return raw
+    .split(/\s+/)
+    .filter(Boolean)
+    .map((entry) => {
+      const [name = '', ...url] = entry.split('=');
+      return { name, url: url.join('=') };
+    });
 }
 
 export interface Source {

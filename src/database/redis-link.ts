@@ -65,8 +65,13 @@ export class RedisLink {
    * Redis may have been started anew in between.
    */
   get epoch(): number | undefined {
-    if (!this.connected) this.connectSoon();
+    this.open();
     return this.connected?.epoch;
+  }
+
+  /** Begins to connect, for whoever must not find it unconnected at the first use. */
+  open(): void {
+    if (!this.connected) this.connectSoon();
   }
 
   /** Runs commands. @returns undefined when Redis is away, or does not answer in time: they may have had their effect */

@@ -8,6 +8,7 @@ import { exists, type SessionState } from '../domain/session.state.js';
 import { endOfTurn } from '../event-store/end-of-turn.js';
 import { type Leases } from '../event-store/leases.js';
 import { type EventLog } from '../event-store/log.js';
+import { isStorable } from '../http/json-body.js';
 import { KeyReused } from '../event-store/refusals.js';
 import { ApiError } from '../http/problem.js';
 import {
@@ -160,6 +161,8 @@ export class Generations {
    */
   async find(reach: Reach, generationId: string): Promise<RecordedGeneration> {
     const { tenant } = reach;
+    // The database would refuse to look for it.
+    if (!isStorable(generationId)) throw generationNotFound();
     const place =
       this.places.get(placeKey(tenant, generationId)) ??
       (await findGeneration(this.models, await this.models.ends(), tenant, generationId));

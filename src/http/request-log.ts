@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { isHandedOver } from './front-door.js';
 
 /** A request that has been answered. */
 export interface AnsweredRequest {
@@ -64,6 +65,8 @@ export function watchRequests(fastify: FastifyInstance): void {
     const { raw } = reply;
     // `close` also comes for answers that a handler took over, such as streams of events, and for those that broke off.
     raw.once('close', () => {
+      // Whoever got it tells.
+      if (isHandedOver(request)) return;
       const answered: AnsweredRequest = {
         requestId: request.id,
         method: request.method,

@@ -1,12 +1,13 @@
 import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { authenticatorsOf, type AuthSettings } from '../access/authenticators.js';
 import { Guard } from '../access/guard.js';
 import { BodyBudget } from './body-budget.js';
 import { type CorrelationIds, correlationIds, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
+import { handOver, takenBy } from './front-door.js';
 import { setupOpenApi } from './openapi.js';
 import { ErrorFilter, pathOf, sendError } from './errors.js';
 import { surfaceOf } from './surfaces.js';
@@ -33,6 +34,12 @@ export interface HttpSettings {
   readonly isBehind?: ((tenant: string) => boolean) | undefined;
   /** In place of random ones. */
   readonly correlationIds?: CorrelationIds | undefined;
+  /** The application that answers an admitted request in place of this one. What it throws is the answer. */
+  readonly elsewhere?:
+    | ((request: FastifyRequest) => FastifyInstance | undefined | Promise<FastifyInstance | undefined>)
+    | undefined;
+  /** Resolves when nobody gives requests to this application any more. Until then it does not close. */
+  readonly lastRequest?: Promise<void> | undefined;
 }
 
 /** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
@@ -63,14 +70,15 @@ export function configureApp(
  * correlation ids, JSON as the only kind of body, and problem documents as errors.
  */
 class HttpAdapter extends FastifyAdapter {
-  constructor({ server, auth, onAnswered: tell, isBehind, correlationIds: newCorrelationIds }: HttpSettings) {
+  constructor(settings: HttpSettings) {
+    const { server, auth, onAnswered: tell, isBehind, elsewhere, lastRequest } = settings;
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
       http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_STEP_MS },
       // Longer than any id, so that ids that are too long reach the validation, which says so.
       routerOptions: { maxParamLength: 512 },
-      genReqId: correlationIds(newCorrelationIds),
+      genReqId: correlationIds(settings.correlationIds),
       frameworkErrors: sendError,
       clientErrorHandler: answerMalformedRequest,
       // Requests on open connections are answered while the server closes. Fastify's own refusal would not be a problem
@@ -109,6 +117,7 @@ class HttpAdapter extends FastifyAdapter {
     );
 
     closeInTime(fastify);
+    if (lastRequest) fastify.addHook('preClose', () => lastRequest);
     fastify.decorate('isDraining', false);
 
     const guard = new Guard(authenticatorsOf(auth));
@@ -125,8 +134,15 @@ class HttpAdapter extends FastifyAdapter {
       // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some
       // methods.
       if (request.is404 && routes.isPublic(request)) throw routes.unmatched(request);
-      await guard.admit(request);
+      const taken = takenBy(request.raw);
+      if (taken) request.caller = taken.caller;
+      else await guard.admit(request);
       if (request.is404) throw routes.unmatched(request);
+      if (!elsewhere || request.routeOptions.config.access === 'public') return;
+      const other = await elsewhere(request);
+      if (!other) return;
+      handOver(request, reply, other);
+      return reply;
     });
     new BodyBudget(isBehind ?? (() => false)).install(fastify);
     new UnreadBodies().install(fastify);

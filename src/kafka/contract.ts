@@ -73,6 +73,7 @@ export function currentJson({ type, schemaVersion, json }: StoredEvent): string 
  * @param json the data of the event, as `currentJson` returns it
  * @param maxBytes an event whose record might be larger is published with a reference in place of its data
  * @param generation of the log, in which the event was appended
+ * @param cell the cell whose log it is, unless it is the first
  */
 export function toMessage(
   event: Omit<RecordedEvent, 'data'>,
@@ -80,6 +81,7 @@ export function toMessage(
   partitions: number,
   maxBytes: number,
   generation = 1,
+  cell?: string,
 ): OutgoingMessage {
   const version = publishedVersion(event.type, event.schemaVersion);
   const key = `${event.tenant}/${event.streamId}`;
@@ -99,6 +101,7 @@ export function toMessage(
     ce_lane: String(event.lane),
     ce_position: String(event.position),
     ce_loggeneration: String(generation),
+    ...(cell !== undefined && { ce_cell: cell }),
     ce_correlationid: event.correlationId,
     // While requests are traced, the correlation id is the place in the trace.
     ...(tracePlaceOf(event.correlationId) && { traceparent: event.correlationId }),
@@ -136,6 +139,7 @@ export function toTruncation(
   { generation, since, ends }: LogGeneration,
   lane: number,
   partitions: number,
+  cell?: string,
 ): OutgoingMessage {
   const truncation: Truncation = { generation, lane, from: (ends[lane] ?? 0) + 1 };
   return {
@@ -144,7 +148,7 @@ export function toTruncation(
     partition: lane % partitions,
     headers: {
       ce_specversion: '1.0',
-      ce_id: `log/${generation}/${lane}`,
+      ce_id: `log/${cell === undefined ? '' : `${cell}/`}${generation}/${lane}`,
       ce_type: ceType(TRUNCATION.type, TRUNCATION.version),
       ce_source: '/colloquy',
       ce_time: since,
@@ -153,6 +157,7 @@ export function toTruncation(
       'content-type': 'application/json',
       ce_lane: String(lane),
       ce_loggeneration: String(generation),
+      ...(cell !== undefined && { ce_cell: cell }),
     },
   };
 }
@@ -162,6 +167,10 @@ export function truncationOf({ headers, value }: IncomingMessage): Truncation | 
   if (headers['ce_type'] !== ceType(TRUNCATION.type, TRUNCATION.version)) return undefined;
   return JSON.parse(value?.toString() ?? '') as Truncation;
 }
+
+/** Whether a record is of the log of this cell; undefined: of the first. */
+export const isOfCell = ({ headers }: IncomingMessage, cell: string | undefined): boolean =>
+  headers['ce_cell'] === cell;
 
 function headerBytes(headers: Record<string, string>): number {
   let bytes = 0;

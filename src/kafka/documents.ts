@@ -118,9 +118,17 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
     'Generation of the log in which it was appended: 1, and one more after each failover',
     digits(1),
   ],
+  [
+    'ce_cell',
+    'The cell whose log it is, unless it is the first; lanes and positions are those of a cell',
+    { type: 'string' },
+  ],
   ['ce_correlationid', 'Correlation id of the request that caused it', { type: 'string' }],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
 ];
+
+/** Headers that most records have not. */
+const OPTIONAL: readonly string[] = ['ce_dataref', 'ce_cell'];
 
 function digits(min: 0 | 1): JsonSchema {
   return { type: 'string', pattern: min === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
@@ -141,7 +149,7 @@ export function asyncApi(topic: TopicDescription, serviceVersion: string): Recor
       contentType: 'application/json',
       headers: {
         type: 'object',
-        required: HEADERS.map(([name]) => name).filter((name) => name !== 'ce_dataref'),
+        required: HEADERS.map(([name]) => name).filter((name) => !OPTIONAL.includes(name)),
         properties: Object.fromEntries(
           HEADERS.map(([name, description, header]) => [
             name,

@@ -17,11 +17,17 @@ import { Relay } from './relay.js';
 class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationShutdown {
   private readonly hasBrokers: boolean;
 
-  constructor(store: EventLog, { pool }: RelaxedPool, leases: Leases, @Inject(SETTINGS) { kafka }: Config) {
+  constructor(
+    store: EventLog,
+    { pool }: RelaxedPool,
+    leases: Leases,
+    @Inject(SETTINGS) { kafka, storage }: Config,
+  ) {
     const logger = new Logger('relay');
     super(store, pool, leases, {
       ...kafka,
       kafka,
+      cell: storage.cell,
       onTrouble: ({ message }, forGood) => {
         if (forGood) logger.error(`nothing is published to Kafka any more: ${message}`);
         else logger.warn(`nothing is published to Kafka for now, events wait in the log: ${message}`);

@@ -1,6 +1,6 @@
 import { type EventPlace } from '../event-store/lane-reader.js';
 import { type EventLog } from '../event-store/log.js';
-import { type ConsumedEvent, placeOf, toEvent, type UnknownEvent } from './contract.js';
+import { type ConsumedEvent, isOfCell, placeOf, toEvent, type UnknownEvent } from './contract.js';
 import { type IncomingMessage } from './group-member.js';
 import { type KafkaSettings } from './kafka-connection.js';
 import { readTopic } from './topic-tail.js';
@@ -22,12 +22,14 @@ export interface LostEvent {
 
 /**
  * The events of a topic that were in the log until it was set back, in no particular order. The whole topic is read.
+ * @param cell the cell whose log it is, unless it is the first
  * @param onRecord called for each record
  */
 export async function lostEvents(
   kafka: KafkaSettings,
   topic: string,
   { generations }: Pick<EventLog, 'generations'>,
+  cell: string | undefined,
   onRecord: () => void = () => undefined,
 ): Promise<LostEvent[]> {
   /** By id: a record can be there several times. */
@@ -35,6 +37,7 @@ export async function lostEvents(
   await readTopic(kafka, topic, Infinity, (record) => {
     onRecord();
     const { headers } = record;
+    if (!isOfCell(record, cell)) return;
     if (headers['ce_id'] === undefined || headers['ce_subject'] === undefined || !isCut(headers, generations))
       return;
     const { tenant, sessionId, version, generation } = placeOf(record);

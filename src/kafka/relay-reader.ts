@@ -38,6 +38,8 @@ export interface RelayReaderParts {
   readonly lanes: Pick<LaneReader, 'readStored' | 'sizes'>;
   readonly checkpoints: RelayCheckpoints;
   readonly generations: LogGenerations;
+  /** The name of the cell, unless it is the first. */
+  readonly cell: string | undefined;
   /** Lane → epoch of the lease, for the lanes of this node. */
   readonly owned: () => ReadonlyMap<number, number>;
 }
@@ -85,7 +87,7 @@ export class RelayReader {
       : Math.ceil(MAX_SMALL_BATCH / after.size);
     const events = await this.parts.lanes.readStored(after, limit);
     const { partitions, maxMessageBytes } = this.topic;
-    const { generations } = this.parts;
+    const { generations, cell } = this.parts;
     const messages: OutgoingMessage[] = [];
     const moves = new Map<number, Move>();
     // Whoever consumes a lane is told where it was cut before anything comes of it that was written since.
@@ -93,7 +95,7 @@ export class RelayReader {
       const cursor = this.cursors.get(lane);
       if (!cursor || cursor.generation === generations.current) continue;
       for (const begun of generations.since(cursor.generation))
-        messages.push(toTruncation(begun, lane, partitions));
+        messages.push(toTruncation(begun, lane, partitions, cell));
       const { epoch } = cursor;
       cursor.generation = generations.current;
       moves.set(lane, { epoch, from: position, to: position, generation: cursor.generation });
@@ -104,7 +106,7 @@ export class RelayReader {
       // `restart` was called while the events were read.
       if (!cursor || from === undefined) continue;
       const generation = generations.of(event);
-      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes, generation));
+      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes, generation, cell));
       cursor.position = event.position;
       moves.set(event.lane, {
         epoch: cursor.epoch,

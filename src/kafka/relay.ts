@@ -20,6 +20,8 @@ const STOP_LIMIT_MS = 5_000;
 const MIN_MAX_BYTES = 16_384;
 
 export interface RelayOptions extends NewTopic {
+  /** The name of the cell whose log is published, unless it is the first: all cells publish to one topic. */
+  readonly cell?: string | undefined;
   readonly kafka: KafkaSettings;
   readonly compression: 'gzip' | 'none';
   /**
@@ -75,6 +77,7 @@ export class Relay {
       lanes: store.lanes,
       checkpoints: this.checkpoints,
       generations: store.generations,
+      cell: options.cell,
       owned: () => this.share?.owned ?? new Map(),
     });
   }
@@ -155,7 +158,7 @@ export class Relay {
     while (!this.stopped) {
       let publisher: Publisher | undefined;
       try {
-        const topic = await settleTopic(kafka, this.options, this.checkpoints, this.store);
+        const topic = await settleTopic(kafka, this.options, this.checkpoints, this.store, this.options.cell);
         this.maxBytes = Math.min(topic.maxMessageBytes, this.acceptedBytes);
         this.reader.useTopic({ ...topic, maxMessageBytes: this.maxBytes });
         publisher = await Publisher.connect(kafka, compression);

@@ -1,5 +1,5 @@
 import { type EventLog } from '../event-store/log.js';
-import { truncationOf } from './contract.js';
+import { isOfCell, truncationOf } from './contract.js';
 import { isForbidden } from './kafkajs.js';
 import { isCut, publishedPlace } from './lost-events.js';
 import { type KafkaSettings } from './kafka-connection.js';
@@ -22,6 +22,7 @@ export async function settleTopic(
   wanted: NewTopic,
   checkpoints: RelayCheckpoints,
   log: Pick<EventLog, 'lanes' | 'generations'>,
+  cell?: string,
 ): Promise<FoundTopic> {
   const { topic } = wanted;
   const recorded = await checkpoints.recordedTopic();
@@ -48,7 +49,7 @@ export async function settleTopic(
   const name = await checkpoints.thisDatabase();
   if (name !== database) {
     try {
-      await compare(kafka, topic, log);
+      await compare(kafka, topic, log, cell);
       await checkpoints.recordDatabase(name);
     } catch (error) {
       // A publisher may lack the permission to read the topic: then nobody can tell, and it publishes as it may.
@@ -69,9 +70,10 @@ async function compare(
   kafka: KafkaSettings,
   topic: string,
   { lanes, generations }: Pick<EventLog, 'lanes' | 'generations'>,
+  cell: string | undefined,
 ): Promise<void> {
   const newest = await newestRecords(kafka, topic);
-  const records = newest.filter((record) => !truncationOf(record));
+  const records = newest.filter((record) => isOfCell(record, cell) && !truncationOf(record));
   const missing = await lanes.missing(records.map(({ headers }) => publishedPlace(headers)));
   const strange = records.filter(
     ({ headers }) => missing.has(headers['ce_id'] ?? '') && !isCut(headers, generations),

@@ -1,13 +1,12 @@
-import { Controller, Get, Req, Res } from '@nestjs/common';
+import { Controller, Get, Inject, Req, Res } from '@nestjs/common';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import { Public } from '../access/requirement.js';
-import { EventLog } from '../event-store/log.js';
+import { Cells } from '../cells/cells.js';
 import { Answers } from '../http/openapi.js';
-import { Relay } from '../kafka/relay.js';
-import { BEHIND_AT_MOST, Projector } from '../projection-engine/projector.js';
+import { areFine, type Checks, Health } from './health.js';
 
-const Health = z
+const HealthAnswer = z
   .object({
     status: z.enum(['ok', 'unavailable']),
     checks: z.record(
@@ -21,22 +20,11 @@ const Health = z
   })
   .meta({ id: 'Health' });
 
-type Checks = z.infer<typeof Health>['checks'];
-
-/** A database that has not answered for this long counts as unavailable. */
-const PATIENCE_MS = 1_500;
-/** Checks are answered from memory for this long, so that nobody can make the service run queries by asking often. */
-const FRESH_MS = 1_000;
-
 @Controller('health')
 export class HealthController {
-  private looking: Promise<Checks> | undefined;
-  private seen: { readonly checks: Checks; readonly at: number } | undefined;
-
   constructor(
-    private readonly store: EventLog,
-    private readonly projector: Projector,
-    private readonly relay: Relay,
+    private readonly health: Health,
+    @Inject(Cells) private readonly cells: Cells | null,
   ) {}
 
   /** Answers as long as the process works; a restart could not mend anything else. */
@@ -49,14 +37,14 @@ export class HealthController {
 
   @Public()
   @Get('ready')
-  @Answers(200, Health, { summary: 'Can requests be served?' })
-  @Answers(503, Health, { description: 'Not now; the checks say why.' })
+  @Answers(200, HealthAnswer, { summary: 'Can requests be served?' })
+  @Answers(503, HealthAnswer, { description: 'Not now; the checks say why.' })
   async ready(
     @Req() { caller, server }: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
-  ): Promise<z.infer<typeof Health>> {
-    const checks = server.isDraining ? STOPPING : await this.checks();
-    const ready = Object.values(checks).every((check) => check.status !== 'unavailable');
+  ): Promise<z.infer<typeof HealthAnswer>> {
+    const checks = server.isDraining ? STOPPING : await this.withCells(await this.health.checks());
+    const ready = areFine(checks);
     if (!ready) reply.status(503);
     return {
       status: ready ? 'ok' : 'unavailable',
@@ -64,57 +52,23 @@ export class HealthController {
     };
   }
 
-  private async checks(): Promise<Checks> {
-    if (this.seen && performance.now() - this.seen.at < FRESH_MS) return this.seen.checks;
-    this.looking ??= this.look().finally(() => {
-      this.looking = undefined;
-    });
-    const checks = await within(PATIENCE_MS, this.looking, SILENT);
-    this.seen = { checks, at: performance.now() };
-    return checks;
-  }
-
-  private async look(): Promise<Checks> {
-    const checks: Checks = {};
-    try {
-      await this.store.now();
-      checks['database'] = { status: 'ok' };
-      for (const { projection, behind } of await this.projector.lag()) {
-        checks[`projection ${projection}`] =
-          behind <= BEHIND_AT_MOST
-            ? { status: 'ok' }
-            : { status: 'unavailable', detail: `${behind} events behind the log` };
-      }
-      if (this.relay.isOn) checks['kafka'] = await this.kafka();
-    } catch (error) {
-      checks['database'] = { status: 'unavailable', detail: (error as Error).message };
-    }
-    return checks;
-  }
-
-  private async kafka(): Promise<Checks[string]> {
-    const { problem } = this.relay;
-    const { behind } = await this.relay.lag();
-    const detail = [...(problem === undefined ? [] : [problem]), `${behind} events behind the log`].join(
-      '; ',
-    );
-    return { status: problem === undefined ? 'ok' : 'degraded', detail };
+  /** With several cells, one that is away must not keep requests from the others: the node is ready if any of them is. */
+  private async withCells(first: Checks): Promise<Checks> {
+    if (!this.cells) return first;
+    const others = await this.cells.status();
+    const isAny = areFine(first) || others.some(({ status }) => status === 'ok');
+    const away = isAny ? ('degraded' as const) : ('unavailable' as const);
+    return Object.fromEntries([
+      ...Object.entries(first).map(([name, check]) => [
+        name,
+        check.status === 'unavailable' ? { ...check, status: away } : check,
+      ]),
+      ...others.map(({ name, status }) => [`cell ${name}`, { status: status === 'ok' ? status : away }]),
+    ]) as Checks;
   }
 }
 
 const STOPPING: Checks = { node: { status: 'unavailable', detail: 'it is about to stop' } };
-const SILENT: Checks = { database: { status: 'unavailable', detail: `no answer within ${PATIENCE_MS} ms` } };
-
 /** Only operators may see how much is going on, and the names of brokers and servers. */
 const withoutDetails = (checks: Checks): Checks =>
   Object.fromEntries(Object.entries(checks).map(([name, { status }]) => [name, { status }]));
-
-async function within<T>(ms: number, answer: Promise<T>, otherwise: T): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<T>((resolve) => {
-    timer = setTimeout(resolve, ms, otherwise);
-  });
-  return Promise.race([answer, late]).finally(() => {
-    clearTimeout(timer);
-  });
-}

@@ -1,4 +1,5 @@
-import { Injectable, type OnApplicationBootstrap, type OnModuleInit } from '@nestjs/common';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Inject, Injectable, type OnApplicationBootstrap, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
 import { type FastifyInstance } from 'fastify';
 import {
@@ -11,6 +12,8 @@ import {
   Registry,
 } from 'prom-client';
 import { Limits } from '../access/limits.js';
+import { Cells } from '../cells/cells.js';
+import { type Config, FIRST_CELL, SETTINGS } from '../config.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { onAnswered } from '../http/request-log.js';
@@ -23,6 +26,8 @@ type Samples = readonly (readonly [labels: Record<string, string>, value: number
 
 /** Buckets in seconds, from a fraction of an append to a whole streamed reply. */
 const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+/** A cell whose metrics take longer is left out. */
+const PATIENCE_MS = 2_000;
 const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /**
@@ -32,7 +37,9 @@ const SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
  */
 @Injectable()
 export class Metrics implements OnModuleInit, OnApplicationBootstrap {
-  private readonly registry = new Registry();
+  /** Of all cells of this process. */
+  private static readonly registries: Registry[] = [];
+  readonly registry = new Registry();
 
   constructor(
     private readonly host: HttpAdapterHost,
@@ -42,6 +49,8 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     private readonly sweeper: Sweeper,
     private readonly relaxed: RelaxedPool,
     private readonly limits: Limits,
+    @Inject(Cells) private readonly cells: Cells | null,
+    @Inject(SETTINGS) private readonly settings: Config,
   ) {}
 
   get contentType(): string {
@@ -50,22 +59,40 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
 
   /** All metrics, in the text format of Prometheus. */
   text(): Promise<string> {
-    return isOneOfSeveral() ? metricsOfAll() : this.registry.metrics();
+    if (isOneOfSeveral()) return metricsOfAll();
+    return this.cells ? this.ofCells(this.cells) : this.registry.metrics();
+  }
+
+  /** Those of all cells, each with its name as a label; without those of a cell that does not answer in time. */
+  private async ofCells(cells: Cells): Promise<string> {
+    const registries = [this.registry, ...[...cells.others().values()].map(({ registry }) => registry)];
+    const answers = await Promise.all(
+      registries.map((registry) =>
+        Promise.race([registry.getMetricsAsJSON(), sleep(PATIENCE_MS, [], { ref: false })]),
+      ),
+    );
+    return AggregatorRegistry.aggregate(answers).metrics();
   }
 
   /** Begins to count before the first request. */
   onModuleInit(): void {
+    const { cell, cells } = this.settings.storage;
+    if (cell !== undefined || cells) this.registry.setDefaultLabels({ cell: cell ?? FIRST_CELL });
     if (isOneOfSeveral()) {
-      AggregatorRegistry.setRegistries([this.registry]);
+      Metrics.registries.push(this.registry);
+      AggregatorRegistry.setRegistries(Metrics.registries);
       // Answers the first process when it asks for the metrics of this one.
       new AggregatorRegistry();
     }
-    collectDefaultMetrics({
-      register: this.registry,
-      prefix: 'colloquy_',
-      // With the default of 10 ms, an idle service would wake up a hundred times a second for it.
-      eventLoopMonitoringPrecision: 100,
-    });
+    // Of the process, which has one first cell.
+    if (cell === undefined) {
+      collectDefaultMetrics({
+        register: this.registry,
+        prefix: 'colloquy_',
+        // With the default of 10 ms, an idle service would wake up a hundred times a second for it.
+        eventLoopMonitoringPrecision: 100,
+      });
+    }
     this.ofRequests();
     this.ofLimits();
     this.ofAppends();

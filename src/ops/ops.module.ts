@@ -3,8 +3,10 @@ import { AccessModule } from '../access/access.module.js';
 import { KafkaModule } from '../kafka/kafka.module.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
+import { CellsController } from './cells.controller.js';
 import { ContractController } from './contract.controller.js';
 import { HealthController } from './health.controller.js';
+import { Health } from './health.js';
 import { LogController } from './log.controller.js';
 import { FailureLog } from './failure-log.js';
 import { Metrics } from './metrics.js';
@@ -16,10 +18,11 @@ import { SweeperController } from './sweeper.controller.js';
 /** Health, metrics and administration, for operators. */
 @Module({
   imports: [AccessModule, ReadModelsModule, KafkaModule, SweeperModule],
-  providers: [Metrics, FailureLog],
+  providers: [Health, Metrics, FailureLog],
   controllers: [
     ContractController,
     HealthController,
+    CellsController,
     LogController,
     MetricsController,
     RelayController,

@@ -42,8 +42,15 @@ export interface World {
   end(): Promise<void>;
 }
 
+/**
+ * Whether all nodes have their tenants in a second cell, so that each request of a tenant goes through the directory and
+ * the application of another cell: for running all tests with it.
+ */
+const IN_A_CELL = process.env['TEST_IN_A_CELL'] === '1';
+
 export async function createWorld(): Promise<World> {
   const database = await createTestDatabase();
+  const directory = IN_A_CELL ? await createTestDatabase() : undefined;
   const services: RunningService[] = [];
   const folders: string[] = [];
   let model: FakeOpenAi | undefined;
@@ -60,6 +67,11 @@ export async function createWorld(): Promise<World> {
       const service = await startService({
         env: {
           DATABASE_URL: database.url,
+          ...(directory && {
+            DATABASE_URL: directory.url,
+            DATABASE_WEIGHT: '0',
+            DATABASE_CELLS: `cell=${database.url}`,
+          }),
           ...(model && { OPENAI_BASE_URL: model.url, OPENAI_API_KEY: MODEL_KEY }),
           ...env,
         },
@@ -74,6 +86,7 @@ export async function createWorld(): Promise<World> {
       await Promise.all(services.map((service) => service.kill9()));
       await model?.close();
       await database.drop();
+      await directory?.drop();
       for (const made of folders) await rm(made, { recursive: true, force: true });
     },
   };

@@ -1,0 +1,165 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { type Registry } from 'prom-client';
+import { type CellConfig, FIRST_CELL } from '../config.js';
+import { TENANT_ID } from '../domain/tenant.js';
+import { ApiError, invalidRequest } from '../http/problem.js';
+import { type CellDirectory, type Weighted } from './cell-directory.js';
+
+/** A cell that runs in this process: a whole application on a database of its own. */
+export interface Cell {
+  readonly fastify: FastifyInstance;
+  /** Whether its database answers and its read models are near the log. */
+  isReady(): Promise<boolean>;
+  /** Its metrics, with its name as a label. */
+  readonly registry: Registry;
+  close(): Promise<void>;
+}
+
+export interface CellStatus extends Weighted {
+  readonly status: 'ok' | 'unavailable';
+}
+
+export interface CellsOptions {
+  readonly others: readonly CellConfig[];
+  /** Of the first cell. */
+  readonly firstWeight: number;
+  /** Starts a cell. What it throws is told to `onTrouble`, and it is tried again. */
+  readonly start: (cell: CellConfig) => Promise<Cell>;
+  readonly onTrouble: (cell: string, error: Error) => void;
+}
+
+const HEADER = 'colloquy-cell';
+/** So long a node waits for its cells before it serves without those that are away. */
+const PATIENCE_MS = 5_000;
+/** Between two tries to start a cell. */
+const RETRY_MS = 1_000;
+
+/**
+ * The cells of a deployment. The first one takes all requests, knows all callers, and has the directory; a request of a
+ * tenant that lives elsewhere is given to the application of its cell. Nothing inside of an application knows of cells.
+ */
+export class Cells {
+  private readonly running = new Map<string, Cell>();
+  private readonly weighted: readonly Weighted[];
+  private readonly starting: Promise<void>[] = [];
+  private readonly stopping = new AbortController();
+  private directory: CellDirectory | undefined;
+
+  constructor(private readonly options: CellsOptions) {
+    this.weighted = [
+      { name: FIRST_CELL, weight: options.firstWeight },
+      ...options.others.map(({ name, weight }) => ({ name, weight })),
+    ];
+  }
+
+  /** Starts the others, and waits for them for a while: one that is away must not keep this node from starting. */
+  async begin(directory: CellDirectory): Promise<void> {
+    this.directory = directory;
+    for (const cell of this.options.others) this.starting.push(this.start(cell));
+    const { signal } = this.stopping;
+    const patience = sleep(PATIENCE_MS, undefined, { signal }).catch(() => undefined);
+    await Promise.race([Promise.all(this.starting), patience]);
+  }
+
+  /** Closes the others. Each waits until it gets no more requests. */
+  async close(): Promise<void> {
+    this.stopping.abort();
+    await Promise.all(this.starting);
+    await Promise.all([...this.running.values()].map((cell) => cell.close()));
+  }
+
+  /**
+   * The application that answers a request that the first cell has admitted; undefined: the first cell.
+   *
+   * @throws ApiError `database-unavailable` for a cell that does not run, `invalid-request` for a name that no cell has
+   */
+  elsewhere(request: FastifyRequest): FastifyInstance | undefined | Promise<FastifyInstance | undefined> {
+    const tenant = tenantOf(request);
+    if (tenant === undefined) {
+      const named = request.headers[HEADER];
+      return named === undefined ? undefined : this.app(this.checked(named));
+    }
+    const known = this.directory?.remembered(tenant);
+    if (known !== undefined) return this.app(known);
+    return this.look(tenant, request.method).then((cell) => this.app(cell));
+  }
+
+  /** The others that run, by name. */
+  others(): ReadonlyMap<string, Cell> {
+    return this.running;
+  }
+
+  /** All others, whether or not they run. */
+  async status(): Promise<CellStatus[]> {
+    return Promise.all(
+      this.weighted.slice(1).map(async (cell) => ({
+        ...cell,
+        status: (await this.running.get(cell.name)?.isReady()) ? ('ok' as const) : ('unavailable' as const),
+      })),
+    );
+  }
+
+  /** How many tenants live in each, by the name of the cell. @throws DatabaseUnavailable */
+  async tenants(): Promise<ReadonlyMap<string, number>> {
+    return (await this.directory?.count()) ?? new Map();
+  }
+
+  /** Of new tenants, the part that the first one gets. */
+  get firstWeight(): number {
+    return this.options.firstWeight;
+  }
+
+  private async look(tenant: string, method: string): Promise<string> {
+    if (!this.directory) return FIRST_CELL;
+    // Who only looks at a tenant must not make it.
+    if (method === 'GET' || method === 'HEAD') return (await this.directory.find(tenant)) ?? FIRST_CELL;
+    const there = this.weighted.filter(({ name }) => name === FIRST_CELL || this.running.has(name));
+    return this.directory.place(tenant, there);
+  }
+
+  private app(name: string): FastifyInstance | undefined {
+    if (name === FIRST_CELL) return undefined;
+    const cell = this.running.get(name);
+    if (cell) return cell.fastify;
+    const isKnown = this.weighted.some((one) => one.name === name);
+    throw new ApiError(
+      'database-unavailable',
+      isKnown
+        ? `The cell ${name} cannot be reached; try again.`
+        : `This node does not know the cell ${name}.`,
+    );
+  }
+
+  private checked(name: string | string[]): string {
+    const found = this.weighted.find((cell) => cell.name === name);
+    if (found) return found.name;
+    const names = this.weighted.map((cell) => cell.name).join(', ');
+    throw invalidRequest([{ pointer: '/Colloquy-Cell', in: 'header', detail: `must be a cell: ${names}` }]);
+  }
+
+  private async start(cell: CellConfig): Promise<void> {
+    const { signal } = this.stopping;
+    for (let told = ''; !signal.aborted;) {
+      try {
+        this.running.set(cell.name, await this.options.start(cell));
+        return;
+      } catch (error) {
+        const { message } = error as Error;
+        if (message !== told) this.options.onTrouble(cell.name, error as Error);
+        told = message;
+        await sleep(RETRY_MS, undefined, { signal, ref: false }).catch(() => undefined);
+      }
+    }
+  }
+}
+
+/** Whose cell a request is for; undefined: it is of an operator, about a cell and not a tenant. */
+function tenantOf({ routeOptions, params, caller }: FastifyRequest): string | undefined {
+  const { url = '' } = routeOptions;
+  if (!url.startsWith('/v1/admin/')) return url === '/metrics' ? undefined : caller?.tenant;
+  if (!url.startsWith('/v1/admin/tenants/')) return undefined;
+  const { id = '' } = params as { id?: string };
+  // Others are refused by the route.
+  return TENANT_ID.test(id) ? id : undefined;
+}

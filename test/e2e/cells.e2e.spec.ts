@@ -1,0 +1,226 @@
+import { randomUUID } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { consume, memoryPlaces } from '../../src/consumer.js';
+import { colloquy } from '../support/colloquy.js';
+import { createTestDatabase, type TestDatabase } from '../support/database.js';
+import { openEvents } from '../support/event-stream.js';
+import { type Api, apiOf, eventually, expectProblem } from '../support/http.js';
+import { describeWithKafka } from '../support/kafka.js';
+import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
+import { createWorld, type Node, say, texts, type World } from './fixture.js';
+
+const NAMES = ['default', 'two', 'three'] as const;
+const TENANTS = Array.from({ length: 12 }, (_, index) => `tenant-${index}`);
+
+let world: World;
+let databases: TestDatabase[];
+let proxies: TcpProxy[];
+let env: Record<string, string>;
+
+beforeEach(async () => {
+  world = await createWorld();
+  databases = await Promise.all(NAMES.map(() => createTestDatabase()));
+  proxies = await Promise.all(databases.map(({ url }) => startProxy(url)));
+  const [first, ...others] = proxies.map(({ url }) => url);
+  env = {
+    DATABASE_URL: first ?? '',
+    DATABASE_CELLS: others.map((url, index) => `${NAMES[index + 1]}=${url}`).join(' '),
+  };
+});
+afterEach(async () => {
+  await world.end();
+  await Promise.all(proxies.map((proxy) => proxy.close()));
+  await Promise.all(databases.map((database) => database.drop()));
+});
+
+const of = (node: Node, tenant: string): Api => apiOf(node.service.url, { 'colloquy-tenant': tenant });
+
+/** Tenant → the names of the cells whose log has something of it. */
+async function homes(): Promise<Map<string, string[]>> {
+  const found = new Map<string, string[]>();
+  for (const [index, database] of databases.entries()) {
+    const rows = await database.query<{ tenant: string }>(
+      'select distinct tenant from event union select tenant from stream_state order by 1',
+    );
+    for (const { tenant } of rows) found.set(tenant, [...(found.get(tenant) ?? []), NAMES[index] ?? '']);
+  }
+  return found;
+}
+
+/** A tenant of each cell, with a session `s` that has one message. */
+async function settle(node: Node): Promise<Record<(typeof NAMES)[number], string>> {
+  for (const tenant of TENANTS) {
+    await of(node, tenant).post('/v1/sessions', { id: 's' });
+    await say(of(node, tenant), 's', `Said by ${tenant}`);
+  }
+  const found = await homes();
+  const in_ = (name: string): string =>
+    TENANTS.find((tenant) => found.get(tenant)?.join() === name) ?? `no tenant in ${name}`;
+  return { default: in_('default'), two: in_('two'), three: in_('three') };
+}
+
+describe('cells', () => {
+  it('given three cells and two nodes, when tenants write and read at either, then each lives in one cell, and no other has anything of it', async () => {
+    const nodes = [await world.node(env), await world.node(env)] as const;
+    await settle(nodes[0]);
+    for (const tenant of TENANTS) {
+      const api = of(nodes[1], tenant);
+      expect(await texts(api, 's')).toEqual([`Said by ${tenant}`]);
+      const list = await api.get<{ data: { id: string }[] }>('/v1/sessions');
+      expect(list.body.data.map(({ id }) => id)).toEqual(['s']);
+      const chat = await api.post<{ sessionId: string }>('/v1/chat', { message: 'Hello' });
+      expect(await texts(of(nodes[0], tenant), chat.body.sessionId)).toHaveLength(2);
+      const events = await api.get<{ data: { tenant: string }[] }>('/v1/events');
+      expect(new Set(events.body.data.map((event) => event.tenant))).toEqual(new Set([tenant]));
+    }
+    const found = await homes();
+    expect([...found.keys()].sort()).toEqual([...TENANTS].sort());
+    for (const cells of found.values()) expect(cells).toHaveLength(1);
+    // Each gets about its part.
+    const counts = NAMES.map((name) => [...found.values()].filter(([cell]) => cell === name).length);
+    for (const count of counts) expect(count).toBeGreaterThan(0);
+
+    const { out } = await colloquy(['cells'], { env: { COLLOQUY_URL: nodes[1].service.url } });
+    expect(
+      out
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as object),
+    ).toEqual(NAMES.map((name, index) => ({ name, weight: 1, tenants: counts[index], status: 'ok' })));
+    // Who only looks for a tenant does not make one.
+    await of(nodes[0], 'nobody').get('/v1/sessions');
+    expect(await databases[0]?.query('select 1 from tenant_cell where tenant = $1', ['nobody'])).toEqual([]);
+  });
+
+  it('given operators, when they ask for what is of a cell, then the header says which, and metrics name it', async () => {
+    const node = await world.node(env);
+    const { two } = await settle(node);
+    await say(of(node, two), 's', 'One more');
+    const behind = (cell: string) =>
+      node.api.get<{ behind: number }>('/v1/admin/relay', { 'colloquy-cell': cell });
+    for (const [index, name] of NAMES.entries()) {
+      const rows = await databases[index]?.query<{ events: number }>(
+        'select count(*)::int as events from event',
+      );
+      expect((await behind(name)).body.behind).toBe(rows?.[0]?.events);
+    }
+    expectProblem(await behind('four'), 400, 'invalid-request', '/Colloquy-Cell');
+    // The settings of a tenant are in its cell, whatever the header says.
+    await node.api.put(`/v1/admin/tenants/${two}`, { maxSessions: 7 }, { 'colloquy-cell': 'three' });
+    expect(
+      await databases[1]?.query(`select 1 from event where type = 'TenantSettingsChanged'`),
+    ).toHaveLength(1);
+    const metrics = (await node.api.get('/metrics')).text;
+    for (const name of NAMES)
+      expect(metrics).toMatch(new RegExp(`^colloquy_appends_total\\{cell="${name}"\\} [1-9]`, 'm'));
+    expect(metrics.match(/^# TYPE colloquy_appends_total/gm)).toHaveLength(1);
+  });
+
+  it('given a tenant that was there before there were cells, when it goes on, then it stays where it is', async () => {
+    const before = await world.node({ DATABASE_URL: env['DATABASE_URL'] ?? '' });
+    for (const tenant of TENANTS) await of(before, tenant).post('/v1/sessions', { id: 'old' });
+    await before.service.stop();
+    const node = await world.node({ ...env, DATABASE_WEIGHT: '0' });
+    for (const tenant of TENANTS) {
+      expect((await of(node, tenant).get('/v1/sessions/old')).status).toBe(200);
+      await say(of(node, tenant), 'old', 'More');
+      await say(of(node, `new-${tenant}`), 's', 'x');
+    }
+    const found = await homes();
+    for (const tenant of TENANTS) expect(found.get(tenant)).toEqual(['default']);
+  });
+
+  it.each(['down', 'hang'] as const)(
+    'given a cell that is away (%s), when tenants ask, then its own get 503, all others go on, and it is back by itself',
+    async (how) => {
+      const node = await world.node(env);
+      const home = await settle(node);
+      const cell = proxies[1];
+      cell?.[how]();
+      const write = (tenant: string) =>
+        of(node, tenant).post('/v1/sessions/s/messages', { role: 'user', content: 'Meanwhile' });
+      const away = write(home.two);
+      for (let round = 0; round < 20; round += 1) {
+        expect((await write(home.default)).status).toBe(201);
+        expect((await write(home.three)).status).toBe(201);
+        expect((await of(node, home.three).get('/v1/sessions')).status).toBe(200);
+      }
+      expectProblem(await away, 503, 'database-unavailable');
+      await eventually(async () => {
+        const { status, body } = await node.api.get<{ checks: Record<string, { status: string }> }>(
+          '/health/ready',
+        );
+        return status === 200 && body.checks['cell two']?.status === 'degraded';
+      });
+      // A node that begins meanwhile serves the others.
+      const late = await world.node(env);
+      expect(await texts(of(late, home.three), 's')).toHaveLength(21);
+      expectProblem(await of(late, home.two).get('/v1/sessions'), 503, 'database-unavailable');
+
+      cell?.up();
+      for (const { service } of [node, late]) {
+        const api = apiOf(service.url, { 'colloquy-tenant': home.two });
+        await eventually(async () => (await api.get('/v1/sessions')).status === 200, 20_000);
+        expect((await texts(api, 's'))[0]).toBe(`Said by ${home.two}`);
+      }
+    },
+  );
+
+  it('given the first cell is away, when tenants ask whose cell is known, then they go on', async () => {
+    const node = await world.node(env);
+    const home = await settle(node);
+    proxies[0]?.down();
+    await say(of(node, home.two), 's', 'On');
+    expect(await texts(of(node, home.three), 's')).toHaveLength(1);
+    expect((await of(node, 'unknown').post('/v1/sessions', {})).status).toBe(503);
+    expect((await node.api.get('/health/ready')).status).toBe(200);
+    proxies[0]?.up();
+    await eventually(async () => (await of(node, 'unknown').post('/v1/sessions', {})).status === 201);
+  });
+
+  it('given a stream of a tenant of another cell, when the node stops, then the stream ends and the node with it', async () => {
+    const node = await world.node(env);
+    const { two } = await settle(node);
+    const stream = await openEvents(`${node.service.url}/v1/events?after=end`, {
+      headers: { 'colloquy-tenant': two },
+    });
+    await say(of(node, two), 's', 'Seen');
+    expect((await stream.next()).data).toMatchObject({ tenant: two, type: 'MessageAppended' });
+    const began = performance.now();
+    await node.service.stop();
+    expect(performance.now() - began).toBeLessThan(5_000);
+    await stream.rest();
+  });
+});
+
+describeWithKafka('cells and the topic', (brokers) => {
+  it('given tenants of all cells, when they write, then one topic has all of it, each record with its cell', async () => {
+    const topic = `cells-${randomUUID()}`;
+    const folder = await world.folder();
+    await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic}, brokers: [${brokers}] }\n`);
+    const node = await world.node(env, folder);
+    const heard = new Map<string, number[]>();
+    const consumer = consume({
+      kafka: { brokers: brokers.split(',') },
+      groupId: topic,
+      topic,
+      places: memoryPlaces(),
+      maxWaitMs: 100,
+      apply: (events) => {
+        for (const { tenant, version } of events) heard.set(tenant, [...(heard.get(tenant) ?? []), version]);
+        return Promise.resolve();
+      },
+      onError: () => undefined,
+    });
+    try {
+      await settle(node);
+      await eventually(
+        () => Promise.resolve(TENANTS.every((tenant) => heard.get(tenant)?.join() === '1,2')),
+        30_000,
+      );
+    } finally {
+      await consumer.stop();
+    }
+  });
+});
