@@ -84,7 +84,10 @@ module.exports = {
       name: 'an-application-knows-nothing-of-cells',
       severity: 'error',
       comment: 'the root hands them to operators; whatever serves a tenant is the same in each cell',
-      from: { path: '^src/', pathNot: path('cells/', 'ops/', 'app.module', 'storage.module', 'service', 'cli/') },
+      from: {
+        path: '^src/',
+        pathNot: path('cells/', 'ops/', 'app.module', 'storage.module', 'service', 'cli/'),
+      },
       to: { path: path('cells/') },
     },
     forbid('features-do-not-import-the-root', path(...FEATURES), path('app.module', 'main', 'client/')),

@@ -3,6 +3,7 @@ import { LRUCache } from 'lru-cache';
 import { type Pool } from 'pg';
 import { FIRST_CELL } from '../config.js';
 import { available } from '../database/connection.js';
+import { hasStreams } from '../event-store/stream-reader.js';
 
 /** Places that are kept in memory. They never change, so none is ever read again while it is here. */
 const REMEMBERED = 100_000;
@@ -57,16 +58,11 @@ export class CellDirectory {
   async place(tenant: string, cells: readonly Weighted[]): Promise<string> {
     const there = await this.find(tenant);
     if (there !== undefined) return there;
+    const isHere = await available(() => hasStreams(this.pool, tenant));
     const placed = await this.keep(
       tenant,
-      `with placed as (
-         insert into tenant_cell (tenant, cell)
-         select $1, case when exists (select from stream_state where tenant = $1) then $3 else $2 end
-         on conflict (tenant) do nothing
-         returning cell
-       )
-       select cell from placed`,
-      [tenant, choose(tenant, cells), FIRST_CELL],
+      'insert into tenant_cell (tenant, cell) values ($1, $2) on conflict (tenant) do nothing returning cell',
+      [tenant, isHere ? FIRST_CELL : choose(tenant, cells)],
     );
     // Another node was faster.
     return placed ?? (await this.find(tenant)) ?? FIRST_CELL;

@@ -85,6 +85,12 @@ const NOTHING_SINCE = { since: [], lag: { events: 0, bytes: 0 } };
 const isSame = (one: KnownEnd, other: KnownEnd): boolean =>
   one.version === other.version && one.position === other.position && one.time === other.time;
 
+/** Whether the log has anything of a tenant. */
+export async function hasStreams(pool: Pool, tenant: string): Promise<boolean> {
+  const { rowCount } = await pool.query('select from stream_state where tenant = $1 limit 1', [tenant]);
+  return (rowCount ?? 0) > 0;
+}
+
 /** Reads single streams: their states, their events and their ends. */
 export class StreamReader {
   private readonly loads = new Coalescer((streams: readonly StreamId[]) => this.storedRows(streams));
