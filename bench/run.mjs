@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { access } from './measures/access.mjs';
 import { appendRate } from './measures/append-rate.mjs';
+import { cells } from './measures/cells.mjs';
 import { databaseTime } from './measures/database-time.mjs';
 import { doors } from './measures/doors.mjs';
 import { httpAppends } from './measures/http-appends.mjs';
@@ -30,6 +31,7 @@ const MEASURES = {
   streaming,
   doors,
   access,
+  cells,
   overload,
   large,
 };

@@ -19,6 +19,8 @@ async function main(): Promise<void> {
   const log = (logger = createLogger(config.server.logLevel));
   if (!isOneOfSeveral()) for (const warning of config.warnings) log.warn(warning);
   process.on('SIGINT', stop).on('SIGTERM', stop);
+  // On a terminal it says that the terminal is gone.
+  if (!process.stdout.isTTY) process.on('SIGHUP', () => void reload(log));
   process.on('warning', (warning) => {
     log.warn(warning.message);
   });
@@ -41,7 +43,24 @@ async function serve(config: Config, log: PinoLogger): Promise<Running> {
     await stopService();
     throw error;
   }
-  return { url: await app.getUrl(), embedded, stop: stopService };
+  return {
+    url: await app.getUrl(),
+    embedded,
+    stop: stopService,
+    reload: (changed) => service.reload(changed),
+  };
+}
+
+/** Reads the settings again. What cannot be used is told, and nothing changes. */
+async function reload(log: PinoLogger): Promise<void> {
+  const service = await starting?.catch(() => undefined);
+  if (!service || stopping) return;
+  try {
+    await service.reload(loadConfig({ env: process.env, cwd: process.cwd() }));
+    log.info('SIGHUP: the cells of the settings are in use');
+  } catch (error) {
+    log.error(`SIGHUP: ${explain(error)}`);
+  }
 }
 
 function stop(signal: NodeJS.Signals): void {

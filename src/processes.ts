@@ -38,7 +38,11 @@ export async function startProcesses(config: Config, count: number, logger: Pino
     });
     undo.push(() => processes.stop());
     const url = await processes.start(count);
-    return { url, embedded, stop };
+    const reload = (): Promise<void> => {
+      processes.reload();
+      return Promise.resolve();
+    };
+    return { url, embedded, stop, reload };
   } catch (error) {
     await stop();
     throw error;
@@ -68,13 +72,21 @@ class Processes {
     return url;
   }
 
-  async stop(): Promise<void> {
-    this.isStopping = true;
-    const running = Object.values(cluster.workers ?? {}).filter(
+  /** Each reads the settings by itself. */
+  reload(): void {
+    for (const worker of this.running()) worker.process.kill('SIGHUP');
+  }
+
+  private running(): Worker[] {
+    return Object.values(cluster.workers ?? {}).filter(
       (worker): worker is Worker => worker?.isDead() === false,
     );
+  }
+
+  async stop(): Promise<void> {
+    this.isStopping = true;
     await Promise.all(
-      running.map(
+      this.running().map(
         (worker) =>
           new Promise<void>((resolve) => {
             worker.once('exit', () => {

@@ -6,7 +6,7 @@ import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
-import { type Cell, Cells } from './cells/cells.js';
+import { type Cell, Cells, type CellSettings } from './cells/cells.js';
 import { type CellConfig, type Config } from './config.js';
 import { isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
@@ -40,12 +40,14 @@ export interface Service {
   readonly app: NestFastifyApplication;
   /** The database that the service runs itself, if none was named. */
   readonly embedded: EmbeddedPostgres | undefined;
+  /** Takes over what the settings say of cells; everything else needs a restart. */
+  reload(config: Config): Promise<void>;
   /** Answers what is running, then stops everything; the embedded database last. */
   stop(): Promise<void>;
 }
 
 /** A service that listens. */
-export interface Running extends Pick<Service, 'embedded' | 'stop'> {
+export interface Running extends Pick<Service, 'embedded' | 'reload' | 'stop'> {
   readonly url: string;
 }
 
@@ -75,17 +77,12 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
     const surroundings = { logger: new NestLog(logger), logRequest: logRequests(logger), traces };
-    const others = config.storage.cells;
-    const cells =
-      others &&
-      new Cells({
-        others,
-        firstWeight: config.storage.database?.weight ?? 1,
-        start: (cell) => startCell(config, cell, surroundings, lastRequest),
-        onTrouble: (name, error) => {
-          new Logger('cells').warn(`The cell ${name} cannot be started and is tried again: ${error.message}`);
-        },
-      });
+    const cells = new Cells({
+      start: (cell) => startCell(config, cell, surroundings, lastRequest),
+      onTrouble: (name, error) => {
+        new Logger('cells').warn(`The cell ${name} cannot be started and is tried again: ${error.message}`);
+      },
+    });
     const app = await createApp(config, databaseUrl, surroundings, { cells });
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
@@ -93,23 +90,24 @@ export async function createService(config: Config, { logger }: ServiceOptions):
       // Before anything is closed: model calls and streams begin until the port is closed. A start that failed has none.
       if (fastify.server.listening) await sleep(config.server.drainMs);
       // Streams of the other cells end when these begin to close, and this one closes when all streams have ended.
-      const closing = cells?.close();
+      const closing = cells.close();
       await app.close().finally(noMoreRequests);
       await closing;
     });
     configureApp(app, { ...config, version });
     await app.init();
-    if (cells) {
-      const directory = new CellDirectory(app.get(RelaxedPool).pool);
-      await directory.load();
-      await cells.begin(directory);
-    }
-    return { app, embedded, stop };
+    await cells.begin(new CellDirectory(app.get(RelaxedPool).pool), cellSettings(config));
+    return { app, embedded, stop, reload: (changed) => cells.use(cellSettings(changed)) };
   } catch (error) {
     await stop();
     throw error;
   }
 }
+
+const cellSettings = ({ storage: { cells, database } }: Config): CellSettings => ({
+  others: cells ?? [],
+  firstWeight: database?.weight ?? 1,
+});
 
 /** What all applications of a process have in common. */
 interface Surroundings {

@@ -20,16 +20,22 @@ export interface CellStatus extends Weighted {
   readonly status: 'ok' | 'unavailable';
 }
 
-export interface CellsOptions {
+/** What the settings say of cells. */
+export interface CellSettings {
   readonly others: readonly CellConfig[];
   /** Of the first cell. */
   readonly firstWeight: number;
+}
+
+export interface CellsOptions {
   /** Starts a cell. What it throws is told to `onTrouble`, and it is tried again. */
   readonly start: (cell: CellConfig) => Promise<Cell>;
   readonly onTrouble: (cell: string, error: Error) => void;
 }
 
 const HEADER = 'colloquy-cell';
+/** Routes about all cells, or about what is in the first one alone. */
+const OF_THE_FIRST = ['/v1/admin/cells', '/v1/admin/keys', '/metrics'];
 /** So long a node waits for its cells before it serves without those that are away. */
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
@@ -41,32 +47,68 @@ const RETRY_MS = 1_000;
  */
 export class Cells {
   private readonly running = new Map<string, Cell>();
-  private readonly weighted: readonly Weighted[];
-  private readonly starting: Promise<void>[] = [];
+  /** All cells, the first one first. */
+  private weighted: readonly Weighted[] = [];
+  private readonly starting = new Map<string, Promise<void>>();
+  private readonly severalListeners: (() => void)[] = [];
   private readonly stopping = new AbortController();
   private directory: CellDirectory | undefined;
 
-  constructor(private readonly options: CellsOptions) {
-    this.weighted = [
-      { name: FIRST_CELL, weight: options.firstWeight },
-      ...options.others.map(({ name, weight }) => ({ name, weight })),
-    ];
+  constructor(private readonly options: CellsOptions) {}
+
+  /** Whether there are others than the first. */
+  get areSeveral(): boolean {
+    return this.weighted.length > 1;
+  }
+
+  /** Calls the listener when there are others than the first, at once if there are. */
+  whenSeveral(listener: () => void): void {
+    if (this.areSeveral) listener();
+    else this.severalListeners.push(listener);
   }
 
   /** Starts the others, and waits for them for a while: one that is away must not keep this node from starting. */
-  async begin(directory: CellDirectory): Promise<void> {
+  async begin(directory: CellDirectory, settings: CellSettings): Promise<void> {
     this.directory = directory;
-    for (const cell of this.options.others) this.starting.push(this.start(cell));
-    const { signal } = this.stopping;
-    const patience = sleep(PATIENCE_MS, undefined, { signal }).catch(() => undefined);
-    await Promise.race([Promise.all(this.starting), patience]);
+    await this.use(settings);
+  }
+
+  /**
+   * Starts cells that are new in the settings, and takes over their weights. To take one away, or to give it another
+   * database, needs a restart.
+   * @throws DatabaseUnavailable when the directory cannot be read
+   */
+  async use({ others, firstWeight }: CellSettings): Promise<void> {
+    const { directory } = this;
+    if (!directory || this.stopping.signal.aborted) return;
+    // Before any tenant is looked for in it.
+    if (!this.areSeveral && others.length > 0) await directory.load();
+    const gone = this.weighted.slice(1).filter(({ name }) => !others.some((one) => one.name === name));
+    this.weighted = [
+      { name: FIRST_CELL, weight: firstWeight },
+      ...others.map(({ name, weight }) => ({ name, weight })),
+      ...gone.map(({ name }) => ({ name, weight: 0 })),
+    ];
+    for (const cell of others) {
+      if (!this.starting.has(cell.name)) this.starting.set(cell.name, this.start(cell));
+    }
+    if (this.areSeveral) for (const listener of this.severalListeners.splice(0)) listener();
+    await this.whenStarted();
   }
 
   /** Closes the others. Each waits until it gets no more requests. */
   async close(): Promise<void> {
     this.stopping.abort();
-    await Promise.all(this.starting);
+    await this.whenStarted();
     await Promise.all([...this.running.values()].map((cell) => cell.close()));
+  }
+
+  /** Waits for a while until none is being started. */
+  private async whenStarted(): Promise<void> {
+    const enough = new AbortController();
+    const patience = sleep(PATIENCE_MS, undefined, { signal: enough.signal }).catch(() => undefined);
+    await Promise.race([Promise.all(this.starting.values()), patience]);
+    enough.abort();
   }
 
   /**
@@ -75,7 +117,10 @@ export class Cells {
    * @throws ApiError `database-unavailable` for a cell that does not run, `invalid-request` for a name that no cell has
    */
   elsewhere(request: FastifyRequest): FastifyInstance | undefined | Promise<FastifyInstance | undefined> {
-    const tenant = tenantOf(request);
+    if (!this.areSeveral) return undefined;
+    const { url = '' } = request.routeOptions;
+    if (OF_THE_FIRST.some((route) => url.startsWith(route))) return undefined;
+    const tenant = tenantOf(request, url);
     if (tenant === undefined) {
       const named = request.headers[HEADER];
       return named === undefined ? undefined : this.app(this.checked(named));
@@ -107,7 +152,7 @@ export class Cells {
 
   /** Of new tenants, the part that the first one gets. */
   get firstWeight(): number {
-    return this.options.firstWeight;
+    return this.weighted[0]?.weight ?? 1;
   }
 
   private async look(tenant: string, method: string): Promise<string> {
@@ -155,9 +200,8 @@ export class Cells {
 }
 
 /** Whose cell a request is for; undefined: it is of an operator, about a cell and not a tenant. */
-function tenantOf({ routeOptions, params, caller }: FastifyRequest): string | undefined {
-  const { url = '' } = routeOptions;
-  if (!url.startsWith('/v1/admin/')) return url === '/metrics' ? undefined : caller?.tenant;
+function tenantOf({ params, caller }: FastifyRequest, url: string): string | undefined {
+  if (!url.startsWith('/v1/admin/')) return caller?.tenant;
   if (!url.startsWith('/v1/admin/tenants/')) return undefined;
   const { id = '' } = params as { id?: string };
   // Others are refused by the route.

@@ -139,7 +139,8 @@ class HttpAdapter extends FastifyAdapter {
       else await guard.admit(request);
       if (request.is404) throw routes.unmatched(request);
       if (!elsewhere || request.routeOptions.config.access === 'public') return;
-      const other = await elsewhere(request);
+      const found = elsewhere(request);
+      const other = found instanceof Promise ? await found : found;
       if (!other) return;
       handOver(request, reply, other);
       return reply;

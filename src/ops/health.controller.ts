@@ -54,7 +54,7 @@ export class HealthController {
 
   /** With several cells, one that is away must not keep requests from the others: the node is ready if any of them is. */
   private async withCells(first: Checks): Promise<Checks> {
-    if (!this.cells) return first;
+    if (!this.cells?.areSeveral) return first;
     const others = await this.cells.status();
     const isAny = areFine(first) || others.some(({ status }) => status === 'ok');
     const away = isAny ? ('degraded' as const) : ('unavailable' as const);

@@ -60,7 +60,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
   /** All metrics, in the text format of Prometheus. */
   text(): Promise<string> {
     if (isOneOfSeveral()) return metricsOfAll();
-    return this.cells ? this.ofCells(this.cells) : this.registry.metrics();
+    return this.cells?.areSeveral ? this.ofCells(this.cells) : this.registry.metrics();
   }
 
   /** Those of all cells, each with its name as a label; without those of a cell that does not answer in time. */
@@ -76,8 +76,11 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
 
   /** Begins to count before the first request. */
   onModuleInit(): void {
-    const { cell, cells } = this.settings.storage;
-    if (cell !== undefined || cells) this.registry.setDefaultLabels({ cell: cell ?? FIRST_CELL });
+    const { cell } = this.settings.storage;
+    if (cell !== undefined) this.registry.setDefaultLabels({ cell });
+    this.cells?.whenSeveral(() => {
+      this.registry.setDefaultLabels({ cell: FIRST_CELL });
+    });
     if (isOneOfSeveral()) {
       Metrics.registries.push(this.registry);
       AggregatorRegistry.setRegistries(Metrics.registries);

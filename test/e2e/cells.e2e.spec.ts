@@ -93,6 +93,70 @@ describe('cells', () => {
     expect(await databases[0]?.query('select 1 from tenant_cell where tenant = $1', ['nobody'])).toEqual([]);
   });
 
+  it('given a tenant whose cell is known, when it asks for anything, then no statement of it reaches another server', async () => {
+    const node = await world.node(env);
+    const { two } = await settle(node);
+    const reached = new Set<string>();
+    for (const [index, proxy] of proxies.entries())
+      proxy.decide((request) => {
+        if (request.includes(two)) reached.add(NAMES[index] ?? '');
+        return 'pass';
+      });
+    const api = of(node, two);
+    await say(api, 's', 'One more');
+    for (const path of [
+      'sessions',
+      'sessions/s',
+      'sessions/s/messages',
+      'sessions/s/events',
+      'events',
+      'search?q=Said',
+    ])
+      expect((await api.get(`/v1/${path}`)).status).toBe(200);
+    await api.post('/v1/chat', { message: 'Hello' });
+    await api.put(`/v1/admin/tenants/${two}`, { maxSessions: 9 });
+    expect([...reached]).toEqual(['two']);
+    // One that is new is looked for in the directory once.
+    reached.clear();
+    await of(node, `${two}-new`).post('/v1/sessions', { id: 's' });
+    const [cell] = (await homes()).get(`${two}-new`) ?? [];
+    expect([...reached].sort()).toEqual([...new Set(['default', cell])].sort());
+    reached.clear();
+    await say(of(node, `${two}-new`), 's', 'x');
+    expect([...reached]).toEqual([cell]);
+  });
+
+  it('given a running node, when its settings name a cell more and it gets SIGHUP, then new tenants live there', async () => {
+    const [first = '', two = ''] = proxies.map(({ url }) => url);
+    const folder = await world.folder();
+    const write = (database: string) =>
+      writeFile(join(folder, 'colloquy.yml'), `storage: { database: { url: "${first}", ${database} } }\n`);
+    await write('weight: 1');
+    const node = await world.node({ DATABASE_URL: '' }, folder);
+    await of(node, 'old').post('/v1/sessions', { id: 's' });
+
+    await write(`weight: 0, cells: [{ name: two, url: "${two}" }]`);
+    node.service.signal('SIGHUP');
+    await eventually(async () => {
+      const { body } = await node.api.get<{ data: unknown[] }>('/v1/admin/cells');
+      return body.data.length === 2 && node.service.output().includes('are in use');
+    });
+    for (const tenant of ['old', 'new']) await say(of(node, tenant), 's', 'Hello').catch(() => undefined);
+    await of(node, 'new').post('/v1/sessions', { id: 's' });
+    expect(await homes()).toEqual(
+      new Map([
+        ['old', ['default']],
+        ['new', ['two']],
+      ]),
+    );
+
+    // What cannot be used changes nothing.
+    await write('weight: many');
+    node.service.signal('SIGHUP');
+    await eventually(() => Promise.resolve(node.service.output().includes('storage.database.weight')));
+    expect((await of(node, 'new').get('/v1/sessions/s')).status).toBe(200);
+  });
+
   it('given operators, when they ask for what is of a cell, then the header says which, and metrics name it', async () => {
     const node = await world.node(env);
     const { two } = await settle(node);
@@ -106,6 +170,10 @@ describe('cells', () => {
       expect((await behind(name)).body.behind).toBe(rows?.[0]?.events);
     }
     expectProblem(await behind('four'), 400, 'invalid-request', '/Colloquy-Cell');
+    // Keys are in the first cell, whatever the header says.
+    await node.api.post('/v1/admin/keys', { tenant: two, name: 'app' }, { 'colloquy-cell': 'two' });
+    const keys = await Promise.all(databases.map((database) => database.query('select 1 from api_key')));
+    expect(keys.map(({ length }) => length)).toEqual([1, 0, 0]);
     // The settings of a tenant are in its cell, whatever the header says.
     await node.api.put(`/v1/admin/tenants/${two}`, { maxSessions: 7 }, { 'colloquy-cell': 'three' });
     expect(
