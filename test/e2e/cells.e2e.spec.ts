@@ -193,6 +193,7 @@ describe('cells', () => {
     for (const tenant of TENANTS) {
       expect((await of(node, tenant).get('/v1/sessions/old')).status).toBe(200);
       await say(of(node, tenant), 'old', 'More');
+      expect(await texts(of(node, tenant), 'old')).toEqual(['More']);
       await say(of(node, `new-${tenant}`), 's', 'x');
     }
     const found = await homes();
