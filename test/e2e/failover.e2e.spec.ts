@@ -9,6 +9,7 @@ import { type Api, eventually } from '../support/http.js';
 import { held, says } from '../support/fake-openai.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
 import { type Replicated, startReplicated } from '../support/replica.js';
+import { type Said, writers } from '../support/writers.js';
 import { createWorld, type Node, say, texts, type World } from './fixture.js';
 
 let world: World;
@@ -145,49 +146,6 @@ describe('the failover to a standby', () => {
 /** A number from 0 on and below another one, the same for the same seed and index. */
 const drawn = (seed: number, index: number, below: number): number =>
   createHash('sha256').update(`${seed}/${index}`).digest().readUInt32BE(0) % below;
-
-interface Said {
-  readonly session: string;
-  readonly content: string;
-  readonly begunAt: number;
-  readonly answeredAt: number;
-}
-
-/** Writes through these nodes until it is stopped; what is not answered is tried again under its key. */
-function writers(apis: readonly Api[], sessions: readonly string[]) {
-  const said: Said[] = [];
-  const odd: unknown[] = [];
-  let isOver = false;
-  const running = sessions.flatMap((session, index) =>
-    apis.map(async (_, which) => {
-      for (let count = 0; !isOver; count += 1) {
-        const content = `${session} ${which} ${count}`;
-        const begunAt = Date.now();
-        for (let attempt = index + which; ; attempt += 1) {
-          const api = apis[attempt % apis.length] as Api;
-          const path = `/v1/sessions/${session}/messages`;
-          const answer = await api.post(path, { role: 'user', content }, { 'idempotency-key': content });
-          if (answer.status === 201) {
-            said.push({ session, content, begunAt, answeredAt: Date.now() });
-            break;
-          }
-          // A session that was lost has to be created anew.
-          if (answer.status === 404) await api.post('/v1/sessions', { id: session });
-          else if (answer.status !== 503) odd.push(answer);
-          await sleep(20);
-        }
-      }
-    }),
-  );
-  return {
-    said,
-    odd,
-    stop: async () => {
-      isOver = true;
-      await Promise.all(running);
-    },
-  };
-}
 
 describe('failovers under load', () => {
   for (const [seed, isWhole] of Array.from(
