@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { type ApiKey } from '../access/keys.schemas.js';
-import { ColloquyError } from '../client/connection.js';
+import { ColloquyError, type Connection } from '../client/connection.js';
 import { version } from '../version.js';
 import { type Column, isReaderGone, print, progressBar, write } from './output.js';
 import { type TokenOptions } from './access.js';
@@ -79,7 +79,7 @@ const program = new Command('colloquy')
   // Not shown in the help: commander would print the key that the environment holds.
   .addOption(new Option('--key <key>', 'an API key (env: COLLOQUY_API_KEY)'))
   .option('--tenant <tenant>', 'whose sessions; for operators, and where no key is needed')
-  .option('--cell <cell>', 'of several cells, the one that is meant; migrate and grant: all unless given')
+  .option('--cell <cell>', 'of several cells, the one that is meant')
   .exitOverride();
 
 const service = (): ServiceOptions => {
@@ -89,6 +89,53 @@ const service = (): ServiceOptions => {
 const connect = () => connectionOf(service());
 const pathOf = (...parts: readonly string[]): string =>
   parts.map((part) => `/${encodeURIComponent(part)}`).join('');
+
+interface CellRow {
+  readonly name: string;
+  readonly weight: number;
+  readonly tenants: number;
+  readonly status: string;
+}
+const readCells = async (): Promise<CellRow[]> =>
+  (await connect().json<{ data: CellRow[] }>('GET', '/v1/admin/cells')).data;
+
+/** A service that is older than cells has one. */
+function noneKnown(error: unknown): CellRow[] {
+  if (error instanceof ColloquyError && error.status === 404) return [];
+  throw error;
+}
+
+/**
+ * Asks each cell, or the one that is named, and prints all rows, with their cell where there are several. A cell that
+ * does not answer is told, and the exit code is 1.
+ */
+async function printOfCells<Row>(
+  work: (connection: Connection) => Promise<readonly Row[]>,
+  shown: readonly Column<Row>[],
+): Promise<Row[]> {
+  const asked = service();
+  const cells = asked.cell === undefined ? await readCells().catch(noneKnown) : [];
+  if (cells.length <= 1) {
+    const rows = await work(connect());
+    await print(rows, shown);
+    return [...rows];
+  }
+  const rows: { readonly cell: string; readonly row: Row }[] = [];
+  for (const { name: cell } of cells) {
+    try {
+      rows.push(...(await work(connectionOf({ ...asked, cell }))).map((row) => ({ cell, row })));
+    } catch (error) {
+      if (!(error instanceof ColloquyError)) throw error;
+      process.stderr.write(`${cell}: ${error.message}\n`);
+      process.exitCode = 1;
+    }
+  }
+  await print(
+    rows.map(({ cell, row }) => ({ cell, ...row })),
+    [{ title: 'cell', of: ({ cell }) => cell }, ...shown],
+  );
+  return rows.map(({ row }) => row);
+}
 
 interface FeedOptions {
   readonly session?: string;
@@ -191,14 +238,14 @@ program
     await print([forked], columns<typeof forked>('id', 'messageCount', 'version'));
   });
 
-const readProjections = async (): Promise<ProjectionRow[]> =>
-  (await connect().json<{ data: ProjectionRow[] }>('GET', '/v1/admin/projections')).data;
+const readProjections = async (connection: Connection): Promise<ProjectionRow[]> =>
+  (await connection.json<{ data: ProjectionRow[] }>('GET', '/v1/admin/projections')).data;
 
 program
   .command('projections')
   .description('list the read models and how far they are')
   .action(async () => {
-    await print(await readProjections(), PROJECTION);
+    await printOfCells(readProjections, PROJECTION);
   });
 
 const POLL_MS = 500;
@@ -217,7 +264,7 @@ program
       while (wait && row?.rebuild) {
         bar.update(row.rebuild.processed, row.rebuild.total);
         await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-        row = (await readProjections()).find((one) => one.name === name);
+        row = (await readProjections(connect())).find((one) => one.name === name);
       }
     } finally {
       bar.stop();
@@ -229,12 +276,14 @@ program
   .command('verify [projection]')
   .description('hold a read model, or all of them, against the log; exit code 1 when one differs')
   .action(async (name?: string) => {
-    const names = name === undefined ? (await readProjections()).map((row) => row.name) : [name];
-    const rows: VerifiedRow[] = [];
-    for (const one of names) {
-      rows.push(await connect().json('POST', `/v1/admin/projections${pathOf(one, 'verify')}`));
-    }
-    await print(rows, [
+    const verified = async (connection: Connection): Promise<VerifiedRow[]> => {
+      const names = name === undefined ? (await readProjections(connection)).map((row) => row.name) : [name];
+      const all: VerifiedRow[] = [];
+      for (const one of names)
+        all.push(await connection.json('POST', `/v1/admin/projections${pathOf(one, 'verify')}`));
+      return all;
+    };
+    const rows = await printOfCells(verified, [
       ...columns<VerifiedRow>('name', 'ok', 'rows', 'hash'),
       {
         title: 'first difference',
@@ -248,26 +297,17 @@ program
   .command('prune')
   .description('drop the tables of read models that no node uses')
   .action(async () => {
-    const { dropped } = await connect().json<{ dropped: string[] }>('POST', '/v1/admin/projections/prune');
-    await print(
-      dropped.map((table) => ({ table })),
-      columns<{ table: string }>('table'),
-    );
+    await printOfCells(async (connection) => {
+      const path = '/v1/admin/projections/prune';
+      return (await connection.json<{ dropped: string[] }>('POST', path)).dropped.map((table) => ({ table }));
+    }, columns<{ table: string }>('table'));
   });
-
-interface CellRow {
-  readonly name: string;
-  readonly weight: number;
-  readonly tenants: number;
-  readonly status: string;
-}
 
 program
   .command('cells')
   .description('list the cells, how many tenants live in each, and whether this node reaches it')
   .action(async () => {
-    const { data } = await connect().json<{ data: CellRow[] }>('GET', '/v1/admin/cells');
-    await print(data, columns<CellRow>('name', 'weight', 'tenants', 'status'));
+    await print(await readCells(), columns<CellRow>('name', 'weight', 'tenants', 'status'));
   });
 
 interface GenerationRow {
@@ -282,8 +322,9 @@ program
   .command('generations')
   .description('when the log was set back, by a failover or restore, and how many events were gone')
   .action(async () => {
-    const { data } = await connect().json<{ data: GenerationRow[] }>('GET', '/v1/admin/log/generations');
-    await print(data, [
+    const generations = async (connection: Connection): Promise<GenerationRow[]> =>
+      (await connection.json<{ data: GenerationRow[] }>('GET', '/v1/admin/log/generations')).data;
+    await printOfCells(generations, [
       ...columns<GenerationRow>('generation', 'since', 'server'),
       { title: 'lost', of: ({ lost }) => lost.reduce((sum, { from, to }) => sum + to - from + 1, 0) },
     ]);
@@ -303,8 +344,10 @@ parked
   .command('list', { isDefault: true })
   .description('list them, with the error')
   .action(async () => {
-    const { data } = await connect().json<{ data: ParkedRow[] }>('GET', '/v1/admin/parked');
-    await print(data, PARKED);
+    await printOfCells(
+      async (connection) => (await connection.json<{ data: ParkedRow[] }>('GET', '/v1/admin/parked')).data,
+      PARKED,
+    );
   });
 for (const [name, description] of [
   ['retry', 'try again, e.g. with a corrected version of the service'],
@@ -349,12 +392,14 @@ program
       if (!dryRun.isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
       return;
     }
-    const { found, swept } = await connect().json<{ found: Counts; swept: Counts }>(
-      'POST',
-      '/v1/admin/sweep',
-    );
-    await print(
-      Object.keys(found).map((reason) => ({ reason, found: found[reason], swept: swept[reason] })),
+    await printOfCells(
+      async (connection) => {
+        const { found, swept } = await connection.json<{ found: Counts; swept: Counts }>(
+          'POST',
+          '/v1/admin/sweep',
+        );
+        return Object.keys(found).map((reason) => ({ reason, found: found[reason], swept: swept[reason] }));
+      },
       columns<SweepRow>('reason', 'found', 'swept'),
     );
   });

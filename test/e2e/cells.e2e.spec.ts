@@ -11,7 +11,8 @@ import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
 import { createWorld, type Node, say, texts, type World } from './fixture.js';
 
 const NAMES = ['default', 'two', 'three'] as const;
-const TENANTS = Array.from({ length: 12 }, (_, index) => `tenant-${index}`);
+/** No name is the beginning of another one. */
+const TENANTS = [...'abcdefghijkl'].map((letter) => `tenant-${letter}`);
 
 let world: World;
 let databases: TestDatabase[];
@@ -179,6 +180,22 @@ describe('cells', () => {
     expect(
       await databases[1]?.query(`select 1 from event where type = 'TenantSettingsChanged'`),
     ).toHaveLength(1);
+    // The command line asks all of them, and says which one does not answer.
+    const verify = async () => {
+      const { out, err, code } = await colloquy(['verify', 'sessions'], {
+        env: { COLLOQUY_URL: node.api.url },
+      });
+      const rows = out.split('\n').filter(Boolean);
+      return { code, err, rows: rows.map((line) => JSON.parse(line) as { cell: string; ok: boolean }) };
+    };
+    const verified = await verify();
+    expect(verified.rows.map(({ cell, ok }) => [cell, ok])).toEqual(NAMES.map((name) => [name, true]));
+    expect(verified.code).toBe(0);
+    proxies[2]?.down();
+    const partial = await verify();
+    expect(partial.rows.map(({ cell }) => cell)).toEqual(['default', 'two']);
+    expect(partial).toMatchObject({ code: 1, err: expect.stringMatching(/^three: /) as string });
+    proxies[2]?.up();
     const metrics = (await node.api.get('/metrics')).text;
     for (const name of NAMES)
       expect(metrics).toMatch(new RegExp(`^colloquy_appends_total\\{cell="${name}"\\} [1-9]`, 'm'));

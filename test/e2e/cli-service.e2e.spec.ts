@@ -158,19 +158,26 @@ it('given a rebuild that takes a while, when the command starts it, then the com
 it('given one read model that differs, when all are verified, then the result of each is printed, and the exit code is 1', async () => {
   const same = { name: 'usage', ok: true, rows: 3, hash: 'ab', firstDifference: null };
   const other = { ...same, name: 'history', ok: false, firstDifference: { tenant: 't', sessionId: 's' } };
-  answers = [json({ data: [{ name: 'history' }, { name: 'usage' }] }), json(other), json(same)];
+  const oneCell = json({ data: [{ name: 'default' }] });
+  answers = [oneCell, json({ data: [{ name: 'history' }, { name: 'usage' }] }), json(other), json(same)];
 
   const { code, out } = await colloquy(['verify'], { env });
 
   expect({ code, rows: lines(out) }).toEqual({ code: 1, rows: [other, same] });
-  answers = [json(same)];
+  // A service that knows nothing of cells yet has one.
+  answers = [json({ code: 'not-found', detail: 'no such route' }, 404), json(same)];
   expect(await colloquy(['verify', 'usage'], { env })).toMatchObject({ code: 0 });
 });
 
 it('given parked sessions, when they are listed, retried and skipped, then the requests name the given session', async () => {
   const which = { projection: 'history', tenant: 'acme', sessionId: 'a:1' };
   const row = { ...which, version: 7, error: 'no', parkedAt: '2026-01-01T00:00:00.000Z' };
-  answers = [json({ data: [row] }), json({ parked: null }), json({ parked: row })];
+  answers = [
+    json({ data: [{ name: 'default' }] }),
+    json({ data: [row] }),
+    json({ parked: null }),
+    json({ parked: row }),
+  ];
 
   expect(lines((await colloquy(['parked'], { env })).out)).toEqual([row]);
   expect(lines((await colloquy(['parked', 'retry', 'history', 'acme', 'a:1'], { env })).out)).toEqual([
@@ -180,6 +187,7 @@ it('given parked sessions, when they are listed, retried and skipped, then the r
   const again = await colloquy(['parked', 'skip', 'history', 'acme', 'a:1'], { env });
   expect({ code: again.code, rows: lines(again.out) }).toEqual({ code: 1, rows: [row] });
   expect(asked.map(({ method, url, body }) => [method, url, body && (JSON.parse(body) as unknown)])).toEqual([
+    ['GET', '/v1/admin/cells', ''],
     ['GET', '/v1/admin/parked', ''],
     ['POST', '/v1/admin/parked/retry', which],
     ['POST', '/v1/admin/parked/skip', which],
