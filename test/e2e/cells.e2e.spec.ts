@@ -12,7 +12,7 @@ import { createWorld, type Node, say, texts, type World } from './fixture.js';
 
 const NAMES = ['default', 'two', 'three'] as const;
 /** No name is the beginning of another one. */
-const TENANTS = [...'abcdefghijkl'].map((letter) => `tenant-${letter}`);
+const TENANTS = 'abcdefghijkl'.split('').map((letter) => `tenant-${letter}`);
 
 let world: World;
 let databases: TestDatabase[];
