@@ -21,7 +21,7 @@ import { SweeperModule } from './sweeper/sweeper.module.js';
 export class AppModule {
   /**
    * @param databaseUrl of a database that is migrated
-   * @param cells the other cells, of which the first one tells operators
+   * @param cells for the first of several cells, which tells operators of all of them
    */
   static create(config: Config, databaseUrl: string, cells?: Cells): DynamicModule {
     return {

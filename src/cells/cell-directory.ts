@@ -15,8 +15,8 @@ export interface Weighted {
 }
 
 /**
- * In which cell a tenant lives. An entry is made when something is first written for a tenant, and kept for good; until
- * then there is nothing of the tenant anywhere but in the first cell, which may be older than the others.
+ * In which cell a tenant lives. An entry is made by the first request of a tenant that may write, and kept for good;
+ * until then there is nothing of the tenant anywhere but in the first cell, which may be older than the others.
  */
 export class CellDirectory {
   private readonly known = new LRUCache<string, string>({ max: REMEMBERED });

@@ -65,7 +65,7 @@ export function watchRequests(fastify: FastifyInstance): void {
     const { raw } = reply;
     // `close` also comes for answers that a handler took over, such as streams of events, and for those that broke off.
     raw.once('close', () => {
-      // Whoever got it tells.
+      // The application that got it counts and logs it.
       if (isHandedOver(request)) return;
       const answered: AnsweredRequest = {
         requestId: request.id,

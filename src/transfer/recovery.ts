@@ -5,24 +5,10 @@ import { type SessionState } from '../domain/session.state.js';
 import { type EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
 import { StreamHandler } from '../event-store/stream-handler.js';
+import { type LostEvent } from '../kafka/lost-events.js';
 import { activeSessions } from '../sessions/active-sessions.js';
 import { sessionKind } from '../sessions/session-kind.js';
 import { checkFollows, ImportRefused } from './import-format.js';
-
-/** An event that was in the log until the log was set back, as somebody else has kept it. */
-export interface KeptEvent {
-  readonly tenant: string;
-  readonly sessionId: string;
-  readonly version: number;
-  readonly incarnation: number;
-  /** The generation of the log in which it was appended. */
-  readonly generation: number;
-  readonly id: string;
-  readonly time: string;
-  readonly correlationId: string;
-  /** In the present schema version; undefined where it is not known. */
-  readonly event: { readonly type: string; readonly data: unknown } | undefined;
-}
 
 /**
  * - `lost`: they can be appended again
@@ -65,18 +51,18 @@ const ACTOR = 'system:recovery';
  */
 export async function recoverSessions(
   store: EventLog,
-  kept: readonly KeptEvent[],
+  lost: readonly LostEvent[],
   options: RecoveryOptions,
 ): Promise<RecoveredSession[]> {
   const recovery = new Recovery(store, options);
-  const groups = new Map<string, KeptEvent[]>();
-  for (const one of kept) {
+  const groups = new Map<string, LostEvent[]>();
+  for (const one of lost) {
     const key = `${one.generation}/${one.tenant}/${one.sessionId}`;
     const group = groups.get(key);
     if (group) group.push(one);
     else groups.set(key, [one]);
   }
-  // What was lost last was the truth for longer than what had been lost before it.
+  // Where two failovers have taken the same versions of a session, the later events count: they were answered last.
   const inOrder = [...groups.values()].sort(
     ([a], [b]) => (b?.generation ?? 0) - (a?.generation ?? 0) || ((a?.time ?? '') < (b?.time ?? '') ? -1 : 1),
   );
@@ -109,13 +95,14 @@ class Recovery {
 
   /** @param events of one session in the order of their versions */
   async recover(
-    events: readonly KeptEvent[],
-    { tenant, sessionId, version: from }: KeptEvent,
+    events: readonly LostEvent[],
+    { tenant, sessionId, version: from }: LostEvent,
   ): Promise<Outcome> {
     if (sessionId.startsWith('~')) return 'not a session';
     const stream = { tenant, streamId: sessionId };
     const { state } = await this.streams.load(stream);
-    if (state.version < from - 1) return 'incomplete';
+    const isWhole = events.every(({ version }, index) => version === from + index);
+    if (state.version < from - 1 || !isWhole) return 'incomplete';
     const there = await this.store.streams.read(stream, { from, to: from + events.length - 1 });
     const isSame = there.every(
       ({ type, data }, index) =>
@@ -147,15 +134,15 @@ class Recovery {
 }
 
 interface Step {
-  readonly first: KeptEvent;
+  readonly first: LostEvent;
   readonly events: SessionEvent[];
 }
 
 /** The events by the requests that had appended them, each of which was one append; undefined unless all can follow. */
-function stepsOf(kept: readonly KeptEvent[], from: SessionState): Step[] | undefined {
+function stepsOf(lost: readonly LostEvent[], from: SessionState): Step[] | undefined {
   const steps: Step[] = [];
   let state = from;
-  for (const one of kept) {
+  for (const one of lost) {
     const event = one.event && validated(one.event);
     if (!event) return undefined;
     try {
@@ -173,8 +160,8 @@ function stepsOf(kept: readonly KeptEvent[], from: SessionState): Step[] | undef
   return steps;
 }
 
-/** What others have kept may be of code that was newer, or not be what was published. */
-function validated({ type, data }: NonNullable<KeptEvent['event']>): SessionEvent | undefined {
+/** What a topic has may be of code that was newer, or not be what was published. */
+function validated({ type, data }: NonNullable<LostEvent['event']>): SessionEvent | undefined {
   if (!Object.hasOwn(sessionEvents, type)) return undefined;
   const result = sessionEvents[type as SessionEvent['type']].data.safeParse(data);
   return result.success ? ({ type, data: result.data } as SessionEvent) : undefined;

@@ -192,7 +192,29 @@ tenants:
     });
   });
 
+  it('given cells in the environment, when they are loaded, then each has its name and database, and the first one its weight', () => {
+    const { storage } = load(undefined, {
+      DATABASE_URL: 'postgres://db/x',
+      DATABASE_WEIGHT: '0',
+      DATABASE_CELLS: 'two=postgres://u:a=b@two-a,two-b/x  three=postgres://three/x',
+    });
+    expect(storage).toMatchObject({
+      database: { url: 'postgres://db/x', weight: 0 },
+      cells: [
+        { name: 'two', url: 'postgres://u:a=b@two-a,two-b/x', weight: 1 },
+        { name: 'three', url: 'postgres://three/x', weight: 1 },
+      ],
+    });
+  });
+
   it.each([
+    [{ DATABASE_URL: 'postgres://db/x', DATABASE_CELLS: 'two' }, 'DATABASE_CELLS'],
+    [{ DATABASE_CELLS: 'two=postgres://two/x' }, 'DATABASE_URL'],
+    [
+      { DATABASE_URL: 'postgres://db/x', DATABASE_CELLS: 'two=postgres://a/x two=postgres://b/x' },
+      'DATABASE_CELLS',
+    ],
+    [{ DATABASE_URL: 'postgres://db/x', DATABASE_CELLS: 'default=postgres://a/x' }, 'is taken: default'],
     [
       { DATABASE_URL: 'postgres://db/x', DATABASE_REPLICA_URLS: 'http://r' },
       'DATABASE_REPLICA_URLS, entry 1',
