@@ -82,6 +82,14 @@ export const migrations: readonly Migration[] = [
     file: 'cells/migrations/0019-tenant_cell.sql',
     sha256: '42a2a5650575d58e22ecf69bb75852a4eb4c2c2dff24f30debefc29cab809a37',
   },
+  {
+    file: 'event-store/migrations/0020-tenant_absence.sql',
+    sha256: 'b413fe16cca2b88cabda11358b8397fa8d882445845e9232237a10d9d5e822f3',
+  },
+  {
+    file: 'cells/migrations/0021-tenant-moves.sql',
+    sha256: '24807059a31d96fe8ef3f4f961035de82a2cb8f5c9aaf6fdff572883d6b7bc01',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -107,11 +115,14 @@ export const rights: Rights = {
     projection_rebuild: ALL,
     relay_checkpoint: ALL,
     relay_topic: ALL,
-    tenant_cell: ['select', 'insert'],
+    moved_position: ['select', 'insert'],
+    tenant_absence: ['select'],
+    tenant_cell: ['select', 'insert', 'update'],
+    tenant_copy: ALL,
     stream_snapshot: ALL,
     stream_state: ALL,
   },
-  sequences: ['lease_epoch'],
+  sequences: ['lease_epoch', 'tenant_cell_change'],
   owned: `select projection as name from projection_checkpoint
           union select shadow from projection_rebuild where shadow is not null`,
 };

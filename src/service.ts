@@ -80,7 +80,7 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     const cells = new Cells({
       start: (cell) => startCell(config, cell, surroundings, lastRequest),
       onTrouble: (name, error) => {
-        new Logger('cells').warn(`The cell ${name} cannot be started and is tried again: ${error.message}`);
+        new Logger('cells').warn(`The cell ${name} cannot be reached and is tried again: ${error.message}`);
       },
     });
     const app = await createApp(config, databaseUrl, surroundings, { cells });
@@ -96,7 +96,8 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     });
     configureApp(app, { ...config, version });
     await app.init();
-    await cells.begin(new CellDirectory(app.get(RelaxedPool).pool), cellSettings(config));
+    const { absences } = app.get(EventLog);
+    await cells.begin(new CellDirectory(app.get(RelaxedPool).pool), absences, cellSettings(config));
     return { app, embedded, stop, reload: (changed) => cells.use(cellSettings(changed)) };
   } catch (error) {
     await stop();
@@ -165,7 +166,8 @@ async function startCell(
     await fastify.ready();
     const health = app.get(Health);
     const { registry } = app.get(Metrics);
-    return { fastify, registry, isReady: () => health.isReady(), close: () => app.close() };
+    const { absences } = app.get(EventLog);
+    return { fastify, registry, absences, isReady: () => health.isReady(), close: () => app.close() };
   } catch (error) {
     await app.close().catch(() => undefined);
     throw error;

@@ -4,6 +4,7 @@ import { DatabaseUnavailable } from '../database/connection.js';
 import { EventLog } from '../event-store/log.js';
 import { type FeedFilter } from '../event-store/feed-reader.js';
 import { type Topic } from '../event-store/live-tail.js';
+import { TokenOutdated } from '../event-store/moved-positions.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionAddress } from '../sessions/command-context.js';
@@ -94,8 +95,7 @@ export class Feed implements OnModuleDestroy {
     if (after === 'end') return this.store.lanes.ends();
     if (after === undefined) return Array.from({ length: this.store.laneCount }, () => 0);
     const vector = this.store.vectors.decode(tenant, after);
-    if (!vector)
-      throw new ApiError('invalid-cursor', 'The cursor was not given out for the events of this tenant.');
+    if (!vector) return this.placeBefore(tenant, after);
     const { positions, generation } = vector;
     const kept = positions.map((position, lane) =>
       Math.min(position, this.store.generations.keptOf(generation, lane)),
@@ -107,6 +107,23 @@ export class Feed implements OnModuleDestroy {
         'Drop what you have of them, and go on with `after`, or read again from the beginning.',
       { details: { after: this.cursorOf(tenant, kept) } },
     );
+  }
+
+  /** The place of a cursor that was given out where the tenant lived before. */
+  private async placeBefore(tenant: string, after: string): Promise<number[]> {
+    try {
+      const place = await this.store.moved.translate(tenant, after);
+      if (place) return place;
+    } catch (error) {
+      if (!(error instanceof TokenOutdated)) throw error;
+      throw new ApiError(
+        'position-gone',
+        'Events before the cursor may be gone, by a failover or a restore of the database that the tenant lived in ' +
+          'before. Read again from the beginning.',
+        { details: { after: this.cursorOf(tenant, []) } },
+      );
+    }
+    throw new ApiError('invalid-cursor', 'The cursor was not given out for the events of this tenant.');
   }
 
   private cursorOf(tenant: string, place: readonly number[]): string {
@@ -200,9 +217,11 @@ export class Feed implements OnModuleDestroy {
     const over = AbortSignal.any([gone, this.closing.signal]);
     const isOver = (): boolean => over.aborted;
     const live = this.store.live.subscribe(topic);
-    // Where the reader stands may be gone in another generation of the log: it has to come again, and is told then.
-    const { current } = this.store.generations;
-    const isSame = (): boolean => this.store.generations.current === current;
+    // Where the reader stands may be gone in another generation of the log, and a tenant that is absent goes on in
+    // another one: the reader has to come again, and is told then.
+    const { absences, generations } = this.store;
+    const { current } = generations;
+    const isSame = (): boolean => generations.current === current && !absences.has(topic.tenant);
     const leave = (): void => {
       live.end();
     };

@@ -3,10 +3,23 @@ import { LRUCache } from 'lru-cache';
 import { type Pool } from 'pg';
 import { FIRST_CELL } from '../config.js';
 import { available } from '../database/connection.js';
+import { transaction } from '../database/transaction.js';
 import { hasStreams } from '../event-store/stream-reader.js';
+import { suspendClock } from '../suspend-clock.js';
 
-/** Places that are kept in memory. They never change, so none is ever read again while it is here. */
+/** Places that are kept in memory. */
 const REMEMBERED = 100_000;
+/** Between two looks at what was changed. */
+const LOOK_MS = 500;
+/** A place in memory is trusted for so long after the begin of the last look that has succeeded. */
+const TRUSTED_MS = 2_000;
+/**
+ * After so long every process has seen a change, or trusts none of its places. Whoever moves a tenant waits for it, after
+ * telling that the tenant moves and before it does.
+ */
+export const KNOWN_BY_ALL_MS = TRUSTED_MS + 1_000;
+/** Any number that nothing else locks: changes are committed in the order of their numbers. */
+const CHANGE_LOCK = 7306;
 
 export interface Weighted {
   readonly name: string;
@@ -14,33 +27,83 @@ export interface Weighted {
   readonly weight: number;
 }
 
+export interface DirectoryEntry {
+  readonly tenant: string;
+  readonly cell: string;
+  /** The cell to which it is being moved. */
+  readonly movingTo: string | null;
+}
+
+interface Entry extends DirectoryEntry {
+  /** The number of its last change; 0 for one that was never changed. */
+  readonly change: number;
+}
+
+const COLUMNS = 'tenant, cell, moving_to as "movingTo", coalesce(change, 0)::float8 as change';
+
+/** A tenant cannot be placed or moved as it was asked for. */
+export class PlacementRefused extends Error {
+  override readonly name = 'PlacementRefused';
+}
+
 /**
- * In which cell a tenant lives. An entry is made by the first request of a tenant that may write, and kept for good;
- * until then there is nothing of the tenant anywhere but in the first cell, which may be older than the others.
+ * In which cell a tenant lives. An entry is made by the first request of a tenant that may write; until then there is
+ * nothing of the tenant anywhere but in the first cell, which may be older than the others.
+ *
+ * Places are kept in memory. So that nobody reads where a tenant lived before, a process looks twice a second which
+ * tenants are on their way, and asks for those at each request; if it cannot look, it trusts none of its places.
  */
 export class CellDirectory {
-  private readonly known = new LRUCache<string, string>({ max: REMEMBERED });
+  private readonly known = new LRUCache<string, Entry>({ max: REMEMBERED });
+  private lastChange = 0;
+  /** When the last look began that has succeeded, by `suspendClock()`. */
+  private lookedAt = -Infinity;
+  private timer: NodeJS.Timeout | undefined;
+  private isAsking = false;
 
   /** @param pool of the first cell */
   constructor(private readonly pool: Pool) {}
 
-  /** The cell of a tenant, if this process knows it. */
+  /** The cell of a tenant, if this process knows it for certain. */
   remembered(tenant: string): string | undefined {
-    return this.known.get(tenant);
+    return this.isLooking ? this.lastSeen(tenant) : undefined;
+  }
+
+  /** The cell of a tenant when this process last heard of it; undefined when it was on its way. */
+  lastSeen(tenant: string): string | undefined {
+    const entry = this.known.get(tenant);
+    return entry?.movingTo === null ? entry.cell : undefined;
+  }
+
+  /** Whether what was changed is known. */
+  get isLooking(): boolean {
+    return suspendClock() - this.lookedAt < TRUSTED_MS;
   }
 
   /**
-   * Reads as many entries as are kept in memory, so that tenants are found while the first cell is away.
+   * Reads as many entries as are kept in memory, so that tenants are found while the first cell is away, and looks at
+   * changes from then on.
+   * @param onMoved called when tenants have begun or ended to move
    * @throws DatabaseUnavailable
    */
-  async load(): Promise<void> {
-    const { rows } = await available(() =>
-      this.pool.query<{ tenant: string; cell: string }>(
-        'select tenant, cell from tenant_cell order by since desc limit $1',
-        [REMEMBERED],
-      ),
-    );
-    for (const { tenant, cell } of rows) this.known.set(tenant, cell);
+  async load(onMoved: () => void = () => undefined): Promise<void> {
+    await this.look(true);
+    this.timer ??= setInterval(() => {
+      // A database that does not answer is not asked once more.
+      if (this.isAsking) return;
+      this.isAsking = true;
+      this.look(false)
+        .then((isChanged) => {
+          if (isChanged) onMoved();
+        })
+        // Without a look the places are not trusted, until one succeeds.
+        .catch(() => undefined)
+        .finally(() => (this.isAsking = false));
+    }, LOOK_MS).unref();
+  }
+
+  close(): void {
+    clearInterval(this.timer);
   }
 
   /**
@@ -48,7 +111,14 @@ export class CellDirectory {
    * @throws DatabaseUnavailable
    */
   async find(tenant: string): Promise<string | undefined> {
-    return this.keep(tenant, 'select cell from tenant_cell where tenant = $1', [tenant]);
+    return (await this.entry(tenant))?.cell;
+  }
+
+  /** @throws DatabaseUnavailable */
+  async entry(tenant: string): Promise<DirectoryEntry | undefined> {
+    const [row] = await this.rows<Entry>(`select ${COLUMNS} from tenant_cell where tenant = $1`, [tenant]);
+    if (row) this.keep(row);
+    return row;
   }
 
   /**
@@ -59,13 +129,13 @@ export class CellDirectory {
     const there = await this.find(tenant);
     if (there !== undefined) return there;
     const isHere = await available(() => hasStreams(this.pool, tenant));
-    const placed = await this.keep(
-      tenant,
-      'insert into tenant_cell (tenant, cell) values ($1, $2) on conflict (tenant) do nothing returning cell',
+    const [placed] = await this.rows<Entry>(
+      `insert into tenant_cell (tenant, cell) values ($1, $2) on conflict (tenant) do nothing returning ${COLUMNS}`,
       [tenant, isHere ? FIRST_CELL : choose(tenant, cells)],
     );
-    // Another node was faster.
-    return placed ?? (await this.find(tenant)) ?? FIRST_CELL;
+    if (placed) this.keep(placed);
+    // Else another node was faster.
+    return placed?.cell ?? (await this.find(tenant)) ?? FIRST_CELL;
   }
 
   /**
@@ -73,19 +143,77 @@ export class CellDirectory {
    * @throws DatabaseUnavailable
    */
   async count(): Promise<ReadonlyMap<string, number>> {
-    const { rows } = await available(() =>
-      this.pool.query<{ cell: string; tenants: number }>(
-        'select cell, count(*)::int as tenants from tenant_cell group by cell',
-      ),
+    const rows = await this.rows<{ cell: string; tenants: number }>(
+      'select cell, count(*)::int as tenants from tenant_cell group by cell',
     );
     return new Map(rows.map(({ cell, tenants }) => [cell, tenants]));
   }
 
-  private async keep(tenant: string, text: string, values: string[]): Promise<string | undefined> {
-    const { rows } = await available(() => this.pool.query<{ cell: string }>(text, values));
-    const cell = rows[0]?.cell;
-    if (cell !== undefined) this.known.set(tenant, cell);
-    return cell;
+  /** The tenants that live in a cell, and those that are on their way. @throws DatabaseUnavailable */
+  list({ cell, moving = false }: { readonly cell?: string; readonly moving?: boolean }): Promise<DirectoryEntry[]> {
+    return this.rows<DirectoryEntry>(
+      `select ${COLUMNS} from tenant_cell
+       where cell = coalesce($1, cell) and (moving_to is not null or not $2) order by tenant`,
+      [cell ?? null, moving],
+    );
+  }
+
+  /**
+   * Tells all processes that a tenant is on its way, so that they ask for it at each request. Repeating it changes nothing.
+   * @throws PlacementRefused when it is on its way to another cell
+   */
+  async announce({ tenant, cell }: DirectoryEntry, movingTo: string): Promise<void> {
+    const done = await this.change(
+      `update tenant_cell set moving_to = $3, change = nextval('tenant_cell_change')
+       where tenant = $1 and cell = $2 and coalesce(moving_to, $3) = $3`,
+      [tenant, cell, movingTo],
+    );
+    if (!done)
+      throw new PlacementRefused(`${tenant} is on its way to another cell: end that first, or give it up`);
+  }
+
+  /** The tenant lives in the cell from now on. */
+  async settle(tenant: string, cell: string): Promise<void> {
+    await this.change(
+      `update tenant_cell set cell = $2, moving_to = null, since = colloquy_now(), change = nextval('tenant_cell_change')
+       where tenant = $1`,
+      [tenant, cell],
+    );
+  }
+
+  private change(text: string, values: readonly string[]): Promise<boolean> {
+    return available(() =>
+      transaction(this.pool, async (client) => {
+        await client.query('select pg_advisory_xact_lock($1)', [CHANGE_LOCK]);
+        return (await client.query(text, [...values])).rowCount === 1;
+      }),
+    );
+  }
+
+  /** @param all whether entries are read that were never changed, too @returns whether any was changed */
+  private async look(all: boolean): Promise<boolean> {
+    const began = suspendClock();
+    const rows = await this.rows<Entry>(
+      `select ${COLUMNS} from tenant_cell
+       where ${all ? '$1::bigint is not null order by since desc' : 'change > $1 order by change'} limit $2`,
+      [this.lastChange, REMEMBERED],
+    );
+    for (const row of rows) {
+      this.keep(row);
+      this.lastChange = Math.max(this.lastChange, row.change);
+    }
+    this.lookedAt = began;
+    return rows.length > 0;
+  }
+
+  /** What was read earlier may come later. */
+  private keep(entry: Entry): void {
+    const { change } = this.known.get(entry.tenant) ?? entry;
+    if (entry.change >= change) this.known.set(entry.tenant, entry);
+  }
+
+  private async rows<Row extends object>(text: string, values: readonly unknown[] = []): Promise<Row[]> {
+    return (await available(() => this.pool.query<Row>(text, [...values]))).rows;
   }
 }
 

@@ -13,7 +13,15 @@ export interface Cell {
   isReady(): Promise<boolean>;
   /** Its metrics, with its name as a label. */
   readonly registry: Registry;
+  readonly absences: CellAbsences;
   close(): Promise<void>;
+}
+
+/** Which tenants are not at home in a cell, as its own database has it. */
+export interface CellAbsences {
+  isAbsent(tenant: string): Promise<boolean>;
+  /** Reads them anew; who follows a tenant that has left is dropped, and comes again. */
+  refresh(): Promise<void>;
 }
 
 export interface CellStatus extends Weighted {
@@ -53,6 +61,7 @@ export class Cells {
   private readonly severalListeners: (() => void)[] = [];
   private readonly stopping = new AbortController();
   private directory: CellDirectory | undefined;
+  private first: CellAbsences | undefined;
 
   constructor(private readonly options: CellsOptions) {}
 
@@ -68,8 +77,9 @@ export class Cells {
   }
 
   /** Starts the others, and waits for them for a while: one that is away must not keep this node from starting. */
-  async begin(directory: CellDirectory, settings: CellSettings): Promise<void> {
+  async begin(directory: CellDirectory, first: CellAbsences, settings: CellSettings): Promise<void> {
     this.directory = directory;
+    this.first = first;
     await this.use(settings);
   }
 
@@ -82,7 +92,11 @@ export class Cells {
     const { directory } = this;
     if (!directory || this.stopping.signal.aborted) return;
     // Before any tenant is looked for in it.
-    if (!this.areSeveral && others.length > 0) await directory.load();
+    if (!this.areSeveral && others.length > 0) {
+      await directory.load(() => {
+        this.refreshAbsences();
+      });
+    }
     const gone = this.weighted.slice(1).filter(({ name }) => !others.some((one) => one.name === name));
     this.weighted = [
       { name: FIRST_CELL, weight: firstWeight },
@@ -99,6 +113,7 @@ export class Cells {
   /** Closes the others. Each waits until it gets no more requests. */
   async close(): Promise<void> {
     this.stopping.abort();
+    this.directory?.close();
     await this.whenStarted();
     await Promise.all([...this.running.values()].map((cell) => cell.close()));
   }
@@ -127,7 +142,7 @@ export class Cells {
     }
     const known = this.directory?.remembered(tenant);
     if (known !== undefined) return this.app(known);
-    return this.look(tenant, request.method).then((cell) => this.app(cell));
+    return this.look(this.directory, tenant, request.method).then((cell) => this.app(cell));
   }
 
   /** The others that run, by name. */
@@ -155,12 +170,33 @@ export class Cells {
     return this.weighted[0]?.weight ?? 1;
   }
 
-  private async look(tenant: string, method: string): Promise<string> {
-    if (!this.directory) return FIRST_CELL;
+  private async look(
+    directory: CellDirectory | undefined,
+    tenant: string,
+    method: string,
+  ): Promise<string> {
+    if (!directory) return FIRST_CELL;
+    const last = directory.isLooking ? undefined : directory.lastSeen(tenant);
+    // The first cell is away, and somebody may have moved the tenant before. Its cell knows that.
+    if (last !== undefined && !(await this.absencesOf(last)?.isAbsent(tenant))) return last;
     // Who only looks at a tenant must not make it.
-    if (method === 'GET' || method === 'HEAD') return (await this.directory.find(tenant)) ?? FIRST_CELL;
+    if (method === 'GET' || method === 'HEAD') return (await directory.find(tenant)) ?? FIRST_CELL;
     const there = this.weighted.filter(({ name }) => name === FIRST_CELL || this.running.has(name));
-    return this.directory.place(tenant, there);
+    return directory.place(tenant, there);
+  }
+
+  private absencesOf(name: string): CellAbsences | undefined {
+    return name === FIRST_CELL ? this.first : this.running.get(name)?.absences;
+  }
+
+  private refreshAbsences(): void {
+    for (const name of [FIRST_CELL, ...this.running.keys()]) {
+      this.absencesOf(name)
+        ?.refresh()
+        .catch((error: unknown) => {
+          this.options.onTrouble(name, error as Error);
+        });
+    }
   }
 
   private app(name: string): FastifyInstance | undefined {

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { type MovedTenant } from '../cells/tenant-move.js';
 import { type ApiKey } from '../access/keys.schemas.js';
 import { ColloquyError, type Connection } from '../client/connection.js';
 import { version } from '../version.js';
@@ -10,8 +11,8 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export`, `import`, `migrate`, `grant` and `keys` work on the database itself, `data` on its files, everything else but
- * `token` asks a running service.
+ * `export`, `import`, `migrate`, `grant`, `keys`, `tenants` and `cells drain` work on the database itself, `data` on its
+ * files, everything else but `token` asks a running service.
  */
 
 interface EventRow {
@@ -303,11 +304,56 @@ program
     }, columns<{ table: string }>('table'));
   });
 
-program
-  .command('cells')
+const cells = program.command('cells').description('the databases that tenants live in');
+cells
+  .command('list', { isDefault: true })
   .description('list the cells, how many tenants live in each, and whether this node reaches it')
   .action(async () => {
     await print(await readCells(), columns<CellRow>('name', 'weight', 'tenants', 'status'));
+  });
+cells
+  .command('drain <cell>')
+  .description('move all tenants of a cell to the others, by their weights; repeat it when it was broken off')
+  .action(async (cell: string) => {
+    const { drainCell } = await import('./cells.js');
+    await drainCell(cell, (moved) => print([moved], MOVED, false));
+  });
+
+const MOVED = columns<MovedTenant>('tenant', 'from', 'to', 'events', 'closedMs');
+const tenants = program.command('tenants').description('in which cell a tenant lives');
+tenants
+  .command('place <tenant> <cell>')
+  .description('say where a tenant is going to live, before anything is written for it')
+  .action(async (tenant: string, cell: string) => {
+    const { placeTenant } = await import('./cells.js');
+    await placeTenant(tenant, cell);
+  });
+tenants
+  .command('move <tenant> [cell]')
+  .description('move a tenant to another cell while it is used; repeat it when it was broken off')
+  .option('--give-up', 'leave it where it is, if it is still on its way')
+  .action(async (tenant: string, cell: string | undefined, options: { giveUp?: boolean }) => {
+    const { giveUp, moveTo } = await import('./cells.js');
+    if (options.giveUp) {
+      process.stderr.write(`${tenant} stays in ${await giveUp(tenant)}\n`);
+      return;
+    }
+    if (cell === undefined) return tenants.error('name the cell to move it to', { exitCode: 2 });
+    const onProgress = (step: string, events: number): void => {
+      if (process.stderr.isTTY) process.stderr.write(`\r${step}, ${events} events copied  `);
+    };
+    const moved = await moveTo(tenant, cell, { onProgress });
+    if (process.stderr.isTTY) process.stderr.write('\n');
+    if (moved) await print([moved], MOVED);
+    else process.stderr.write(`${tenant} lives in ${cell}\n`);
+  });
+tenants
+  .command('moving')
+  .description('list the tenants that are on their way, by a move that runs or was broken off')
+  .action(async () => {
+    const { listMoving } = await import('./cells.js');
+    type Row = Awaited<ReturnType<typeof listMoving>>[number];
+    await print(await listMoving(), columns<Row>('tenant', 'cell', 'movingTo'));
   });
 
 interface GenerationRow {

@@ -5,6 +5,7 @@ import {
   isConnectionError,
   keepsProcessAlive,
 } from '../database/connection.js';
+import { REFUSED_ABSENT, TenantAbsent } from './absences.js';
 import { type Append, type AppendResult, endOf, type StreamEnd } from './append.js';
 import { type Telemetry } from './telemetry.js';
 import { commitAppends } from './append-statements.js';
@@ -212,7 +213,9 @@ export class Committer {
   ): Promise<DatabaseUnavailable | undefined> {
     const [only] = batch;
     if (only && batch.length === 1) {
-      only.reject(error instanceof Error ? error : new Error(String(error)));
+      const { code } = error as { code?: unknown };
+      if (code === REFUSED_ABSENT) only.reject(new TenantAbsent(error));
+      else only.reject(error instanceof Error ? error : new Error(String(error)));
       return undefined;
     }
     let unavailable: DatabaseUnavailable | undefined;

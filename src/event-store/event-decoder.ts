@@ -62,10 +62,13 @@ export class EventDecoder {
   }
 
   /** @param rows with `data` as JSON text */
-  async storedEvents(rows: readonly (EventRow & { readonly data: string | null })[]): Promise<StoredEvent[]> {
+  async storedEvents(
+    rows: readonly (EventRow & { readonly data: string | null; readonly copied: boolean })[],
+  ): Promise<StoredEvent[]> {
     const payloads = await this.opened(rows);
     return rows.map((row, index) => ({
       ...envelope(row),
+      isCopy: row.copied,
       json: row.sealed ? JSON.stringify(dataOf(payloads[index])) : (row.data ?? 'null'),
     }));
   }

@@ -127,9 +127,14 @@ export class LaneReader {
 
   /** Like `read`, but with the data as stored JSON, for readers that pass events on without looking at their data. */
   async readStored(after: ReadonlyMap<number, number>, limit: number): Promise<StoredEvent[]> {
-    const rows = await rowsOf<EventRow & { data: string | null }>(this.pool, {
+    const rows = await rowsOf<EventRow & { data: string | null; copied: boolean }>(this.pool, {
       name: 'read_stored',
-      text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')}
+      text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')},
+                    -- Most logs have no absences, which is looked at once, and not for each event.
+                    (select exists (select from tenant_absence)) and exists (
+                      select from tenant_absence a
+                      where a.tenant = e.tenant and e.position > a.closed[e.lane + 1]
+                        and (a.opened is null or e.position <= a.opened[e.lane + 1])) as copied
              from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
              cross join lateral (
                select * from event e where e.lane = reader.lane and e.position > reader.position

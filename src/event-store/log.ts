@@ -3,6 +3,7 @@ import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
 import { GENERIC_PLANS } from '../database/server-settings.js';
+import { Absences } from './absences.js';
 import { type Append, type AppendEvent, type AppendResult, type StreamEnd } from './append.js';
 import { BatchWriter, type WriterOptions } from './batch-writer.js';
 import { Counters } from './counters.js';
@@ -22,8 +23,10 @@ import { LogTail } from './log-tail.js';
 import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } from './payload-codec.js';
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
+import { MovedPositions } from './moved-positions.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
+import { type CopiedLog } from './tenant-copy.js';
 import { Telemetry } from './telemetry.js';
 import { VectorTokens } from './vector-tokens.js';
 import { WakeUp } from './wake-up.js';
@@ -101,6 +104,8 @@ export class EventLog {
   readonly counters: Counters;
   readonly wakeUp: WakeUp;
   readonly live: LiveTail;
+  readonly absences: Absences;
+  readonly moved: MovedPositions;
   readonly telemetry: Telemetry;
   /** Encrypts and decrypts positions, so that clients see opaque text. */
   readonly positions: PositionTokens;
@@ -153,6 +158,11 @@ export class EventLog {
       telemetry,
     );
     this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
+    this.absences = new Absences(pool, () => {
+      // Whoever follows an absent tenant has to look for it again.
+      this.live.close();
+    });
+    this.moved = new MovedPositions(pool, settings.position_key, settings.lanes);
     this.writer = this.createWriter(options);
   }
 
@@ -375,6 +385,21 @@ export class EventLog {
    */
   leases(owner: string): Leases {
     return new Leases(this.pool, owner, this.telemetry);
+  }
+
+  /** This log as one side of a copy of a tenant. */
+  copied(): CopiedLog {
+    const { pool, laneCount, generations, settings } = this;
+    return {
+      pool,
+      key: settings.position_key,
+      laneCount,
+      generations,
+      grown: (lanes) => {
+        this.forget(lanes);
+        this.wakeUp.appended(lanes);
+      },
+    };
   }
 
   /** Begins an import of whole streams on a connection of its own. The caller must close the import. */

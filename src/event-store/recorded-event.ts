@@ -17,7 +17,11 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
 }
 
 /** An event as it is stored: its data is JSON text in the schema version in which it was written. */
-export type StoredEvent = Omit<RecordedEvent, 'data'> & { readonly json: string };
+export type StoredEvent = Omit<RecordedEvent, 'data'> & {
+  readonly json: string;
+  /** Whether it came from another log, with its tenant. */
+  readonly isCopy: boolean;
+};
 
 /** An event at a position of a lane, as those who follow lanes get it. */
 export type LaneEvent = RecordedEvent & {

@@ -30,6 +30,7 @@ export const PROBLEMS = {
   'issuer-unavailable': { status: 503, title: 'The keys of the issuer of tokens cannot be fetched' },
   overloaded: { status: 503, title: 'Too much is waiting to be written' },
   'projection-lagging': { status: 503, title: 'The read model has not caught up' },
+  moving: { status: 503, title: 'The tenant is being moved to another cell' },
   'upgrade-in-progress': { status: 503, title: 'A newer version of the service is needed' },
   'database-unavailable': { status: 503, title: 'The database cannot be reached' },
 } as const satisfies Record<string, { status: number; title: string }>;
@@ -93,6 +94,7 @@ const RETRY_AFTER: Partial<Record<ProblemCode, string>> = {
   'session-busy': '1',
   overloaded: '1',
   'projection-lagging': '1',
+  moving: '1',
   'upgrade-in-progress': '5',
   'database-unavailable': '1',
   'issuer-unavailable': '5',

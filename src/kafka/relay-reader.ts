@@ -3,7 +3,7 @@ import { type LogGenerations } from '../event-store/log-generations.js';
 import { currentJson, toMessage, toTruncation } from './contract.js';
 import { type OutgoingMessage } from './publisher.js';
 import { type Move, type RelayCheckpoints } from './relay-checkpoints.js';
-import { suspendClock } from './suspend-clock.js';
+import { suspendClock } from '../suspend-clock.js';
 import { type FoundTopic } from './topic-admin.js';
 
 /** Events of one batch while the relay is catching up. */
@@ -28,7 +28,7 @@ interface Cursor {
   generation: number;
 }
 
-/** Messages to be sent in one request, and the positions to which they move the checkpoints of their lanes. */
+/** Messages to be sent in one request, if any, and the positions to which they move the checkpoints of their lanes. */
 export interface RelayBatch {
   readonly messages: readonly OutgoingMessage[];
   readonly moves: ReadonlyMap<number, Move>;
@@ -105,8 +105,11 @@ export class RelayReader {
       const from = after.get(event.lane);
       // `restart` was called while the events were read.
       if (!cursor || from === undefined) continue;
-      const generation = generations.of(event);
-      messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes, generation, cell));
+      // A copy was published by the log that it comes from.
+      if (!event.isCopy) {
+        const generation = generations.of(event);
+        messages.push(toMessage(event, currentJson(event), partitions, maxMessageBytes, generation, cell));
+      }
       cursor.position = event.position;
       moves.set(event.lane, {
         epoch: cursor.epoch,
@@ -120,7 +123,7 @@ export class RelayReader {
     const unfinished = [...moves].filter(([, { from, to }]) => to - from >= limit).map(([lane]) => lane);
     this.markGrown(unfinished);
     this.isCatchingUp = unfinished.length > 0;
-    return messages.length > 0 ? { messages, moves } : undefined;
+    return moves.size > 0 ? { messages, moves } : undefined;
   }
 
   /**

@@ -214,14 +214,16 @@ export class Relay {
   private async send(publisher: Publisher, batch: RelayBatch): Promise<void> {
     await this.reader.ensureClaims(batch);
     const begun = performance.now();
-    await publisher.send(this.options.topic, batch.messages);
-    this.store.telemetry.emit('published', {
-      topic: this.options.topic,
-      events: batch.messages.length,
-      bytes: lengthOf(batch.messages),
-      ms: performance.now() - begun,
-      causes: () => batch.messages.map(({ headers }) => headers['ce_correlationid'] ?? ''),
-    });
+    if (batch.messages.length > 0) {
+      await publisher.send(this.options.topic, batch.messages);
+      this.store.telemetry.emit('published', {
+        topic: this.options.topic,
+        events: batch.messages.length,
+        bytes: lengthOf(batch.messages),
+        ms: performance.now() - begun,
+        causes: () => batch.messages.map(({ headers }) => headers['ce_correlationid'] ?? ''),
+      });
+    }
     if (!(await this.checkpoints.move(batch.moves))) throw new Fenced();
   }
 

@@ -51,6 +51,34 @@ export interface ProjectorParts {
   readonly onError: (error: unknown, projection: string) => void;
 }
 
+interface Checkpoint {
+  readonly projection: string;
+  readonly lane: number;
+  readonly position: number;
+}
+
+const readCheckpoints = (pool: Pool, projections: readonly Projection[]): Promise<Checkpoint[]> =>
+  rowsOf(pool, {
+    text: 'select projection, lane, position from projection_checkpoint where projection = any ($1)',
+    values: [projections.map(tableOf)],
+  });
+
+/** How many events the tables of these projections have still to take in. */
+export async function lagOf({
+  pool,
+  store,
+  projections,
+}: Pick<ProjectorParts, 'pool' | 'store' | 'projections'>): Promise<ProjectionLag[]> {
+  const ends = await store.lanes.ends();
+  const rows = await readCheckpoints(pool, projections);
+  return projections.map((projection) => ({
+    projection: tableOf(projection),
+    behind: rows
+      .filter((row) => row.projection === tableOf(projection))
+      .reduce((sum, row) => sum + Math.max(0, (ends[row.lane] ?? 0) - row.position), 0),
+  }));
+}
+
 /**
  * Keeps the read models up to date with the log: one runner per projection; each lane is worked on by one of the nodes.
  */
@@ -128,24 +156,13 @@ export class Projector {
     );
   }
 
-  private async checkpoints(): Promise<{ projection: string; lane: number; position: number }[]> {
+  private checkpoints(): Promise<Checkpoint[]> {
     const { pool, projections } = this.parts;
-    return rowsOf(pool, {
-      text: 'select projection, lane, position from projection_checkpoint where projection = any ($1)',
-      values: [projections.map(tableOf)],
-    });
+    return readCheckpoints(pool, projections);
   }
 
-  async lag(): Promise<ProjectionLag[]> {
-    const { store, projections } = this.parts;
-    const ends = await store.lanes.ends();
-    const rows = await this.checkpoints();
-    return projections.map((projection) => ({
-      projection: tableOf(projection),
-      behind: rows
-        .filter((row) => row.projection === tableOf(projection))
-        .reduce((sum, row) => sum + Math.max(0, (ends[row.lane] ?? 0) - row.position), 0),
-    }));
+  lag(): Promise<ProjectionLag[]> {
+    return lagOf(this.parts);
   }
 
   async status(): Promise<ProjectionStatus[]> {

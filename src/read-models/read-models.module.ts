@@ -21,20 +21,7 @@ import { Projector } from '../projection-engine/projector.js';
 import { Replicas } from '../projection-engine/replicas.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { DATABASE_URL } from '../storage.module.js';
-import { generationsProjection } from './generations.projection.js';
-import { historyProjection } from './history.projection.js';
-import { searchProjection } from './search.projection.js';
-import { sessionsProjection } from './sessions.projection.js';
-import { usageProjection } from './usage.projection.js';
-
-/** A read model is one file, and one entry here. */
-const projections = [
-  sessionsProjection,
-  historyProjection,
-  usageProjection,
-  searchProjection,
-  generationsProjection,
-];
+import { projections } from './projections.js';
 
 /** A verification folds the whole log anew. */
 const VERIFY_LIMIT_MS = 3_600_000;

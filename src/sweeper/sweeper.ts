@@ -1,3 +1,4 @@
+import { TenantAbsent } from '../event-store/absences.js';
 import { Overloaded } from '../event-store/append.js';
 import { LaneShare } from '../event-store/lane-share.js';
 import { type Leases } from '../event-store/leases.js';
@@ -92,9 +93,10 @@ export class Sweeper {
   async dryRun(limit: number): Promise<{ actions: SweepAction[]; isComplete: boolean }> {
     const actions: SweepAction[] = [];
     const listed = new Set<string>();
+    await this.parts.store.absences.refresh();
     for (const reason of REASONS) {
       for await (const page of this.dueSessions.due(reason, this.allLanes(), listed)) {
-        for (const { overdueMs: _overdueMs, carryOut: _carryOut, ...action } of page) {
+        for (const { overdueMs: _overdueMs, carryOut: _carryOut, ...action } of page.filter(this.isAtHome)) {
           if (actions.length === limit) return { actions, isComplete: false };
           listed.add(`${action.tenant}/${action.sessionId}`);
           actions.push(action);
@@ -125,10 +127,11 @@ export class Sweeper {
     const found = { ttl: 0, cap: 0, lease: 0, retention: 0 };
     const swept = { ttl: 0, cap: 0, lease: 0, retention: 0 };
     let lagMs = 0;
+    await this.parts.store.absences.refresh();
     for (const reason of lanes.length > 0 ? REASONS : []) {
       for await (const page of this.dueSessions.due(reason, lanes)) {
         await this.pacer.each(
-          page,
+          page.filter(this.isAtHome),
           (some) => commands.preload(some),
           async (one) => {
             if (this.stopped) return;
@@ -137,6 +140,8 @@ export class Sweeper {
             try {
               if (!(await one.carryOut())) return;
             } catch (error) {
+              // Moved since the sweep began.
+              if (error instanceof TenantAbsent) return;
               if (!(error instanceof Overloaded)) throw error;
               // Commands of clients, who wait for an answer, come first. The session is still due at the next sweep.
               this.pacer.slowDown();
@@ -152,6 +157,9 @@ export class Sweeper {
     this.last = { found, swept, lagMs, durationMs: Math.round(performance.now() - began) };
     return this.last;
   }
+
+  /** The sessions of a tenant that was moved are swept where it lives now. */
+  private readonly isAtHome = ({ tenant }: SweepAction): boolean => !this.parts.store.absences.has(tenant);
 
   private allLanes(): number[] {
     return Array.from({ length: this.parts.store.laneCount }, (_, lane) => lane);

@@ -116,7 +116,9 @@ const isOfOther = (event: RecordedEvent, last: RecordedEvent | undefined): boole
   last !== undefined && (last.streamId !== event.streamId || last.tenant !== event.tenant);
 
 async function* pagesOf(store: EventLog, { tenant, sessions }: ExportSelection) {
+  await store.absences.refresh();
   if (sessions) {
+    if (store.absences.has(sessions.tenant)) return;
     const ids = [...new Set(sessions.sessionIds)].sort();
     const streams = ids.map((streamId) => ({ tenant: sessions.tenant, streamId }));
     const versions = await store.streams.versions(streams);
@@ -126,8 +128,9 @@ async function* pagesOf(store: EventLog, { tenant, sessions }: ExportSelection) 
   let after = { tenant: tenant ?? '', streamId: '' };
   for (;;) {
     const page = await store.cuts.streamsAfter(after, STREAMS, tenant);
-    // The stream of a tenant's settings is not a session; no session id begins with `~`.
-    yield page.filter(({ streamId }) => !streamId.startsWith('~'));
+    // The stream of a tenant's settings is not a session; no session id begins with `~`. What is left of a tenant that
+    // was moved is exported where it lives.
+    yield page.filter(({ tenant: of, streamId }) => !streamId.startsWith('~') && !store.absences.has(of));
     const end = page.at(-1);
     if (!end || page.length < STREAMS) return;
     after = end;

@@ -14,6 +14,11 @@ export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): P
     (await db.query(`select from event where type = 'SessionCreated' limit 1`)).length === 0
   )
     return;
+  // Of a tenant that lives in another log only the history is left, which nobody counts.
+  const [{ hasAbsences } = { hasAbsences: false }] = await db.query<{ hasAbsences: boolean }>(
+    `select to_regclass('tenant_absence') is not null as "hasAbsences"`,
+  );
+  const atHome = hasAbsences ? 'tenant not in (select tenant from tenant_absence where opened is null)' : 'true';
   const differences = await db.query(
     `select * from (
        select tenant, count(*)::int as active from (
@@ -24,7 +29,7 @@ export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): P
      ) log full join (
        select substr(key, 8) as tenant, value::int as counted from counter where starts_with(key, 'active:') and value <> 0
      ) counter using (tenant)
-     where active is distinct from counted`,
+     where active is distinct from counted and ${atHome}`,
   );
   expect(differences).toEqual([]);
 }
