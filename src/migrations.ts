@@ -84,7 +84,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'event-store/migrations/0020-tenant_absence.sql',
-    sha256: 'b413fe16cca2b88cabda11358b8397fa8d882445845e9232237a10d9d5e822f3',
+    sha256: '7512099c57cb48dcbed6e5a30e35d24f03a00e0520d7ed9b6ef9c0ea9965c81c',
   },
   {
     file: 'cells/migrations/0021-tenant-moves.sql',

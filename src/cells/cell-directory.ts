@@ -34,6 +34,13 @@ export interface DirectoryEntry {
   readonly movingTo: string | null;
 }
 
+/** A tenant, and the cells that it moves between. */
+export interface Way {
+  readonly tenant: string;
+  readonly from: string;
+  readonly to: string;
+}
+
 interface Entry extends DirectoryEntry {
   /** The number of its last change; 0 for one that was never changed. */
   readonly change: number;
@@ -150,9 +157,15 @@ export class CellDirectory {
   }
 
   /** The tenants that live in a cell, and those that are on their way. @throws DatabaseUnavailable */
-  list({ cell, moving = false }: { readonly cell?: string; readonly moving?: boolean }): Promise<DirectoryEntry[]> {
+  list({
+    cell,
+    moving = false,
+  }: {
+    readonly cell?: string;
+    readonly moving?: boolean;
+  }): Promise<DirectoryEntry[]> {
     return this.rows<DirectoryEntry>(
-      `select ${COLUMNS} from tenant_cell
+      `select tenant, cell, moving_to as "movingTo" from tenant_cell
        where cell = coalesce($1, cell) and (moving_to is not null or not $2) order by tenant`,
       [cell ?? null, moving],
     );
@@ -162,22 +175,22 @@ export class CellDirectory {
    * Tells all processes that a tenant is on its way, so that they ask for it at each request. Repeating it changes nothing.
    * @throws PlacementRefused when it is on its way to another cell
    */
-  async announce({ tenant, cell }: DirectoryEntry, movingTo: string): Promise<void> {
+  async announce({ tenant, from, to }: Way): Promise<void> {
     const done = await this.change(
       `update tenant_cell set moving_to = $3, change = nextval('tenant_cell_change')
        where tenant = $1 and cell = $2 and coalesce(moving_to, $3) = $3`,
-      [tenant, cell, movingTo],
+      [tenant, from, to],
     );
     if (!done)
       throw new PlacementRefused(`${tenant} is on its way to another cell: end that first, or give it up`);
   }
 
-  /** The tenant lives in the cell from now on. */
-  async settle(tenant: string, cell: string): Promise<void> {
+  /** The tenant lives in this cell, the one that it was moved to or from, and is no longer on its way. */
+  async settle({ tenant, from, to }: Way, cell: string): Promise<void> {
     await this.change(
-      `update tenant_cell set cell = $2, moving_to = null, since = colloquy_now(), change = nextval('tenant_cell_change')
-       where tenant = $1`,
-      [tenant, cell],
+      `update tenant_cell set cell = $4, moving_to = null, change = nextval('tenant_cell_change')
+       where tenant = $1 and cell = $2 and moving_to = $3`,
+      [tenant, from, to, cell],
     );
   }
 

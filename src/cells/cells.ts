@@ -170,11 +170,7 @@ export class Cells {
     return this.weighted[0]?.weight ?? 1;
   }
 
-  private async look(
-    directory: CellDirectory | undefined,
-    tenant: string,
-    method: string,
-  ): Promise<string> {
+  private async look(directory: CellDirectory | undefined, tenant: string, method: string): Promise<string> {
     if (!directory) return FIRST_CELL;
     const last = directory.isLooking ? undefined : directory.lastSeen(tenant);
     // The first cell is away, and somebody may have moved the tenant before. Its cell knows that.

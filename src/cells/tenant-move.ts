@@ -11,6 +11,9 @@ const POLL_MS = 20;
 /** Without a node that runs, nothing is read or published, and nobody waits for it either. */
 const STANDSTILL_MS = 10_000;
 const MOST_TRIES = 60;
+/** Appends wait for as long as somebody waits for a lock that they need as well. */
+const LOCK_PAUSE_MS = 500;
+const LOCK_NOT_AVAILABLE = '55P03';
 /** Events that may be left to copy, or to be read by the read models, when it is closed. */
 const FEW = 500;
 
@@ -45,72 +48,127 @@ export interface MovedTenant {
 }
 
 /**
- * Moves a tenant to another cell while it is used. Where it lives is decided by three facts, each in the database that it
- * is about, so that a process which is killed at any point can be followed by another one that does the same again:
+ * Moves a tenant to another cell while it is used. Where it lives is decided by facts that are each in the database that
+ * they are about, so that a process which is killed at any point can be followed by another one that does the same again:
  *
  * 1. The directory says that the tenant is on its way: all nodes ask for it at each request.
  * 2. It is absent from the log of the other cell, which takes copies of its events but no others.
  * 3. When little is left to copy it becomes absent from its own log as well: no process can write for it. The rest is
- *    copied, and everything compared.
- * 4. It is at home in the other log, and then the directory says so.
+ *    copied, and both are compared.
+ * 4. It departs from its own log, for good. Until here the move can be given up.
+ * 5. It arrives in the other log, and then the directory says so.
  *
  * At no time do both logs take its events. What it leaves behind stays, as a history that nobody writes to.
  *
- * @throws CopyRefused, PlacementRefused, DatabaseUnavailable; the tenant is where it was, and open
+ * @throws CopyRefused, PlacementRefused, DatabaseUnavailable; the tenant is where it was, and open, or the move has to be
+ *   taken up again
  */
 export async function moveTenant(options: TenantMoveOptions): Promise<MovedTenant> {
   const { directory, tenant, from, to, onProgress = () => undefined } = options;
+  const way = { tenant, from: from.name, to: to.name };
   const copy = new TenantCopy(from.log.copied(), to.log.copied(), tenant);
-  await directory.announce({ tenant, cell: from.name, movingTo: null }, to.name);
+  await directory.announce(way);
   const announced = performance.now();
-  const wasClosed = await from.log.absences.isAbsent(tenant);
-  // An earlier process was killed between opening it there and saying so.
-  const isThere = wasClosed && !(await to.log.absences.isAbsent(tenant));
-  if (!isThere) await retried(() => to.log.absences.begin(tenant));
-
   let copied = 0;
-  const copyEvents = (): Promise<number> =>
-    copy.copyEvents((events) => {
-      copied += events;
-      onProgress('copying', copied);
-    });
-  let events = 0;
-  let closedMs = 0;
-  if (!isThere) {
-    while ((await copyEvents()) > FEW);
+  const work: Work = {
+    ...options,
+    copy,
+    absence: 0,
+    copyEvents: () =>
+      copy.copyEvents((events) => {
+        copied += events;
+        onProgress('copying', copied);
+      }),
+  };
+  const left = await from.log.absences.find(tenant);
+  let done = { events: 0, closedMs: 0 };
+  if (left?.hasDeparted) {
+    // An earlier process was killed after that.
+    const arriving = await to.log.absences.find(tenant);
+    done.events = await copy.compare();
+    if (arriving) await to.log.absences.arrive(arriving.number);
+  } else {
+    work.absence = await retried(() => to.log.absences.begin(tenant));
+    while ((await work.copyEvents()) > FEW);
     await copy.copyFormerPositions();
     await copy.copyKeyedResults();
-    events = await copy.compare();
+    await copy.compare();
     onProgress('waiting', copied);
-    const wait = wasClosed ? 0 : announced + options.knownByAllMs - performance.now();
+    const wait = left ? 0 : announced + options.knownByAllMs - performance.now();
     if (wait > 0) await sleep(wait);
-    for (let tries = 1; ; tries += 1) {
-      await untilNear(options.behind);
-      await copyEvents();
-      const closed = await closeAndFinish(options, copy, copyEvents);
-      if (closed) {
-        ({ closedMs } = closed);
-        events = closed.events;
-        break;
-      }
-      if (tries === MOST_TRIES)
-        throw new PlacementRefused(
-          `what ${tenant} has written is not published to Kafka in time: look at the relay of ${from.name}`,
-        );
+    done = await finish(work, () => {
       onProgress('waiting', copied);
-      await sleep(PAUSE_MS);
-    }
-  } else events = await copy.compare();
-  await directory.settle(tenant, to.name);
+    });
+  }
+  await directory.settle(way, to.name);
   onProgress('opened', copied);
   for (const counter of options.counters) await from.log.counters.clear(counter);
-  return { tenant, from: from.name, to: to.name, events, closedMs: wasClosed ? 0 : closedMs };
+  return { ...way, ...done };
+}
+
+/** A move that is being made. */
+interface Work extends TenantMoveOptions {
+  readonly copy: TenantCopy;
+  /** Number of the absence from the other cell. */
+  absence: number;
+  readonly copyEvents: () => Promise<number>;
+}
+
+/** Closes the tenant until all of it is in the other cell. Where that takes too long it is opened again for a while. */
+async function finish(work: Work, onWaiting: () => void): Promise<Pick<MovedTenant, 'events' | 'closedMs'>> {
+  const { directory, tenant, from, to } = work;
+  for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
+    await untilNear(work.behind);
+    await work.copyEvents();
+    const entry = await directory.entry(tenant);
+    if (entry?.cell !== from.name || entry.movingTo !== to.name)
+      throw new PlacementRefused(`the move of ${tenant} was given up`);
+    const closed = await closeAndCopy(work);
+    if (closed) return closed;
+    onWaiting();
+    await sleep(PAUSE_MS);
+  }
+  throw new PlacementRefused(
+    `what ${tenant} has written is not published to Kafka in time: look at the relay of ${from.name}`,
+  );
+}
+
+/** @returns undefined when it took too long, and the tenant is open again where it was */
+async function closeAndCopy(
+  work: Work,
+): Promise<{ readonly events: number; readonly closedMs: number } | undefined> {
+  const { tenant, from, to, copy, counters } = work;
+  const began = performance.now();
+  const absence = await retried(() => from.log.absences.begin(tenant));
+  try {
+    work.onProgress?.('closed', 0);
+    const ends = await from.log.lanes.ends();
+    await work.copyEvents();
+    await copy.copyKeyedResults();
+    for (const counter of counters) await copy.copyCounter(counter);
+    const events = await copy.compare();
+    while (!(await work.isPublished(ends))) {
+      if (performance.now() - began > CLOSED_MS) {
+        await from.log.absences.reopen(absence);
+        return undefined;
+      }
+      await sleep(POLL_MS);
+    }
+    if (!(await from.log.absences.depart(absence)))
+      throw new PlacementRefused(`the move of ${tenant} was given up`);
+    await to.log.absences.arrive(work.absence);
+    return { events, closedMs: Math.round(performance.now() - began) };
+  } catch (error) {
+    // This does nothing when it has departed: then the move has to come to its end.
+    await from.log.absences.reopen(absence).catch(() => undefined);
+    throw error;
+  }
 }
 
 /**
  * Gives up a move that has not come to its end: the tenant stays where it is. What was copied stays in the other cell, for
  * the next time.
- * @throws PlacementRefused when the tenant is in the other cell already
+ * @throws PlacementRefused when the tenant has departed already
  */
 export async function giveUpMove({
   directory,
@@ -118,47 +176,11 @@ export async function giveUpMove({
   from,
   to,
 }: Pick<TenantMoveOptions, 'directory' | 'tenant' | 'from' | 'to'>): Promise<void> {
-  await reopen(tenant, from.log, to.log);
-  await directory.settle(tenant, from.name);
-}
-
-/** @returns undefined when it took too long, and the tenant is open again where it was */
-async function closeAndFinish(
-  { tenant, from, to, counters, isPublished, onProgress }: TenantMoveOptions,
-  copy: TenantCopy,
-  copyEvents: () => Promise<number>,
-): Promise<{ events: number; closedMs: number } | undefined> {
-  const began = performance.now();
-  try {
-    await retried(() => from.log.absences.begin(tenant));
-    onProgress?.('closed', 0);
-    const ends = await from.log.lanes.ends();
-    await copyEvents();
-    await copy.copyKeyedResults();
-    for (const counter of counters) await copy.copyCounter(counter);
-    const events = await copy.compare();
-    while (!(await isPublished(ends))) {
-      if (performance.now() - began > CLOSED_MS) {
-        await reopen(tenant, from.log, to.log);
-        return undefined;
-      }
-      await sleep(POLL_MS);
-    }
-    await to.log.absences.end(tenant);
-    return { events, closedMs: Math.round(performance.now() - began) };
-  } catch (error) {
-    // Where the end was committed although its answer was lost, the tenant stays closed here, and is moved on by the next
-    // process.
-    await reopen(tenant, from.log, to.log).catch(() => undefined);
-    throw error;
-  }
-}
-
-/** Opens the tenant where it was, unless it is open in the other cell. */
-async function reopen(tenant: string, from: EventLog, to: EventLog): Promise<void> {
-  if (!(await to.absences.isAbsent(tenant)) && (await from.absences.isAbsent(tenant)))
-    throw new PlacementRefused(`${tenant} is at home in the other cell already: let the move come to its end`);
-  await from.absences.end(tenant);
+  const absence = await from.log.absences.find(tenant);
+  if (absence) await from.log.absences.reopen(absence.number);
+  if ((await from.log.absences.find(tenant))?.hasDeparted)
+    throw new PlacementRefused(`${tenant} has left ${from.name}: let the move come to its end`);
+  await directory.settle({ tenant, from: from.name, to: to.name }, from.name);
 }
 
 /** Waits until the read models have little left to take in, or stand still. */
@@ -175,16 +197,13 @@ async function untilNear(behind: () => Promise<number>): Promise<void> {
 }
 
 /** A long commit, as of an import, may hold a lane for longer than one waits for it. */
-async function retried(work: () => Promise<void>): Promise<void> {
-  const LOCK_NOT_AVAILABLE = '55P03';
+async function retried<T>(work: () => Promise<T>): Promise<T> {
   for (let tries = 1; ; tries += 1) {
     try {
-      await work();
-      return;
+      return await work();
     } catch (error) {
-      if ((error as { code?: unknown }).code !== LOCK_NOT_AVAILABLE || tries === 30) throw error;
-      await sleep(PAUSE_MS);
+      if ((error as { code?: unknown }).code !== LOCK_NOT_AVAILABLE || tries === MOST_TRIES) throw error;
+      await sleep(LOCK_PAUSE_MS);
     }
   }
 }
-

@@ -1,4 +1,10 @@
-import { CellDirectory, choose, type DirectoryEntry, KNOWN_BY_ALL_MS, PlacementRefused } from '../cells/cell-directory.js';
+import {
+  CellDirectory,
+  choose,
+  type DirectoryEntry,
+  KNOWN_BY_ALL_MS,
+  PlacementRefused,
+} from '../cells/cell-directory.js';
 import { giveUpMove, type MovedTenant, moveTenant, type TenantMoveOptions } from '../cells/tenant-move.js';
 import { FIRST_CELL, loadConfig } from '../config.js';
 import { createPool } from '../database/connection.js';
@@ -54,7 +60,9 @@ export async function placeTenant(tenant: string, cell: string): Promise<void> {
   await withDirectory([cell], async (directory) => {
     const there = await directory.place(tenant, [{ name: cell, weight: 1 }]);
     if (there !== cell)
-      throw new PlacementRefused(`${tenant} lives in ${there} already: colloquy tenants move ${tenant} ${cell}`);
+      throw new PlacementRefused(
+        `${tenant} lives in ${there} already: colloquy tenants move ${tenant} ${cell}`,
+      );
   });
 }
 
@@ -102,10 +110,7 @@ export async function giveUp(tenant: string): Promise<string> {
  * Moves all tenants of a cell to others, one after the other, by the weights of those.
  * @param onMoved gets each of them when it is there
  */
-export async function drainCell(
-  cell: string,
-  onMoved: (moved: MovedTenant) => Promise<void>,
-): Promise<void> {
+export async function drainCell(cell: string, onMoved: (moved: MovedTenant) => Promise<void>): Promise<void> {
   const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
   const others = [
     { name: FIRST_CELL, weight: storage.database?.weight ?? 1 },

@@ -13,6 +13,14 @@ export class TenantAbsent extends Error {
   }
 }
 
+/** A time in which a tenant is not at home in a log. */
+export interface Absence {
+  /** No other absence in this log has it. */
+  readonly number: number;
+  /** Whether the tenant can only come back from another log. */
+  readonly hasDeparted: boolean;
+}
+
 /**
  * The tenants that are not at home in this log. While a tenant is absent the database refuses its events, from whatever
  * process they come, except for copies from the log where it is at home.
@@ -48,25 +56,55 @@ export class Absences {
 
   /** Whether the tenant is absent now. @throws DatabaseUnavailable */
   async isAbsent(tenant: string): Promise<boolean> {
-    const rows = await rowsOf(this.pool, {
-      name: 'is_absent',
-      text: 'select from tenant_absence where tenant = $1 and opened is null',
+    return (await this.find(tenant)) !== undefined;
+  }
+
+  /** The present absence of a tenant. @throws DatabaseUnavailable */
+  async find(tenant: string): Promise<Absence | undefined> {
+    const [row] = await rowsOf<Absence>(this.pool, {
+      name: 'find_absence',
+      text: 'select number, departed as "hasDeparted" from tenant_absence where tenant = $1 and opened is null',
       values: [tenant],
     });
-    return rows.length > 0;
+    return row;
   }
 
   /**
-   * Begins the absence of a tenant: when this resolves, all events of it that were ever accepted are in the log, and no
-   * more come.
+   * Begins the absence of a tenant, if it has not begun: when this resolves, all events of it that were ever accepted are
+   * in the log, and no more come.
+   *
+   * @returns its number
    * @throws DatabaseUnavailable; whatever the database says when a long commit holds a lane for more than a second
    */
-  async begin(tenant: string): Promise<void> {
-    await rowsOf(this.pool, { text: 'select begin_absence($1)', values: [tenant] });
+  async begin(tenant: string): Promise<number> {
+    await rowsOf(this.pool, { text: 'select guard_absences()' });
+    const [row] = await rowsOf<{ number: number }>(this.pool, {
+      text: 'select begin_absence($1) as number',
+      values: [tenant],
+    });
+    return row?.number ?? 0;
   }
 
-  /** Ends it: the log takes events of the tenant again. @throws DatabaseUnavailable */
-  async end(tenant: string): Promise<void> {
-    await rowsOf(this.pool, { text: 'select end_absence($1)', values: [tenant] });
+  /**
+   * Makes an absence final, so that the tenant may be opened elsewhere.
+   * @returns false when it has ended meanwhile
+   */
+  depart(number: number): Promise<boolean> {
+    return this.change('depart($1)', [number]);
+  }
+
+  /** Ends the absence of a tenant that has departed from where it was. @returns false when it has ended before */
+  arrive(number: number): Promise<boolean> {
+    return this.change('end_absence($1, true)', [number]);
+  }
+
+  /** Ends an absence that is not final. @returns false when it is, or has ended before */
+  reopen(number: number): Promise<boolean> {
+    return this.change('end_absence($1, false)', [number]);
+  }
+
+  private async change(call: string, values: readonly number[]): Promise<boolean> {
+    const statement = { text: `select ${call} as "isDone"`, values: [...values] };
+    return (await rowsOf<{ isDone: boolean }>(this.pool, statement))[0]?.isDone ?? false;
   }
 }

@@ -46,18 +46,36 @@ export class MovedPositions {
     return undefined;
   }
 
+  /**
+   * Follows all steps from one log to others, as often as they lead further. Each gives a place that is behind the same
+   * events or behind fewer, if the tenant was there before these: so the furthest is the right one.
+   */
   private async follow(
     tenant: string,
     steps: readonly Step[],
     origin: string,
     { positions, generation }: Vector,
   ): Promise<number[] | undefined> {
-    const path = pathTo(this.own, origin, steps);
-    if (!path) return undefined;
-    if (path[0] && generation < path[0].generation) throw new TokenOutdated();
-    let place: readonly number[] = positions;
-    for (const step of path) place = await this.step(tenant, step, place);
-    return [...place];
+    if (steps.some((step) => step.origin === origin && generation < step.generation))
+      throw new TokenOutdated();
+    const reached = new Map<string, readonly number[]>([[origin, positions]]);
+    for (let hasMoved = true; hasMoved;) {
+      hasMoved = false;
+      for (const step of steps) {
+        const place = reached.get(step.origin);
+        if (!place || step.target === origin) continue;
+        const before = reached.get(step.target) ?? [];
+        const after = await this.step(tenant, step, place);
+        if (after.every((position, lane) => position <= (before[lane] ?? -1))) continue;
+        reached.set(
+          step.target,
+          after.map((position, lane) => Math.max(position, before[lane] ?? 0)),
+        );
+        hasMoved = true;
+      }
+    }
+    const found = reached.get(this.own);
+    return found && [...found];
   }
 
   private async step(tenant: string, { origin, target }: Step, place: readonly number[]): Promise<number[]> {
@@ -74,15 +92,4 @@ export class MovedPositions {
     });
     return rows.map(({ position }) => position);
   }
-}
-
-/** The fewest steps from one log to another. */
-function pathTo(goal: string, from: string, steps: readonly Step[]): readonly Step[] | undefined {
-  const reached = new Map<string, readonly Step[]>([[from, []]]);
-  for (const [log, path] of reached) {
-    if (log === goal) return path;
-    for (const step of steps)
-      if (step.origin === log && !reached.has(step.target)) reached.set(step.target, [...path, step]);
-  }
-  return undefined;
 }

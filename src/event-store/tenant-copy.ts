@@ -81,7 +81,9 @@ export class TenantCopy {
         const to = isLast ? end : (page.at(-1)?.position ?? end);
         const states = await this.statesOf(page);
         const added = await available(() =>
-          transaction(this.target.pool, (client) => this.write(client, { lane, from: place, to, page, states })),
+          transaction(this.target.pool, (client) =>
+            this.write(client, { lane, from: place, to, page, states }),
+          ),
         );
         if (added > 0) this.target.grown([lane]);
         copied += added;
@@ -191,8 +193,8 @@ export class TenantCopy {
                on conflict do nothing`,
         values: [
           this.tenant,
-          ...['origin', 'target', 'generation', 'lane', 'first', 'from_positions', 'to_positions'].map((column) =>
-            rows.map((row) => row[column]),
+          ...['origin', 'target', 'generation', 'lane', 'first', 'from_positions', 'to_positions'].map(
+            (column) => rows.map((row) => row[column]),
           ),
         ],
       });
@@ -366,8 +368,9 @@ export class TenantCopy {
     positions: readonly number[],
   ): Promise<void> {
     const { rows } = await client.query<{ digest: string }>(
-      `select ${DIGEST} as digest from event e where e.lane = $1 and e.position = any ($2) order by e.position`,
-      [lane, positions],
+      `select ${DIGEST} as digest from event e
+       where e.lane = $1 and e.position = any ($2) and e.tenant = $3 order by e.position`,
+      [lane, positions, this.tenant],
     );
     if (digestOf(rows) === digestOf(page)) return;
     const index = page.findIndex(({ digest }, at) => rows[at]?.digest !== digest);
@@ -432,4 +435,6 @@ export class TenantCopy {
 }
 
 const digestOf = (rows: readonly { readonly digest: string }[]): string =>
-  createHash('sha256').update(rows.map(({ digest }) => digest).join()).digest('hex');
+  createHash('sha256')
+    .update(rows.map(({ digest }) => digest).join())
+    .digest('hex');

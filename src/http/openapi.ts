@@ -270,6 +270,8 @@ function complete(
     ...(secured ? OF_CALLERS : []),
     'internal-error',
   ]);
+  // Whatever is written for a tenant can meet its move.
+  if (codes.has('overloaded')) codes.add('moving');
   if (surface) {
     documentErrors(operation, surface, codes, components);
     return;

@@ -5,11 +5,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { consume, memoryPlaces } from '../../src/consumer.js';
 import { colloquy, startColloquy } from '../support/colloquy.js';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
-import { type Api, apiOf, eventually } from '../support/http.js';
+import { openEvents } from '../support/event-stream.js';
+import { type Api, apiOf, eventually, expectProblem } from '../support/http.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
 import { writers } from '../support/writers.js';
 import { seeded } from '../integration/event-store/fixture.js';
-import { createWorld, FULL, type Node, type World } from './fixture.js';
+import { createWorld, FULL, type Node, say, texts, type World } from './fixture.js';
 
 jest.setTimeout(FULL ? 900_000 : 120_000);
 
@@ -22,7 +23,11 @@ let env: Record<string, string>;
 
 beforeEach(async () => {
   world = await createWorld();
-  databases = { default: await createTestDatabase(), two: await createTestDatabase(), three: await createTestDatabase() };
+  databases = {
+    default: await createTestDatabase(),
+    two: await createTestDatabase(),
+    three: await createTestDatabase(),
+  };
   // They are clones of one template, and a log is known by its key.
   for (const database of Object.values(databases))
     await database.query(`update log_settings set position_key = decode(md5(current_database()), 'hex')`);
@@ -58,7 +63,8 @@ const history = (cell: Cell, tenant: string): Promise<Row[]> =>
      from event where tenant = $1 order by stream_id, version`,
     [tenant],
   );
-const hashOf = (rows: readonly Row[]): string => createHash('sha256').update(JSON.stringify(rows)).digest('hex');
+const hashOf = (rows: readonly Row[]): string =>
+  createHash('sha256').update(JSON.stringify(rows)).digest('hex');
 
 /** Expects every session to have the versions from 1 on, and each of these messages once, in the order of its writer. */
 function expectAll(rows: readonly Row[], said: readonly { session: string; content: string }[]): void {
@@ -88,7 +94,11 @@ describe('a move', () => {
     await eventually(() => Promise.resolve(writing.said.length > 60));
 
     const closed: number[] = [];
-    for (const [from, to] of [['two', 'three'], ['three', 'default'], ['default', 'two']] as const) {
+    for (const [from, to] of [
+      ['two', 'three'],
+      ['three', 'default'],
+      ['default', 'two'],
+    ] as const) {
       const report = await moved('acme', to);
       expect(report).toMatchObject({ from, to });
       closed.push(report.closedMs);
@@ -97,7 +107,9 @@ describe('a move', () => {
       // Who reads at any node sees what was said there last.
       for (const api of apis) {
         const last = writing.said.filter(({ session }) => session === 's1').at(-1);
-        const { body } = await api.get<{ data: { content: string }[] }>('/v1/sessions/s1/messages?order=desc&limit=200');
+        const { body } = await api.get<{ data: { content: string }[] }>(
+          '/v1/sessions/s1/messages?order=desc&limit=200',
+        );
         expect(body.data.map(({ content }) => content)).toContain(last?.content);
       }
       const [here, left] = [await history(to, 'acme'), await history(from, 'acme')];
@@ -148,4 +160,156 @@ describe('a move', () => {
     const homes = await databases.default.query<{ cell: Cell }>('select cell from tenant_cell');
     expectAll(await history(homes[0]?.cell ?? 'default', 'acme'), writing.said);
   });
+
+  it('given a follower of the feed, when the tenant is moved, then it goes on with its last cursor, and gets each event once', async () => {
+    await run('tenants', 'place', 'acme', 'two');
+    const node = await world.node(env);
+    const api = of(node, 'acme');
+    await api.post('/v1/sessions', { id: 's' });
+    for (let count = 0; count < 5; count += 1) await say(api, 's', `before ${count}`);
+    const seen: string[] = [];
+    let after = '';
+    const gone = new AbortController();
+    const following = (async () => {
+      while (!gone.signal.aborted) {
+        const path = `${node.service.url}/v1/events${after && `?after=${after}`}`;
+        const stream = await openEvents(path, { headers: { 'colloquy-tenant': 'acme' } });
+        for (;;) {
+          const event = await stream.next().catch(() => undefined);
+          if (!event) break;
+          after = event.id;
+          const { sessionId, version } = event.data as { sessionId?: string; version?: number };
+          if (sessionId !== undefined) seen.push(`${sessionId} ${String(version)}`);
+        }
+      }
+    })();
+    await eventually(() => Promise.resolve(seen.length === 6));
+    await moved('acme', 'three');
+    for (let count = 0; count < 5; count += 1) await say(api, 's', `after ${count}`);
+    await eventually(() => Promise.resolve(seen.length === 11), 20_000);
+    expect(seen).toEqual(Array.from({ length: 11 }, (_, index) => `s ${index + 1}`));
+    gone.abort();
+    await node.service.stop();
+    await following;
+  });
+
+  it('given a move that stands still while the tenant is closed, when it is used, then it can be read, and writes get 503 until the move is given up', async () => {
+    await run('tenants', 'place', 'acme', 'two');
+    const node = await world.node(env);
+    const api = of(node, 'acme');
+    await api.post('/v1/sessions', { id: 's' });
+    await say(api, 's', 'Before');
+    // As a mover leaves it that is killed after it has closed the tenant.
+    await databases.default.query(
+      `update tenant_cell set moving_to = 'three', change = nextval('tenant_cell_change') where tenant = 'acme'`,
+    );
+    await databases.two.query('select guard_absences()');
+    await databases.two.query(`select begin_absence('acme')`);
+    const refused = await say(api, 's', 'Meanwhile');
+    expectProblem(refused, 503, 'moving');
+    expect(refused.headers.get('retry-after')).toBe('1');
+    expect(await texts(api, 's')).toEqual(['Before']);
+    const openAi = await api.post('/openai/v1/conversations', {});
+    expect(openAi.status).toBe(503);
+    expect((await run('tenants', 'moving')).out).toBe('{"tenant":"acme","cell":"two","movingTo":"three"}\n');
+    expect(await run('tenants', 'move', 'acme', 'default')).toMatchObject({
+      code: 1,
+      err: expect.stringContaining('on its way') as string,
+    });
+
+    expect((await run('tenants', 'move', 'acme', '--give-up')).code).toBe(0);
+    expect((await say(api, 's', 'After')).status).toBe(201);
+    expect((await run('tenants', 'move', 'acme', '--give-up')).code).toBe(1);
+    expect((await run('tenants', 'move', 'acme', 'four')).err).toContain('there is no cell four');
+    expect((await run('tenants', 'move', 'acme')).code).toBe(2);
+    expect((await run('tenants', 'place', 'acme', 'three')).err).toContain('tenants move acme three');
+  });
+
+  it('given a cell that is drained, when all its tenants have left, then nothing of them is swept or exported there', async () => {
+    const node = await world.node({ ...env, DATABASE_WEIGHT: '0' });
+    const tenants = ['a', 'b', 'c'];
+    for (const tenant of tenants) {
+      await run('tenants', 'place', tenant, 'two');
+      await of(node, tenant).post('/v1/sessions', { id: 's' });
+      await say(of(node, tenant), 's', `Said by ${tenant}`);
+    }
+    const { out, code } = await run('cells', 'drain', 'two');
+    expect(code).toBe(0);
+    const reports = out
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as { tenant: string; to: string });
+    expect(reports.map(({ tenant }) => tenant)).toEqual(tenants);
+    for (const tenant of tenants) expect(await texts(of(node, tenant), 's')).toEqual([`Said by ${tenant}`]);
+    const exported = async (cell: string) =>
+      (await run('export', '--cell', cell)).out.split('\n').filter((line) => line.includes('MessageAppended'))
+        .length;
+    expect(await exported('two')).toBe(0);
+    expect((await exported('default')) + (await exported('three'))).toBe(3);
+    // Long after all of them are due.
+    for (const database of Object.values(databases)) await database.setClock({ offsetMs: 40 * 86_400_000 });
+    const before = await history('two', 'a');
+    await Promise.all(
+      NAMES.map((cell) => node.api.post('/v1/admin/sweep', undefined, { 'colloquy-cell': cell })),
+    );
+    expect(await history('two', 'a')).toEqual(before);
+    for (const tenant of tenants)
+      expect((await of(node, tenant).get<{ status: string }>('/v1/sessions/s')).body.status).toBe('expired');
+  });
 });
+
+describeWithKafka('a move and the topic', (brokers) => {
+  it('given a tenant that is written to, when it is moved, then the topic has each event once, and those of a session in order', async () => {
+    const topic = `moves-${randomUUID()}`;
+    const folder = await world.folder();
+    await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic}, brokers: [${brokers}] }\n`);
+    await run('tenants', 'place', 'acme', 'two');
+    const nodes = [await world.node(env, folder), await world.node(env, folder)];
+    const heard: string[] = [];
+    const consumer = consume({
+      kafka: { brokers: brokers.split(',') },
+      groupId: topic,
+      topic,
+      places: memoryPlaces(),
+      maxWaitMs: 100,
+      apply: (events) => {
+        for (const { sessionId, version } of events) heard.push(`${sessionId} ${version}`);
+        return Promise.resolve();
+      },
+      onError: () => undefined,
+    });
+    try {
+      const writing = writers(
+        nodes.map((node) => of(node, 'acme')),
+        ['s1', 's2', 's3'],
+      );
+      await eventually(() => Promise.resolve(writing.said.length > 50 && heard.length > 0), 30_000);
+      for (const cell of ['three', 'two', 'default']) {
+        const { code, err } = await colloquy(['tenants', 'move', 'acme', cell], { env, cwd: folder });
+        if (code !== 0) throw new Error(err);
+        const before = writing.said.length;
+        await eventually(() => Promise.resolve(writing.said.length > before + 20));
+      }
+      await writing.stop();
+      const rows = await history('default', 'acme');
+      expectAll(rows, writing.said);
+      const bySession = (events: readonly string[]) => [...events].sort((a, b) => collate(a, b));
+      const expected = rows.map(({ stream_id: id, version }) => `${id} ${version}`);
+      await eventually(() => Promise.resolve(heard.length >= expected.length), 30_000);
+      expect(bySession(heard)).toEqual(bySession(expected));
+      const seen = await tap(brokers, topic);
+      await seen.distinct(expected.length);
+      await seen.stop();
+      const records = seen.records.map(({ message }) => ({
+        event: `${message.headers?.['ce_subject']?.toString()} ${message.headers?.['ce_sessionversion']?.toString()}`,
+        id: message.headers?.['ce_id']?.toString() ?? '',
+      }));
+      expect(new Set(records.map(({ id }) => id)).size).toBe(records.length);
+      expect(records).toHaveLength(expected.length);
+    } finally {
+      await consumer.stop();
+    }
+  });
+});
+
+const collate = (a: string, b: string): number => a.localeCompare(b, 'en', { numeric: true });

@@ -18,7 +18,9 @@ export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): P
   const [{ hasAbsences } = { hasAbsences: false }] = await db.query<{ hasAbsences: boolean }>(
     `select to_regclass('tenant_absence') is not null as "hasAbsences"`,
   );
-  const atHome = hasAbsences ? 'tenant not in (select tenant from tenant_absence where opened is null)' : 'true';
+  const atHome = hasAbsences
+    ? 'tenant not in (select tenant from tenant_absence where opened is null)'
+    : 'true';
   const differences = await db.query(
     `select * from (
        select tenant, count(*)::int as active from (

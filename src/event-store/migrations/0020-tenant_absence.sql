@@ -7,7 +7,9 @@ create table tenant_absence (
   -- By lane, from lane 0 on: where the lanes ended when the absence began, and when it ended. What there is of the tenant
   -- in between are copies, which the log that they come from has published.
   closed bigint[] not null,
-  opened bigint[]
+  opened bigint[],
+  -- From then on the tenant is at home in another log, and can only come from there.
+  departed boolean not null default false
 );
 create unique index tenant_absent on tenant_absence (tenant) where opened is null;
 
@@ -55,38 +57,69 @@ begin
   return null;
 end $$;
 
--- Begins the absence of a tenant, unless it has begun. A log that no tenant has left, nor come to, has no trigger, and its
--- appends cost what they cost.
-create function begin_absence(p_tenant text) returns void
+-- A log that no tenant has left, nor come to, has no trigger, and its appends cost what they cost. This is no part of
+-- begin_absence: who holds this lock of the table must not wait for lanes, whose holders may wait for the table.
+create function guard_absences() returns void
 language plpgsql security definer
-set lock_timeout = '1s'
+set lock_timeout = '200ms'
 as $$
 begin
-  if exists (select from tenant_absence where tenant = p_tenant and opened is null) then
-    return;
-  end if;
   if not exists (select from pg_trigger where tgrelid = 'event'::regclass and tgname = 'refuse_absent') then
     create trigger refuse_absent after insert on event referencing new table as added
       for each statement execute function refuse_absent();
     alter table event enable always trigger refuse_absent;
+  end if;
+end $$;
+
+-- Begins the absence of a tenant, unless it has begun. Returns its number.
+create function begin_absence(p_tenant text) returns integer
+language plpgsql security definer
+set lock_timeout = '1s'
+as $$
+declare
+  v_number integer;
+begin
+  select number into v_number from tenant_absence where tenant = p_tenant and opened is null;
+  if found then
+    return v_number;
   end if;
   -- Appends hold the lock of their lane until they are committed: there are none under way after this.
   perform pg_advisory_xact_lock(7301, lane) from (select lane from lane_ends() order by lane) as l;
   insert into tenant_absence (tenant, closed)
   values (p_tenant, array(select position from lane_ends() order by lane))
   on conflict (tenant) where opened is null do nothing;
+  select number into v_number from tenant_absence where tenant = p_tenant and opened is null;
+  return v_number;
 end $$;
 
-create function end_absence(p_tenant text) returns void
+-- Makes an absence final, unless it has ended: the tenant can be opened where all of it was copied to. Returns whether it
+-- is. As every end of an absence names its number, a process that comes too late ends none that began after.
+create function depart(p_number integer) returns boolean
 language sql security definer
 as $$
-  update tenant_absence set opened = array(select position from lane_ends() order by lane)
-  where tenant = p_tenant and opened is null
+  with departing as (
+    update tenant_absence set departed = true where number = p_number and opened is null returning 1
+  ) select exists (select from departing)
+$$;
+
+-- Ends an absence: that of a tenant that arrives from another log, or of one that has not departed after all. Returns
+-- whether it has ended by this.
+create function end_absence(p_number integer, p_arrives boolean) returns boolean
+language sql security definer
+as $$
+  with ending as (
+    update tenant_absence set opened = array(select position from lane_ends() order by lane)
+    where number = p_number and opened is null and (p_arrives or not departed) returning 1
+  ) select exists (select from ending)
 $$;
 
 -- They run as the owner of the tables, so they must not find tables of whoever calls them.
 do $$
+declare
+  v_function text;
 begin
-  execute format('alter function begin_absence(text) set search_path = %I, pg_temp', current_schema());
-  execute format('alter function end_absence(text) set search_path = %I, pg_temp', current_schema());
+  foreach v_function in array array['guard_absences()', 'begin_absence(text)', 'depart(integer)',
+                                    'end_absence(integer, boolean)'] loop
+    execute format('alter function %s set search_path = %I, pg_temp', v_function, current_schema());
+  end loop;
 end $$;
