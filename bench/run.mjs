@@ -9,6 +9,7 @@ import { httpAppends } from './measures/http-appends.mjs';
 import { large } from './measures/large.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
+import { move } from './measures/move.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { overload } from './measures/overload.mjs';
 import { quietService } from './measures/quiet-service.mjs';
@@ -32,6 +33,7 @@ const MEASURES = {
   doors,
   access,
   cells,
+  move,
   overload,
   large,
 };

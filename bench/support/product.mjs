@@ -10,5 +10,7 @@ export const product = (name) => require(name.startsWith('dist/') ? join(root, n
 
 /** The built service's entry. */
 export const main = join(root, 'dist', 'main.js');
+/** The built command line's entry. */
+export const commandLine = join(root, 'dist', 'cli', 'main.js');
 export const fastifyEntry = () => require.resolve('fastify');
 export const pgEntry = () => require.resolve('pg');
