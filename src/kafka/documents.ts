@@ -354,7 +354,7 @@ const consumer = consume({
 
 **When the log was set back.** After a failover to a standby that lacked the last events, or a restore to an earlier state, the log goes on without events that you have seen, and others
 come with their versions. Each failover, restore and load from a dump begins a *generation* of the log. Before anything of it is published to a lane, its partition gets a record \`LogTruncated\`, with the key \`~log\` and the value
-\`{"generation": 2, "lane": 3, "from": 101}\`: what that lane has of earlier generations (\`ce_loggeneration\`) from position 101 on is gone; mostly nothing is. So an event is told for good by its generation, lane and position. \`colloquy/consumer\` finds the sessions concerned, asks the service which of
+\`{"generation": 2, "lane": 3, "from": 101}\`: what that lane has of earlier generations (\`ce_loggeneration\`) from position 101 on is gone; mostly nothing is. So an event is told for good by its cell, generation, lane and position. \`colloquy/consumer\` finds the sessions concerned, asks the service which of
 their versions were kept, moves its places back, and hands them to \`truncated(sessions, tx)\`, which undoes their effect in the same transaction:
 
 \`\`\`ts
@@ -363,6 +363,8 @@ truncated: async (sessions, tx) => {
     await tx.query('delete from … where tenant = $1 and session_id = $2 and version > $3', [tenant, sessionId, version]);
 },
 \`\`\`
+
+**When a tenant is moved** to another database of the service (a cell), its sessions go on from there: \`ce_cell\` changes, lane and partition stay, positions are those of the other cell, and the versions of each session go on without a gap. Nothing is published twice, and what comes from the new cell comes after all that came from the old one. Positions are compared within one cell only.
 
 A whole program: [\`examples/token-usage.mjs\`](../examples/token-usage.mjs), \`npm run example:usage\`.
 

@@ -8,6 +8,7 @@ import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { openEvents } from '../support/event-stream.js';
 import { type Api, apiOf, eventually, expectProblem } from '../support/http.js';
 import { describeWithKafka, tap } from '../support/kafka.js';
+import { freePort } from '../support/programs.js';
 import { writers } from '../support/writers.js';
 import { seeded } from '../integration/event-store/fixture.js';
 import { createWorld, FULL, type Node, say, texts, type World } from './fixture.js';
@@ -161,6 +162,48 @@ describe('a move', () => {
     expectAll(await history(homes[0]?.cell ?? 'default', 'acme'), writing.said);
   });
 
+  it('given settings, a hold, a fork, usage and a key of the tenant, when it is moved, then all of it is as it was', async () => {
+    await run('tenants', 'place', 'acme', 'two');
+    const node = await world.node(env);
+    const api = of(node, 'acme');
+    await node.api.put('/v1/admin/tenants/acme', { maxSessions: 7, sessionTTL: 600_000 });
+    await api.post('/v1/sessions', { id: 's', metadata: { a: '1' } });
+    await api.post('/v1/chat', { sessionId: 's', message: 'Hello' });
+    await api.patch('/v1/sessions/s', { legalHold: true });
+    await api.post('/v1/sessions/s/fork', { id: 'forked' });
+    await api.post('/v1/sessions', { id: 'keyed' }, { 'idempotency-key': 'k' });
+    const key = await colloquy(['keys', 'create', 'app', '--tenant', 'acme'], { env });
+    const paths = [
+      'sessions/s',
+      'sessions/s/messages',
+      'sessions/s/usage',
+      'sessions/forked/messages',
+      'sessions/s/messages?at=2',
+      'sessions',
+      'search?q=Hello',
+      'admin/tenants/acme',
+    ];
+    const all = async () => {
+      const answers = await Promise.all(paths.map((path) => api.get(`/v1/${path}`)));
+      return answers.map(({ status, body }) => ({ status, body }));
+    };
+    const before = await all();
+    expect(before.map(({ status }) => status)).toEqual(paths.map(() => 200));
+    await moved('acme', 'three');
+    expect(await all()).toEqual(before);
+    expectProblem(await api.delete('/v1/sessions/s'), 409, 'legal-hold');
+    const again = await api.post<{ id: string }>('/v1/sessions', { id: 'keyed' }, { 'idempotency-key': 'k' });
+    expect(again).toMatchObject({ status: 201, body: { id: 'keyed' } });
+    expect(
+      await history('three', 'acme').then((rows) => rows.filter((row) => row.stream_id === 'keyed')),
+    ).toHaveLength(1);
+    expect(key.code).toBe(0);
+    const secured = await world.node({ ...env, COLLOQUY_API_KEYS: 'all:other:key-of-all' });
+    const { key: secret } = JSON.parse(key.out) as { key: string };
+    const answer = await secured.api.get('/v1/sessions/s', { authorization: `Bearer ${secret}` });
+    expect(answer.status).toBe(200);
+  });
+
   it('given a follower of the feed, when the tenant is moved, then it goes on with its last cursor, and gets each event once', async () => {
     await run('tenants', 'place', 'acme', 'two');
     const node = await world.node(env);
@@ -223,6 +266,25 @@ describe('a move', () => {
     expect((await run('tenants', 'move', 'acme', 'four')).err).toContain('there is no cell four');
     expect((await run('tenants', 'move', 'acme')).code).toBe(2);
     expect((await run('tenants', 'place', 'acme', 'three')).err).toContain('tenants move acme three');
+  });
+
+  it('given brokers that are away, when a tenant is to be moved, then it waits, and the tenant is used on', async () => {
+    const brokers = { KAFKA_BROKERS: `127.0.0.1:${await freePort()}` };
+    await run('tenants', 'place', 'acme', 'two');
+    const node = await world.node({ ...env, ...brokers });
+    const api = of(node, 'acme');
+    await api.post('/v1/sessions', { id: 's' });
+    const { child, ended } = startColloquy(['tenants', 'move', 'acme', 'three'], {
+      env: { ...env, ...brokers },
+    });
+    const times = () => databases.two.query('select from tenant_absence where opened is not null');
+    await eventually(async () => (await times()).length >= 2, 20_000);
+    expect((await say(api, 's', 'Meanwhile')).status).toBe(201);
+    child.kill('SIGTERM');
+    await ended;
+    expect((await run('tenants', 'move', 'acme', '--give-up')).code).toBe(0);
+    expect(await texts(api, 's')).toEqual(['Meanwhile']);
+    expect((await history('three', 'acme')).length).toBeGreaterThan(0);
   });
 
   it('given a cell that is drained, when all its tenants have left, then nothing of them is swept or exported there', async () => {

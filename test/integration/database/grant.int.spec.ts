@@ -3,6 +3,9 @@ import { Client } from 'pg';
 import { grant } from '../../../src/database/grant.js';
 import { migrations, rights } from '../../../src/migrations.js';
 import { migrate } from '../../../src/database/migrate.js';
+import { TenantAbsent } from '../../../src/event-store/absences.js';
+import { EventLog } from '../../../src/event-store/log.js';
+import { appendOf } from '../../support/append.js';
 import { apiOf } from '../../support/http.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { startService } from '../../support/process.js';
@@ -84,9 +87,30 @@ describe('a role that cannot change the log', () => {
     `update log_settings set lanes = 1`,
     `delete from migration`,
     `delete from api_key`,
+    `insert into tenant_absence (tenant, closed) values ('acme', '{}')`,
+    `update tenant_absence set departed = false`,
+    `select guard_absences(); drop trigger refuse_absent on event`,
   ])('given the grants, when the role tries "%s", then PostgreSQL refuses', async (statement) => {
     await grant(db.url, role, rights);
     await expect(asRole((client) => client.query(statement))).rejects.toMatchObject({ code: '42501' });
+  });
+
+  it('given the grants, when the role makes a tenant absent, then it can, and the tenant has no events until it is back', async () => {
+    await grant(db.url, role, rights);
+    const store = await EventLog.open(url);
+    const append = () =>
+      store.append(appendOf({ tenant: 'acme', streamId: 's' }, 0, [{ type: 'Written', data: {} }]));
+    try {
+      const number = await store.absences.begin('acme');
+      await expect(append()).rejects.toThrow(TenantAbsent);
+      expect(await store.absences.depart(number)).toBe(true);
+      expect(await store.absences.reopen(number)).toBe(false);
+      expect(await store.absences.arrive(number)).toBe(true);
+      expect((await append()).status).toBe('ok');
+    } finally {
+      await store.close();
+    }
+    await db.query('delete from counter');
   });
 
   it('given a database that is not migrated, when the role would have to, then the error says who must', async () => {
