@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { promisify } from 'node:util';
-import { ask, Connection, request } from '../support/http.mjs';
+import { Connection, request } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
 import { startService } from '../support/process.mjs';
 import { commandLine, product } from '../support/product.mjs';
