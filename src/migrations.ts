@@ -84,7 +84,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'event-store/migrations/0020-tenant_absence.sql',
-    sha256: '7512099c57cb48dcbed6e5a30e35d24f03a00e0520d7ed9b6ef9c0ea9965c81c',
+    sha256: '3ca16402dda06445e5b2d3dbf5f8ae8bcadefc18f77627ffc79a341d4985d54b',
   },
   {
     file: 'cells/migrations/0021-tenant-moves.sql',

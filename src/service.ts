@@ -6,18 +6,18 @@ import { type Logger as PinoLogger } from 'pino';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
-import { type Cell, Cells, type CellSettings } from './cells/cells.js';
+import { type Cell, type CellBasis, Cells, type CellSettings } from './cells/cells.js';
 import { type CellConfig, type Config } from './config.js';
-import { isConnectionError } from './database/connection.js';
+import { connect, createPool, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
 import { migrate } from './database/migrate.js';
 import { checkPooler } from './database/pooler.js';
-import { RelaxedPool } from './database/relaxed-pool.js';
 import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest, RequestLines } from './http/request-log.js';
 import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
+import { Unanswered } from './http/unanswered.js';
 import { jsonLines, NestLog } from './logging.js';
 import { migrations } from './migrations.js';
 import { Health } from './ops/health.js';
@@ -30,6 +30,7 @@ const DATABASE_PATIENCE_MS = 60_000;
 /** Connections that the embedded PostgreSQL takes, unless several processes need more. */
 const EMBEDDED_CONNECTIONS = 200;
 const SPARE_CONNECTIONS = 20;
+const DIRECTORY_CONNECTIONS = 3;
 
 export interface ServiceOptions {
   /** Where the log of the service goes. */
@@ -83,7 +84,8 @@ export async function createService(config: Config, { logger }: ServiceOptions):
         new Logger('cells').warn(`The cell ${name} cannot be reached and is tried again: ${error.message}`);
       },
     });
-    const app = await createApp(config, databaseUrl, surroundings, { cells });
+    const unanswered = new Unanswered();
+    const app = await createApp(config, databaseUrl, surroundings, { cells, unanswered });
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;
@@ -96,8 +98,15 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     });
     configureApp(app, { ...config, version });
     await app.init();
-    const { absences } = app.get(EventLog);
-    await cells.begin(new CellDirectory(app.get(RelaxedPool).pool), absences, cellSettings(config));
+    // A place that was given out must not be given out again after a crash: its commit waits for the disk. Connections are
+    // made when there are several cells.
+    const pool = createPool(databaseUrl, 'directory', { max: DIRECTORY_CONNECTIONS });
+    undo.push(() => pool.end());
+    const directory = new CellDirectory(pool);
+    app.get(EventLog).generations.onNew(() => {
+      directory.forget();
+    });
+    await cells.begin(directory, basisOf(app, databaseUrl, unanswered), cellSettings(config));
     return { app, embedded, stop, reload: (changed) => cells.use(cellSettings(changed)) };
   } catch (error) {
     await stop();
@@ -122,8 +131,13 @@ async function createApp(
   config: Config,
   databaseUrl: string,
   { logger, logRequest, traces }: Surroundings,
-  { cells, lastRequest }: { readonly cells?: Cells | undefined; readonly lastRequest?: Promise<void> },
+  options: {
+    readonly cells?: Cells | undefined;
+    readonly unanswered: Unanswered;
+    readonly lastRequest?: Promise<void>;
+  },
 ): Promise<NestFastifyApplication> {
+  const { cells, unanswered, lastRequest } = options;
   // Until there is a log, nothing waits to be written to it.
   let isBehind: NonNullable<HttpSettings['isBehind']> = () => false;
   const app = await NestFactory.create<NestFastifyApplication>(
@@ -137,6 +151,7 @@ async function createApp(
       isBehind: (tenant) => isBehind(tenant),
       correlationIds: traces && ((request, named) => traces.begin(request, named)),
       elsewhere: cells && ((request) => cells.elsewhere(request)),
+      unanswered,
       lastRequest,
     }),
     { logger, abortOnError: false },
@@ -158,7 +173,8 @@ async function startCell(
   if (database.pooledUrl !== undefined) await checkPooler(database.pooledUrl);
   const { cells: _others, ...storage } = config.storage;
   const own = { ...config, storage: { ...storage, database, cell: name } };
-  const app = await createApp(own, database.url, surroundings, { lastRequest });
+  const unanswered = new Unanswered();
+  const app = await createApp(own, database.url, surroundings, { unanswered, lastRequest });
   try {
     configureApp(app, { ...own, version });
     await app.init();
@@ -166,12 +182,38 @@ async function startCell(
     await fastify.ready();
     const health = app.get(Health);
     const { registry } = app.get(Metrics);
-    const { absences } = app.get(EventLog);
-    return { fastify, registry, absences, isReady: () => health.isReady(), close: () => app.close() };
+    return {
+      ...basisOf(app, database.url, unanswered),
+      fastify,
+      registry,
+      isReady: () => health.isReady(),
+      close: () => app.close(),
+    };
   } catch (error) {
     await app.close().catch(() => undefined);
     throw error;
   }
+}
+
+const basisOf = (app: NestFastifyApplication, url: string, unanswered: Unanswered): CellBasis => ({
+  absences: app.get(EventLog).absences,
+  unanswered,
+  // On a connection of its own: those that there are may all be waiting.
+  ask: async (ms) => {
+    const client = await connect(url, 'sign of life', { connectMs: ms }).catch((error: unknown) => {
+      // A server that says why it takes no connection, because there are too many, lives.
+      if (hasAnswered(error)) return undefined;
+      throw error;
+    });
+    // Its end is not awaited: a server that does not answer does not say goodbye either.
+    await client?.query('select 1').finally(() => void client.end().catch(() => undefined));
+  },
+});
+
+/** Whether an error comes from a server that is neither starting nor stopping. */
+function hasAnswered(error: unknown): boolean {
+  const { severity, code } = (error ?? {}) as { severity?: unknown; code?: unknown };
+  return severity !== undefined && typeof code === 'string' && !code.startsWith('57P');
 }
 
 /**

@@ -62,7 +62,8 @@ export class PlacementRefused extends Error {
  */
 export class CellDirectory {
   private readonly known = new LRUCache<string, Entry>({ max: REMEMBERED });
-  private lastChange = 0;
+  /** The number of the last change that was seen; undefined: all entries are to be read. */
+  private lastChange: number | undefined;
   /** When the last look began that has succeeded, by `suspendClock()`. */
   private lookedAt = -Infinity;
   private timer: NodeJS.Timeout | undefined;
@@ -94,12 +95,12 @@ export class CellDirectory {
    * @throws DatabaseUnavailable
    */
   async load(onMoved: () => void = () => undefined): Promise<void> {
-    await this.look(true);
+    await this.look();
     this.timer ??= setInterval(() => {
       // A database that does not answer is not asked once more.
       if (this.isAsking) return;
       this.isAsking = true;
-      this.look(false)
+      this.look()
         .then((isChanged) => {
           if (isChanged) onMoved();
         })
@@ -107,6 +108,13 @@ export class CellDirectory {
         .catch(() => undefined)
         .finally(() => (this.isAsking = false));
     }, LOOK_MS).unref();
+  }
+
+  /** Forgets everything: the first cell may have been set back. */
+  forget(): void {
+    this.known.clear();
+    this.lastChange = undefined;
+    this.lookedAt = -Infinity;
   }
 
   close(): void {
@@ -203,18 +211,20 @@ export class CellDirectory {
     );
   }
 
-  /** @param all whether entries are read that were never changed, too @returns whether any was changed */
-  private async look(all: boolean): Promise<boolean> {
+  /** @returns whether any entry was changed */
+  private async look(): Promise<boolean> {
     const began = suspendClock();
+    const { lastChange } = this;
     const rows = await this.rows<Entry>(
       `select ${COLUMNS} from tenant_cell
-       where ${all ? '$1::bigint is not null order by since desc' : 'change > $1 order by change'} limit $2`,
-      [this.lastChange, REMEMBERED],
+       where ${lastChange === undefined ? '$1::bigint is null order by since desc' : 'change > $1 order by change'}
+       limit $2`,
+      [lastChange ?? null, REMEMBERED],
     );
-    for (const row of rows) {
-      this.keep(row);
-      this.lastChange = Math.max(this.lastChange, row.change);
-    }
+    // Everything was forgotten meanwhile.
+    if (this.lastChange !== lastChange) return true;
+    for (const row of rows) this.keep(row);
+    this.lastChange = rows.reduce((last, { change }) => Math.max(last, change), lastChange ?? 0);
     this.lookedAt = began;
     return rows.length > 0;
   }

@@ -4,17 +4,26 @@ import { type Registry } from 'prom-client';
 import { type CellConfig, FIRST_CELL } from '../config.js';
 import { TENANT_ID } from '../domain/tenant.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
+import { type Unanswered } from '../http/unanswered.js';
 import { type CellDirectory, type Weighted } from './cell-directory.js';
+import { CellWatch, type WatchedCell } from './cell-watch.js';
 
 /** A cell that runs in this process: a whole application on a database of its own. */
-export interface Cell {
+export interface Cell extends CellBasis {
   readonly fastify: FastifyInstance;
   /** Whether its database answers and its read models are near the log. */
   isReady(): Promise<boolean>;
   /** Its metrics, with its name as a label. */
   readonly registry: Registry;
-  readonly absences: CellAbsences;
   close(): Promise<void>;
+}
+
+/** What is known of every cell, the first one too. */
+export interface CellBasis {
+  readonly absences: CellAbsences;
+  readonly unanswered: Unanswered;
+  /** Asks its database for a sign of life. Rejects when there is none in time. */
+  readonly ask: (ms: number) => Promise<void>;
 }
 
 /** Which tenants are not at home in a cell, as its own database has it. */
@@ -61,7 +70,8 @@ export class Cells {
   private readonly severalListeners: (() => void)[] = [];
   private readonly stopping = new AbortController();
   private directory: CellDirectory | undefined;
-  private first: CellAbsences | undefined;
+  private first: CellBasis | undefined;
+  private readonly watch = new CellWatch(() => this.watched(), unavailable);
 
   constructor(private readonly options: CellsOptions) {}
 
@@ -77,7 +87,7 @@ export class Cells {
   }
 
   /** Starts the others, and waits for them for a while: one that is away must not keep this node from starting. */
-  async begin(directory: CellDirectory, first: CellAbsences, settings: CellSettings): Promise<void> {
+  async begin(directory: CellDirectory, first: CellBasis, settings: CellSettings): Promise<void> {
     this.directory = directory;
     this.first = first;
     await this.use(settings);
@@ -98,6 +108,7 @@ export class Cells {
       });
     }
     const gone = this.weighted.slice(1).filter(({ name }) => !others.some((one) => one.name === name));
+    if (others.length > 0) this.watch.begin();
     this.weighted = [
       { name: FIRST_CELL, weight: firstWeight },
       ...others.map(({ name, weight }) => ({ name, weight })),
@@ -114,6 +125,7 @@ export class Cells {
   async close(): Promise<void> {
     this.stopping.abort();
     this.directory?.close();
+    this.watch.close();
     await this.whenStarted();
     await Promise.all([...this.running.values()].map((cell) => cell.close()));
   }
@@ -182,7 +194,12 @@ export class Cells {
   }
 
   private absencesOf(name: string): CellAbsences | undefined {
-    return name === FIRST_CELL ? this.first : this.running.get(name)?.absences;
+    return (name === FIRST_CELL ? this.first : this.running.get(name))?.absences;
+  }
+
+  private *watched(): Iterable<WatchedCell> {
+    if (this.first) yield { name: FIRST_CELL, ...this.first };
+    for (const [name, { unanswered, ask }] of this.running) yield { name, unanswered, ask };
   }
 
   private refreshAbsences(): void {
@@ -196,16 +213,12 @@ export class Cells {
   }
 
   private app(name: string): FastifyInstance | undefined {
+    if (this.watch.isAway(name)) throw unavailable(name);
     if (name === FIRST_CELL) return undefined;
     const cell = this.running.get(name);
     if (cell) return cell.fastify;
-    const isKnown = this.weighted.some((one) => one.name === name);
-    throw new ApiError(
-      'database-unavailable',
-      isKnown
-        ? `The cell ${name} cannot be reached; try again.`
-        : `This node does not know the cell ${name}.`,
-    );
+    if (this.weighted.some((one) => one.name === name)) throw unavailable(name);
+    throw new ApiError('database-unavailable', `This node does not know the cell ${name}.`);
   }
 
   private checked(name: string | string[]): string {
@@ -230,6 +243,9 @@ export class Cells {
     }
   }
 }
+
+const unavailable = (cell: string): ApiError =>
+  new ApiError('database-unavailable', `The cell ${cell} cannot be reached; try again.`);
 
 /** Whose cell a request is for; undefined: it is of an operator, about a cell and not a tenant. */
 function tenantOf({ params, caller }: FastifyRequest, url: string): string | undefined {

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { DatabaseUnavailable } from '../database/connection.js';
 import { type EventLog } from '../event-store/log.js';
-import { TenantCopy } from '../event-store/tenant-copy.js';
+import { CopyRefused, TenantCopy } from '../event-store/tenant-copy.js';
 import { type CellDirectory, PlacementRefused } from './cell-directory.js';
 
 /** A tenant may be closed for so long; if more has to be waited for, it is opened again, and closed later. */
@@ -67,101 +68,193 @@ export async function moveTenant(options: TenantMoveOptions): Promise<MovedTenan
   const { directory, tenant, from, to, onProgress = () => undefined } = options;
   const way = { tenant, from: from.name, to: to.name };
   const copy = new TenantCopy(from.log.copied(), to.log.copied(), tenant);
+  const work = new Work(options, copy);
+  let left = await from.log.absences.find(tenant);
+  if (left && !left.hasDeparted) {
+    // As an earlier process has left it. Nobody is to wait for what this one does before it closes the tenant.
+    await from.log.absences.reopen(left.number);
+    left = await from.log.absences.find(tenant);
+  }
   await directory.announce(way);
   const announced = performance.now();
-  let copied = 0;
-  const work: Work = {
-    ...options,
-    copy,
-    absence: 0,
-    copyEvents: () =>
-      copy.copyEvents((events) => {
-        copied += events;
-        onProgress('copying', copied);
-      }),
-  };
-  const left = await from.log.absences.find(tenant);
-  let done = { events: 0, closedMs: 0 };
-  if (left?.hasDeparted) {
-    // An earlier process was killed after that.
-    const arriving = await to.log.absences.find(tenant);
-    done.events = await copy.compare();
-    if (arriving) await to.log.absences.arrive(arriving.number);
-  } else {
-    work.absence = await retried(() => to.log.absences.begin(tenant));
+  let done: Done;
+  if (left?.hasDeparted) done = await arriveLate(work);
+  else {
+    await work.begin();
     while ((await work.copyEvents()) > FEW);
     await copy.copyFormerPositions();
     await copy.copyKeyedResults();
     await copy.compare();
-    onProgress('waiting', copied);
-    const wait = left ? 0 : announced + options.knownByAllMs - performance.now();
+    onProgress('waiting', work.copied);
+    const wait = announced + options.knownByAllMs - performance.now();
     if (wait > 0) await sleep(wait);
-    done = await finish(work, () => {
-      onProgress('waiting', copied);
-    });
+    done = await finish(work);
   }
-  await directory.settle(way, to.name);
-  onProgress('opened', copied);
+  await settle(options);
+  onProgress('opened', work.copied);
   for (const counter of options.counters) await from.log.counters.clear(counter);
   return { ...way, ...done };
 }
 
+type Done = Pick<MovedTenant, 'events' | 'closedMs'>;
+
 /** A move that is being made. */
-interface Work extends TenantMoveOptions {
-  readonly copy: TenantCopy;
-  /** Number of the absence from the other cell. */
-  absence: number;
-  readonly copyEvents: () => Promise<number>;
+class Work {
+  copied = 0;
+  /** Of the absence from the other cell. */
+  private absence = 0;
+  /** Of the log of the other cell, when the copy began. */
+  private generation = 0;
+
+  constructor(
+    readonly options: TenantMoveOptions,
+    readonly copy: TenantCopy,
+  ) {}
+
+  /** Makes the tenant absent from the other cell. */
+  async begin(): Promise<void> {
+    const { tenant, to } = this.options;
+    this.generation = to.log.generations.current;
+    this.absence = await retried(() => to.log.absences.begin(tenant));
+  }
+
+  copyEvents(): Promise<number> {
+    return this.copy.copyEvents((events) => {
+      this.copied += events;
+      this.options.onProgress?.('copying', this.copied);
+    });
+  }
+
+  /** Copies what is left of a closed tenant, and compares. @returns the number of its events */
+  async copyAll(): Promise<number> {
+    await this.copyEvents();
+    await this.copy.copyKeyedResults();
+    for (const counter of this.options.counters) await this.copy.copyCounter(counter);
+    return this.copy.compare();
+  }
+
+  async arrive(): Promise<void> {
+    const { to, tenant } = this.options;
+    if (await to.log.absences.arrive(this.absence, this.generation)) return;
+    // Another process may have done it.
+    if (!(await to.log.absences.isAbsent(tenant))) return;
+    throw new CopyRefused(`${to.name} was set back in this moment, by a failover: take the move up again`);
+  }
+}
+
+/** Goes on where an earlier process was killed after the tenant had departed: nothing is written for it any more. */
+async function arriveLate(work: Work): Promise<Done> {
+  const { tenant, from, to } = work.options;
+  if (await to.log.absences.isAbsent(tenant)) {
+    await work.begin();
+    const events = await work.copyAll();
+    await work.arrive();
+    return { events, closedMs: 0 };
+  }
+  if (!(await work.copy.isComplete()))
+    throw new CopyRefused(`${tenant} has left ${from.name}, but it did not go to ${to.name}`);
+  return { events: 0, closedMs: 0 };
 }
 
 /** Closes the tenant until all of it is in the other cell. Where that takes too long it is opened again for a while. */
-async function finish(work: Work, onWaiting: () => void): Promise<Pick<MovedTenant, 'events' | 'closedMs'>> {
-  const { directory, tenant, from, to } = work;
+async function finish(work: Work): Promise<Done> {
+  const { tenant, from, behind, onProgress } = work.options;
   for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
-    await untilNear(work.behind);
+    await untilNear(behind);
     await work.copyEvents();
-    const entry = await directory.entry(tenant);
-    if (entry?.cell !== from.name || entry.movingTo !== to.name)
-      throw new PlacementRefused(`the move of ${tenant} was given up`);
-    const closed = await closeAndCopy(work);
+    // Who waits for it while the tenant is closed waits for what has come meanwhile, not for all that is late.
+    const closed = (await isPublishedInTime(work)) ? await closeAndCopy(work) : undefined;
     if (closed) return closed;
-    onWaiting();
+    onProgress?.('waiting', work.copied);
     await sleep(PAUSE_MS);
+    await checkOnItsWay(work.options);
   }
   throw new PlacementRefused(
     `what ${tenant} has written is not published to Kafka in time: look at the relay of ${from.name}`,
   );
 }
 
+async function isPublishedInTime({ options: { from, isPublished } }: Work): Promise<boolean> {
+  const ends = await from.log.lanes.ends();
+  for (const began = performance.now(); performance.now() - began < CLOSED_MS; await sleep(POLL_MS))
+    if (await isPublished(ends)) return true;
+  return false;
+}
+
 /** @returns undefined when it took too long, and the tenant is open again where it was */
-async function closeAndCopy(
-  work: Work,
-): Promise<{ readonly events: number; readonly closedMs: number } | undefined> {
-  const { tenant, from, to, copy, counters } = work;
+async function closeAndCopy(work: Work): Promise<Done | undefined> {
+  const { tenant, from } = work.options;
   const began = performance.now();
-  const absence = await retried(() => from.log.absences.begin(tenant));
+  let absence: number | undefined;
   try {
-    work.onProgress?.('closed', 0);
-    const ends = await from.log.lanes.ends();
-    await work.copyEvents();
-    await copy.copyKeyedResults();
-    for (const counter of counters) await copy.copyCounter(counter);
-    const events = await copy.compare();
-    while (!(await work.isPublished(ends))) {
-      if (performance.now() - began > CLOSED_MS) {
-        await from.log.absences.reopen(absence);
-        return undefined;
-      }
-      await sleep(POLL_MS);
+    absence = await retried(() => from.log.absences.begin(tenant));
+    work.options.onProgress?.('closed', work.copied);
+    // Whoever gives it up says so in the directory, and then opens what is closed.
+    await checkOnItsWay(work.options);
+    const enough = new AbortController();
+    const steps = departure(work, absence, enough.signal);
+    const events = await Promise.race([steps, sleep(CLOSED_MS, undefined, { ref: false })]);
+    if (events === undefined) {
+      enough.abort();
+      steps.catch(() => undefined);
+      if (await from.log.absences.reopen(absence)) return undefined;
     }
-    if (!(await from.log.absences.depart(absence)))
-      throw new PlacementRefused(`the move of ${tenant} was given up`);
-    await to.log.absences.arrive(work.absence);
-    return { events, closedMs: Math.round(performance.now() - began) };
+    // It has departed: there is no way back.
+    return { events: events ?? (await steps), closedMs: Math.round(performance.now() - began) };
   } catch (error) {
-    // This does nothing when it has departed: then the move has to come to its end.
-    await from.log.absences.reopen(absence).catch(() => undefined);
+    await reopenSurely(work.options, absence);
     throw error;
+  }
+}
+
+/** Copies the rest of a closed tenant, and takes it to the other cell. */
+async function departure(work: Work, absence: number, enough: AbortSignal): Promise<number> {
+  const { tenant, from, isPublished } = work.options;
+  const ends = await from.log.lanes.ends();
+  const events = await work.copyAll();
+  while (!(await isPublished(ends))) await sleep(POLL_MS, undefined, { signal: enough });
+  // This does nothing when it was opened again.
+  if (!(await from.log.absences.depart(absence))) throw wasGivenUp(tenant);
+  await work.arrive();
+  return events;
+}
+
+const wasGivenUp = (tenant: string): PlacementRefused =>
+  new PlacementRefused(`the move of ${tenant} was given up`);
+
+async function checkOnItsWay({ directory, tenant, from, to }: TenantMoveOptions): Promise<void> {
+  const entry = await directory.entry(tenant);
+  if (entry?.cell !== from.name || entry.movingTo !== to.name) throw wasGivenUp(tenant);
+}
+
+/**
+ * Opens a tenant again that this process has closed, or may have closed: the answer can be lost. Does nothing when it has
+ * departed; then the move has to come to its end.
+ */
+async function reopenSurely({ tenant, from }: TenantMoveOptions, absence: number | undefined): Promise<void> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      const number = absence ?? (await from.log.absences.find(tenant))?.number;
+      if (number !== undefined) await from.log.absences.reopen(number);
+      return;
+    } catch (error) {
+      if (!(error instanceof DatabaseUnavailable) || tries === MOST_TRIES) return;
+      await sleep(LOCK_PAUSE_MS);
+    }
+  }
+}
+
+/** Says in the directory where the tenant is, which has departed and arrived. */
+async function settle({ directory, tenant, from, to }: TenantMoveOptions): Promise<void> {
+  const way = { tenant, from: from.name, to: to.name };
+  for (;;) {
+    const entry = await directory.entry(tenant);
+    if (entry?.cell === to.name && entry.movingTo === null) return;
+    // A process that comes too late must not end the move of another one.
+    const left = await from.log.absences.find(tenant);
+    if (!left?.hasDeparted || (await to.log.absences.isAbsent(tenant))) throw wasGivenUp(tenant);
+    await directory.announce(way);
+    await directory.settle(way, to.name);
   }
 }
 
@@ -176,11 +269,15 @@ export async function giveUpMove({
   from,
   to,
 }: Pick<TenantMoveOptions, 'directory' | 'tenant' | 'from' | 'to'>): Promise<void> {
+  const way = { tenant, from: from.name, to: to.name };
+  // A process that is about to close the tenant looks at the directory when it has.
+  await directory.settle(way, from.name);
   const absence = await from.log.absences.find(tenant);
-  if (absence) await from.log.absences.reopen(absence.number);
-  if ((await from.log.absences.find(tenant))?.hasDeparted)
-    throw new PlacementRefused(`${tenant} has left ${from.name}: let the move come to its end`);
-  await directory.settle({ tenant, from: from.name, to: to.name }, from.name);
+  if (!absence || (await from.log.absences.reopen(absence.number))) return;
+  if (!(await from.log.absences.find(tenant))?.hasDeparted) return;
+  // Unless it has arrived, and the directory says so.
+  await directory.announce(way).catch(() => undefined);
+  throw new PlacementRefused(`${tenant} has left ${from.name}: let the move come to its end`);
 }
 
 /** Waits until the read models have little left to take in, or stand still. */

@@ -84,8 +84,15 @@ export async function moveTo(
     const home = await directory.entry(tenant);
     // One that is older than cells has no entry, and one that nobody knows would get one.
     const from = home?.cell ?? (await directory.place(tenant, [{ name: cell, weight: 1 }]));
-    if (from === cell && home?.movingTo == null) return undefined;
-    if (from === cell) throw onItsWay(tenant, home?.movingTo);
+    if (from === cell && home?.movingTo != null) throw onItsWay(tenant, home.movingTo);
+    if (from === cell) {
+      if (await withLog(cell, (log) => log.absences.isAbsent(tenant)))
+        throw new PlacementRefused(
+          `${tenant} lives in ${cell}, but is closed there: its database was set back behind the arrival. ` +
+            `Make the directory name the cell that it came from, and move it again (docs/operations.md)`,
+        );
+      return undefined;
+    }
     return withBoth(directory, { tenant, from, to: cell }, (move) =>
       moveTenant({ ...move, ...(onProgress && { onProgress }) }),
     );

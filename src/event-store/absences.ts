@@ -93,9 +93,16 @@ export class Absences {
     return this.change('depart($1)', [number]);
   }
 
-  /** Ends the absence of a tenant that has departed from where it was. @returns false when it has ended before */
-  arrive(number: number): Promise<boolean> {
-    return this.change('end_absence($1, true)', [number]);
+  /**
+   * Ends the absence of a tenant that has departed from where it was.
+   * @param generation of this log when the copy began: in a later one some of the copied events may be gone
+   * @returns false when it has ended before, or when this is another generation
+   */
+  arrive(number: number, generation: number): Promise<boolean> {
+    return this.change(
+      `coalesce(case when (select max(generation) from log_generation) = $2 then end_absence($1, true) end, false)`,
+      [number, generation],
+    );
   }
 
   /** Ends an absence that is not final. @returns false when it is, or has ended before */

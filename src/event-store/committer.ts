@@ -90,7 +90,14 @@ export class Committer {
         await this.settle(connection, batch, results, sent || attempt > 0);
         return undefined;
       } catch (error) {
-        if (!isConnectionError(error)) return await this.isolate(batch, error, sent || attempt > 0);
+        if (!isConnectionError(error)) {
+          const isRepeated = sent || attempt > 0;
+          // One that was sent before may be committed, which is found out when it is committed alone.
+          if (isRepeated || !isRefused(error)) return await this.isolate(batch, error, isRepeated);
+          batch = this.withoutAbsent(batch, error);
+          if (batch.length === 0) return undefined;
+          continue;
+        }
         this.drop(error);
         this.outageSince ??= Date.now();
         // In a long outage each batch is tried only once; otherwise the waiting callers would time out one after
@@ -139,6 +146,17 @@ export class Committer {
     }));
     await this.settle(connection, outdated, conflicts, repeated);
     return batch.filter((waiting) => !isOutdated(waiting));
+  }
+
+  /**
+   * Refuses what is of a tenant that the log takes no events of, for which the server has refused the whole batch.
+   * @returns the others
+   */
+  private withoutAbsent(batch: readonly Waiting[], error: unknown): readonly Waiting[] {
+    const { detail } = error as { detail?: string };
+    const absent = batch.filter(({ append }) => append.stream.tenant === detail);
+    for (const waiting of absent) waiting.reject(new TenantAbsent(error));
+    return batch.filter((waiting) => !absent.includes(waiting));
   }
 
   private async open(): Promise<Connection> {
@@ -213,8 +231,7 @@ export class Committer {
   ): Promise<DatabaseUnavailable | undefined> {
     const [only] = batch;
     if (only && batch.length === 1) {
-      const { code } = error as { code?: unknown };
-      if (code === REFUSED_ABSENT) only.reject(new TenantAbsent(error));
+      if (isRefused(error)) only.reject(new TenantAbsent(error));
       else only.reject(error instanceof Error ? error : new Error(String(error)));
       return undefined;
     }
@@ -236,3 +253,6 @@ export class Committer {
     connection?.client.end().catch(this.telemetry.failed('closing a lost connection of the writer'));
   }
 }
+
+/** Whether the database refuses events of a tenant. */
+const isRefused = (error: unknown): boolean => (error as { code?: unknown }).code === REFUSED_ABSENT;

@@ -95,14 +95,15 @@ export class LogGenerations {
     const cut = this.since(before.generation).find(({ ends }) =>
       seen.some((position, lane) => position > (ends[lane] ?? 0)),
     );
+    // At once: another connection that is checked meanwhile must not say that it has seen this in the new generation.
+    this.seen = [];
+    for (const forget of this.listeners) forget();
     if (cut) {
       // For the record alone: nothing depends on it.
       await client
         .query('insert into log_loss (generation, seen) values ($1, $2)', [cut.generation, seen])
         .catch(this.telemetry.failed('writing down what is gone from the log'));
     }
-    this.seen = [];
-    for (const forget of this.listeners) forget();
     this.telemetry.emit('newGeneration', { generation: last.generation, server: last.server, lost });
   }
 

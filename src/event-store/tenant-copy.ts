@@ -31,6 +31,8 @@ export interface CopiedLog {
 }
 
 interface CopiedEvent extends EventRow {
+  /** Of the log in which it was read. */
+  generation: number;
   /** As JSON text. */
   data: string | null;
   hash: Buffer | null;
@@ -49,8 +51,14 @@ export class CopyRefused extends Error {
  * already, from an earlier stay, is left as it is, and must be the same.
  */
 export class TenantCopy {
-  /** The time of the last keyed result that was copied, by the clock of the source. */
+  /** Keyed results that are older were copied, by the clock of the source. */
   private keyedUntil = '-infinity';
+  /** By lane: up to where the events of both sides were counted. */
+  private counted: { source: number[]; target: number[]; events: number } = {
+    source: [],
+    target: [],
+    events: 0,
+  };
 
   constructor(
     private readonly source: CopiedLog,
@@ -71,7 +79,7 @@ export class TenantCopy {
    * @throws CopyRefused, DatabaseUnavailable
    */
   async copyEvents(onCopied: (events: number) => void = () => undefined): Promise<number> {
-    const ends = await this.endsOf(this.source);
+    const { ends, generation } = await this.endsOf(this.source);
     let copied = 0;
     for (const [lane, end] of ends.entries()) {
       let place = await this.placeOf(lane);
@@ -82,7 +90,15 @@ export class TenantCopy {
         const states = await this.statesOf(page);
         const added = await available(() =>
           transaction(this.target.pool, (client) =>
-            this.write(client, { lane, from: place, to, page, states }),
+            this.write(client, {
+              lane,
+              from: place,
+              to,
+              page,
+              states,
+              // The place counts in the earlier one, should another have begun in between.
+              generation: Math.min(generation, page[0]?.generation ?? generation),
+            }),
           ),
         );
         if (added > 0) this.target.grown([lane]);
@@ -95,32 +111,52 @@ export class TenantCopy {
   }
 
   /**
-   * Compares how many events of the tenant both logs have up to the places of the copy.
+   * Compares how many events of the tenant both logs have up to the places of the copy; after the first time only those
+   * that came since.
+   * @returns how many there are
    * @throws CopyRefused when the target has others as well, from an earlier stay that the source knows nothing of
    */
   async compare(): Promise<number> {
-    let events = 0;
-    for (let lane = 0; lane < this.source.laneCount; lane += 1) {
-      const place = await this.placeOf(lane);
-      const [there, here] = await Promise.all([
-        this.count(this.source, lane, place),
-        this.count(this.target, lane, null),
-      ]);
-      if (there !== here)
-        throw new CopyRefused(
-          `in lane ${lane} the cell has ${here} events of ${this.tenant} where its home has ${there}: ` +
-            'they are of another time of its log, and it cannot be moved there',
-        );
-      events += here;
+    const lanes = Array.from({ length: this.source.laneCount }, (_, lane) => lane);
+    const places = await Promise.all(lanes.map((lane) => this.placeOf(lane)));
+    const { ends } = await this.endsOf(this.target);
+    const [there, here] = await Promise.all([
+      this.count(this.source, this.counted.source, places),
+      this.count(this.target, this.counted.target, ends),
+    ]);
+    for (const lane of lanes) {
+      if (there[lane] === here[lane]) continue;
+      throw new CopyRefused(
+        `in lane ${lane} the cell has ${here[lane]} events of ${this.tenant} where its home has ${there[lane]}: ` +
+          'they are of another time of its log, and it cannot be moved there',
+      );
     }
+    const events = this.counted.events + here.reduce((sum, count) => sum + count, 0);
+    this.counted = { source: places, target: ends, events };
     return events;
+  }
+
+  /** Whether the target has all events that the source has. */
+  async isComplete(): Promise<boolean> {
+    const rows = await rowsOf<{ lane: number; position: number | null }>(this.source.pool, {
+      text: `select l.lane, (select max(e.position) from event e where e.lane = l.lane and e.tenant = $1) as position
+             from lane_ends() l`,
+      values: [this.tenant],
+    });
+    for (const { lane, position } of rows) if ((await this.placeOf(lane)) < (position ?? 0)) return false;
+    return true;
   }
 
   /** Copies the results of keyed requests, after the first time only newer ones. @returns how many */
   async copyKeyedResults(): Promise<number> {
+    // What is older than this, and was not committed now, is not committed any more.
+    const [now] = await rowsOf<{ before: string }>(this.source.pool, {
+      text: `select (colloquy_now() - $1 * interval '1 second')::text as before`,
+      values: [COMMIT_S],
+    });
     let copied = 0;
     let after = { time: this.keyedUntil, scope: '', key: '' };
-    for (;;) {
+    for (let count = PAGE_KEYS; count === PAGE_KEYS;) {
       const rows = await rowsOf<Record<string, unknown> & { time: string; scope: string; key: string }>(
         this.source.pool,
         {
@@ -130,33 +166,32 @@ export class TenantCopy {
           values: [this.tenant, after.time, after.scope, after.key, PAGE_KEYS],
         },
       );
-      const last = rows.at(-1);
-      if (!last) break;
-      const of = (column: string) => rows.map((row) => row[column]);
-      await rowsOf(this.target.pool, {
-        text: `insert into command (tenant, scope, key, fingerprint, reference, stream_id, version, time)
-               select $1, c.scope, c.key, c.fingerprint, c.reference::jsonb, c.stream_id, c.version, c.time
-               from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[])
-                    as c (scope, key, fingerprint, reference, stream_id, version, time)
-               on conflict on constraint command_pkey do update
-                 set fingerprint = excluded.fingerprint, reference = excluded.reference,
-                     stream_id = excluded.stream_id, version = excluded.version, time = excluded.time`,
-        values: [
-          this.tenant,
-          ...['scope', 'key', 'fingerprint', 'reference', 'stream_id', 'version', 'time'].map(of),
-        ],
-      });
-      copied += rows.length;
-      after = last;
+      count = rows.length;
+      after = rows.at(-1) ?? after;
+      copied += count;
+      await this.addKeyedResults(rows);
     }
-    if (after.time !== this.keyedUntil) {
-      const [row] = await rowsOf<{ until: string }>(this.source.pool, {
-        text: `select ($1::timestamptz - $2 * interval '1 second')::text as until`,
-        values: [after.time, COMMIT_S],
-      });
-      this.keyedUntil = row?.until ?? this.keyedUntil;
-    }
+    this.keyedUntil = now?.before ?? this.keyedUntil;
     return copied;
+  }
+
+  private async addKeyedResults(rows: readonly Record<string, unknown>[]): Promise<void> {
+    if (rows.length === 0) return;
+    await rowsOf(this.target.pool, {
+      text: `insert into command (tenant, scope, key, fingerprint, reference, stream_id, version, time)
+             select $1, c.scope, c.key, c.fingerprint, c.reference::jsonb, c.stream_id, c.version, c.time
+             from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::timestamptz[])
+                  as c (scope, key, fingerprint, reference, stream_id, version, time)
+             on conflict on constraint command_pkey do update
+               set fingerprint = excluded.fingerprint, reference = excluded.reference,
+                   stream_id = excluded.stream_id, version = excluded.version, time = excluded.time`,
+      values: [
+        this.tenant,
+        ...['scope', 'key', 'fingerprint', 'reference', 'stream_id', 'version', 'time'].map((column) =>
+          rows.map((row) => row[column]),
+        ),
+      ],
+    });
   }
 
   /** Gives the counter of the target the value that it has in the source. */
@@ -219,7 +254,8 @@ export class TenantCopy {
   private async page(lane: number, after: number, to: number): Promise<CopiedEvent[]> {
     return rowsOf<CopiedEvent>(this.source.pool, {
       name: 'copy_page',
-      text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')}, e.hash, ${DIGEST} as digest
+      text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')}, e.hash, ${DIGEST} as digest,
+                    (select max(generation) from log_generation) as generation
              from (
                select e.*, sum(e.size) over (order by e.position rows unbounded preceding) - e.size as before
                from (
@@ -252,16 +288,17 @@ export class TenantCopy {
       to,
       page,
       states,
+      generation,
     }: {
       readonly lane: number;
       readonly from: number;
       readonly to: number;
       readonly page: readonly CopiedEvent[];
       readonly states: readonly StateRow[];
+      readonly generation: number;
     },
   ): Promise<number> {
     const { tenant, source, target } = this;
-    const generation = source.generations.current;
     // Locked until the commit, so that of two that copy at the same time one goes on and the other one fails.
     await client.query(
       `insert into tenant_copy (tenant, origin, generation, lane, position) values ($1, $2, $3, $4, 0)
@@ -274,11 +311,12 @@ export class TenantCopy {
       [tenant, source.key, generation, lane, from, to],
     );
     if (rowCount !== 1) throw new CopyRefused('another process copies the same tenant');
-    const { rowCount: absent } = await client.query(
-      'select from tenant_absence where tenant = $1 and opened is null for share',
+    const { rows: held } = await client.query<{ isAbsent: boolean }>(
+      'select hold_absence($1) as "isAbsent"',
       [tenant],
     );
-    if (absent !== 1) throw new CopyRefused(`${tenant} is at home in the cell that it was to be copied to`);
+    if (!held[0]?.isAbsent)
+      throw new CopyRefused(`${tenant} is at home in the cell that it was to be copied to`);
     if (page.length === 0) return 0;
     const { positions, added } = await this.add(client, lane, page);
     await this.check(client, lane, page, positions);
@@ -417,20 +455,29 @@ export class TenantCopy {
     );
   }
 
-  private async count({ pool }: CopiedLog, lane: number, to: number | null): Promise<number> {
-    const [row] = await rowsOf<{ events: number }>(pool, {
-      text: `select count(*)::int as events from event
-             where lane = $1 and tenant = $2 and position <= coalesce($3::bigint, 9223372036854775807)`,
-      values: [lane, this.tenant, to],
+  /** By lane: how many events of the tenant there are behind some positions, up to others. */
+  private async count(
+    { pool }: CopiedLog,
+    after: readonly number[],
+    to: readonly number[],
+  ): Promise<number[]> {
+    const rows = await rowsOf<{ events: number }>(pool, {
+      text: `select (
+               select count(*)::int from event e
+               where e.lane = l.n - 1 and e.tenant = $1 and e.position > l.after and e.position <= l.to
+             ) as events
+             from unnest($2::bigint[], $3::bigint[]) with ordinality as l (after, "to", n) order by l.n`,
+      values: [this.tenant, to.map((_, lane) => after[lane] ?? 0), to],
     });
-    return row?.events ?? 0;
+    return rows.map(({ events }) => events);
   }
 
-  private async endsOf({ pool }: CopiedLog): Promise<number[]> {
-    const rows = await rowsOf<{ position: number }>(pool, {
-      text: 'select position from lane_ends() order by lane',
+  private async endsOf({ pool }: CopiedLog): Promise<{ ends: number[]; generation: number }> {
+    const rows = await rowsOf<{ position: number; generation: number }>(pool, {
+      text: `select position, (select max(generation) from log_generation) as generation
+             from lane_ends() order by lane`,
     });
-    return rows.map(({ position }) => position);
+    return { ends: rows.map(({ position }) => position), generation: rows[0]?.generation ?? 1 };
   }
 }
 

@@ -14,6 +14,7 @@ import { surfaceOf } from './surfaces.js';
 import { ApiError, renderProblem } from './problem.js';
 import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
+import { type Unanswered } from './unanswered.js';
 import { UnreadBodies } from './unread-bodies.js';
 import { AllowedOrigins, SECURITY_HEADERS } from './security-headers.js';
 import { SchemaPipe } from './validation.js';
@@ -38,6 +39,8 @@ export interface HttpSettings {
   readonly elsewhere?:
     | ((request: FastifyRequest) => FastifyInstance | undefined | Promise<FastifyInstance | undefined>)
     | undefined;
+  /** Gets to know what waits for an answer. */
+  readonly unanswered?: Unanswered | undefined;
   /** Resolves when nobody gives requests to this application any more. Until then it does not close. */
   readonly lastRequest?: Promise<void> | undefined;
 }
@@ -71,7 +74,7 @@ export function configureApp(
  */
 class HttpAdapter extends FastifyAdapter {
   constructor(settings: HttpSettings) {
-    const { server, auth, onAnswered: tell, isBehind, elsewhere, lastRequest } = settings;
+    const { server, auth, onAnswered: tell, isBehind, elsewhere, unanswered, lastRequest } = settings;
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -89,6 +92,7 @@ class HttpAdapter extends FastifyAdapter {
 
     watchRequests(fastify);
     if (tell) onAnswered(fastify, tell);
+    unanswered?.install(fastify);
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();
     fastify.addHook('onRoute', (route) => {

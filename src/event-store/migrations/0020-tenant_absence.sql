@@ -52,7 +52,7 @@ begin
     and a.tenant is distinct from nullif(current_setting('colloquy.copied_tenant', true), '')
   limit 1;
   if found then
-    raise exception 'the tenant % is not at home in this log', v_tenant using errcode = 'CQ002';
+    raise exception 'the tenant % is not at home in this log', v_tenant using errcode = 'CQ002', detail = v_tenant;
   end if;
   return null;
 end $$;
@@ -113,13 +113,22 @@ as $$
   ) select exists (select from ending)
 $$;
 
+-- Whether a tenant is absent, and is until the end of this transaction.
+create function hold_absence(p_tenant text) returns boolean
+language plpgsql security definer
+as $$
+begin
+  perform from tenant_absence where tenant = p_tenant and opened is null for share;
+  return found;
+end $$;
+
 -- They run as the owner of the tables, so they must not find tables of whoever calls them.
 do $$
 declare
   v_function text;
 begin
   foreach v_function in array array['guard_absences()', 'begin_absence(text)', 'depart(integer)',
-                                    'end_absence(integer, boolean)'] loop
+                                    'end_absence(integer, boolean)', 'hold_absence(text)'] loop
     execute format('alter function %s set search_path = %I, pg_temp', v_function, current_schema());
   end loop;
 end $$;

@@ -40,7 +40,7 @@ beforeEach(async () => {
 afterEach(async () => {
   await Promise.all(nodes.splice(0).map((node) => node.stop()));
   await stores.stopAll();
-  await Promise.all([pool.end(), ownPool.end()]);
+  await Promise.all([pool, ownPool, ...ownPools.splice(0)].map((one) => one.end()));
   for (const database of Object.values(databases)) {
     await expectSoundLog(database);
     await expectCountersMatchLog(database);
@@ -119,6 +119,14 @@ const move = (
   to: Cell,
   more: Partial<Options> = {},
 ): Promise<MovedTenant> => moveTenant(optionsOf(logs, from, to, more));
+
+const ownPools: Pool[] = [];
+/** Connections of a test to a cell. */
+function ownPoolOf(cell: Cell): Pool {
+  const made = new Pool({ connectionString: databases[cell].url, max: 1 });
+  ownPools.push(made);
+  return made;
+}
 
 /** Everything that belongs to the tenant, whatever its places in the log are. */
 async function contents(cell: Cell): Promise<Record<string, unknown>> {
@@ -371,6 +379,67 @@ describe('a move', () => {
     }
     expect(new Set(cursors.map(({ cursor }) => cursor)).size).toBeGreaterThan(50);
     expect(node.errors).toEqual([]);
+  });
+
+  it('given a mover that dies when the tenant has arrived, when it is written there before the directory knows, then the move comes to its end', async () => {
+    await fill('two', 50);
+    await directory.place(TENANT, [{ name: 'two', weight: 1 }]);
+    const logs = await openAll();
+    const fuse = new Fuse();
+    fuse.on(ownPool);
+    const fusedDirectory = new CellDirectory(ownPool);
+    let [from, to]: [Cell, Cell] = ['two', 'three'];
+    let late = 0;
+    for (let statements = 1; statements < 20; statements += 1) {
+      fuse.left = statements;
+      const done = await move(logs, from, to, { directory: fusedDirectory }).then(
+        () => true,
+        () => false,
+      );
+      fuse.left = Infinity;
+      if ((await takers()).join() === to && !done) {
+        const stream = { tenant: TENANT, streamId: `late-${statements}` };
+        await logs[to].append(appendOf(stream, 0, [{ type: 'Written', data: {} }]));
+        if ((await directory.entry(TENANT))?.cell === from) {
+          late += 1;
+          // No other cell will do.
+          await expect(move(logs, from, 'default')).rejects.toThrow('on its way');
+          await expect(giveUpMove(optionsOf(logs, from, to))).rejects.toThrow('come to its end');
+        }
+      }
+      if ((await directory.entry(TENANT))?.cell !== to) await move(logs, from, to);
+      expect(await directory.entry(TENANT)).toMatchObject({ cell: to, movingTo: null });
+      await logs[from].counters.clear(activeSessions(TENANT));
+      [from, to] = [to, from];
+    }
+    expect(late).toBeGreaterThan(0);
+  });
+
+  it('given a mover that waits for a lane, when the move is given up meanwhile, then the tenant stays open where it is', async () => {
+    const node = await fill('two', 50);
+    await directory.place(TENANT, [{ name: 'two', weight: 1 }]);
+    const logs = await openAll();
+    let isNear = false;
+    const holder = await ownPoolOf('two').connect();
+    const moving = move(logs, 'two', 'three', {
+      // The last that is asked for before the tenant is closed.
+      isPublished: async () => {
+        if (!isNear) {
+          isNear = true;
+          await holder.query('begin');
+          await holder.query('select pg_advisory_xact_lock(7301, 3)');
+        }
+        return true;
+      },
+    }).catch((error: unknown) => error);
+    await blocked(databases.two, 1);
+    await giveUpMove(optionsOf(logs, 'two', 'three'));
+    await holder.query('commit');
+    holder.release();
+    expect(await moving).toMatchObject({ message: expect.stringContaining('given up') as string });
+    expect(await takers()).toEqual(['two']);
+    await node.handle('s0', new session.CreateSession()).catch(() => undefined);
+    expect(await directory.entry(TENANT)).toMatchObject({ cell: 'two', movingTo: null });
   });
 
   it('given a move that is given up, when it is begun again, then the tenant goes on meanwhile, and arrives', async () => {

