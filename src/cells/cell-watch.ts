@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { type Unanswered } from '../http/unanswered.js';
 
 /** Between two looks at what waits. */
@@ -74,18 +74,14 @@ export class CellWatch {
 
   private async answers({ ask }: WatchedCell): Promise<boolean> {
     for (let asked = 0; asked < ASKED; asked += 1) {
-      let isAnswered = false;
-      const limit = new Promise<void>((resolve) => setTimeout(resolve, ANSWER_MS).unref());
-      const answer = ask(ANSWER_MS).then(
-        () => {
-          isAnswered = true;
-        },
-        () => undefined,
+      const answered = ask(ANSWER_MS).then(
+        () => true,
+        () => false,
       );
-      await Promise.race([answer, limit]);
+      const limit = sleep(ANSWER_MS, undefined, { ref: false });
+      await Promise.race([answered, limit]);
       // After a turn of the event loop that took long, the limit is over before an answer is read that was there in time.
-      await nextTurn();
-      if (isAnswered) return true;
+      if (await Promise.race([answered, nextTurn(false)])) return true;
       await limit;
     }
     return false;

@@ -176,9 +176,12 @@ async function finish(work: Work): Promise<Done> {
 
 async function isPublishedInTime({ options: { from, isPublished } }: Work): Promise<boolean> {
   const ends = await from.log.lanes.ends();
-  for (const began = performance.now(); performance.now() - began < CLOSED_MS; await sleep(POLL_MS))
-    if (await isPublished(ends)) return true;
-  return false;
+  const began = performance.now();
+  while (!(await isPublished(ends))) {
+    if (performance.now() - began > CLOSED_MS) return false;
+    await sleep(POLL_MS);
+  }
+  return true;
 }
 
 /** @returns undefined when it took too long, and the tenant is open again where it was */
