@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { access } from './measures/access.mjs';
 import { appendRate } from './measures/append-rate.mjs';
+import { away } from './measures/away.mjs';
 import { cells } from './measures/cells.mjs';
 import { databaseTime } from './measures/database-time.mjs';
 import { doors } from './measures/doors.mjs';
@@ -34,6 +35,7 @@ const MEASURES = {
   access,
   cells,
   move,
+  away,
   overload,
   large,
 };

@@ -154,7 +154,7 @@ export class Cells {
     }
     const known = this.directory?.remembered(tenant);
     if (known !== undefined) return this.app(known);
-    return this.look(this.directory, tenant, request.method).then((cell) => this.app(cell));
+    return this.look(this.directory, tenant, mayPlace(request)).then((cell) => this.app(cell));
   }
 
   /** The others that run, by name. */
@@ -182,13 +182,17 @@ export class Cells {
     return this.weighted[0]?.weight ?? 1;
   }
 
-  private async look(directory: CellDirectory | undefined, tenant: string, method: string): Promise<string> {
+  private async look(
+    directory: CellDirectory | undefined,
+    tenant: string,
+    isPlacing: boolean,
+  ): Promise<string> {
     if (!directory) return FIRST_CELL;
     const last = directory.isLooking ? undefined : directory.lastSeen(tenant);
     // The first cell is away, and somebody may have moved the tenant before. Its cell knows that.
     if (last !== undefined && !(await this.absencesOf(last)?.isAbsent(tenant))) return last;
     // Who only looks at a tenant must not make it.
-    if (method === 'GET' || method === 'HEAD') return (await directory.find(tenant)) ?? FIRST_CELL;
+    if (!isPlacing) return (await directory.find(tenant)) ?? FIRST_CELL;
     const there = this.weighted.filter(({ name }) => name === FIRST_CELL || this.running.has(name));
     return directory.place(tenant, there);
   }
@@ -243,6 +247,10 @@ export class Cells {
     }
   }
 }
+
+/** Whether a request gives a tenant a cell. One that follows what comes has to wait where it will come. */
+const mayPlace = ({ method, headers }: FastifyRequest): boolean =>
+  (method !== 'GET' && method !== 'HEAD') || headers.accept?.includes('text/event-stream') === true;
 
 const unavailable = (cell: string): ApiError =>
   new ApiError('database-unavailable', `The cell ${cell} cannot be reached; try again.`);

@@ -4,6 +4,7 @@ import { type Operation, type Read, TOKEN, type Write } from './history.js';
 
 /** An event as it is in the log, read by SQL alone. */
 export interface LoggedEvent {
+  readonly cell: string;
   readonly lane: number;
   readonly position: number;
   readonly tenant: string;
@@ -18,8 +19,10 @@ export interface LoggedEvent {
 /** What is there in the end, when everything is whole again and still. */
 export interface Evidence {
   readonly history: readonly Operation[];
-  /** By lane and position. */
+  /** Of the cells in which their tenants live, by lane and position. */
   readonly log: readonly LoggedEvent[];
+  /** What tenants have left behind in other cells. */
+  readonly left: readonly LoggedEvent[];
   readonly counters: ReadonlyMap<string, number>;
   /** Most active sessions of the capped tenant that were seen in one moment. */
   readonly mostActive: number;
@@ -59,20 +62,29 @@ export function check(evidence: Evidence): Violation[] {
 type Property = (evidence: Evidence) => string[];
 
 export const PROPERTIES: Readonly<Record<string, Property>> = {
-  'positions and versions have no gaps': ({ log }) => {
+  'positions and versions have no gaps': ({ log, left }) => {
     const found: string[] = [];
-    const ends = new Map<number, number>();
+    const ends = new Map<string, number>();
     const versions = new Map<string, number>();
-    for (const { lane, position, tenant, session, version } of log) {
+    const all = [...log, ...left].sort((a, b) => a.lane - b.lane || a.position - b.position);
+    for (const { cell, lane: number, position, tenant, session, version } of all) {
+      const lane = `${cell}/${number}`;
       const end = ends.get(lane) ?? 0;
       if (position !== end + 1) found.push(`lane ${lane}: ${position} follows ${end}`);
       ends.set(lane, position);
-      const key = `${tenant}/${session}`;
+      const key = `${cell}/${tenant}/${session}`;
       const last = versions.get(key) ?? 0;
       if (version !== last + 1) found.push(`${key}: version ${version} follows ${last}`);
       versions.set(key, version);
     }
     return found;
+  },
+
+  'what a tenant has left behind is the beginning of its history': ({ log, left }) => {
+    const ids = new Map(log.map((event) => [`${keyOf(event)} ${event.version}`, event.id]));
+    return left
+      .filter((event) => ids.get(`${keyOf(event)} ${event.version}`) !== event.id)
+      .map((event) => `${event.cell}: ${keyOf(event)} ${event.version}`);
   },
 
   'no acknowledged write is lost': ({ history, log }) => {

@@ -4,14 +4,21 @@ import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { Client } from 'pg';
 import {
   type EmbeddedPostgres,
   startEmbeddedPostgres,
 } from '../../src/embedded-postgres/embedded-postgres.js';
+import { startColloquy } from '../support/colloquy.js';
 import { ownBroker, type OwnBroker } from '../support/kafka.js';
 import { type RunningService, startService } from '../support/process.js';
 import { find, type RunningProgram, startRedis } from '../support/programs.js';
 import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
+
+/** The cells; all on one server, so that whatever breaks it breaks both. */
+export const CELLS = ['default', 'two'] as const;
+export type CellName = (typeof CELLS)[number];
+const DATABASE_OF_TWO = 'chaos_two';
 
 export const CAPPED = { tenant: 'c', sessions: 12 } as const;
 const SKEW = join(__dirname, 'clock-skew.cjs');
@@ -36,6 +43,13 @@ export interface Cluster {
   /** That of the database; undefined: it could not be made, because this process is not root. */
   readonly disk: SmallDisk | undefined;
   killPostgres(): Promise<void>;
+  /** The URL of the database of a cell. */
+  cellUrl(cell: CellName): string;
+  /** Runs the command line on the databases. @param killAfterMs kills it, if it runs for as long */
+  command(
+    args: readonly string[],
+    killAfterMs?: number,
+  ): Promise<{ code: number | null; out: string; err: string }>;
   end(): Promise<void>;
 }
 
@@ -45,6 +59,12 @@ interface SmallDisk {
   free(): Promise<void>;
   remove(): Promise<void>;
 }
+
+const inDatabase = (url: string, database: string): string => {
+  const found = new URL(url);
+  found.pathname = `/${database}`;
+  return found.href;
+};
 
 const SETTINGS = { max_connections: '120', fsync: 'off', max_wal_size: '96MB', min_wal_size: '64MB' };
 const DISK_MB = 900;
@@ -83,6 +103,9 @@ export async function startCluster(options: { nodes: number; main?: string }): P
     ownBroker(),
     find('redis-server') === undefined ? undefined : startRedis(),
   ]);
+  const admin = new Client({ connectionString: postgres.url });
+  await admin.connect();
+  await admin.query(`create database ${DATABASE_OF_TWO}`).finally(() => admin.end());
   const topic = `chaos-${randomUUID()}`;
   await writeFile(
     join(folder, 'colloquy.yml'),
@@ -92,6 +115,8 @@ storage: { maxConnections: 20 }
 tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
 `,
   );
+  const cellUrl = (cell: CellName): string =>
+    cell === 'default' ? postgres.url : inDatabase(postgres.url, DATABASE_OF_TWO);
   const startNode = async (): Promise<ChaosNode> => {
     const proxy = await startProxy(postgres.url);
     let service: RunningService | undefined;
@@ -107,6 +132,7 @@ tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
           ...(options.main !== undefined && { main: options.main }),
           env: {
             DATABASE_URL: proxy.url,
+            DATABASE_CELLS: `two=${inDatabase(proxy.url, DATABASE_OF_TWO)}`,
             LOG_LEVEL: 'warn',
             ...(redis && { REDIS_URL: `redis://127.0.0.1:${redis.port}` }),
             ...(skewMs !== 0 && { NODE_OPTIONS: `--require=${SKEW}`, CLOCK_SKEW_MS: String(skewMs) }),
@@ -147,6 +173,16 @@ tenants: { ${CAPPED.tenant}: { maxSessions: ${CAPPED.sessions} } }
     redis,
     topic,
     disk,
+    cellUrl,
+    command: async (args, killAfterMs) => {
+      const env = { DATABASE_URL: postgres.url, DATABASE_CELLS: `two=${cellUrl('two')}` };
+      const { child, ended } = startColloquy(args, { env, cwd: folder });
+      const timer =
+        killAfterMs === undefined ? undefined : setTimeout(() => child.kill('SIGKILL'), killAfterMs);
+      return ended.finally(() => {
+        clearTimeout(timer);
+      });
+    },
     // Its supervisor starts it again.
     killPostgres: async () => {
       const [pid = ''] = (await readFile(join(postgres.dataDir, 'postmaster.pid'), 'utf8')).split('\n');

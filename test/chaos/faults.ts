@@ -2,11 +2,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
 import { tableOf } from '../../src/projection-engine/projection.js';
 import { historyProjection } from '../../src/read-models/history.projection.js';
-import { type ChaosNode, type Cluster } from './cluster.js';
+import { CAPPED, CELLS, type ChaosNode, type Cluster } from './cluster.js';
 import { type Random } from './random.js';
 
 /** What is broken, and by whom it is brought back. Resolves when it is whole again. */
 type Fault = (cluster: Cluster, random: Random) => Promise<void>;
+
+/** Those that are moved between the cells: what clients use, and the one whose sessions are capped. */
+const TENANTS = ['a', 'b', CAPPED.tenant] as const;
 
 const someNode = ({ nodes }: Cluster, random: Random): ChaosNode => random.pick(nodes);
 
@@ -108,6 +111,11 @@ const FAULTS = {
     await sleep(random.int(500, 3_000));
     await redis?.start();
   },
+  'move a tenant': async (cluster, random) => {
+    const cell = random.pick(CELLS);
+    // Long enough for most moves, and short enough to kill some in all of their parts.
+    await cluster.command(['tenants', 'move', random.pick(TENANTS), cell], random.int(1_000, 9_000));
+  },
 } satisfies Record<string, Fault>;
 
 /** What finds most comes most often; what takes long comes rarely. */
@@ -126,6 +134,7 @@ const WEIGHTS: Readonly<Record<keyof typeof FAULTS, number>> = {
   'fill the disk of the database': 1,
   'restart the broker': 1,
   'kill Redis': 1,
+  'move a tenant': 3,
 };
 
 async function ask(url: string, work: (client: Client) => Promise<unknown>): Promise<void> {

@@ -6,7 +6,7 @@ import { openEvents } from '../support/event-stream.js';
 import { tap } from '../support/kafka.js';
 import { ChaosClient } from './clients.js';
 import { check, type Evidence, type LoggedEvent, type Violation } from './checker.js';
-import { CAPPED, type Cluster, startCluster } from './cluster.js';
+import { CAPPED, type CellName, CELLS, type Cluster, startCluster } from './cluster.js';
 import { breakThings } from './faults.js';
 import { now, type Operation } from './history.js';
 import { Random } from './random.js';
@@ -41,7 +41,7 @@ export async function run(options: ChaosOptions): Promise<Report> {
   const random = new Random(seed);
   const cluster = await startCluster({ nodes, ...(main !== undefined && { main }) });
   try {
-    if (sql !== undefined) await query(cluster, sql);
+    if (sql !== undefined) for (const cell of CELLS) await query(cluster, sql, cell);
     const history: Operation[] = [];
     const watching = watchCap(cluster);
     const following = follow(cluster, new Random(seed + 1));
@@ -60,10 +60,13 @@ export async function run(options: ChaosOptions): Promise<Report> {
     });
     await Promise.all(clients);
     say(`${history.length} operations; waiting until everything is whole`);
-    const notBack = await back(cluster);
+    const notBack = [...(await back(cluster)), ...(await finishMoves(cluster))];
     const wakeUpMs = notBack.length === 0 ? await wakeUps(cluster) : [];
     const mostActive = await watching.stop();
-    const log = await logOf(cluster);
+    const homes = await homesOf(cluster);
+    const isHome = ({ cell, tenant }: LoggedEvent): boolean => (homes.get(tenant) ?? 'default') === cell;
+    const all = await logOf(cluster);
+    const log = all.filter(isHome);
     say(`${log.length} events; reading what is there`);
     const total = (map: ReadonlyMap<string, readonly string[]>): number =>
       [...map.values()].reduce((sum, ids) => sum + ids.length, 0);
@@ -76,10 +79,11 @@ export async function run(options: ChaosOptions): Promise<Report> {
     const evidence: Evidence = {
       history,
       log,
+      left: all.filter((event) => !isHome(event)),
       mostActive,
       wakeUpMs,
       notBack,
-      counters: await countersOf(cluster),
+      counters: await countersOf(cluster, homes),
       topic: listening.records,
       consumed: consuming.consumed,
       followed: following.events,
@@ -114,8 +118,8 @@ async function still(holds: () => boolean): Promise<void> {
   while (!holds() && now() < deadline) await sleep(100);
 }
 
-async function query<Row>({ postgres }: Cluster, sql: string): Promise<Row[]> {
-  const client = new Client({ connectionString: postgres.url });
+async function query<Row>(cluster: Cluster, sql: string, cell: CellName = 'default'): Promise<Row[]> {
+  const client = new Client({ connectionString: cluster.cellUrl(cell) });
   client.on('error', () => undefined);
   try {
     await client.connect();
@@ -131,15 +135,20 @@ function watchCap(cluster: Cluster): { stop(): Promise<number> } {
   const stopping = new AbortController();
   const watching = (async () => {
     while (!stopping.signal.aborted) {
-      const [row] = await query<{ active: number }>(
-        cluster,
-        `select count(*)::int as active from (
+      const rows = await Promise.all(
+        CELLS.map((cell) =>
+          query<{ active: number }>(
+            cluster,
+            `select count(*)::int as active from (
            select distinct on (stream_id) type from event where tenant = '${CAPPED.tenant}'
              and type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
            order by stream_id, version desc
          ) last where type in ('SessionCreated', 'SessionResumed')`,
+            cell,
+          ),
+        ),
       ).catch(() => []);
-      most = Math.max(most, row?.active ?? 0);
+      most = Math.max(most, ...rows.flat().map(({ active }) => active));
       await sleep(300);
     }
   })();
@@ -259,33 +268,73 @@ async function wakeUps({ nodes }: Cluster): Promise<number[]> {
   return times;
 }
 
-const logOf = (cluster: Cluster): Promise<LoggedEvent[]> =>
-  query<LoggedEvent>(
-    cluster,
-    `select lane::int, position::int, tenant, stream_id as session, version, id::text, type, incarnation, data
-     from event order by lane, position`,
+/** The events of all cells, also of tenants that have left them. */
+const logOf = async (cluster: Cluster): Promise<LoggedEvent[]> => {
+  const ofCells = CELLS.map((cell) =>
+    query<LoggedEvent>(
+      cluster,
+      `select '${cell}' as cell, lane::int, position::int, tenant, stream_id as session, version, id::text, type,
+              incarnation, data
+       from event order by lane, position`,
+      cell,
+    ),
   );
+  return (await Promise.all(ofCells)).flat();
+};
 
-async function countersOf(cluster: Cluster): Promise<Map<string, number>> {
-  const rows = await query<{ tenant: string; value: number }>(
-    cluster,
-    `select substr(key, 8) as tenant, value::int from counter where starts_with(key, 'active:')`,
-  );
-  return new Map(rows.map(({ tenant, value }) => [tenant, value]));
+/** Tenant → the cell in which it lives. */
+async function homesOf(cluster: Cluster): Promise<Map<string, string>> {
+  const rows = await query<{ tenant: string; cell: string }>(cluster, 'select tenant, cell from tenant_cell');
+  return new Map(rows.map(({ tenant, cell }) => [tenant, cell]));
+}
+
+/** Takes up the moves that were broken off. @returns those that do not come to their end */
+async function finishMoves(cluster: Cluster): Promise<string[]> {
+  const deadline = now() + BACK_LIMIT_MS;
+  for (let told = ''; ;) {
+    const { out, err } = await cluster.command(['tenants', 'moving']);
+    const [way] = out.split('\n').filter(Boolean);
+    if (way === undefined && err === '') return [];
+    if (now() > deadline) return [`a move: ${way ?? ''} ${err} ${told}`];
+    if (way === undefined) continue;
+    const { tenant, movingTo } = JSON.parse(way) as { tenant: string; movingTo: string };
+    told = (await cluster.command(['tenants', 'move', tenant, movingTo])).err;
+  }
+}
+
+async function countersOf(
+  cluster: Cluster,
+  homes: ReadonlyMap<string, string>,
+): Promise<Map<string, number>> {
+  const counters = new Map<string, number>();
+  for (const cell of CELLS) {
+    const rows = await query<{ tenant: string; value: number }>(
+      cluster,
+      `select substr(key, 8) as tenant, value::int from counter where starts_with(key, 'active:')`,
+      cell,
+    );
+    for (const { tenant, value } of rows)
+      if ((homes.get(tenant) ?? 'default') === cell) counters.set(tenant, value);
+  }
+  return counters;
 }
 
 async function unequalModels({ nodes }: Cluster): Promise<string[]> {
   const url = nodes[0]?.url() ?? '';
-  const listed = (await (await fetch(`${url}/v1/admin/projections`)).json()) as { data: { name: string }[] };
   const unequal: string[] = [];
-  for (const { name } of listed.data) {
-    const response = await fetch(`${url}/v1/admin/projections/${name}/verify`, { method: 'POST' });
-    const text = await response.text();
-    if (!response.ok || !(JSON.parse(text) as { ok: boolean }).ok) unequal.push(`${name}: ${text}`);
+  for (const cell of CELLS) {
+    const headers = { 'colloquy-cell': cell };
+    const listed = await fetch(`${url}/v1/admin/projections`, { headers });
+    for (const { name } of ((await listed.json()) as { data: { name: string }[] }).data) {
+      const response = await fetch(`${url}/v1/admin/projections/${name}/verify`, { method: 'POST', headers });
+      const text = await response.text();
+      if (!response.ok || !(JSON.parse(text) as { ok: boolean }).ok)
+        unequal.push(`${cell}: ${name}: ${text}`);
+    }
+    const parked = await (await fetch(`${url}/v1/admin/parked`, { headers })).text();
+    if ((JSON.parse(parked) as { data: unknown[] }).data.length > 0)
+      unequal.push(`${cell}: parked: ${parked.slice(0, 500)}`);
   }
-  const parked = await (await fetch(`${url}/v1/admin/parked`)).text();
-  if ((JSON.parse(parked) as { data: unknown[] }).data.length > 0)
-    unequal.push(`parked: ${parked.slice(0, 500)}`);
   return unequal;
 }
 

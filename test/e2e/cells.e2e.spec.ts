@@ -317,6 +317,20 @@ describe('cells', () => {
     },
   );
 
+  it('given followers of tenants that are new, when these write for the first time, then the followers get it, whatever the cell is', async () => {
+    const node = await world.node(env);
+    const streams = await Promise.all(
+      TENANTS.map((tenant) =>
+        openEvents(`${node.service.url}/v1/events?after=end`, { headers: { 'colloquy-tenant': tenant } }),
+      ),
+    );
+    for (const [index, tenant] of TENANTS.entries()) {
+      await of(node, tenant).post('/v1/sessions', { id: 's' });
+      expect((await streams[index]?.next())?.data).toMatchObject({ tenant, type: 'SessionCreated' });
+    }
+    for (const stream of streams) stream.leave();
+  });
+
   it('given a stream of a tenant of another cell, when the node stops, then the stream ends and the node with it', async () => {
     const node = await world.node(env);
     const { two } = await settle(node);

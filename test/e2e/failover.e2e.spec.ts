@@ -345,7 +345,7 @@ describeWithKafka('the failover to a standby, at a consumer of the topic', (brok
         expect(await texts(api, 's0')).toEqual(['Kept', ...said]);
         expect(await texts(api, 's4')).toEqual(['Kept', 'Anew']);
         // A read model may take a moment, and says so.
-        await eventually(async () => (await ids(api)).join() === [...sessions, 'lost'].sort().join());
+        await eventually(async () => (await ids(api)).join() === [...sessions, 'lost'].sort().join(), 30_000);
       }
       await consumerHasTheDatabase();
     } finally {

@@ -15,6 +15,9 @@ import { createWorld, FULL, type Node, say, texts, type World } from './fixture.
 
 jest.setTimeout(FULL ? 900_000 : 120_000);
 
+/** Of each writer after a message. */
+const PAUSE_MS = 25;
+
 const NAMES = ['default', 'two', 'three'] as const;
 type Cell = (typeof NAMES)[number];
 
@@ -91,7 +94,7 @@ describe('a move', () => {
     await run('tenants', 'place', 'acme', 'two');
     const nodes = [await world.node(env), await world.node(env)] as const;
     const apis = nodes.map((node) => of(node, 'acme'));
-    const writing = writers(apis, ['s1', 's2', 's3']);
+    const writing = writers(apis, ['s1', 's2', 's3'], PAUSE_MS);
     await eventually(() => Promise.resolve(writing.said.length > 60));
 
     const closed: number[] = [];
@@ -140,6 +143,7 @@ describe('a move', () => {
     const writing = writers(
       nodes.map((node) => of(node, 'acme')),
       ['s1', 's2'],
+      PAUSE_MS,
     );
     await eventually(() => Promise.resolve(writing.said.length > 60));
     let home: Cell = 'two';
@@ -347,6 +351,7 @@ describeWithKafka('a move and the topic', (brokers) => {
       const writing = writers(
         nodes.map((node) => of(node, 'acme')),
         ['s1', 's2', 's3'],
+        PAUSE_MS,
       );
       await eventually(() => Promise.resolve(writing.said.length > 50 && heard.length > 0), 30_000);
       for (const cell of ['three', 'two', 'default']) {

@@ -10,8 +10,11 @@ export interface Said {
   readonly answeredAt: number;
 }
 
-/** Writes through these nodes until it is stopped; what is not answered is tried again under its key. */
-export function writers(apis: readonly Api[], sessions: readonly string[]) {
+/**
+ * Writes through these nodes until it is stopped; what is not answered is tried again under its key.
+ * @param pauseMs of each writer after a message. Without it they take all that a machine has, from other tests as well
+ */
+export function writers(apis: readonly Api[], sessions: readonly string[], pauseMs = 0) {
   const said: Said[] = [];
   const odd: unknown[] = [];
   let isOver = false;
@@ -26,6 +29,7 @@ export function writers(apis: readonly Api[], sessions: readonly string[]) {
           const answer = await api.post(path, { role: 'user', content }, { 'idempotency-key': content });
           if (answer.status === 201) {
             said.push({ session, content, begunAt, answeredAt: Date.now() });
+            if (pauseMs > 0) await sleep(pauseMs);
             break;
           }
           // A session that was lost has to be created anew.

@@ -11,11 +11,15 @@ describe('generations whose node is gone', () => {
   it('given valid leases and an expired one, when the sweeper runs, then the generation without a lease fails and the others go on', async () => {
     const node = await world.start();
     for (const id of ['dead', 'alive', 'forgotten']) await node.create(id);
-    await node.generate('dead', 'gen-dead');
+    await node.generate('dead', 'gen-dead', 'missing');
     await node.generate('alive', 'gen-alive');
     // This is the state after a restart on the embedded database, which forgets all leases.
     await node.generate('forgotten', 'gen-forgotten', 'missing');
-    await world.db.query(`update lease set until = colloquy_now() where name = 'generation:gen-dead'`);
+    // Of another node, which does not renew it.
+    await world.db.query(
+      `insert into lease (name, owner, epoch, until)
+       values ('generation:gen-dead', gen_random_uuid(), nextval('lease_epoch'), colloquy_now())`,
+    );
 
     await node.sweep();
 
