@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
+import { absences } from './measures/absences.mjs';
 import { access } from './measures/access.mjs';
 import { appendRate } from './measures/append-rate.mjs';
 import { away } from './measures/away.mjs';
@@ -35,6 +36,7 @@ const MEASURES = {
   access,
   cells,
   move,
+  absences,
   away,
   overload,
   large,

@@ -84,6 +84,11 @@ export async function createService(config: Config, { logger }: ServiceOptions):
         new Logger('cells').warn(`The cell ${name} cannot be reached and is tried again: ${error.message}`);
       },
     });
+    // A place that was given out must not be given out again after a crash: its commit waits for the disk. Connections are
+    // made when there are several cells, and ended after the application, which answers until then.
+    const pool = createPool(databaseUrl, 'directory', { max: DIRECTORY_CONNECTIONS });
+    undo.push(() => pool.end());
+    const directory = new CellDirectory(pool);
     const unanswered = new Unanswered();
     const app = await createApp(config, databaseUrl, surroundings, { cells, unanswered });
     undo.push(async () => {
@@ -98,11 +103,6 @@ export async function createService(config: Config, { logger }: ServiceOptions):
     });
     configureApp(app, { ...config, version });
     await app.init();
-    // A place that was given out must not be given out again after a crash: its commit waits for the disk. Connections are
-    // made when there are several cells.
-    const pool = createPool(databaseUrl, 'directory', { max: DIRECTORY_CONNECTIONS });
-    undo.push(() => pool.end());
-    const directory = new CellDirectory(pool);
     app.get(EventLog).generations.onNew(() => {
       directory.forget();
     });

@@ -61,7 +61,7 @@ export class PlacementRefused extends Error {
  * tenants are on their way, and asks for those at each request; if it cannot look, it trusts none of its places.
  */
 export class CellDirectory {
-  private readonly known = new LRUCache<string, Entry>({ max: REMEMBERED });
+  private known = new LRUCache<string, Entry>({ max: REMEMBERED });
   /** The number of the last change that was seen; undefined: all entries are to be read. */
   private lastChange: number | undefined;
   /** When the last look began that has succeeded, by `suspendClock()`. */
@@ -112,7 +112,8 @@ export class CellDirectory {
 
   /** Forgets everything: the first cell may have been set back. */
   forget(): void {
-    this.known.clear();
+    // Another one, so that what is being read at this moment is not kept in it.
+    this.known = new LRUCache({ max: REMEMBERED });
     this.lastChange = undefined;
     this.lookedAt = -Infinity;
   }
@@ -131,8 +132,9 @@ export class CellDirectory {
 
   /** @throws DatabaseUnavailable */
   async entry(tenant: string): Promise<DirectoryEntry | undefined> {
+    const { known } = this;
     const [row] = await this.rows<Entry>(`select ${COLUMNS} from tenant_cell where tenant = $1`, [tenant]);
-    if (row) this.keep(row);
+    if (row) keep(row, known);
     return row;
   }
 
@@ -144,13 +146,25 @@ export class CellDirectory {
     const there = await this.find(tenant);
     if (there !== undefined) return there;
     const isHere = await available(() => hasStreams(this.pool, tenant));
+    const { known } = this;
     const [placed] = await this.rows<Entry>(
       `insert into tenant_cell (tenant, cell) values ($1, $2) on conflict (tenant) do nothing returning ${COLUMNS}`,
       [tenant, isHere ? FIRST_CELL : choose(tenant, cells)],
     );
-    if (placed) this.keep(placed);
+    if (placed) keep(placed, known);
     // Else another node was faster.
     return placed?.cell ?? (await this.find(tenant)) ?? FIRST_CELL;
+  }
+
+  /**
+   * The cell of a tenant that something was written for; one that is older than cells gets its entry, for the first cell.
+   * @throws DatabaseUnavailable
+   */
+  async home(tenant: string): Promise<DirectoryEntry | undefined> {
+    const entry = await this.entry(tenant);
+    if (entry || !(await available(() => hasStreams(this.pool, tenant)))) return entry;
+    await this.place(tenant, []);
+    return this.entry(tenant);
   }
 
   /**
@@ -214,7 +228,7 @@ export class CellDirectory {
   /** @returns whether any entry was changed */
   private async look(): Promise<boolean> {
     const began = suspendClock();
-    const { lastChange } = this;
+    const { lastChange, known } = this;
     const rows = await this.rows<Entry>(
       `select ${COLUMNS} from tenant_cell
        where ${lastChange === undefined ? '$1::bigint is null order by since desc' : 'change > $1 order by change'}
@@ -222,22 +236,22 @@ export class CellDirectory {
       [lastChange ?? null, REMEMBERED],
     );
     // Everything was forgotten meanwhile.
-    if (this.lastChange !== lastChange) return true;
-    for (const row of rows) this.keep(row);
+    if (this.known !== known) return true;
+    for (const row of rows) keep(row, known);
     this.lastChange = rows.reduce((last, { change }) => Math.max(last, change), lastChange ?? 0);
     this.lookedAt = began;
     return rows.length > 0;
   }
 
-  /** What was read earlier may come later. */
-  private keep(entry: Entry): void {
-    const { change } = this.known.get(entry.tenant) ?? entry;
-    if (entry.change >= change) this.known.set(entry.tenant, entry);
-  }
-
   private async rows<Row extends object>(text: string, values: readonly unknown[] = []): Promise<Row[]> {
     return (await available(() => this.pool.query<Row>(text, [...values]))).rows;
   }
+}
+
+/** Keeps an entry, unless a later one is known: what was read earlier may arrive later. */
+function keep(entry: Entry, known: LRUCache<string, Entry>): void {
+  const { change } = known.get(entry.tenant) ?? entry;
+  if (entry.change >= change) known.set(entry.tenant, entry);
 }
 
 /**

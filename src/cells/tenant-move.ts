@@ -68,10 +68,11 @@ export async function moveTenant(options: TenantMoveOptions): Promise<MovedTenan
   const { directory, tenant, from, to, onProgress = () => undefined } = options;
   const way = { tenant, from: from.name, to: to.name };
   const copy = new TenantCopy(from.log.copied(), to.log.copied(), tenant);
-  const work = new Work(options, copy);
+  const work = new RunningMove(options, copy);
   let left = await from.log.absences.find(tenant);
   if (left && !left.hasDeparted) {
-    // As an earlier process has left it. Nobody is to wait for what this one does before it closes the tenant.
+    // An earlier process was killed after it had closed the tenant. It is opened again, because what comes before it is
+    // closed anew may take minutes.
     await from.log.absences.reopen(left.number);
     left = await from.log.absences.find(tenant);
   }
@@ -92,14 +93,13 @@ export async function moveTenant(options: TenantMoveOptions): Promise<MovedTenan
   }
   await settle(options);
   onProgress('opened', work.copied);
-  for (const counter of options.counters) await from.log.counters.clear(counter);
   return { ...way, ...done };
 }
 
 type Done = Pick<MovedTenant, 'events' | 'closedMs'>;
 
 /** A move that is being made. */
-class Work {
+class RunningMove {
   copied = 0;
   /** Of the absence from the other cell. */
   private absence = 0;
@@ -143,7 +143,7 @@ class Work {
 }
 
 /** Goes on where an earlier process was killed after the tenant had departed: nothing is written for it any more. */
-async function arriveLate(work: Work): Promise<Done> {
+async function arriveLate(work: RunningMove): Promise<Done> {
   const { tenant, from, to } = work.options;
   if (await to.log.absences.isAbsent(tenant)) {
     await work.begin();
@@ -151,18 +151,19 @@ async function arriveLate(work: Work): Promise<Done> {
     await work.arrive();
     return { events, closedMs: 0 };
   }
-  if (!(await work.copy.isComplete()))
+  const events = await work.copy.countCopied();
+  if (events === undefined)
     throw new CopyRefused(`${tenant} has left ${from.name}, but it did not go to ${to.name}`);
-  return { events: 0, closedMs: 0 };
+  return { events, closedMs: 0 };
 }
 
 /** Closes the tenant until all of it is in the other cell. Where that takes too long it is opened again for a while. */
-async function finish(work: Work): Promise<Done> {
+async function finish(work: RunningMove): Promise<Done> {
   const { tenant, from, behind, onProgress } = work.options;
   for (let tries = 1; tries <= MOST_TRIES; tries += 1) {
     await untilNear(behind);
     await work.copyEvents();
-    // Who waits for it while the tenant is closed waits for what has come meanwhile, not for all that is late.
+    // The tenant is not closed while the relay has a backlog, which could take longer than a tenant may be closed.
     const closed = (await isPublishedInTime(work)) ? await closeAndCopy(work) : undefined;
     if (closed) return closed;
     onProgress?.('waiting', work.copied);
@@ -174,7 +175,7 @@ async function finish(work: Work): Promise<Done> {
   );
 }
 
-async function isPublishedInTime({ options: { from, isPublished } }: Work): Promise<boolean> {
+async function isPublishedInTime({ options: { from, isPublished } }: RunningMove): Promise<boolean> {
   const ends = await from.log.lanes.ends();
   const began = performance.now();
   while (!(await isPublished(ends))) {
@@ -185,14 +186,15 @@ async function isPublishedInTime({ options: { from, isPublished } }: Work): Prom
 }
 
 /** @returns undefined when it took too long, and the tenant is open again where it was */
-async function closeAndCopy(work: Work): Promise<Done | undefined> {
+async function closeAndCopy(work: RunningMove): Promise<Done | undefined> {
   const { tenant, from } = work.options;
   const began = performance.now();
   let absence: number | undefined;
   try {
     absence = await retried(() => from.log.absences.begin(tenant));
     work.options.onProgress?.('closed', work.copied);
-    // Whoever gives it up says so in the directory, and then opens what is closed.
+    // `giveUpMove` changes the directory first and opens the tenant afterwards: it finds the tenant closed, or this finds
+    // the directory changed.
     await checkOnItsWay(work.options);
     const enough = new AbortController();
     const steps = departure(work, absence, enough.signal);
@@ -202,7 +204,7 @@ async function closeAndCopy(work: Work): Promise<Done | undefined> {
       steps.catch(() => undefined);
       if (await from.log.absences.reopen(absence)) return undefined;
     }
-    // It has departed: there is no way back.
+    // It has departed, so that there is no way back, or was opened by somebody else, of which the steps tell.
     return { events: events ?? (await steps), closedMs: Math.round(performance.now() - began) };
   } catch (error) {
     await reopenSurely(work.options, absence);
@@ -211,11 +213,14 @@ async function closeAndCopy(work: Work): Promise<Done | undefined> {
 }
 
 /** Copies the rest of a closed tenant, and takes it to the other cell. */
-async function departure(work: Work, absence: number, enough: AbortSignal): Promise<number> {
+async function departure(work: RunningMove, absence: number, enough: AbortSignal): Promise<number> {
   const { tenant, from, isPublished } = work.options;
   const ends = await from.log.lanes.ends();
   const events = await work.copyAll();
-  while (!(await isPublished(ends))) await sleep(POLL_MS, undefined, { signal: enough });
+  while (!(await isPublished(ends))) {
+    if (enough.aborted) throw wasGivenUp(tenant);
+    await sleep(POLL_MS);
+  }
   // This does nothing when it was opened again.
   if (!(await from.log.absences.depart(absence))) throw wasGivenUp(tenant);
   await work.arrive();

@@ -81,19 +81,21 @@ export async function moveTo(
 ): Promise<MovedTenant | undefined> {
   checkTenant(tenant);
   return withDirectory([cell], async (directory) => {
-    const home = await directory.entry(tenant);
-    // One that is older than cells has no entry, and one that nobody knows would get one.
-    const from = home?.cell ?? (await directory.place(tenant, [{ name: cell, weight: 1 }]));
-    if (from === cell && home?.movingTo != null) throw onItsWay(tenant, home.movingTo);
-    if (from === cell) {
+    const home = await directory.home(tenant);
+    if (!home)
+      throw new PlacementRefused(
+        `nothing was ever written for ${tenant}: colloquy tenants place ${tenant} ${cell} says where it is going to live`,
+      );
+    if (home.cell === cell) {
+      if (home.movingTo !== null) throw onItsWay(tenant, home.movingTo);
       if (await withLog(cell, (log) => log.absences.isAbsent(tenant)))
         throw new PlacementRefused(
-          `${tenant} lives in ${cell}, but is closed there: its database was set back behind the arrival. ` +
-            `Make the directory name the cell that it came from, and move it again (docs/operations.md)`,
+          `${tenant} lives in ${cell}, but is closed there: the database was set back behind its arrival. ` +
+            'docs/operations.md says under "Moving a tenant" how to let it arrive again',
         );
       return undefined;
     }
-    return withBoth(directory, { tenant, from, to: cell }, (move) =>
+    return withBoth(directory, { tenant, from: home.cell, to: cell }, (move) =>
       moveTenant({ ...move, ...(onProgress && { onProgress }) }),
     );
   });
@@ -107,7 +109,8 @@ export const listMoving = (): Promise<DirectoryEntry[]> =>
 export async function giveUp(tenant: string): Promise<string> {
   return withDirectory([], async (directory) => {
     const home = await directory.entry(tenant);
-    if (home?.movingTo == null) throw new PlacementRefused(`${tenant} is not on its way to another cell`);
+    if (!home || home.movingTo === null)
+      throw new PlacementRefused(`${tenant} is not on its way to another cell`);
     await withBoth(directory, { tenant, from: home.cell, to: home.movingTo }, giveUpMove);
     return home.cell;
   });
@@ -124,15 +127,20 @@ export async function drainCell(cell: string, onMoved: (moved: MovedTenant) => P
     ...(storage.cells ?? []).map(({ name, weight }) => ({ name, weight })),
   ].filter(({ name, weight }) => name !== cell && weight > 0);
   if (others.length === 0) throw new PlacementRefused('there is no other cell whose weight is more than 0');
-  const tenants = await withDirectory([cell], (directory) => directory.list({ cell }));
+  const tenants = await withDirectory([cell], async (directory) => {
+    // Those that are older than cells have no entry yet.
+    if (cell === FIRST_CELL)
+      for (const tenant of await withLog(cell, (log) => log.cuts.tenants())) await directory.home(tenant);
+    return directory.list({ cell });
+  });
   for (const { tenant, movingTo } of tenants) {
     const moved = await moveTo(tenant, movingTo ?? choose(tenant, others));
     if (moved) await onMoved(moved);
   }
 }
 
-const onItsWay = (tenant: string, cell: string | null | undefined): PlacementRefused =>
-  new PlacementRefused(`${tenant} is on its way to ${String(cell)}: give that up first, with --give-up`);
+const onItsWay = (tenant: string, cell: string): PlacementRefused =>
+  new PlacementRefused(`${tenant} is on its way to ${cell}: give that up first, with --give-up`);
 
 function withBoth<T>(
   directory: CellDirectory,

@@ -14,11 +14,6 @@ export class Counters {
     return row?.value ?? 0;
   }
 
-  /** Sets a counter to 0, of which nothing is left to count. */
-  async clear(key: string): Promise<void> {
-    await rowsOf(this.pool, { text: 'update counter set value = 0 where key = $1', values: [key] });
-  }
-
   /**
    * Returns the counters whose key begins with `prefix` and whose value is above its limit.
    *

@@ -96,7 +96,8 @@ export class TenantCopy {
               to,
               page,
               states,
-              // The place counts in the earlier one, should another have begun in between.
+              // If the log was set back between the two reads, the place is one of the earlier generation, so that the
+              // next copy notices.
               generation: Math.min(generation, page[0]?.generation ?? generation),
             }),
           ),
@@ -136,15 +137,17 @@ export class TenantCopy {
     return events;
   }
 
-  /** Whether the target has all events that the source has. */
-  async isComplete(): Promise<boolean> {
-    const rows = await rowsOf<{ lane: number; position: number | null }>(this.source.pool, {
-      text: `select l.lane, (select max(e.position) from event e where e.lane = l.lane and e.tenant = $1) as position
-             from lane_ends() l`,
+  /** How many events the source has; undefined when some of them were not copied to the target. */
+  async countCopied(): Promise<number | undefined> {
+    const rows = await rowsOf<{ lane: number; last: number | null; events: number }>(this.source.pool, {
+      text: `select l.lane, e.last, e.events from lane_ends() l
+             cross join lateral (
+               select max(position) as last, count(*)::int as events from event where lane = l.lane and tenant = $1
+             ) e`,
       values: [this.tenant],
     });
-    for (const { lane, position } of rows) if ((await this.placeOf(lane)) < (position ?? 0)) return false;
-    return true;
+    for (const { lane, last } of rows) if ((await this.placeOf(lane)) < (last ?? 0)) return undefined;
+    return rows.reduce((sum, { events }) => sum + events, 0);
   }
 
   /** Copies the results of keyed requests, after the first time only newer ones. @returns how many */

@@ -1,9 +1,9 @@
 import { type LaneReader } from '../event-store/lane-reader.js';
 import { type LogGenerations } from '../event-store/log-generations.js';
+import { suspendClock } from '../suspend-clock.js';
 import { currentJson, toMessage, toTruncation } from './contract.js';
 import { type OutgoingMessage } from './publisher.js';
 import { type Move, type RelayCheckpoints } from './relay-checkpoints.js';
-import { suspendClock } from '../suspend-clock.js';
 import { type FoundTopic } from './topic-admin.js';
 
 /** Events of one batch while the relay is catching up. */

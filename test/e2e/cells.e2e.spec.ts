@@ -1,12 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { consume, memoryPlaces } from '../../src/consumer.js';
 import { colloquy } from '../support/colloquy.js';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { openEvents } from '../support/event-stream.js';
 import { type Answer, type Api, apiOf, eventually, expectProblem } from '../support/http.js';
-import { describeWithKafka, tap } from '../support/kafka.js';
+import { describeWithKafka, listen, tap } from '../support/kafka.js';
 import { startProxy, type TcpProxy } from '../support/tcp-proxy.js';
 import { createWorld, type Node, say, texts, type World } from './fixture.js';
 
@@ -331,6 +330,18 @@ describe('cells', () => {
     for (const stream of streams) stream.leave();
   });
 
+  it('given a node that is told to stop and still answers, when a tenant asks that it does not know, then it is found', async () => {
+    const folder = await world.folder();
+    await writeFile(join(folder, 'colloquy.yml'), 'server: { drainMs: 3000 }\n');
+    const [node, other] = [await world.node(env, folder), await world.node(env)];
+    for (const tenant of TENANTS) await of(other, tenant).post('/v1/sessions', { id: 's' });
+    node.service.signal('SIGTERM');
+    await eventually(async () => (await node.api.get('/health/ready')).status === 503);
+    for (const tenant of TENANTS)
+      expect((await of(node, tenant).get<{ id: string }>('/v1/sessions/s')).body.id).toBe('s');
+    await node.service.stop();
+  });
+
   it('given a stream of a tenant of another cell, when the node stops, then the stream ends and the node with it', async () => {
     const node = await world.node(env);
     const { two } = await settle(node);
@@ -353,17 +364,8 @@ describeWithKafka('cells and the topic', (brokers) => {
     await writeFile(join(folder, 'colloquy.yml'), `kafka: { topic: ${topic}, brokers: [${brokers}] }\n`);
     const node = await world.node(env, folder);
     const heard = new Map<string, number[]>();
-    const consumer = consume({
-      kafka: { brokers: brokers.split(',') },
-      groupId: topic,
-      topic,
-      places: memoryPlaces(),
-      maxWaitMs: 100,
-      apply: (events) => {
-        for (const { tenant, version } of events) heard.set(tenant, [...(heard.get(tenant) ?? []), version]);
-        return Promise.resolve();
-      },
-      onError: () => undefined,
+    const consumer = listen(brokers, topic, ({ tenant, version }) => {
+      heard.set(tenant, [...(heard.get(tenant) ?? []), version]);
     });
     try {
       await settle(node);

@@ -101,8 +101,7 @@ describe('the failover to a standby', () => {
         const { body } = await api.get<{ effective: { maxSessions: number } }>('/v1/admin/tenants/default');
         return body.effective.maxSessions === 1_000;
       });
-      // A scrape leaves out what it could not look up in time.
-      await eventually(async () => /^colloquy_log_generation 2$/m.test((await api.get('/metrics')).text));
+      expect((await api.get('/metrics')).text).toMatch(/^colloquy_log_generation 2$/m);
     }
     // How much is gone is on record: 21 messages and the settings by one and two, a session and its message by two.
     const { out } = await colloquy(['generations'], { env: { COLLOQUY_URL: two.api.url } });

@@ -5,6 +5,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  consume,
+  type ConsumedEvent,
+  type Consumer,
+  memoryPlaces,
+  type UnknownEvent,
+} from '../../src/consumer.js';
 import { Kafka, logLevel, type KafkaMessage } from 'kafkajs';
 import { describeUnless, freePort } from './programs.js';
 
@@ -239,6 +246,25 @@ export async function tap(brokers: string, topic: string): Promise<Tap> {
     stop: () => consumer.disconnect(),
   };
 }
+
+/** A consumer as a program has one, with its places in memory, which tells each event that takes effect. */
+export const listen = (
+  brokers: string,
+  topic: string,
+  hear: (event: ConsumedEvent | UnknownEvent) => void,
+): Consumer =>
+  consume({
+    kafka: { brokers: brokers.split(',') },
+    groupId: topic,
+    topic,
+    places: memoryPlaces(),
+    maxWaitMs: 100,
+    apply: (events) => {
+      for (const event of events) hear(event);
+      return Promise.resolve();
+    },
+    onError: () => undefined,
+  });
 
 /** Checks what must be true of the topic at any time, and returns a description of each violation. */
 export function offences(
