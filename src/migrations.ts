@@ -90,6 +90,10 @@ export const migrations: readonly Migration[] = [
     file: 'cells/migrations/0021-tenant-moves.sql',
     sha256: '24807059a31d96fe8ef3f4f961035de82a2cb8f5c9aaf6fdff572883d6b7bc01',
   },
+  {
+    file: 'event-store/migrations/0022-lease_epochs.sql',
+    sha256: '43133cd2e00df0fe4b4c22670bc079cff0348c2d182c8353d5015cba62e73c47',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;

@@ -152,3 +152,27 @@ it('given two connections that are checked at the same time after a set-back, th
   expect(generations.current).toBe(2);
   expect(await generations.records(client)).toMatchObject([{}, { lost: [{ lane: 3, from: 1, to: 100 }] }]);
 });
+
+it('given leases whose epochs are gone with the last events, when they are taken after that, then their epochs are higher than all before', async () => {
+  const database = await settable();
+  const one = await nodes.start(database.url);
+  await database.keep();
+  const taken: number[] = [];
+  const take = async (log: EventLog): Promise<number> => {
+    const leases = log.leases(randomUUID());
+    const epoch = (await insist(() => leases.take(['work']))).get('work') ?? -1;
+    await leases.close();
+    return epoch;
+  };
+  // A sequence is written down some numbers ahead.
+  for (let n = 0; n < 100; n += 1) taken.push(await take(one));
+  await database.setBack();
+
+  const two = await insist(() => EventLog.open(database.url));
+  try {
+    expect(two.generations.current).toBe(2);
+    expect(await take(two)).toBeGreaterThan(Math.max(...taken));
+  } finally {
+    await two.close();
+  }
+});
