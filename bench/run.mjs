@@ -15,6 +15,7 @@ import { move } from './measures/move.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { overload } from './measures/overload.mjs';
 import { quietService } from './measures/quiet-service.mjs';
+import { ranges } from './measures/ranges.mjs';
 import { reads } from './measures/reads.mjs';
 import { rebuild } from './measures/rebuild.mjs';
 import { streaming } from './measures/streaming.mjs';
@@ -27,6 +28,7 @@ const MEASURES = {
   time: databaseTime,
   snapshot: oldSnapshot,
   http: httpAppends,
+  ranges,
   reads,
   long: longSession,
   quiet: quietService,

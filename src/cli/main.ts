@@ -2,6 +2,7 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { type MovedTenant } from '../cells/tenant-move.js';
 import { type ApiKey } from '../access/keys.schemas.js';
+import { type LogRange } from '../event-store/log-ranges.js';
 import { ColloquyError, type Connection } from '../client/connection.js';
 import { version } from '../version.js';
 import { type Column, isReaderGone, print, progressBar, write } from './output.js';
@@ -11,7 +12,7 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export`, `import`, `migrate`, `grant`, `keys`, `tenants` and `cells drain` work on the database itself, `data` on its
+ * `export`, `import`, `migrate`, `grant`, `keys`, `ranges`, `tenants` and `cells drain` work on the database itself, `data` on its
  * files, everything else but `token` asks a running service.
  */
 
@@ -354,6 +355,33 @@ tenants
     const { listMoving } = await import('./cells.js');
     type Row = Awaited<ReturnType<typeof listMoving>>[number];
     await print(await listMoving(), columns<Row>('tenant', 'cell', 'movingTo'));
+  });
+
+const RANGE = columns<LogRange>('lane', 'from', 'to', 'isFull', 'bytes', 'tablespace');
+const ranges = program.command('ranges').description('stretches of the log that have tables of their own');
+ranges
+  .command('list', { isDefault: true })
+  .description('list them, by lane and position')
+  .action(async () => {
+    const { listRanges } = await import('./ranges.js');
+    await print(await listRanges(service().cell), RANGE);
+  });
+ranges
+  .command('begin')
+  .description('let each lane begin a new range, as the owner of its tables, while the log is used')
+  .option('--ahead <positions>', 'so far behind the present end of the lane', wholeNumber, 1_000_000)
+  .action(async ({ ahead }: { ahead: number }) => {
+    const { beginRanges } = await import('./ranges.js');
+    await print(await beginRanges(service().cell, ahead), RANGE);
+  });
+ranges
+  .command('move <tablespace>')
+  .description('move all full ranges to a tablespace, as the owner of their tables, while the log is used')
+  .action(async (tablespace: string) => {
+    const { moveRanges } = await import('./ranges.js');
+    await moveRanges(service().cell, tablespace, (range, events) =>
+      print([{ ...range, events }], [...RANGE, column('events')], false),
+    );
   });
 
 interface GenerationRow {

@@ -11,6 +11,7 @@ import { type Telemetry } from './telemetry.js';
 import { commitAppends } from './append-statements.js';
 import { type KnownEnds } from './known-ends.js';
 import { type LogGenerations } from './log-generations.js';
+import { RANGE_END } from './log-ranges.js';
 
 /** What this process remembers of its own appends, so that readers and lone appends need not query the database. */
 export interface AppendMemory {
@@ -232,6 +233,7 @@ export class Committer {
     const [only] = batch;
     if (only && batch.length === 1) {
       if (isRefused(error)) only.reject(new TenantAbsent(error));
+      else if (isAtRangeEnd(error)) only.reject(new DatabaseUnavailable(error));
       else only.reject(error instanceof Error ? error : new Error(String(error)));
       return undefined;
     }
@@ -256,3 +258,7 @@ export class Committer {
 
 /** Whether the database refuses events of a tenant. */
 const isRefused = (error: unknown): boolean => (error as { code?: unknown }).code === REFUSED_ABSENT;
+
+/** Whether the lane waits for its next range. */
+const isAtRangeEnd = (error: unknown): boolean =>
+  (error as { constraint?: unknown }).constraint === RANGE_END;

@@ -1,8 +1,9 @@
+import { randomUUID } from 'node:crypto';
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { colloquy as run, startColloquy } from '../support/colloquy.js';
-import { createWorld, type World } from './fixture.js';
+import { createWorld, say, texts, type World } from './fixture.js';
 
 const HOUR = 3_600_000;
 
@@ -95,5 +96,39 @@ describe('the command line', () => {
       child.stdout?.once('data', () => child.stdout?.destroy());
       expect(await ended).toMatchObject({ code: 0, err: '' });
     }
+  });
+
+  it('given a service, when its lanes begin new ranges and the full ones are moved to another tablespace and back, then it has every event all the time', async () => {
+    const { api } = await world.node();
+    const env = { DATABASE_URL: world.database.url };
+    const ranges = async (...args: string[]): Promise<Record<string, unknown>[]> => {
+      const { code, out, err } = await run(['ranges', ...args], { env });
+      expect({ code, err }).toEqual({ code: 0, err: '' });
+      return out
+        .split('\n')
+        .filter(Boolean)
+        .map((line) => JSON.parse(line) as Record<string, unknown>);
+    };
+    const tablespace = `cold_${randomUUID().replaceAll('-', '')}`;
+    await world.database.query('set allow_in_place_tablespaces = on');
+    await world.database.query(`create tablespace ${tablespace} location ''`);
+    await api.post('/v1/sessions', { id: 'divided' });
+    expect(await ranges()).toHaveLength(16);
+    expect(await ranges('begin', '--ahead', '1')).toHaveLength(32);
+    const said = Array.from({ length: 5 }, (_, n) => `Message ${n}`);
+    for (const text of said) await say(api, 'divided', text);
+
+    const moved = await ranges('move', tablespace);
+    expect(moved.length).toBeGreaterThan(0);
+    expect(moved[0]).toMatchObject({ isFull: true, tablespace, from: 1 });
+    expect((await ranges()).filter((range) => range['tablespace'] === tablespace)).toHaveLength(moved.length);
+    expect(await texts(api, 'divided')).toEqual(said);
+    const trail = await api.get<{ data: unknown[] }>('/v1/sessions/divided/events');
+    expect(trail.body.data).toHaveLength(6);
+
+    expect(await ranges('move', 'pg_default')).toHaveLength(moved.length);
+    // Nothing of the log is left there.
+    await world.database.query(`drop tablespace ${tablespace}`);
+    expect((await run(['verify'], { env: { COLLOQUY_URL: api.url } })).code).toBe(0);
   });
 });

@@ -113,7 +113,7 @@ async function open(name: string): Promise<TestDatabase> {
   };
 }
 
-async function asAdmin(work: (admin: Client) => Promise<unknown>): Promise<void> {
+export async function asAdmin(work: (admin: Client) => Promise<unknown>): Promise<void> {
   const admin = new Client({ connectionString: adminUrl(), application_name: 'test admin' });
   await admin.connect();
   try {
