@@ -44,7 +44,7 @@ module.exports = {
       severity: 'error',
       comment: 'the log is generic: of the domain it may see the Decider type only',
       from: { path: path('event-store/') },
-      to: { path: '^src/', pathNot: '^src/(event-store/|database/|domain/decider)' },
+      to: { path: '^src/', pathNot: '^src/(event-store/|database/|domain/decider|bounded-cache)' },
     },
     {
       name: 'readers-of-the-log-know-no-feature',

@@ -13,7 +13,7 @@ import {
 import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http';
 import { defaultResource, resourceFromAttributes } from '@opentelemetry/resources';
 import { BasicTracerProvider, BatchSpanProcessor } from '@opentelemetry/sdk-trace-base';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from './bounded-cache.js';
 import { type Telemetry } from './event-store/telemetry.js';
 import { tracePlaceOf } from './event-store/traceparent.js';
 import { type AnsweredRequest } from './http/request-log.js';
@@ -37,7 +37,7 @@ export class Traces {
   private readonly tracer: Tracer;
   /** By correlation id. */
   private readonly requests = new Map<string, Span>();
-  private readonly places = new LRUCache<string, Context>({ max: KNOWN_REQUESTS });
+  private readonly places = boundedCache<string, Context>(KNOWN_REQUESTS);
 
   constructor() {
     const service = process.env['OTEL_SERVICE_NAME'] ?? 'colloquy';

@@ -1,3 +1,4 @@
+import { execFileSync, spawnSync } from 'node:child_process';
 import { chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,16 +12,21 @@ const { migrate } = product('dist/database/migrate.js');
 /**
  * Starts a PostgreSQL with the settings of the service, in a temporary folder that is removed when it stops.
  * @returns `database(name)` creates a migrated database and resolves to its URL; `emptyDatabase(name)` creates one
- * without a schema.
+ * without a schema; `disk`, where `diskMb` was given, fills what is left of its disk, and frees it again.
+ * @param diskMb the server gets a disk of its own, so many megabytes of memory, which only root can make
  */
-export async function startServer() {
+export async function startServer({ diskMb } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-bench-'));
+  if (diskMb) execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${diskMb}m`, 'tmpfs', folder]);
   // When this process is root, PostgreSQL runs as another user, who must be able to reach its data.
   chmodSync(folder, 0o755);
   const remove = () => {
+    if (diskMb) execFileSync('umount', [folder]);
     rmSync(folder, { recursive: true, force: true });
   };
-  const server = await startEmbeddedPostgres({ dataDir: folder }).catch((error) => {
+  const ballast = join(folder, 'ballast');
+  const settings = diskMb ? { max_wal_size: '96MB', min_wal_size: '64MB' } : {};
+  const server = await startEmbeddedPostgres({ dataDir: folder, settings }).catch((error) => {
     remove();
     throw error;
   });
@@ -36,6 +42,10 @@ export async function startServer() {
     version: server.serverVersion,
     /** Of the server's first process. */
     pid: Number(readFileSync(join(server.dataDir, 'postmaster.pid'), 'utf8').split('\n')[0]),
+    disk: diskMb && {
+      fill: () => spawnSync('dd', ['if=/dev/zero', `of=${ballast}`, 'bs=64k']),
+      free: () => rmSync(ballast, { force: true }),
+    },
     emptyDatabase,
     database: async (name) => {
       const url = await emptyDatabase(name);

@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { Coalescer } from '../event-store/coalescer.js';
 import { type KeyStore, sha256Of } from './key-store.js';
 import { type ApiKey } from './keys.schemas.js';
@@ -17,7 +17,7 @@ interface Known {
 
 /** Keys as they were in the database a few seconds ago, so that a request with a key that is in use asks for nothing. */
 export class KnownKeys {
-  private readonly known = new LRUCache<string, Known>({ max: KNOWN_KEYS });
+  private readonly known = boundedCache<string, Known>(KNOWN_KEYS);
   private readonly asked = new Map<string, Promise<ApiKey | undefined>>();
   /** However many unknown keys somebody tries, the database sees two questions at a time. */
   private readonly questions: Coalescer<Buffer, ApiKey | undefined>;

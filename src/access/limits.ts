@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type RedisLink } from '../database/redis-link.js';
 import { repeat } from '../housekeeping.js';
 import { ApiError } from '../http/problem.js';
@@ -45,7 +45,7 @@ export class Limits {
   private readonly places: Places;
   private readonly isFree: boolean;
   /** By tenant and key. They are looked for at each request. */
-  private readonly known = new LRUCache<string, readonly Holder[]>({ max: KNOWN_HOLDERS });
+  private readonly known = boundedCache<string, readonly Holder[]>(KNOWN_HOLDERS);
   /** How often which limit was reached. */
   readonly refused: Record<keyof Limit, number> = { requestsPerSecond: 0, generations: 0, streams: 0 };
 
@@ -172,8 +172,8 @@ interface Stock {
 
 /** Token buckets that hold the requests of one second. */
 class Rates {
-  private readonly buckets = new LRUCache<string, Bucket>({ max: KNOWN_HOLDERS });
-  private readonly stocks = new LRUCache<string, Stock>({ max: KNOWN_HOLDERS });
+  private readonly buckets = boundedCache<string, Bucket>(KNOWN_HOLDERS);
+  private readonly stocks = boundedCache<string, Stock>(KNOWN_HOLDERS);
 
   constructor(private readonly redis: RedisLink | null) {}
 

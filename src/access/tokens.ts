@@ -8,7 +8,7 @@ import {
   type JWTVerifyGetKey,
   jwtVerify,
 } from 'jose';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type TokenSettings } from '../config.js';
 import { owner as ownerSchema } from '../domain/session.events.js';
 import { TENANT_ID } from '../domain/tenant.js';
@@ -36,9 +36,9 @@ const FORM = /^[\w-]+\.[\w-]+\.[\w-]+$/;
  * caller does. A scope that ends in `:own` holds for the sessions of one owner.
  */
 export class Tokens {
-  private readonly checked = new LRUCache<string, { readonly identity: Identity; readonly until: number }>({
-    max: CHECKED_TOKENS,
-  });
+  private readonly checked = boundedCache<string, { readonly identity: Identity; readonly until: number }>(
+    CHECKED_TOKENS,
+  );
   private readonly checking = new Map<string, Promise<Identity>>();
   private readonly verify: (token: string) => Promise<JWTPayload>;
 

@@ -1,6 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { CommandBus } from '@nestjs/cqrs';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { DomainError } from '../domain/decider.js';
 import { fieldsOf } from '../domain/loose-json.js';
 import {
@@ -79,7 +79,7 @@ interface Change {
 /** Chats of the AI SDK. Each is a session, whose history is kept on this side. */
 @Injectable()
 export class Chats {
-  private readonly ends = new LRUCache<string, KnownEnd>({ max: KNOWN_CHATS });
+  private readonly ends = boundedCache<string, KnownEnd>(KNOWN_CHATS);
 
   constructor(
     private readonly bus: CommandBus,

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
+import { type LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type Pool } from 'pg';
 import { FIRST_CELL } from '../config.js';
 import { available } from '../database/connection.js';
@@ -61,7 +62,7 @@ export class PlacementRefused extends Error {
  * tenants are on their way, and asks for those at each request; if it cannot look, it trusts none of its places.
  */
 export class CellDirectory {
-  private known = new LRUCache<string, Entry>({ max: REMEMBERED });
+  private known = boundedCache<string, Entry>(REMEMBERED);
   /** The number of the last change that was seen; undefined: all entries are to be read. */
   private lastChange: number | undefined;
   /** When the last look began that has succeeded, by `suspendClock()`. */
@@ -113,7 +114,7 @@ export class CellDirectory {
   /** Forgets everything: the first cell may have been set back. */
   forget(): void {
     // Another one, so that what is being read at this moment is not kept in it.
-    this.known = new LRUCache({ max: REMEMBERED });
+    this.known = boundedCache(REMEMBERED);
     this.lastChange = undefined;
     this.lookedAt = -Infinity;
   }

@@ -102,8 +102,9 @@ export class Committer {
         this.drop(error);
         this.outageSince ??= Date.now();
         // In a long outage each batch is tried only once; otherwise the waiting callers would time out one after
-        // another.
-        const patience = started - this.outageSince > PATIENCE_MS ? 0 : PATIENCE_MS;
+        // another. A disk stays full for longer than callers wait.
+        const isHopeless = started - this.outageSince > PATIENCE_MS || isDiskFull(error);
+        const patience = isHopeless ? 0 : PATIENCE_MS;
         if (Date.now() - started >= patience) {
           const unavailable = new DatabaseUnavailable(error);
           for (const waiting of batch) waiting.reject(unavailable);
@@ -258,6 +259,9 @@ export class Committer {
 
 /** Whether the database refuses events of a tenant. */
 const isRefused = (error: unknown): boolean => (error as { code?: unknown }).code === REFUSED_ABSENT;
+
+/** Whether the database has no room for what it was given. */
+const isDiskFull = (error: unknown): boolean => (error as { code?: unknown }).code === '53100';
 
 /** Whether the lane waits for its next range. */
 const isAtRangeEnd = (error: unknown): boolean =>

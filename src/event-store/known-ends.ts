@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type Append, type StreamEnd } from './append.js';
 import { type StreamId, streamKey } from './lane.js';
 
@@ -29,9 +29,9 @@ interface Stretch {
 export class KnownEnds {
   private readonly lanes = new Map<number, Stretch>();
   /** A version holds as long as the stretch in which it was seen goes on. */
-  private readonly streams = new LRUCache<string, { readonly version: number; readonly in: Stretch }>({
-    max: KNOWN_STREAMS,
-  });
+  private readonly streams = boundedCache<string, { readonly version: number; readonly in: Stretch }>(
+    KNOWN_STREAMS,
+  );
   /** By `performance.now()`. */
   private readonly distrustedUntil = new Map<number, number>();
   private run = '';

@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 
 export interface StreamId {
   readonly tenant: string;
@@ -23,7 +23,7 @@ const REMEMBERED_LANES = 20_000;
 
 /** Like `laneOf`, with a cache for the streams in use. */
 export function rememberedLaneOf(lanes: number): (stream: StreamId) => number {
-  const known = new LRUCache<string, number>({ max: REMEMBERED_LANES });
+  const known = boundedCache<string, number>(REMEMBERED_LANES);
   return (stream) => {
     const key = streamKey(stream);
     let lane = known.get(key);

@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type Decider } from '../domain/decider.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type EventLog } from './log.js';
@@ -40,7 +40,7 @@ const SNAPSHOT_EVERY = 1_000;
 
 /** States of streams: as this process knows them, as the log has them, and as they were. */
 export class StreamStates<State, Command, Event extends { type: string; data: unknown }> {
-  private readonly cache = new LRUCache<string, Loaded<State & { version: number }>>({ max: CACHED_STATES });
+  private readonly cache = boundedCache<string, Loaded<State & { version: number }>>(CACHED_STATES);
   private readonly snapshotEvery: number;
 
   constructor(

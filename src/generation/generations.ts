@@ -1,5 +1,5 @@
 import { Logger } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type CommandBus } from '@nestjs/cqrs';
 import { type NewMessage, type SessionDetails, StartGeneration } from '../domain/session.commands.js';
 import { type Json, type ToolDefinition } from '../domain/session.events.js';
@@ -103,7 +103,7 @@ export class Generations {
   private readonly turns = new Set<Promise<void>>();
   private readonly single: SingleAnswers;
   /** Generations that this process has started lately, so that their read model is not asked. */
-  private readonly places = new LRUCache<string, GenerationPlace>({ max: KNOWN_PLACES });
+  private readonly places = boundedCache<string, GenerationPlace>(KNOWN_PLACES);
   private readonly history: History;
   private readonly recorded: RecordedReplies;
   private readonly follower: ReplyFollower;

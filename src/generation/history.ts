@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type ContextWindow, type NewMessage } from '../domain/session.commands.js';
 import { type SessionEvent, type ToolDefinition } from '../domain/session.events.js';
 import { exists, type SessionState } from '../domain/session.state.js';
@@ -28,7 +28,7 @@ const CACHED_COUNTS = 50_000;
 
 /** Reads the history of a session for a model: its messages, and the window of them that fits the model's context. */
 export class History {
-  private readonly counts = new LRUCache<string, number>({ max: CACHED_COUNTS });
+  private readonly counts = boundedCache<string, number>(CACHED_COUNTS);
   private readonly reader: HistoryReader;
 
   constructor(

@@ -1,5 +1,5 @@
 import { Injectable } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { streamKey } from '../event-store/lane.js';
 import { ApiError } from '../http/problem.js';
 import { type MessageView } from '../read-models/history.projection.js';
@@ -44,7 +44,7 @@ const REMEMBERED = 10_000;
 /** The items of the present history of a session. */
 @Injectable()
 export class ConversationItems {
-  private readonly places = new LRUCache<string, ItemPlace>({ max: REMEMBERED });
+  private readonly places = boundedCache<string, ItemPlace>(REMEMBERED);
 
   constructor(private readonly queries: SessionQueries) {}
 

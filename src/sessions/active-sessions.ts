@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache.js';
 import { type EventLog } from '../event-store/log.js';
 import { ProjectionLagging, type ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import {
@@ -37,7 +37,7 @@ const REMEMBERED = 20_000;
 export class RoomMaker {
   private readonly queues = new Map<string, Waiting[]>();
   /** Session → version at which expiring it was tried. The read model may still show it as active for a while. */
-  private readonly tried = new LRUCache<string, number>({ max: REMEMBERED });
+  private readonly tried = boundedCache<string, number>(REMEMBERED);
 
   constructor(
     private readonly store: EventLog,
