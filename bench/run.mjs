@@ -17,6 +17,7 @@ import { overload } from './measures/overload.mjs';
 import { quietService } from './measures/quiet-service.mjs';
 import { reads } from './measures/reads.mjs';
 import { rebuild } from './measures/rebuild.mjs';
+import { sealed } from './measures/sealed.mjs';
 import { streaming } from './measures/streaming.mjs';
 import { startServer } from './support/database.mjs';
 import { judge, present } from './support/table.mjs';
@@ -37,6 +38,7 @@ const MEASURES = {
   cells,
   move,
   absences,
+  sealed,
   away,
   overload,
   large,

@@ -96,7 +96,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'event-store/migrations/0023-data_key.sql',
-    sha256: 'b8649de29b615dd4a5de3e3d7d92ba99727d5254e8ffb9dbfb0a9b45f22eeed5',
+    sha256: '0807fed01ac114e993027a4706800a3c4258bcfa3f98875861c6a32117d9ea44',
   },
   {
     file: 'sessions/migrations/0024-sealed-replies.sql',

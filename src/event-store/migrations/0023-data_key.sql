@@ -12,8 +12,8 @@ create table data_key (
   check ((wrapped is null) = (destroyed_at is not null))
 );
 
--- Under which master keys there are keys is asked at each start, and must not read all of them; rotation goes along it.
-create index data_key_master on data_key (master, id) where wrapped is not null;
+-- Under which master keys there are keys is asked at each start, and must not read all of them.
+create index data_key_master on data_key (master) where wrapped is not null;
 
 -- A key that is lost makes what it sealed unreadable for ever, so a row only ever gets another wrapping, or is destroyed.
 create function guard_data_key() returns trigger language plpgsql as $$

@@ -1,6 +1,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import { type Pool, type QueryConfig } from 'pg';
+import { arrayLiteral, bytesArray } from '../../database/array-literal.js';
 import { available, DatabaseUnavailable } from '../../database/connection.js';
 import { COMMAND_READ_MS } from '../../database/query.js';
 import { Coalescer } from '../coalescer.js';
@@ -22,8 +23,8 @@ export interface Incarnation extends StreamId {
   readonly begins?: boolean | undefined;
 }
 
-/** Keys that are made at once, at least. */
-const STOCK = 64;
+/** Keys that are made at once: at first, and at most where many streams begin. */
+const STOCK = { least: 64, most: 1_024 };
 /** So many keys are remembered, and the keys of so many incarnations: about as many as states of streams are cached. */
 const REMEMBERED = 20_000;
 /** A key that was destroyed is not used any longer than this, on any node. */
@@ -47,7 +48,7 @@ interface Held {
  *
  * **No event is committed whose key the database does not have.** A key is given out after the commit that stored it,
  * so whatever log has the event, also one that a crash or a failover has cut off, has the key: it is earlier in the same
- * write-ahead log. This would not hold for a key that went with the lost end of a former log. Therefore everything is
+ * write-ahead log, of which a server keeps a beginning and never an end alone. This would not hold for a key that went with the lost end of a former log. Therefore everything is
  * forgotten when a new generation of the log begins (`forget`), before anything is read or written on the connection
  * that leads to it; what was under way is thrown away by its epoch; and each statement says of which generation the log
  * is on which it ran, so that a connection to a former server that still lives gives no keys. An append that took its
@@ -56,6 +57,7 @@ interface Held {
  */
 export class DataKeys {
   private stock: DataKey[] = [];
+  private stockSize = STOCK.least;
   /** Keys that callers wait for. */
   private wanted = 0;
   private making: Promise<void> | undefined;
@@ -96,11 +98,18 @@ export class DataKeys {
     await this.making?.catch(() => undefined);
   }
 
-  /** The key of an incarnation, if it is at hand. */
+  /** The key of an incarnation, if it is at hand, or a new one for one that begins, if there is one in stock. */
   keyOf(one: Incarnation): DataKey | undefined {
-    const keyId = this.known.get(nameOf(one))?.keyId;
-    const key = keyId === undefined ? undefined : this.use(keyId);
-    return keyId !== undefined && key ? { id: keyId, key } : undefined;
+    const name = nameOf(one);
+    const known = this.known.get(name);
+    if (known) {
+      const key = this.use(known.keyId);
+      return key && { id: known.keyId, key };
+    }
+    if (one.begins !== true || this.stock.length === 0 || this.finding.has(name)) return undefined;
+    const key = this.fromStock();
+    if (key) this.remember(name, key, this.now());
+    return key;
   }
 
   /** The key of an incarnation: that of its last events, or a new one. @throws DatabaseUnavailable, MasterKeyRefused */
@@ -125,10 +134,15 @@ export class DataKeys {
       // It may have been seen in the log meanwhile.
       const known = this.keyOf(one);
       if (known) return known;
-      this.known.set(nameOf(one), { keyId: key.id, version: 0 });
-      this.hold(key, since);
+      this.remember(nameOf(one), key, since);
       return key;
     }
+  }
+
+  /** Remembers a key that was given out. */
+  private remember(name: string, key: DataKey, since: number): void {
+    this.known.set(name, { keyId: key.id, version: 0 });
+    this.hold(key, since);
   }
 
   /** Remembers the key of an event or a state that was read. */
@@ -250,17 +264,22 @@ export class DataKeys {
     this.wanted += 1;
     try {
       for (;;) {
-        const key = this.stock.pop();
-        if (key) {
-          if (this.stock.length < STOCK / 4)
-            this.make().catch(this.telemetry.failed('making keys for payloads'));
-          return key;
-        }
+        const key = this.fromStock();
+        if (key) return key;
+        if (this.making) this.stockSize = Math.min(2 * this.stockSize, STOCK.most);
         await this.make();
       }
     } finally {
       this.wanted -= 1;
     }
+  }
+
+  /** Takes a key, and sees to it that the next ones are there before they are needed. */
+  private fromStock(): DataKey | undefined {
+    const key = this.stock.pop();
+    if (key && this.stock.length < this.stockSize / 2 && !this.making)
+      this.make().catch(this.telemetry.failed('making keys for payloads'));
+    return key;
   }
 
   private make(): Promise<void> {
@@ -270,23 +289,28 @@ export class DataKeys {
 
   private async makeNow(): Promise<void> {
     const { epoch } = this;
-    const made = Array.from({ length: STOCK + 2 * this.wanted }, () => ({
-      id: randomUUID(),
-      key: randomBytes(32),
+    const bytes = randomBytes(32 * (this.stockSize + this.wanted));
+    const made = Array.from({ length: this.stockSize + this.wanted }, (_, index) => ({
+      id: newKeyId(),
+      key: bytes.subarray(32 * index, 32 * (index + 1)),
     }));
     const wrapped = made.map(({ id, key }) => this.masters.wrap(id, key));
     await this.ask({
       name: 'add_data_keys',
-      text: `with added as (
+      // This commit need not wait for the disk: that of an event which is sealed with one of the keys comes later in the
+      // same write-ahead log, and does. So nobody waits for the disk twice.
+      text: `with relaxed as (
+               select set_config('synchronous_commit', 'off', true)
+             ), added as (
                insert into data_key (id, master, wrapped)
-               select * from unnest($1::uuid[], $2::text[], $3::bytea[])
+               select id, $2, wrapped from unnest($1::uuid[], $3::bytea[]) as k (id, wrapped)
                -- Those that came to a former server may come there again.
                on conflict do nothing
-             ) ${GENERATION}`,
+             ) select g.generation from relaxed, (${GENERATION}) g`,
       values: [
-        wrapped.map(({ id }) => id),
-        wrapped.map(({ master }) => master),
-        wrapped.map((one) => one.wrapped),
+        arrayLiteral(wrapped.map(({ id }) => id)),
+        this.masters.first,
+        bytesArray(wrapped, (one) => one.wrapped),
       ],
     });
     if (epoch === this.epoch) this.stock.push(...made);
@@ -326,6 +350,15 @@ interface WrappedRow {
   readonly master: string | null;
   readonly wrapped: Buffer | null;
   readonly generation: number;
+}
+
+/**
+ * A UUID of version 7, which begins with the time: new rows then lie together in the table and its index, and those of the
+ * sessions in use do not take a page of memory each.
+ */
+function newKeyId(): string {
+  const time = Date.now().toString(16).padStart(12, '0');
+  return `${time.slice(0, 8)}-${time.slice(8)}-7${randomUUID().slice(15)}`;
 }
 
 const nameOf = ({ tenant, streamId, incarnation }: Incarnation): string =>

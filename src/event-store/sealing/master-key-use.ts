@@ -76,28 +76,28 @@ export async function rotateMasterKey(
   const { first } = masters;
   if (first === undefined) throw new MasterKeyRefused('there is no master key that wraps');
   await checkMasterKeys(database, masters);
+  const former = (await mastersOf(database)).filter((master) => master !== first);
+  if (former.length === 0) return 0;
   let count = 0;
-  for (const master of (await mastersOf(database)).filter((one) => one !== first)) {
-    for (let after: string | null = null; ;) {
-      const { rows }: { rows: WrappedKey[] } = await database.query<WrappedKey>(
-        `select id, master, wrapped from data_key
-         where wrapped is not null and master = $1 and ($2::uuid is null or id > $2) order by id limit $3`,
-        [master, after, PAGE],
-      );
-      const last = rows.at(-1);
-      if (!last) break;
-      const wrapped = rows.map((row) => masters.wrap(row.id, masters.unwrap(row)));
-      // One that was destroyed meanwhile stays destroyed.
-      const { rowCount } = await database.query(
-        `update data_key k set master = $2, wrapped = n.wrapped
-         from unnest($3::uuid[], $4::bytea[]) as n (id, wrapped)
-         where k.id = n.id and k.master = $1 and k.wrapped is not null`,
-        [master, first, wrapped.map(({ id }) => id), wrapped.map((one) => one.wrapped)],
-      );
-      count += rowCount ?? 0;
-      onWrapped(count);
-      after = last.id;
-    }
+  // Along the primary key, so that the rows of before, of which there are many by then, are not walked past again.
+  for (let after: string | null = null; ;) {
+    const { rows }: { rows: WrappedKey[] } = await database.query<WrappedKey>(
+      `select id, master, wrapped from data_key
+       where ($1::uuid is null or id > $1) and wrapped is not null and master = any ($2) order by id limit $3`,
+      [after, former, PAGE],
+    );
+    const last = rows.at(-1);
+    if (!last) return count;
+    const wrapped = rows.map((row) => masters.wrap(row.id, masters.unwrap(row)));
+    // One that was destroyed meanwhile stays destroyed.
+    const { rowCount } = await database.query(
+      `update data_key k set master = $1, wrapped = n.wrapped
+       from unnest($2::uuid[], $3::bytea[]) as n (id, wrapped)
+       where k.id = n.id and k.master = any ($4) and k.wrapped is not null`,
+      [first, wrapped.map(({ id }) => id), wrapped.map((one) => one.wrapped), former],
+    );
+    count += rowCount ?? 0;
+    onWrapped(count);
+    after = last.id;
   }
-  return count;
 }

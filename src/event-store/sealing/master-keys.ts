@@ -1,12 +1,13 @@
-import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createHash, createHmac } from 'node:crypto';
 
 /** In place of the first master key: new payloads stay plain, and those that are sealed are opened. */
 export const PLAIN = 'plain';
 
 const BYTES = 32;
 const FORMAT = 1;
-const NONCE = 12;
 const TAG = 16;
+/** A wrapping key encrypts nothing but the one key that it was derived for, so that no two nonces are needed. */
+const NONCE = Buffer.alloc(12);
 
 /** A data key as the database holds it. */
 export interface WrappedKey {
@@ -52,21 +53,19 @@ export class MasterKeys {
   wrap(id: string, key: Buffer): WrappedKey {
     const master = this.first;
     if (master === undefined) throw new MasterKeyRefused('there is no master key that wraps');
-    const nonce = randomBytes(NONCE);
-    const cipher = createCipheriv('aes-256-gcm', this.wrappingKey(master, id), nonce);
+    const cipher = createCipheriv('aes-256-gcm', this.wrappingKey(master, id), NONCE);
     const text = Buffer.concat([cipher.update(key), cipher.final()]);
-    return { id, master, wrapped: Buffer.concat([Buffer.of(FORMAT), nonce, cipher.getAuthTag(), text]) };
+    return { id, master, wrapped: Buffer.concat([Buffer.of(FORMAT), cipher.getAuthTag(), text]) };
   }
 
   /** @throws MasterKeyRefused when the master key is not known, or the row was changed */
   unwrap({ id, master, wrapped }: WrappedKey): Buffer {
     if (wrapped[0] !== FORMAT)
       throw new MasterKeyRefused(`the data key ${id} has a form that this version does not know`);
-    const nonce = wrapped.subarray(1, 1 + NONCE);
-    const tag = wrapped.subarray(1 + NONCE, 1 + NONCE + TAG);
     try {
-      const cipher = createDecipheriv('aes-256-gcm', this.wrappingKey(master, id), nonce).setAuthTag(tag);
-      return Buffer.concat([cipher.update(wrapped.subarray(1 + NONCE + TAG)), cipher.final()]);
+      const cipher = createDecipheriv('aes-256-gcm', this.wrappingKey(master, id), NONCE);
+      cipher.setAuthTag(wrapped.subarray(1, 1 + TAG));
+      return Buffer.concat([cipher.update(wrapped.subarray(1 + TAG)), cipher.final()]);
     } catch (error) {
       if (error instanceof MasterKeyRefused) throw error;
       throw new MasterKeyRefused(`the data key ${id} was changed: the master key ${master} does not open it`);
