@@ -18,6 +18,15 @@ export interface Payload extends PayloadIdentity {
   readonly incarnation: number;
   /** Whether the log has nothing of the incarnation yet; left out where that is not known. */
   readonly begins?: boolean | undefined;
+  /** The incarnation whose key seals it, as of a version; default: the one that the payload belongs to. */
+  readonly keyOf?:
+    | {
+        readonly tenant: string;
+        readonly streamId: string;
+        readonly incarnation: number;
+        readonly version: number;
+      }
+    | undefined;
   readonly data: unknown;
 }
 

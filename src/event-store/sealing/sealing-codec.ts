@@ -38,7 +38,7 @@ export class SealingCodec implements PayloadCodec {
     if (!this.seals) return plainCodec.encode(payloads);
     const encoded: EncodedPayload[] = [];
     for (const payload of payloads) {
-      const key = this.keys.keyOf(payload);
+      const key = this.keys.keyOf(payload.keyOf ?? payload);
       // Most keys are at hand, and nobody has to wait.
       if (!key) return this.encodeRest(encoded, payloads);
       encoded.push(seal(payload, key));
@@ -52,9 +52,10 @@ export class SealingCodec implements PayloadCodec {
   ): Promise<readonly EncodedPayload[]> {
     // All at once, so that one statement finds them.
     const rest = payloads.slice(encoded.length);
-    const sealed = rest.map(async (payload) =>
-      seal(payload, this.keys.keyOf(payload) ?? (await this.keys.findKey(payload))),
-    );
+    const sealed = rest.map(async (payload) => {
+      const owner = payload.keyOf ?? payload;
+      return seal(payload, this.keys.keyOf(owner) ?? (await this.keys.findKey(owner)));
+    });
     return [...encoded, ...(await Promise.all(sealed))];
   }
 
