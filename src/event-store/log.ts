@@ -267,6 +267,11 @@ export class EventLog {
     await this.pool.end();
   }
 
+  /** Whether payloads are sealed: what they say then stands nowhere outside of them but in read models. */
+  get isSealed(): boolean {
+    return this.dataKeys !== undefined;
+  }
+
   /** Number of appends requested since the process started. Deferrable work reads it to see how busy the node is. */
   get appends(): number {
     return this.writer.appends;

@@ -73,6 +73,11 @@ export class KeyMissing extends Error {
   }
 }
 
+/** What is sealed was changed, or belongs to another event. */
+export class NotAuthentic extends Error {
+  override readonly name = 'NotAuthentic';
+}
+
 /**
  * This process has no keys at all. It is no fault of the payload, so it is not the error of one payload: whoever follows
  * the log stops there, and goes on when the process was started with the right settings.

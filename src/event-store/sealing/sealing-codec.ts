@@ -4,6 +4,7 @@ import {
   KeyDestroyed,
   KeyMissing,
   nameOf,
+  NotAuthentic,
   type Payload,
   type PayloadCodec,
   type PayloadIdentity,
@@ -17,11 +18,6 @@ const FORMAT = 1;
 const NONCE = 12;
 const TAG = 16;
 const HEAD = 1 + NONCE + TAG;
-
-/** What is sealed was changed, or belongs to another event. */
-export class NotAuthentic extends Error {
-  override readonly name = 'NotAuthentic';
-}
 
 /**
  * Seals payloads with the data key of their incarnation. The identity of a payload is authenticated along, so that sealed
