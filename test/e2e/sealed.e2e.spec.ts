@@ -1,6 +1,7 @@
 import { chmod, mkdtemp, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createClient } from '@redis/client';
 import { colloquy } from '../support/colloquy.js';
 import { type TestDatabase } from '../support/database.js';
 import { openEvents } from '../support/event-stream.js';
@@ -8,6 +9,7 @@ import { conducted } from '../support/fake-openai.js';
 import { apiOf, eventually } from '../support/http.js';
 import { masterKey } from '../support/master-keys.js';
 import { startService } from '../support/process.js';
+import { describeWith, startRedis } from '../support/programs.js';
 import { createWorld, texts, type World } from './fixture.js';
 
 const ONE = masterKey('one');
@@ -169,6 +171,44 @@ describe('a service with a master key', () => {
     const after = await world.node({ COLLOQUY_MASTER_KEY: TWO });
     expect(await texts(after.api, 'talk')).toHaveLength(3);
     await after.service.stop();
+  });
+});
+
+describeWith('redis-server', 'replies that travel by Redis', () => {
+  it('given a master key, when a reply arrives, then Redis has it sealed, and another node shows it', async () => {
+    const world = await createWorld();
+    const redis = await startRedis();
+    try {
+      const model = await world.model();
+      const env = { COLLOQUY_MASTER_KEY: ONE, REDIS_URL: `redis://127.0.0.1:${redis.port}` };
+      const [one, two] = [await world.node(env), await world.node(env)];
+      const client = createClient({ url: env.REDIS_URL });
+      await client.connect();
+      await one.api.post('/v1/sessions', { id: 'talk' });
+      const reply = conducted();
+      model.next(reply.reply);
+      const own = await openEvents(`${one.api.url}/v1/sessions/talk/generate`, {
+        body: { message: PLANTED.question },
+      });
+      const generationId = String((await own.next()).data['generationId']);
+      await reply.asked;
+      const stream = await openEvents(`${two.api.url}/v1/sessions/talk/generations/${generationId}/stream`);
+      // The first use of Redis only begins to connect.
+      const entry = await eventually(async () => {
+        reply.say('Turquoise ');
+        const found = await client.xRange(`colloquy:reply:${generationId}`, '-', '+');
+        return found?.[0];
+      });
+      expect(JSON.stringify(entry)).not.toContain('Turquoise');
+      expect(Object.keys(entry.message).sort()).toEqual(['key', 'sealed']);
+      let seen = '';
+      while (!seen.includes('Turquoise')) seen += JSON.stringify((await stream.next()).data);
+      reply.end();
+      client.destroy();
+    } finally {
+      await world.end();
+      await redis.end();
+    }
   });
 });
 
