@@ -18,6 +18,7 @@ import { quietService } from './measures/quiet-service.mjs';
 import { ranges } from './measures/ranges.mjs';
 import { reads } from './measures/reads.mjs';
 import { rebuild } from './measures/rebuild.mjs';
+import { sealed } from './measures/sealed.mjs';
 import { streaming } from './measures/streaming.mjs';
 import { startServer } from './support/database.mjs';
 import { judge, present } from './support/table.mjs';
@@ -39,6 +40,7 @@ const MEASURES = {
   cells,
   move,
   absences,
+  sealed,
   away,
   overload,
   large,

@@ -66,6 +66,8 @@ export type Config = DeepReadonly<{
     /** The others. */
     cells?: CellConfig[] | undefined;
     redis?: { url: string } | undefined;
+    /** Each base64 of 32 bytes, but for a first one that is `plain`; the first one seals, all of them open. */
+    masterKeys?: string[] | undefined;
   };
   kafka: Settings['kafka'];
   auth: { mode: 'none' | 'api-key'; keys: ApiKeyConfig[]; jwt?: TokenSettings | undefined };
@@ -179,6 +181,7 @@ export function loadConfig(source: Source): Config {
           database: { ...databaseOf(database), weight: database.weight },
           cells: database.cells.map(({ name, weight, ...cell }) => ({ ...databaseOf(cell), name, weight })),
         }),
+      ...(storage.masterKey !== undefined && { masterKeys: storage.masterKey.split(/\s*,\s*/) }),
       ...(cache?.type === 'redis' && cache.url !== undefined && { redis: { url: cache.url } }),
     },
     kafka,

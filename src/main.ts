@@ -4,6 +4,7 @@ import { isConnectionError } from './database/connection.js';
 import { hostsOf } from './database/hosts.js';
 import { PoolerNotReady } from './database/pooler.js';
 import { DataFolderInUseError } from './embedded-postgres/data-folder-lock.js';
+import { MasterKeyRefused } from './event-store/sealing/master-keys.js';
 import { createLogger, flushLog } from './logging.js';
 import { ProcessEnded, processesOf, startProcesses } from './processes.js';
 import { createService, type Running } from './service.js';
@@ -140,7 +141,7 @@ async function end(code: number): Promise<never> {
 }
 
 function explain(error: unknown): string {
-  const isPlain = [ConfigError, DataFolderInUseError, PoolerNotReady, ProcessEnded].some(
+  const isPlain = [ConfigError, DataFolderInUseError, MasterKeyRefused, PoolerNotReady, ProcessEnded].some(
     (kind) => error instanceof kind,
   );
   if (isPlain) return (error as Error).message;

@@ -94,13 +94,22 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0022-lease_epochs.sql',
     sha256: '43133cd2e00df0fe4b4c22670bc079cff0348c2d182c8353d5015cba62e73c47',
   },
+  {
+    file: 'event-store/migrations/0023-data_key.sql',
+    sha256: '0807fed01ac114e993027a4706800a3c4258bcfa3f98875861c6a32117d9ea44',
+  },
+  {
+    file: 'sessions/migrations/0024-sealed-replies.sql',
+    sha256: 'e9ac5c0751cccb6df546eb02c1a1f4f67296f831361d4a69632df1477b16314b',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
 
 /**
- * What the role of the service needs. Events are added and never changed; what migrations wrote is read. Keys are revoked
- * and never deleted. Read models are made and dropped by the service itself.
+ * What the role of the service needs. Events are added and never changed; what migrations wrote is read. API keys are
+ * revoked and never deleted; the keys of payloads are wrapped anew or destroyed. Read models are made and dropped by the
+ * service itself.
  */
 export const rights: Rights = {
   tables: {
@@ -110,6 +119,7 @@ export const rights: Rights = {
     log_settings: ['select'],
     migration: ['select'],
     api_key: ['select', 'insert', 'update'],
+    data_key: ['select', 'insert', 'update (master, wrapped, destroyed_at)'],
     command: ALL,
     counter: ALL,
     generation_chunk: ALL,

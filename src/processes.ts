@@ -31,10 +31,10 @@ export async function startProcesses(config: Config, count: number, logger: Pino
   const undo: Undo = [];
   const stop = (): Promise<void> => undoAll(undo);
   try {
-    const { databaseUrl, embedded } = await openDatabase(config, undo, count);
+    const { databaseUrl, embedded, masterKeys } = await openDatabase(config, undo, count);
     const processes = new Processes(logger, {
       [MARK]: 'serving',
-      ...(embedded && { DATABASE_URL: databaseUrl }),
+      ...(embedded && { DATABASE_URL: databaseUrl, COLLOQUY_MASTER_KEY: masterKeys.join() }),
     });
     undo.push(() => processes.stop());
     const url = await processes.start(count);

@@ -19,6 +19,7 @@ import { type AnsweredRequest, RequestLines } from './http/request-log.js';
 import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
 import { Unanswered } from './http/unanswered.js';
 import { jsonLines, NestLog } from './logging.js';
+import { checkMasterKeysOf, embeddedMasterKeys } from './master-keys.js';
 import { migrations } from './migrations.js';
 import { Health } from './ops/health.js';
 import { Metrics } from './ops/metrics.js';
@@ -69,11 +70,12 @@ export async function undoAll(undo: Undo): Promise<void> {
  * started when they are.
  * @throws DataFolderInUseError; whatever the database says when it cannot be used
  */
-export async function createService(config: Config, { logger }: ServiceOptions): Promise<Service> {
+export async function createService(given: Config, { logger }: ServiceOptions): Promise<Service> {
   const undo: Undo = [];
   const stop = (): Promise<void> => undoAll(undo);
   try {
-    const { databaseUrl, embedded } = await openDatabase(config, undo);
+    const { databaseUrl, embedded, masterKeys } = await openDatabase(given, undo);
+    const config = { ...given, storage: { ...given.storage, masterKeys } };
     const traces = await startTraces(undo);
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
@@ -169,6 +171,7 @@ async function startCell(
   surroundings: Surroundings,
   lastRequest: Promise<void>,
 ): Promise<Cell> {
+  await checkMasterKeysOf(database.url, config.storage.masterKeys);
   await migrate(database.url, migrations);
   if (database.pooledUrl !== undefined) await checkPooler(database.pooledUrl);
   const { cells: _others, ...storage } = config.storage;
@@ -219,20 +222,29 @@ function hasAnswered(error: unknown): boolean {
 /**
  * The database, with the schema of this code. One that the service runs itself is started.
  * @param processes how many processes will use it
+ * @throws MasterKeyRefused when it was sealed under other master keys; then nothing was written
  */
 export async function openDatabase(
   config: Config,
   undo: Undo,
   processes = 1,
-): Promise<{ readonly databaseUrl: string; readonly embedded: EmbeddedPostgres | undefined }> {
+): Promise<{
+  readonly databaseUrl: string;
+  readonly embedded: EmbeddedPostgres | undefined;
+  readonly masterKeys: readonly string[];
+}> {
   const embedded = config.storage.database ? undefined : await startDatabase(config, undo, processes);
   const databaseUrl = embedded?.url ?? config.storage.database?.url ?? '';
+  const masterKeys = embedded
+    ? await embeddedMasterKeys(config.storage, databaseUrl)
+    : (config.storage.masterKeys ?? []);
+  if (!embedded) await whenThere(() => checkMasterKeysOf(databaseUrl, masterKeys));
   await whenThere(() => migrate(databaseUrl, migrations));
   const { pooledUrl } = config.storage.database ?? {};
   if (pooledUrl !== undefined) await whenThere(() => checkPooler(pooledUrl));
   // Nobody else can be using an embedded database: leases in it are those of a process that is no more.
   if (embedded) await forgetLeases(databaseUrl);
-  return { databaseUrl, embedded };
+  return { databaseUrl, embedded, masterKeys };
 }
 
 /** Traces, if the variables of OpenTelemetry name a collector. Loading them takes longer than the service takes to start. */

@@ -20,6 +20,7 @@ import { upcast } from './domain/session.events.js';
 import { EventLog } from './event-store/log.js';
 import { Leases } from './event-store/leases.js';
 import { repeat } from './housekeeping.js';
+import { openLog } from './open-log.js';
 
 /** Where the database is, for those who need a connection of their own. */
 export const DATABASE_URL = Symbol('URL of the database');
@@ -71,7 +72,11 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
         { provide: RelaxedPool, useFactory: () => new RelaxedPool(url, shares.relaxed) },
         {
           provide: EventLog,
-          useFactory: () => EventLog.open(url, { upcast, connections: shares.log, pooledUrl }),
+          useFactory: () =>
+            openLog(
+              { url, masterKeys: config.storage.masterKeys ?? [] },
+              { upcast, connections: shares.log, pooledUrl },
+            ),
         },
         {
           provide: RedisLink,

@@ -1,3 +1,4 @@
+import { connect, lag } from '../support/database.mjs';
 import { ask, Connection, request } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
 import { memoryOf, startService } from '../support/process.mjs';
@@ -15,7 +16,9 @@ const RECOVERED_MS = 200;
  * what it holds meanwhile, and when it is itself again.
  */
 export async function overload(server, { full }) {
-  const service = await startService(await server.database('overload'), { env: { LOG_LEVEL: 'fatal' } });
+  const url = await server.database('overload');
+  const database = await connect(url, 'bench');
+  const service = await startService(url, { env: { LOG_LEVEL: 'fatal' } });
   try {
     const workers = await Promise.all(Array.from({ length: 64 }, () => Connection.open(service.url)));
     for (let n = 0; n < SESSIONS; n += 1) await ask(workers[0], 'POST', '/v1/sessions', { id: `s-${n}` });
@@ -38,6 +41,7 @@ export async function overload(server, { full }) {
     const seconds = full ? 60 : 20;
     const flood = await openLoop(service, idle, append, { perSecond: peak * TIMES, seconds });
     const recovery = await recovered(workers[0], append);
+    const left = await lag(database);
     const caughtUp = await readAgain(workers[0]);
     await Promise.all(flood.running);
     for (const connection of [...workers, ...idle]) connection.close();
@@ -76,9 +80,14 @@ export async function overload(server, { full }) {
         target: '< 5 s',
         pass: recovery < 5_000,
       },
-      { name: name('lists of the read model answered'), ours: `after ${(caughtUp / 1_000).toFixed(1)} s` },
+      {
+        name: name('lists of the read model answered'),
+        ours: `after ${(caughtUp / 1_000).toFixed(1)} s`,
+        other: `the last read model was ${left} events behind`,
+      },
     ];
   } finally {
+    await database.end();
     await service.stop();
   }
 }
@@ -135,13 +144,13 @@ async function recovered(connection, make) {
   return first - begun;
 }
 
-/** Milliseconds until a read model has all that was written, and no more than a minute. */
+/** Milliseconds until a read model has all that was written, and no more than three minutes. */
 async function readAgain(connection) {
   const begun = performance.now();
   for (;;) {
     const { status } = await connection.send(request('GET', '/v1/sessions?limit=1'));
     const ms = performance.now() - begun;
-    if (status === 200 || ms > 60_000) return ms;
+    if (status === 200 || ms > 180_000) return ms;
     await sleep(100);
   }
 }

@@ -13,13 +13,13 @@ import { cellsOfSettings, withDatabase, withPool } from './database.js';
 /** Brings the schema of the database of a cell up to date, or of all of them. */
 export async function migrateDatabase(cell?: string): Promise<void> {
   for (const one of cell === undefined ? cellsOfSettings() : [cell])
-    await withDatabase({ create: true, cell: one }, (url) => migrate(url, migrations));
+    await withDatabase({ create: true, cell: one }, ({ url }) => migrate(url, migrations));
 }
 
 /** Gives a role what the service needs, in a cell or in all of them. */
 export async function grantTo(role: string, cell?: string): Promise<void> {
   for (const one of cell === undefined ? cellsOfSettings() : [cell])
-    await withDatabase({ create: false, cell: one }, async (url) => {
+    await withDatabase({ create: false, cell: one }, async ({ url }) => {
       await migrate(url, migrations);
       await grant(url, role, rights);
     });

@@ -10,9 +10,10 @@ import { FIRST_CELL, loadConfig } from '../config.js';
 import { createPool } from '../database/connection.js';
 import { migrate } from '../database/migrate.js';
 import { TENANT_ID } from '../domain/tenant.js';
-import { EventLog } from '../event-store/log.js';
+import { type EventLog } from '../event-store/log.js';
 import { RelayCheckpoints } from '../kafka/relay-checkpoints.js';
 import { migrations } from '../migrations.js';
+import { openLog } from '../open-log.js';
 import { lagOf } from '../projection-engine/projector.js';
 import { projections } from '../read-models/projections.js';
 import { activeSessions } from '../sessions/active-sessions.js';
@@ -27,7 +28,7 @@ function withDirectory<T>(
   for (const cell of cells)
     if (!known.includes(cell))
       throw new PlacementRefused(`there is no cell ${cell}: the settings name ${known.join(', ')}`);
-  return withDatabase({ create: false, cell: FIRST_CELL }, async (url) => {
+  return withDatabase({ create: false, cell: FIRST_CELL }, async ({ url }) => {
     await migrate(url, migrations);
     const pool = createPool(url, 'directory', { max: 2 });
     try {
@@ -40,9 +41,9 @@ function withDirectory<T>(
 
 /** Opens the log of a cell for as long as the work takes. */
 const withLog = <T>(cell: string, work: (log: EventLog) => Promise<T>): Promise<T> =>
-  withDatabase({ create: false, cell }, async (url) => {
-    await migrate(url, migrations);
-    const log = await EventLog.open(url);
+  withDatabase({ create: false, cell }, async (database) => {
+    await migrate(database.url, migrations);
+    const log = await openLog(database);
     try {
       return await work(log);
     } finally {

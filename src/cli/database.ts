@@ -1,10 +1,12 @@
 import { existsSync } from 'node:fs';
 import { Pool } from 'pg';
-import { FIRST_CELL, loadConfig } from '../config.js';
+import { type Config, FIRST_CELL, loadConfig } from '../config.js';
 import { migrate } from '../database/migrate.js';
 import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-folder-lock.js';
 import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
+import { embeddedMasterKeys } from '../master-keys.js';
 import { migrations } from '../migrations.js';
+import { type KeyedDatabase } from '../open-log.js';
 
 export interface DatabaseOptions {
   /** Whether to create a data folder that does not exist. */
@@ -22,18 +24,20 @@ export const cellsOfSettings = (): string[] => {
 /**
  * The database of the settings in this folder: the one that is named, or the embedded one. The embedded one is used
  * together with a service that runs it, or else is run for as long as the work takes.
+ * @throws MasterKeyRefused when it was sealed under other master keys than those of the settings
  */
 export async function withDatabase<T>(
   options: DatabaseOptions,
-  work: (url: string) => Promise<T>,
+  work: (database: KeyedDatabase) => Promise<T>,
 ): Promise<T> {
   const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
+  const { masterKeys = [] } = storage;
   if (options.cell !== undefined && options.cell !== FIRST_CELL) {
     const cell = storage.cells?.find(({ name }) => name === options.cell);
     if (!cell) throw new Error(`the settings name no cell ${options.cell}`);
-    return work(cell.url);
+    return work({ url: cell.url, masterKeys });
   }
-  if (storage.database) return work(storage.database.url);
+  if (storage.database) return work({ url: storage.database.url, masterKeys });
   const { dataDir } = storage;
   if (!options.create && !existsSync(dataDir)) {
     throw new Error(
@@ -45,7 +49,7 @@ export async function withDatabase<T>(
     lock = await lockDataFolder(dataDir, { url: 'no address, as a command does' });
   } catch (error) {
     if (!(error instanceof DataFolderInUseError)) throw error;
-    return work(await findEmbeddedPostgres(dataDir));
+    return work(await keyed(storage, await findEmbeddedPostgres(dataDir)));
   }
   try {
     const server = await startEmbeddedPostgres({ dataDir });
@@ -53,7 +57,7 @@ export async function withDatabase<T>(
     const stop = (): void => void server.stop();
     process.on('SIGINT', stop).on('SIGTERM', stop);
     try {
-      return await work(server.url);
+      return await work(await keyed(storage, server.url));
     } finally {
       await server.stop();
       process.off('SIGINT', stop).off('SIGTERM', stop);
@@ -63,9 +67,14 @@ export async function withDatabase<T>(
   }
 }
 
+const keyed = async (storage: Config['storage'], url: string): Promise<KeyedDatabase> => ({
+  url,
+  masterKeys: await embeddedMasterKeys(storage, url),
+});
+
 /** The same, with the schema of this code and one connection. */
 export const withPool = <T>(options: DatabaseOptions, work: (pool: Pool) => Promise<T>): Promise<T> =>
-  withDatabase(options, async (url) => {
+  withDatabase(options, async ({ url }) => {
     await migrate(url, migrations);
     const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });
     try {

@@ -12,8 +12,8 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export`, `import`, `migrate`, `grant`, `keys`, `ranges`, `tenants` and `cells drain` work on the database itself, `data` on its
- * files, everything else but `token` asks a running service.
+ * `export`, `import`, `migrate`, `grant`, `keys`, `master-key`, `ranges`, `tenants` and `cells drain` work on the database
+ * itself, `data` on its files, everything else but `token` asks a running service.
  */
 
 interface EventRow {
@@ -382,6 +382,33 @@ ranges
     await moveRanges(service().cell, tablespace, (range, events) =>
       print([{ ...range, events }], [...RANGE, column('events')], false),
     );
+  });
+
+interface MasterKeyRow {
+  readonly cell: string;
+  readonly master: string;
+  readonly use: string;
+  readonly dataKeys: number;
+}
+const masterKey = program.command('master-key').description('the keys that wrap the keys of what is sealed');
+masterKey
+  .command('list', { isDefault: true })
+  .description('list the master keys of the settings by their ids, and how many keys each of them wraps')
+  .action(async () => {
+    const { listMasterKeys } = await import('./master-key.js');
+    const { cell } = service();
+    await print(await listMasterKeys(cell), columns<MasterKeyRow>('cell', 'master', 'use', 'dataKeys'));
+  });
+masterKey
+  .command('rotate')
+  .description('wrap all keys with the first master key of the settings; repeat it when it was broken off')
+  .action(async () => {
+    const { rotate } = await import('./master-key.js');
+    const rotated = await rotate(service().cell, (keys) => {
+      if (process.stderr.isTTY) process.stderr.write(`\r${keys} keys  `);
+    });
+    if (process.stderr.isTTY) process.stderr.write('\n');
+    await print(rotated, columns<(typeof rotated)[number]>('cell', 'master', 'wrapped'));
   });
 
 interface GenerationRow {

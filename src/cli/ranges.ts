@@ -6,7 +6,7 @@ import { migrations } from '../migrations.js';
 import { withDatabase } from './database.js';
 
 const withRanges = <T>(cell: string | undefined, work: (ranges: LogRanges) => Promise<T>): Promise<T> =>
-  withDatabase({ create: false, cell: cell ?? FIRST_CELL }, async (url) => {
+  withDatabase({ create: false, cell: cell ?? FIRST_CELL }, async ({ url }) => {
     await migrate(url, migrations);
     // Neither a check nor a copy of a large table ends soon: no statement has a limit.
     const pool = new Pool({ connectionString: url, max: 2, options: '-c TimeZone=UTC' });

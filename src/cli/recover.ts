@@ -1,7 +1,7 @@
 import { FIRST_CELL, loadConfig } from '../config.js';
 import { upcast } from '../domain/session.events.js';
-import { EventLog } from '../event-store/log.js';
 import { lostEvents } from '../kafka/lost-events.js';
+import { openLog } from '../open-log.js';
 import { TenantPolicies } from '../sessions/tenant-policies.js';
 import { type RecoveredSession, recoverSessions } from '../transfer/recovery.js';
 import { withDatabase } from './database.js';
@@ -25,8 +25,8 @@ export async function recoverFromKafka({ append = false, tenant, cell }: Recover
   const { kafka, sessions, tenants } = loadConfig({ env: process.env, cwd: process.cwd() });
   if (kafka.brokers.length === 0)
     throw new Error('no brokers are named: set kafka.brokers, or KAFKA_BROKERS');
-  return withDatabase({ create: false, cell }, async (url) => {
-    const store = await EventLog.open(url, { upcast });
+  return withDatabase({ create: false, cell }, async (database) => {
+    const store = await openLog(database, { upcast });
     const policies = new TenantPolicies(store, sessions, tenants);
     try {
       await policies.start();

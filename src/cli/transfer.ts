@@ -18,7 +18,8 @@ import {
 } from '../transfer/import-format.js';
 import { type ImportReport, importSessions } from '../transfer/import.js';
 import { migrate } from '../database/migrate.js';
-import { EventLog } from '../event-store/log.js';
+import { type EventLog } from '../event-store/log.js';
+import { type KeyedDatabase, openLog } from '../open-log.js';
 import { cellsOfSettings, withDatabase, withPool } from './database.js';
 import { print, progressBar, write } from './output.js';
 
@@ -33,8 +34,8 @@ export async function exportTo(
     await exportHistories(file, selection, cell);
     return;
   }
-  const manifest = await withDatabase({ create: false, cell }, (url) =>
-    withStore(url, (store) =>
+  const manifest = await withDatabase({ create: false, cell }, (database) =>
+    withStore(database, (store) =>
       file === undefined
         ? exportSessions(store, selection, write)
         : toFile(file, (put) => exportSessions(store, selection, put)),
@@ -55,9 +56,9 @@ async function exportHistories(
   selection: ExportSelection,
   cell: string | undefined,
 ): Promise<void> {
-  const sessions = await withDatabase({ create: false, cell }, (url) =>
+  const sessions = await withDatabase({ create: false, cell }, (database) =>
     withStore(
-      url,
+      database,
       (store) =>
         file === undefined
           ? exportOpenAi(store, selection, write)
@@ -102,12 +103,12 @@ export interface ImportOptions {
 /** @param file `-`: standard input */
 export async function importFrom(file: string, options: ImportOptions): Promise<void> {
   const report = await withFile(file, (path) =>
-    withDatabase({ create: true, cell: options.cell }, async (url) => {
+    withDatabase({ create: true, cell: options.cell }, async (database) => {
       // Loaded here: it brings the whole service, which no other command needs.
       await import('reflect-metadata');
       const { migrations } = await import('../migrations.js');
-      await migrate(url, migrations);
-      return withStore(url, (store) => importFile(store, path, options));
+      await migrate(database.url, migrations);
+      return withStore(database, (store) => importFile(store, path, options));
     }),
   );
   const titles = ['sessions', 'events', 'imported', 'unchanged', 'closed'] as const;
@@ -157,8 +158,12 @@ function intoCell(read: ImportFormat, cell: string, directory: CellDirectory): I
 }
 
 /** @param lift without it events are exported and imported as they were recorded */
-async function withStore<T>(url: string, work: (store: EventLog) => Promise<T>, lift?: Upcast): Promise<T> {
-  const store = await EventLog.open(url, lift ? { upcast: lift } : {}).catch((error: unknown) => {
+async function withStore<T>(
+  database: KeyedDatabase,
+  work: (store: EventLog) => Promise<T>,
+  lift?: Upcast,
+): Promise<T> {
+  const store = await openLog(database, lift ? { upcast: lift } : {}).catch((error: unknown) => {
     const isUnknown = (error as { code?: unknown }).code === '42P01';
     throw isUnknown ? new Error('this database holds no log of Colloquy') : error;
   });

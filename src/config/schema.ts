@@ -201,6 +201,16 @@ export const settings = section({
     }).optional(),
     /** Where the embedded PostgreSQL keeps its files; relative to the working directory. Default `.colloquy`. */
     dataDir: text(/^[^\0]+$/, 'must be the path of a folder').default('.colloquy'),
+    /**
+     * Seals what is said in the database: base64 of 32 random bytes (`openssl rand -base64 32`). Of several, separated by
+     * commas, the first one seals and all of them open; `plain` in place of the first: nothing more is sealed
+     * ([master key](#master-key)). Default: with the embedded PostgreSQL, the file `master.key` in `dataDir`, which is made at
+     * the first start; else nothing is sealed.
+     */
+    masterKey: text(
+      /^(plain|[A-Za-z0-9+/]{43}=)(\s*,\s*[A-Za-z0-9+/]{43}=)*$/,
+      'must be base64 of 32 bytes, or several of these separated by commas, of which the first may be plain',
+    ).optional(),
     /** Connections to PostgreSQL that one process holds at most, over all its pools. Default 30. */
     maxConnections: wholeNumber(FEWEST_CONNECTIONS, 10_000).default(30),
   }).prefault({}),

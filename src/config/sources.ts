@@ -24,6 +24,7 @@ export const VARIABLES: readonly {
   { name: 'DATABASE_WEIGHT', path: ['storage', 'database', 'weight'], read: number },
   { name: 'REDIS_URL', path: ['storage', 'cache'], read: (raw) => ({ type: 'redis', url: raw }) },
   { name: 'COLLOQUY_DATA_DIR', path: ['storage', 'dataDir'] },
+  { name: 'COLLOQUY_MASTER_KEY', path: ['storage', 'masterKey'] },
   { name: 'KAFKA_BROKERS', path: ['kafka', 'brokers'], read: list },
   { name: 'OPENAI_API_KEY', path: ['llm', 'apiKey'] },
   { name: 'OPENAI_BASE_URL', path: ['llm', 'baseURL'] },

@@ -1,6 +1,7 @@
 import { connect } from './connection.js';
 
-export type Privilege = 'select' | 'insert' | 'update' | 'delete';
+/** What a role may do with the rows of a table, or with some of their columns. */
+export type Privilege = 'select' | 'insert' | 'update' | 'delete' | `update (${string})`;
 /** What the role of the service needs. */
 export interface Rights {
   /** Table → what it may do with the rows. A partitioned table stands for its partitions as well. */

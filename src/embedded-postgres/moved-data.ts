@@ -34,8 +34,8 @@ export async function writeLocation(dataDir: string, home: string): Promise<void
     `${home}
 
 The conversations of this folder are in the place named above: PostgreSQL does not run as root, and the account that it
-runs as cannot reach this folder. Deleting this folder leaves them there. "colloquy data" lists such places, and
-"colloquy data --remove <place>" deletes one.
+runs as cannot reach this folder. Deleting this folder leaves them there, but takes away master.key, without which nobody
+can read them. "colloquy data" lists such places, and "colloquy data --remove <place>" deletes one.
 `,
   );
 }

@@ -1,5 +1,5 @@
 import { type QueryResultRow } from 'pg';
-import { arrayLiteral, type Element, jsonArray, sparse } from '../database/array-literal.js';
+import { arrayLiteral, bytesArray, type Element, jsonArray, sparse } from '../database/array-literal.js';
 import { type Append, type AppendResult, endOf } from './append.js';
 import { type Link } from './append-links.js';
 
@@ -13,7 +13,7 @@ export interface ChainsRow extends QueryResultRow {
 }
 
 /** Parameters of `append_chains` for these appends. */
-export function chainsParameters(links: readonly Link[]): (string | null)[] {
+export function chainsParameters(links: readonly Link[]): (string | Buffer | null)[] {
   const appends = links.map(({ append }) => append);
   const lanes = [...new Set(appends.map((append) => append.lane))].sort((a, b) => a - b);
   const laneNumber = new Map(lanes.map((lane, index) => [lane, index + 1]));
@@ -44,7 +44,7 @@ export function chainsParameters(links: readonly Link[]): (string | null)[] {
     of((append) => append.events.length),
     jsonArray(appends.map((append) => append.state?.payload.json)),
     sparse(appends, (append) => append.state?.version),
-    sparse(appends, (append) => append.state?.payload.sealed),
+    bytesArray(appends, (append) => append.state?.payload.sealed),
     sparse(appends, (append) => append.state?.payload.keyId),
     sparse(appends, (append) => (append.guard && 'idleFor' in append.guard ? append.guard.idleFor : null)),
     sparse(appends, (append) => (append.guard && 'before' in append.guard ? append.guard.before : null)),
@@ -64,7 +64,7 @@ export function chainsParameters(links: readonly Link[]): (string | null)[] {
     ofEvents((event) => event.type),
     ofEvents((event) => event.schemaVersion),
     jsonArray(events.map((event) => event.payload.json)),
-    sparse(events, (event) => event.payload.sealed),
+    bytesArray(events, (event) => event.payload.sealed),
     sparse(events, (event) => event.payload.keyId),
     ofCounters((counter) => counter.append),
     ofCounters((counter) => counter.key),

@@ -1,4 +1,4 @@
-import { arrayLiteral, type Element, jsonArray, sparse } from '../database/array-literal.js';
+import { arrayLiteral, bytesArray, type Element, jsonArray, sparse } from '../database/array-literal.js';
 import { type Append, type AppendResult, endOf } from './append.js';
 import { type Link } from './append-links.js';
 import { type KnownEnds, type LaneEnd } from './known-ends.js';
@@ -49,7 +49,10 @@ export function knownParameters(
   { known, others }: Divided,
   run: string,
   laneEnds: ReadonlyMap<number, LaneEnd>,
-): { readonly values: (string | null)[]; readonly results: (time: string) => Map<Link, AppendResult> } {
+): {
+  readonly values: (string | Buffer | null)[];
+  readonly results: (time: string) => Map<Link, AppendResult>;
+} {
   const lanes = new Set([...known, ...others].map(({ append }) => append.lane));
   const positions = new Map([...laneEnds].map(([lane, { position }]) => [lane, position]));
   const placed = known.map((link) => {
@@ -91,7 +94,7 @@ export function knownParameters(
     ofEvents(({ append }) => append.correlationId),
     sparse(events, ({ append }) => append.causationId),
     jsonArray(events.map(({ event }) => event.payload.json)),
-    sparse(events, ({ event }) => event.payload.sealed),
+    bytesArray(events, ({ event }) => event.payload.sealed),
     sparse(events, ({ event }) => event.payload.keyId),
     ofStates(({ link }) => link.append.stream.tenant),
     ofStates(({ link }) => link.append.stream.streamId),
@@ -103,7 +106,7 @@ export function knownParameters(
     sparse(states, ({ link }) => (link.activity ? null : link.append.chain.lastActivityAt)),
     jsonArray(states.map(({ link }) => link.append.state?.payload.json)),
     ofStates(({ link }) => link.append.state?.version),
-    sparse(states, ({ link }) => link.append.state?.payload.sealed),
+    bytesArray(states, ({ link }) => link.append.state?.payload.sealed),
     sparse(states, ({ link }) => link.append.state?.payload.keyId),
   ];
   return {

@@ -110,7 +110,7 @@ async function sendChains(client: Client, links: readonly Link[]): Promise<Appen
 /** Returns the row of `append_known`, then those of `append_chains` if there are others. */
 async function queryKnown(
   client: Client,
-  known: readonly (string | null)[],
+  known: readonly (string | Buffer | null)[],
   others: readonly Link[],
 ): Promise<ChainsRow[]> {
   const text = `select 'known' as status, null::integer as r_version, null::bigint as r_position,

@@ -14,6 +14,7 @@ interface StateColumns {
   readonly tenant: string;
   readonly stream_id: string;
   readonly version: number;
+  readonly incarnation?: number;
   readonly state: unknown;
   readonly sealed: Buffer | null;
   readonly key_id: string | null;
@@ -25,6 +26,7 @@ interface PayloadRow {
   readonly stream_id: string;
   readonly version: number;
   readonly type: string;
+  readonly incarnation?: number;
   readonly data: unknown;
   readonly sealed: Buffer | null;
   readonly key_id: string | null;
@@ -42,7 +44,7 @@ export class EventDecoder {
    * @throws what `upcast` throws, or the reason why a payload cannot be opened
    */
   async events(rows: readonly EventRow[], unknownAsStored = false): Promise<RecordedEvent[]> {
-    const payloads = await this.opened(rows);
+    const payloads = await this.opened(rows, true);
     return rows.map((row, index) => ({
       ...envelope(row),
       data: this.lifted(row, dataOf(payloads[index]), unknownAsStored),
@@ -75,13 +77,27 @@ export class EventDecoder {
 
   /** @returns one entry per row, in order: the state's data, or the reason why it cannot be opened */
   states(rows: readonly StateColumns[]): Promise<readonly Opened[]> {
-    return this.opened(rows.map((row) => ({ ...row, type: STATE, data: row.state })));
+    return this.opened(
+      rows.map((row) => ({ ...row, type: STATE, data: row.state })),
+      true,
+    );
   }
 
-  /** Without a sealing codec all rows are plain and pass through at no cost. */
-  private async opened(rows: readonly PayloadRow[]): Promise<readonly Opened[]> {
-    const sealed = rows.flatMap(({ sealed, key_id: keyId, ...row }) =>
-      sealed ? [{ ...identityOf(row), sealed, keyId }] : [],
+  /**
+   * Without a sealing codec all rows are plain and pass through at no cost.
+   *
+   * @param isOfStreams whether the rows are read for the sake of their streams, and not of a whole log
+   */
+  private async opened(rows: readonly PayloadRow[], isOfStreams = false): Promise<readonly Opened[]> {
+    const sealed = rows.flatMap((row) =>
+      row.sealed
+        ? {
+            ...identityOf(row),
+            incarnation: isOfStreams ? row.incarnation : undefined,
+            sealed: row.sealed,
+            keyId: row.key_id,
+          }
+        : [],
     );
     if (sealed.length === 0) return rows;
     const results = await this.codec.open(sealed);
@@ -119,7 +135,7 @@ export function dataOf(payload: Opened | undefined): unknown {
   return payload.data;
 }
 
-const identityOf = (row: Omit<PayloadRow, 'sealed' | 'key_id'>): PayloadIdentity => ({
+const identityOf = (row: PayloadRow): PayloadIdentity => ({
   tenant: row.tenant,
   streamId: row.stream_id,
   version: row.version,

@@ -76,7 +76,7 @@ export class LogImport {
   /** The pieces of one stream must follow one another, with no piece of another stream in between. */
   async add(pieces: readonly ImportedPiece[]): Promise<void> {
     const payloads = await this.codec.encode(
-      pieces.flatMap(({ stream, events }) => events.map((event) => ({ ...stream, ...event }))),
+      pieces.flatMap(({ stream, events }) => events.map((event) => ({ ...stream, ...event, begins: true }))),
     );
     const rows = pieces
       .flatMap(({ begins, events }) => {
@@ -126,7 +126,7 @@ export class LogImport {
     const lanesOf = streams.map((stream) => laneOf(stream, this.lanes));
     const lanes = [...new Set(lanesOf)].sort((a, b) => a - b);
     const states = await this.codec.encode(
-      streams.map((stream) => ({ ...stream, type: STATE, data: stream.state })),
+      streams.map((stream) => ({ ...stream, begins: true, type: STATE, data: stream.state })),
     );
     const of = <T>(pick: (stream: ImportedStream) => T): T[] => streams.map(pick);
     const { rows } = await this.client.query<{ status: 'ok' | 'exists' }>({

@@ -24,6 +24,10 @@ import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } 
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { MovedPositions } from './moved-positions.js';
+import { DataKeys } from './sealing/data-keys.js';
+import { checkMasterKeys } from './sealing/master-key-use.js';
+import { MasterKeys } from './sealing/master-keys.js';
+import { SealingCodec } from './sealing/sealing-codec.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
 import { type CopiedLog } from './tenant-copy.js';
@@ -32,7 +36,15 @@ import { VectorTokens } from './vector-tokens.js';
 import { WakeUp } from './wake-up.js';
 
 export interface EventLogOptions extends WriterOptions {
+  /**
+   * The master keys, each base64 of 32 bytes: the first one seals (unless it is `plain`), all of them open. Without any,
+   * payloads are stored as they are, and a log that has sealed ones is not opened.
+   */
+  readonly masterKeys?: readonly string[] | undefined;
+  /** In place of the codec that follows from the master keys; for tests. */
   readonly codec?: PayloadCodec;
+  /** Milliseconds by which keys are kept in memory; for tests. */
+  readonly keyClock?: () => number;
   /** Receives what happens inside the log; optional. */
   readonly telemetry?: Telemetry;
   /**
@@ -111,7 +123,8 @@ export class EventLog {
   readonly positions: PositionTokens;
   /** Encrypts and decrypts the positions of readers of all lanes, so that clients see opaque text. */
   readonly vectors: VectorTokens;
-  private readonly codec: PayloadCodec;
+  readonly codec: PayloadCodec;
+  private readonly dataKeys: DataKeys | undefined;
   private readonly tail = new LogTail<RecordedEvent>();
   private readonly ends = new KnownEnds();
   private readonly writer: BatchWriter;
@@ -131,9 +144,15 @@ export class EventLog {
     this.laneOf = rememberedLaneOf(settings.lanes);
     this.positions = new PositionTokens(settings.position_key);
     this.vectors = new VectorTokens(settings.position_key, settings.lanes);
-    this.codec = options.codec ?? plainCodec;
     this.telemetry = telemetry;
+    const masters = new MasterKeys(options.masterKeys ?? []);
+    if (!options.codec && masters.ids.length > 0)
+      this.dataKeys = new DataKeys(pool, masters, generations, this.laneOf, telemetry, options.keyClock);
+    this.codec =
+      options.codec ??
+      (this.dataKeys ? new SealingCodec(this.dataKeys, masters.first !== undefined) : plainCodec);
     generations.onNew(() => {
+      this.dataKeys?.forget();
       this.forget();
       this.live.close();
       // Its connection may lead to the former server, and not know yet that nothing comes from there any more.
@@ -144,7 +163,7 @@ export class EventLog {
     this.lanes = new LaneReader(pool, decoder, this.tail);
     this.feed = new FeedReader(pool, this.laneOf, decoder);
     this.cuts = new CutReader(pool, this.laneOf, decoder);
-    this.snapshots = new Snapshots(pool, this.codec, decoder);
+    this.snapshots = new Snapshots(pool, this.codec, decoder, generations);
     this.keyed = new KeyedResults(pool);
     this.counters = new Counters(pool);
     const onForeign = (changed: Iterable<number>): void => {
@@ -197,7 +216,10 @@ export class EventLog {
     );
   }
 
-  /** @param url URL of a migrated database, past any pooler */
+  /**
+   * @param url URL of a migrated database, past any pooler
+   * @throws MasterKeyRefused when the log has payloads that none of the master keys opens; nothing was written then
+   */
   static async open(url: string, options: EventLogOptions = {}): Promise<EventLog> {
     const { pooledUrl, connections } = options;
     const { telemetry = new Telemetry() } = options;
@@ -211,6 +233,7 @@ export class EventLog {
     try {
       const settings = await readSettings(pool);
       if (!settings) throw new Error('the database has no lane count: it was not migrated');
+      if (!options.codec) await checkMasterKeys(pool, new MasterKeys(options.masterKeys ?? []));
       generations = new LogGenerations(settings.lanes, telemetry);
       await generations.check(pool);
       return new EventLog(pool, url, settings, generations, telemetry, options);
@@ -238,9 +261,15 @@ export class EventLog {
       await endOfTurn();
     }
     await this.writer.close();
+    await this.dataKeys?.close();
     this.live.close();
     await this.wakeUp.close();
     await this.pool.end();
+  }
+
+  /** Whether payloads are sealed: what they say then stands nowhere outside of them but in read models. */
+  get isSealed(): boolean {
+    return this.dataKeys !== undefined;
   }
 
   /** Number of appends requested since the process started. Deferrable work reads it to see how busy the node is. */
@@ -296,7 +325,8 @@ export class EventLog {
     lag,
     ...append
   }: AppendRequest): Promise<{ append: Append; lag: StateLag }> {
-    const { stream, expected, incarnation } = append;
+    const { stream, expected, incarnation, begins } = append;
+    const { current } = this.generations;
     const payloads = await this.codec.encode(
       append.events.map(({ type, data }, index) => ({
         tenant: stream.tenant,
@@ -304,6 +334,7 @@ export class EventLog {
         version: expected + index + 1,
         type,
         incarnation,
+        begins,
         data,
       })),
     );
@@ -323,20 +354,24 @@ export class EventLog {
     const encodedState = isStored
       ? { payload: await this.encodeState(append, state), version: stateVersion }
       : undefined;
+    // Its keys are of the generation in which they were looked for, so it must not be committed in a later one, where the
+    // database may not have them: it is refused there like one that was decided in an earlier generation, and whoever
+    // decides it anew also encodes it anew. See `DataKeys`.
+    const generation = append.generation ?? (this.dataKeys && current);
     return {
-      append: { ...append, lane: this.laneOf(append.stream), state: encodedState, events },
+      append: { ...append, generation, lane: this.laneOf(append.stream), state: encodedState, events },
       lag: isStored ? NO_LAG : behind,
     };
   }
 
   /** Encodes the state that the append leaves if it succeeds. */
   private async encodeState(
-    { stream, expected, incarnation, events }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
+    { stream, expected, incarnation, begins, events }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
     state: unknown,
   ): Promise<EncodedPayload> {
     const { tenant, streamId } = stream;
     const version = expected + events.length;
-    const payload = { tenant, streamId, version, type: STATE, incarnation, data: state };
+    const payload = { tenant, streamId, version, type: STATE, incarnation, begins, data: state };
     return payloadAt(await this.codec.encode([payload]), 0);
   }
 

@@ -16,6 +16,17 @@ export interface PayloadIdentity {
 export interface Payload extends PayloadIdentity {
   /** The incarnation of the stream that the payload belongs to. */
   readonly incarnation: number;
+  /** Whether the log has nothing of the incarnation yet; left out where that is not known. */
+  readonly begins?: boolean | undefined;
+  /** The incarnation whose key seals it, as of a version; default: the one that the payload belongs to. */
+  readonly keyOf?:
+    | {
+        readonly tenant: string;
+        readonly streamId: string;
+        readonly incarnation: number;
+        readonly version: number;
+      }
+    | undefined;
   readonly data: unknown;
 }
 
@@ -30,9 +41,58 @@ export interface EncodedPayload {
 }
 
 export interface SealedPayload extends PayloadIdentity {
+  /** Of the stream that the payload belongs to, if whoever reads it is likely to append to that stream. */
+  readonly incarnation?: number | undefined;
   readonly sealed: Buffer;
   readonly keyId: string | null;
 }
+
+/** The key of a payload was destroyed: nobody can read it any more. */
+export class KeyDestroyed extends Error {
+  override readonly name = 'KeyDestroyed';
+  readonly code = 'key-destroyed';
+
+  constructor(
+    readonly payload: PayloadIdentity,
+    readonly keyId: string,
+  ) {
+    super(`${nameOf(payload)} cannot be read any more: its key ${keyId} was destroyed`);
+  }
+}
+
+/** The database has no key of that id. */
+export class KeyMissing extends Error {
+  override readonly name = 'KeyMissing';
+  readonly code = 'key-missing';
+
+  constructor(
+    readonly payload: PayloadIdentity,
+    readonly keyId: string | null,
+  ) {
+    super(`${nameOf(payload)} cannot be read: the database has no key ${keyId ?? 'for it'}`);
+  }
+}
+
+/** What is sealed was changed, or belongs to another event. */
+export class NotAuthentic extends Error {
+  override readonly name = 'NotAuthentic';
+}
+
+/**
+ * This process has no keys at all. It is no fault of the payload, so it is not the error of one payload: whoever follows
+ * the log stops there, and goes on when the process was started with the right settings.
+ */
+export class NoKeys extends Error {
+  override readonly name = 'NoKeys';
+
+  constructor(payload: PayloadIdentity) {
+    super(`${nameOf(payload)} is sealed, and this process has no keys`);
+  }
+}
+
+/** Names a payload without telling anything of it. */
+export const nameOf = ({ tenant, streamId, version }: PayloadIdentity): string =>
+  `the payload of ${tenant}/${streamId} at version ${version}`;
 
 /**
  * Every payload, whether event data or stream state, passes through the codec on its way to and from the database.
@@ -43,7 +103,10 @@ export interface SealedPayload extends PayloadIdentity {
 export interface PayloadCodec {
   /** @returns one encoded payload per payload, in order */
   encode(payloads: readonly Payload[]): readonly EncodedPayload[] | Promise<readonly EncodedPayload[]>;
-  /** @returns one entry per payload, in order: its data, or the reason why it cannot be opened */
+  /**
+   * @returns one entry per payload, in order: its data, or the reason why it cannot be opened
+   * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused
+   */
   open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]>;
 }
 
@@ -55,16 +118,7 @@ export const plainCodec: PayloadCodec = {
       sealed: null,
       keyId: null,
     })),
-  open: (payloads) =>
-    Promise.allSettled(
-      payloads.map(({ tenant, streamId, version }) =>
-        Promise.reject(
-          new Error(
-            `the payload of ${tenant}/${streamId} at version ${version} is sealed, and this process has no keys`,
-          ),
-        ),
-      ),
-    ),
+  open: ([payload]) => (payload ? Promise.reject(new NoKeys(payload)) : Promise.resolve([])),
 };
 
 /** @throws when the codec returned fewer payloads than it was given */

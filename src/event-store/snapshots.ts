@@ -2,7 +2,8 @@ import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
 import { dataOf, type EventDecoder } from './event-decoder.js';
 import { type StreamId } from './lane.js';
-import { payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
+import { type LogGenerations } from './log-generations.js';
+import { KeyMissing, payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
 interface SnapshotRow {
   tenant: string;
@@ -19,9 +20,10 @@ export class Snapshots {
     private readonly pool: Pool,
     private readonly codec: PayloadCodec,
     private readonly decoder: EventDecoder,
+    private readonly generations: LogGenerations,
   ) {}
 
-  /** The latest snapshot of a stream at or before a version; undefined when there is none. */
+  /** The latest snapshot of a stream at or before a version; undefined when there is none that can be used. */
   async load(stream: StreamId, stateVersion: number, upTo: number): Promise<unknown> {
     const [row] = await rowsOf<SnapshotRow>(this.pool, {
       name: 'load_snapshot',
@@ -30,7 +32,13 @@ export class Snapshots {
                order by version desc limit 1`,
       values: [stream.tenant, stream.streamId, stateVersion, upTo],
     });
-    return row && dataOf((await this.decoder.states([row]))[0]);
+    try {
+      return row && dataOf((await this.decoder.states([row]))[0]);
+    } catch (error) {
+      // It was stored while the log was set back, together with its key. The events are there.
+      if (error instanceof KeyMissing) return undefined;
+      throw error;
+    }
   }
 
   /** Stores the state of a stream at a version, unless a snapshot of that version exists. */
@@ -42,7 +50,10 @@ export class Snapshots {
   ): Promise<void> {
     const { version } = state;
     const payload = { ...stream, version, type: STATE, incarnation, data: state };
+    const { current } = this.generations;
     const { json, sealed, keyId } = payloadAt(await this.codec.encode([payload]), 0);
+    // State and key are of a log that is no more.
+    if (this.generations.current !== current) return;
     await rowsOf(this.pool, {
       name: 'save_snapshot',
       text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,

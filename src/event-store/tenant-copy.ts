@@ -39,6 +39,15 @@ interface CopiedEvent extends EventRow {
   digest: string;
 }
 
+/** A row of `data_key`. */
+interface KeyRow {
+  id: string;
+  master: string;
+  wrapped: Buffer | null;
+  created_at: string;
+  destroyed_at: string | null;
+}
+
 /** The two logs are not what they have to be for a copy; to go on would make the tenant's history a wrong one. */
 export class CopyRefused extends Error {
   override readonly name = 'CopyRefused';
@@ -88,6 +97,7 @@ export class TenantCopy {
         const isLast = page.length === 0 || (page.at(-1)?.position ?? end) >= end;
         const to = isLast ? end : (page.at(-1)?.position ?? end);
         const states = await this.statesOf(page);
+        const keys = await this.keysOf([...page, ...states]);
         const added = await available(() =>
           transaction(this.target.pool, (client) =>
             this.write(client, {
@@ -96,6 +106,7 @@ export class TenantCopy {
               to,
               page,
               states,
+              keys,
               // If the log was set back between the two reads, the place is one of the earlier generation, so that the
               // next copy notices.
               generation: Math.min(generation, page[0]?.generation ?? generation),
@@ -283,6 +294,29 @@ export class TenantCopy {
     });
   }
 
+  /** The keys that payloads are sealed with, as they are: all cells have the same master keys. */
+  private async keysOf(sealed: readonly { readonly key_id: string | null }[]): Promise<KeyRow[]> {
+    const ids = [...new Set(sealed.flatMap(({ key_id: id }) => id ?? []))];
+    if (ids.length === 0) return [];
+    return rowsOf<KeyRow>(this.source.pool, {
+      name: 'copy_keys',
+      text: 'select id, master, wrapped, created_at, destroyed_at from data_key where id = any ($1::uuid[])',
+      values: [ids],
+    });
+  }
+
+  /** In the commit of what they seal, which could not be read without them. */
+  private async addKeys(client: PoolClient, keys: readonly KeyRow[]): Promise<void> {
+    if (keys.length === 0) return;
+    const of = <Column extends keyof KeyRow>(column: Column) => keys.map((key) => key[column]);
+    await client.query(
+      `insert into data_key (id, master, wrapped, created_at, destroyed_at)
+       select * from unnest($1::uuid[], $2::text[], $3::bytea[], $4::timestamptz[], $5::timestamptz[])
+       on conflict do nothing`,
+      [of('id'), of('master'), of('wrapped'), of('created_at'), of('destroyed_at')],
+    );
+  }
+
   private async write(
     client: PoolClient,
     {
@@ -291,6 +325,7 @@ export class TenantCopy {
       to,
       page,
       states,
+      keys,
       generation,
     }: {
       readonly lane: number;
@@ -298,6 +333,7 @@ export class TenantCopy {
       readonly to: number;
       readonly page: readonly CopiedEvent[];
       readonly states: readonly StateRow[];
+      readonly keys: readonly KeyRow[];
       readonly generation: number;
     },
   ): Promise<number> {
@@ -321,6 +357,7 @@ export class TenantCopy {
     if (!held[0]?.isAbsent)
       throw new CopyRefused(`${tenant} is at home in the cell that it was to be copied to`);
     if (page.length === 0) return 0;
+    await this.addKeys(client, keys);
     const { positions, added } = await this.add(client, lane, page);
     await this.check(client, lane, page, positions);
     await this.addStates(client, lane, states);

@@ -361,16 +361,18 @@ export class Generations {
     const { version } = started.state;
     const turn = { session: running.session, context, tools, version, running, answer: call.answer };
     this.work(turn, lease, leave);
+    const { incarnation } = started.state;
+    const owner = { tenant: session.tenant, sessionId: session.sessionId, incarnation, version };
     call.begin({
       text: (text) => {
         if (text === '') return;
         reply.append(text);
-        this.sharing.add(generationId, text);
+        this.sharing.add(generationId, text, owner);
       },
       reasoning: (text) => {
         if (text === '') return;
         reply.think(text);
-        this.sharing.add(thoughtsOf(generationId), text);
+        this.sharing.add(thoughtsOf(generationId), text, owner);
       },
     });
     // The request to the model is sent by the end of this turn of the event loop, before the first event for the

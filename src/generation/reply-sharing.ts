@@ -2,6 +2,7 @@ import { type Telemetry } from '../event-store/telemetry.js';
 import { thoughtsOf } from '../sessions/ids.js';
 import { type PartialReplies } from '../sessions/partial-replies.js';
 import { type Chunk } from '../sessions/reply-reader.js';
+import { type ReplyOwner } from '../sessions/reply-texts.js';
 
 /**
  * Milliseconds for which text is gathered before it is written to the database, or to Redis. If this node dies, the text
@@ -11,6 +12,7 @@ const GATHER_MS = { table: 75, streams: 3 };
 
 /** A reply that arrives, and how much of it is where. */
 interface Shared {
+  readonly owner: ReplyOwner;
   readonly pieces: string[];
   /** Characters of all pieces. */
   length: number;
@@ -21,7 +23,7 @@ interface Shared {
   inTable: number;
   number: number;
   /** Chunks that are not known to be stored. */
-  unwritten: Chunk[];
+  unwritten: (Chunk & { readonly owner: ReplyOwner })[];
 }
 
 /**
@@ -40,10 +42,12 @@ export class ReplySharing {
     private readonly telemetry: Telemetry,
   ) {}
 
-  add(generationId: string, text: string): void {
+  /** @param owner always the same for one generation */
+  add(generationId: string, text: string, owner: ReplyOwner): void {
     let shared = this.replies.get(generationId);
     if (!shared) {
       shared = {
+        owner,
         pieces: [],
         length: 0,
         inStream: 0,
@@ -106,10 +110,12 @@ export class ReplySharing {
     const parts = sharing.map(([generation, shared]) => {
       const { pieces, length, inStream } = shared;
       const text = pieces.slice(shared.epoch === epoch ? inStream : 0).join('');
-      return { shared, pieces: pieces.length, generation, end: length, text };
+      return { shared, pieces: pieces.length, generation, end: length, text, owner: shared.owner };
     });
+    // Without the key that seals it the table cannot take the text either, which is told then.
     const isWritten =
-      (await streams.write(parts.filter(({ text }) => text !== ''))) && streams.epoch === epoch;
+      (await streams.write(parts.filter(({ text }) => text !== '')).catch(() => false)) &&
+      streams.epoch === epoch;
     if (!isWritten) return false;
     for (const { shared, pieces } of parts) Object.assign(shared, { epoch, inStream: pieces });
     return true;
@@ -121,7 +127,7 @@ export class ReplySharing {
       shared.inTable = shared.pieces.length;
       if (text === '') continue;
       shared.number += 1;
-      shared.unwritten.push({ generation, number: shared.number, text });
+      shared.unwritten.push({ generation, number: shared.number, text, owner: shared.owner });
     }
     const chunks = sharing.flatMap(([, shared]) => shared.unwritten);
     if (chunks.length === 0) return;

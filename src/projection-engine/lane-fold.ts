@@ -4,7 +4,7 @@ import { STRETCH } from '../event-store/event-rows.js';
 import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
-import { Fenced, findPoison, isPoison, type Poison } from './poison.js';
+import { Fenced, findPoison, isPoison, type Poison, reasonOf } from './poison.js';
 import { compute, type Projection, run } from './projection.js';
 
 interface Advance {
@@ -157,7 +157,8 @@ export class LaneFold {
     await transaction(this.pool, async (client) => {
       await this.move(client, lanes, to, epochs);
       await run(client, statements);
-      for (const poison of poisons) await client.query(parkStatement(this.table, poison));
+      for (const poison of poisons)
+        await client.query(parkStatement(this.table, poison, this.store.isSealed));
     });
   }
 
@@ -232,18 +233,14 @@ export class LaneFold {
 /** Ends a transaction that only tried whether its statements work. */
 class RolledBack extends Error {}
 
-/**
- * Error messages of PostgreSQL quote values: of what people wrote, only as much is stored as finding the cause takes.
- */
-const ERROR_LENGTH = 300;
-
 export const parkStatement = (
   table: string,
   { tenant, sessionId, lane, version, error }: Poison,
+  isSealed: boolean,
 ): { text: string; values: unknown[] } => ({
   text: `insert into projection_parked as known (projection, tenant, session_id, lane, version, error, parked_at)
          values ($1, $2, $3, $4, $5, $6, colloquy_now())
          on conflict (projection, tenant, session_id) do update
            set version = excluded.version, error = excluded.error, parked_at = excluded.parked_at`,
-  values: [table, tenant, sessionId, lane, version, error.message.slice(0, ERROR_LENGTH)],
+  values: [table, tenant, sessionId, lane, version, reasonOf(error, isSealed)],
 });

@@ -76,7 +76,10 @@ export class Parking {
         if (!parked) return false;
         const first = from === 'parked' ? parked.version : parked.version + 1;
         const poison = await this.fold(client, projection, stream, first, position);
-        if (poison) await client.query(parkStatement(table, { tenant, sessionId, lane, ...poison }));
+        if (poison)
+          await client.query(
+            parkStatement(table, { tenant, sessionId, lane, ...poison }, this.store.isSealed),
+          );
         else {
           await client.query(
             'delete from projection_parked where projection = $1 and tenant = $2 and session_id = $3',

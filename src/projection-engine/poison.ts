@@ -1,5 +1,6 @@
 import { DatabaseUnavailable, isConnectionError } from '../database/connection.js';
 import { streamKey } from '../event-store/lane.js';
+import { KeyDestroyed, KeyMissing, NotAuthentic } from '../event-store/payload-codec.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 /** The first event of a session that a projection cannot apply. */
@@ -10,6 +11,26 @@ export interface Poison {
   readonly version: number;
   readonly error: Error;
 }
+
+/**
+ * Error messages of PostgreSQL quote values: of what people wrote, only as much is stored as finding the cause takes.
+ */
+const REASON_LENGTH = 300;
+
+/**
+ * What is told of an error, and stored with a parked session.
+ * @param isSealed whether what people wrote must not be in it
+ */
+export function reasonOf(error: Error, isSealed: boolean): string {
+  if (!isSealed || UNQUOTING.some((kind) => error instanceof kind))
+    return error.message.slice(0, REASON_LENGTH);
+  const { code } = error as { code?: unknown };
+  const kind = typeof code === 'string' ? `${error.name} ${code}` : error.name;
+  return `${kind}; what it says is not kept, because it may quote what is sealed`;
+}
+
+/** Errors that name events and quote nothing of them. */
+const UNQUOTING = [KeyDestroyed, KeyMissing, NotAuthentic];
 
 /** Another node moved the checkpoint: the lease of this node ran out without its noticing. */
 export class Fenced extends Error {

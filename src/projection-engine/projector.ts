@@ -4,7 +4,7 @@ import { rowsOf } from '../database/query.js';
 import { type EventLog } from '../event-store/log.js';
 import { type Leases } from '../event-store/leases.js';
 import { Parking, type ParkedSession, type SessionName } from './parking.js';
-import { type Poison } from './poison.js';
+import { type Poison, reasonOf } from './poison.js';
 import { type Projection, tableOf } from './projection.js';
 import { type RebuildProgress, Rebuilds, rebuildsOf } from './rebuild.js';
 import { Beat, Runner } from './runner.js';
@@ -93,7 +93,7 @@ export class Projector {
     const onParked = (projection: Projection, { tenant, sessionId, version, error }: Poison): void => {
       store.telemetry.emit('parked', { projection: tableOf(projection) });
       const what = `${tableOf(projection)} parked session ${sessionId} of ${tenant} at version ${version}`;
-      onNotice(`${what}: ${error.message}`);
+      onNotice(`${what}: ${reasonOf(error, store.isSealed)}`);
     };
     const beat = new Beat();
     this.runners = projections.map(

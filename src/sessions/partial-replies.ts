@@ -1,13 +1,15 @@
 import { Inject, Injectable, Logger, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
-import { arrayLiteral } from '../database/array-literal.js';
+import { arrayLiteral, bytesArray } from '../database/array-literal.js';
 import { available } from '../database/connection.js';
 import { RedisLink } from '../database/redis-link.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { type Content } from '../domain/session.events.js';
+import { EventLog } from '../event-store/log.js';
 import { repeat } from '../housekeeping.js';
 import { thoughtsOf } from './ids.js';
 import { type Chunk, ReplyReader } from './reply-reader.js';
 import { ReplyStreams } from './reply-streams.js';
+import { type ReplyOwner, ReplyTexts, type StoredText } from './reply-texts.js';
 
 const PRUNE_MS = 3_600_000;
 
@@ -31,13 +33,16 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   private stopPruning = (): void => undefined;
   /** Takes the place of the table while there is a Redis. */
   readonly streams: ReplyStreams | undefined;
+  private readonly texts: ReplyTexts;
 
   /** @param relaxed nothing of an unfinished reply was promised, so a crash of the database may lose it */
   constructor(
     private readonly relaxed: RelaxedPool,
     @Inject(RedisLink) redis: RedisLink | null,
+    log: EventLog,
   ) {
-    this.streams = redis ? new ReplyStreams(redis) : undefined;
+    this.texts = new ReplyTexts(log);
+    this.streams = redis ? new ReplyStreams(redis, this.texts) : undefined;
   }
 
   onModuleInit(): void {
@@ -64,16 +69,20 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   }
 
   /** Writes to the table. */
-  async write(chunks: readonly Chunk[]): Promise<void> {
+  async write(chunks: readonly (Chunk & { readonly owner: ReplyOwner })[]): Promise<void> {
+    const stored = await this.texts.seal(chunks);
     await available(() =>
       this.relaxed.pool.query({
         name: 'write_chunks',
-        text: `insert into generation_chunk (generation, number, text)
-               select * from unnest($1::text[], $2::int[], $3::text[]) on conflict do nothing`,
+        text: `insert into generation_chunk (generation, number, text, sealed, key_id)
+               select * from unnest($1::text[], $2::int[], $3::text[], $4::bytea[], $5::uuid[])
+               on conflict do nothing`,
         values: [
           arrayLiteral(chunks.map((chunk) => chunk.generation)),
           arrayLiteral(chunks.map((chunk) => chunk.number)),
-          arrayLiteral(chunks.map((chunk) => chunk.text)),
+          arrayLiteral(stored.map(({ text }) => text)),
+          bytesArray(stored, ({ sealed }) => sealed),
+          arrayLiteral(stored.map(({ keyId }) => keyId)),
         ],
       }),
     );
@@ -104,14 +113,14 @@ export class PartialReplies implements OnModuleInit, OnApplicationShutdown {
   /** Chunks of the table. */
   private async readAfter(generation: string, number: number): Promise<Chunk[]> {
     const { rows } = await available(() =>
-      this.relaxed.pool.query<Chunk>({
+      this.relaxed.pool.query<Omit<Chunk, 'text'> & StoredText>({
         name: 'read_chunks',
-        text: `select generation, number, text from generation_chunk
+        text: `select generation, number, text, sealed, key_id as "keyId" from generation_chunk
                where generation = $1 and number > $2 order by number`,
         values: [generation, number],
       }),
     );
-    return rows;
+    return this.texts.open(rows);
   }
 
   /** Deletes the text of a generation that has ended. */

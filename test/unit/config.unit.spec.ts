@@ -6,6 +6,8 @@ import { ConfigError, loadConfig } from '../../src/config.js';
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');
 
+const KEY = Buffer.alloc(32, 1).toString('base64');
+
 describe('settings', () => {
   let cwd: string;
 
@@ -371,6 +373,8 @@ server: { host: localhost, port: 1 }
       /^storage\.database\.type .*must be one of: postgresql/,
     ],
     ['storage: { database: { type: postgresql } }', /^storage\.database\.url .*must be a postgres/],
+    ['storage: { masterKey: c2hvcnQ= }', /^storage\.masterKey .*must be base64 of 32 bytes/],
+    [`storage: { masterKey: "${KEY},plain" }`, /^storage\.masterKey .*must be base64 of 32 bytes/],
     ['storage: { maxConnections: 9 }', /^storage\.maxConnections .*from 10 to /],
     ['kafka: { brokers: "a:1" }', /^kafka\.brokers .*must be a list of host:port/],
     ['kafka: { brokers: [a] }', /^kafka\.brokers\.0 .*must be host:port/],
@@ -437,15 +441,25 @@ server: { host: localhost, port: 1 }
   it('given secrets in wrong places, when settings are loaded, then the error does not show them', () => {
     const yaml = `
 llm: { apiKey: "sk hidden", baseURL: "hidden://x" }
-storage: { database: { type: postgresql, url: "http://user:hidden@db" } }
+storage: { database: { type: postgresql, url: "http://user:hidden@db" }, masterKey: hidden }
 auth: { keys: [{ name: a, tenant: b, key: "hidden key" }, "hidden"] }
 `;
     expect(problemsOf(yaml).join()).not.toContain('hidden');
     expect(problemsOf('llm: { apiKey: *hidden }').join()).not.toContain('hidden');
     expect(problemsOf('llm: { apiKey: "hidden }').join()).not.toContain('hidden');
     expect(
-      problemsOf(undefined, { COLLOQUY_API_KEYS: 'hidden', DATABASE_URL: 'hidden' }).join(),
+      problemsOf(undefined, {
+        COLLOQUY_API_KEYS: 'hidden',
+        DATABASE_URL: 'hidden',
+        COLLOQUY_MASTER_KEY: 'hidden',
+      }).join(),
     ).not.toContain('hidden');
+  });
+
+  it('given master keys, when settings are loaded, then they are in the order in which they stand', () => {
+    expect(load().storage).not.toHaveProperty('masterKeys');
+    const { masterKeys } = load(undefined, { COLLOQUY_MASTER_KEY: ` plain , ${KEY},${KEY} ` }).storage;
+    expect(masterKeys).toEqual(['plain', KEY, KEY]);
   });
 
   describe('without API keys', () => {

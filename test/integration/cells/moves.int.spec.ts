@@ -5,12 +5,12 @@ import { CellDirectory } from '../../../src/cells/cell-directory.js';
 import { giveUpMove, moveTenant, type MovedTenant } from '../../../src/cells/tenant-move.js';
 import * as session from '../../../src/domain/session.commands.js';
 import { TenantAbsent } from '../../../src/event-store/absences.js';
-import { type EventLog } from '../../../src/event-store/log.js';
+import { type EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { activeSessions } from '../../../src/sessions/active-sessions.js';
 import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectCountersMatchLog } from '../../support/recount.js';
-import { sealingCodec } from '../../support/sealing-codec.js';
+import { masterKey } from '../../support/master-keys.js';
 import { blocked, expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
 import { message, Node, TENANT } from '../projection-engine/fixture.js';
 
@@ -93,8 +93,8 @@ class Fuse {
 }
 
 type Options = Parameters<typeof moveTenant>[0];
-async function openAll(): Promise<Record<Cell, EventLog>> {
-  const opened = await Promise.all(NAMES.map((name) => stores.start(databases[name].url)));
+async function openAll(options: EventLogOptions = {}): Promise<Record<Cell, EventLog>> {
+  const opened = await Promise.all(NAMES.map((name) => stores.start(databases[name].url, options)));
   return Object.fromEntries(NAMES.map((name, index) => [name, opened[index]])) as Record<Cell, EventLog>;
 }
 const optionsOf = (
@@ -500,17 +500,23 @@ describe('a move', () => {
     for (const cell of ['three', 'default'] as const) await databases[cell].query('delete from counter');
   });
 
-  it('given sealed payloads, when they are moved, then they are the same bytes, and can be opened', async () => {
-    const codec = sealingCodec();
-    const log = await stores.start(databases.two.url, { codec });
+  it('given sealed payloads, when they are moved, then they are the same bytes, and their keys come along', async () => {
+    const options = { masterKeys: [masterKey('one')] };
+    const log = await stores.start(databases.two.url, options);
     const stream = { tenant: TENANT, streamId: 'secret' };
     await log.append(appendOf(stream, 0, [{ type: 'Written', data: { text: 'hidden' } }]));
     await directory.place(TENANT, [{ name: 'two', weight: 1 }]);
-    const logs = await openAll();
+    const logs = await openAll(options);
     const before = await contents('two');
     await move(logs, 'two', 'three');
     expect(await contents('three')).toEqual(before);
-    const there = await stores.start(databases.three.url, { codec });
+    // The one that seals, and not those that seal nothing yet.
+    const keys = (cell: 'two' | 'three') =>
+      databases[cell].query('select * from data_key where id in (select key_id from event)');
+    expect(await databases.three.query('select * from data_key')).toEqual(await keys('two'));
+    const there = await stores.start(databases.three.url, options);
     expect(await there.streams.read(stream, { from: 1 })).toMatchObject([{ data: { text: 'hidden' } }]);
+    await there.append(appendOf(stream, 1, [{ type: 'Written', data: {} }], { begins: false }));
+    expect(await keys('three')).toEqual(await keys('two'));
   });
 });

@@ -6,6 +6,7 @@ import { migrate } from '../../../src/database/migrate.js';
 import { TenantAbsent } from '../../../src/event-store/absences.js';
 import { EventLog } from '../../../src/event-store/log.js';
 import { appendOf } from '../../support/append.js';
+import { masterKey } from '../../support/master-keys.js';
 import { apiOf } from '../../support/http.js';
 import { colloquy } from '../../support/colloquy.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
@@ -54,7 +55,8 @@ describe('a role that cannot change the log', () => {
     await apiOf(before.url).post('/v1/chat', { message: 'hello', sessionId: 'old' });
     await before.stop();
     await grant(db.url, role, rights);
-    const service = await startService({ env: { DATABASE_URL: url } });
+    const sealed = { DATABASE_URL: url, COLLOQUY_MASTER_KEY: masterKey('one') };
+    const service = await startService({ env: sealed });
     try {
       const api = apiOf(service.url);
       expect((await api.get('/v1/sessions/old/messages')).body).toMatchObject({ data: [{}, {}] });
@@ -66,6 +68,8 @@ describe('a role that cannot change the log', () => {
         expect((await api.post(path)).status).toBeLessThan(300);
       expect((await api.post('/v1/admin/sweep')).status).toBe(200);
       expect((await api.post('/v1/admin/keys', { tenant: 'acme', name: 'app' })).status).toBe(201);
+      const exchanged = { ...sealed, COLLOQUY_MASTER_KEY: `${masterKey('two')},${masterKey('one')}` };
+      expect(await colloquy(['master-key', 'rotate'], { env: exchanged })).toMatchObject({ code: 0 });
     } finally {
       await service.stop();
     }
@@ -88,6 +92,10 @@ describe('a role that cannot change the log', () => {
     `update log_settings set lanes = 1`,
     `delete from migration`,
     `delete from api_key`,
+    `delete from data_key`,
+    `truncate data_key`,
+    `update data_key set id = gen_random_uuid()`,
+    `drop trigger guard_delete on data_key`,
     `insert into tenant_absence (tenant, closed) values ('acme', '{}')`,
     `update tenant_absence set departed = false`,
     `select guard_absences(); drop trigger refuse_absent on event`,

@@ -1,5 +1,6 @@
 import { type EventLog } from '../../../src/event-store/log.js';
 import { type TestDatabase } from '../../support/database.js';
+import { masterKey } from '../../support/master-keys.js';
 import { sealingCodec } from '../../support/sealing-codec.js';
 import { by, logPerTest, tallies } from './fixture.js';
 
@@ -49,13 +50,19 @@ async function sinceVersion20(log: EventLog): Promise<readonly unknown[]> {
   return (known && (await log.streams.since(STREAM, known))?.since) ?? [];
 }
 
+const sealing = (isSealing: (payload: { version: number }) => boolean) => () => ({
+  codec: sealingCodec({ isSealing }),
+});
+const keyed = () => ({ masterKeys: [masterKey('one')] });
+
 describe.each([
-  ['all', () => true],
-  ['none', () => false],
-  ['every second one', ({ version }: { version: number }) => version % 2 === 0],
-])('given a codec that takes its time and seals payloads: %s', (_, isSealing) => {
+  ['by one that takes its time: all', sealing(() => true)],
+  ['by one that takes its time: none', sealing(() => false)],
+  ['by one that takes its time: every second one', sealing(({ version }) => version % 2 === 0)],
+  ['by a master key', keyed],
+])('given a codec that seals payloads %s', (_, options) => {
   it('when the log is read in every possible way, then each returns what was written, and states are right', async () => {
-    const log = await written({ codec: sealingCodec({ isSealing }) });
+    const log = await written(options());
 
     for (const [way, events] of Object.entries(await read(log))) {
       expect({ [way]: events }).toMatchObject({ [way]: EVENTS });
@@ -73,7 +80,7 @@ describe.each([
 });
 
 it('given sealed payloads, when the database is searched, then none of their JSON is there', async () => {
-  const log = await written({ codec: sealingCodec() });
+  const log = await written(keyed());
   await tallies(log, { snapshotEvery: 10 }).stateAt(STREAM, 30);
 
   expect(await db.query('select from event where data is not null or sealed is null')).toEqual([]);
@@ -82,7 +89,7 @@ it('given sealed payloads, when the database is searched, then none of their JSO
 });
 
 it('given sealed bytes that were moved to another event, when the lane is read, then that event is marked as unreadable and its neighbours are read', async () => {
-  const log = await written({ codec: sealingCodec() });
+  const log = await written(keyed());
   await db.query(`
     insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
                        actor, correlation_id, sealed, key_id)
@@ -98,14 +105,21 @@ it('given sealed bytes that were moved to another event, when the lane is read, 
     { version: 31, data: undefined },
   ]);
   expect(events[2]?.unreadable).toBeInstanceOf(Error);
-  await expect(log.streams.read(STREAM)).rejects.toThrow(/authenticate/);
+  await expect(log.streams.read(STREAM)).rejects.toThrow('version 31 does not authenticate');
 });
 
-it('given sealed payloads, when a process without keys reads them, then it reports an error and does not treat them as empty', async () => {
-  await written({ codec: sealingCodec() });
-  const keyless = await nodes.start(db.url);
+it('given sealed payloads, when a process reads them that has no keys, then that is an error of the process, and no event is taken for unreadable', async () => {
+  const log = await nodes.start(db.url);
+  await tallies(await nodes.start(db.url, keyed())).handle(STREAM, { numbers: [1] }, by);
 
-  await expect(keyless.streams.read(STREAM)).rejects.toThrow(
-    'the payload of acme/sealed at version 1 is sealed, and this process has no keys',
-  );
+  const lane = new Map([[log.laneOf(STREAM), 0]]);
+  const reads = [
+    () => log.streams.read(STREAM),
+    () => log.lanes.read(lane, 10),
+    () => log.lanes.readStored(lane, 10),
+  ];
+  for (const read of reads)
+    await expect(read()).rejects.toThrow(
+      'the payload of acme/sealed at version 1 is sealed, and this process has no keys',
+    );
 });

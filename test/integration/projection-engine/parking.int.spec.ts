@@ -1,3 +1,5 @@
+import { type EventLogOptions } from '../../../src/event-store/log.js';
+import { masterKey } from '../../support/master-keys.js';
 import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
 import { type Projection, tableOf } from '../../../src/projection-engine/projection.js';
@@ -13,8 +15,11 @@ import { byCode, historyPage, message, Node, READ_MODELS, TENANT } from './fixtu
 
 let db: TestDatabase;
 const nodes: Node[] = [];
-const start = async (projections: readonly Projection[] = READ_MODELS): Promise<Node> => {
-  const node = await Node.start(db.url, projections);
+const start = async (
+  projections: readonly Projection[] = READ_MODELS,
+  options: EventLogOptions = {},
+): Promise<Node> => {
+  const node = await Node.start(db.url, projections, options);
   nodes.push(node);
   return node;
 };
@@ -62,6 +67,25 @@ const find = (node: Node, id: string) =>
     .catch((error: unknown) => error);
 const contents = async (projection: Projection<SessionRecord>) =>
   db.query(`select r::text from ${tableOf(projection)} r order by 1`);
+
+it('given a log that is sealed, when a session is parked by an error that quotes what was said, then nothing of it is stored or told', async () => {
+  const quoting: Projection<SessionRecord> = {
+    ...byCode(sessionsProjection),
+    apply: async (events, table, read) => [
+      ...(await sessionsProjection.apply(events, table, read)),
+      ...events.flatMap((event) =>
+        textOf(event) === 'bad' ? [{ text: 'select $1::text::integer', values: ['bad'] }] : [],
+      ),
+    ],
+  };
+  const node = await start([quoting], { masterKeys: [masterKey('one')] });
+  await node.handle('s', new CreateSession());
+  await say(node, 's', 'bad');
+  await caughtUp(node);
+  const [parked] = await node.projector.parked();
+  expect(parked?.error).toMatch(/^error 22P02; what it says is not kept/);
+  expect(node.notices.join()).not.toContain('bad');
+});
 
 describe.each([
   ['its code throws', cannotTake],

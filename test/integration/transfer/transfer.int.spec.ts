@@ -17,7 +17,7 @@ import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog, Nodes, seeded, sized } from '../event-store/fixture.js';
 import { message, Node, TENANT } from '../projection-engine/fixture.js';
 import { exportOf, importInto, importMessages, type Line, linesOf, recorded, withStore } from './fixture.js';
-import { sealingCodec } from '../../support/sealing-codec.js';
+import { masterKey } from '../../support/master-keys.js';
 import { heavy } from '../../support/heavy.js';
 
 jest.setTimeout(600_000);
@@ -445,14 +445,27 @@ describe('import', () => {
   });
 
   it('given payloads that are sealed, when they are exported and imported, then they are plain in the export and sealed again in the log', async () => {
-    const codec = sealingCodec();
+    const sealed = { masterKeys: [masterKey('one')] };
     const db = await database();
-    await importInto(db, text, { codec });
+    await importInto(db, text, sealed);
 
     expect(await db.query('select from event where data is not null or sealed is null')).toEqual([]);
     expect(await db.query('select from stream_state where state is not null or sealed is null')).toEqual([]);
-    expect(recorded(await exportOf(db, {}, { codec }))).toEqual(recorded(text));
-    expect(await importInto(db, text, { codec })).toMatchObject({ imported: 0 });
+    expect(recorded(await exportOf(db, {}, sealed))).toEqual(recorded(text));
+    expect(await importInto(db, text, sealed)).toMatchObject({ imported: 0 });
+    // Each incarnation has a key of its own, which its state has as well.
+    expect(
+      await db.query(
+        `select from event group by tenant, stream_id, incarnation having count(distinct key_id) <> 1
+         union all select from stream_state s join event e using (tenant, stream_id, version) where s.key_id <> e.key_id`,
+      ),
+    ).toEqual([]);
+    expect(
+      await db.query(
+        'select from event group by key_id having count(distinct (tenant, stream_id, incarnation)) > 1',
+      ),
+    ).toEqual([]);
+    await expect(exportOf(db)).rejects.toThrow('sealed under the master key');
   });
 
   it('given an import, when the lanes are read, then its events come in the order of their sessions and versions', async () => {

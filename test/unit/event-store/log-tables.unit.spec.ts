@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import ts from 'typescript';
 
 const SOURCES = join(__dirname, '../../../src');
-const TABLES = 'event|event_lane_\\d+|stream_state|stream_snapshot|command|counter|lease|log_settings';
+const TABLES =
+  'event|event_lane_\\d+|stream_state|stream_snapshot|command|counter|data_key|lease|log_settings';
 const NAMED = new RegExp(`\\b(?:from|join|into|update|table|only|on|exists)\\s+(?:${TABLES})\\b`, 'i');
 
 /** The texts of a source file that may hold SQL: its literals, or the whole text of an SQL file. */

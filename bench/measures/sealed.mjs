@@ -1,0 +1,171 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { connect } from '../support/database.mjs';
+import { message, WrittenSession } from '../support/messages.mjs';
+import { product } from '../support/product.mjs';
+import { median, rate, ratio, sideBySide, spread } from '../support/stats.mjs';
+
+const { createPool } = product('dist/database/connection.js');
+const { RELAXED } = product('dist/database/server-settings.js');
+const { upcast } = product('dist/domain/session.events.js');
+const { EventLog } = product('dist/event-store/log.js');
+const { historyProjection } = product('dist/read-models/history.projection.js');
+const { Projector } = product('dist/projection-engine/projector.js');
+
+const masterKeys = [Buffer.alloc(32, 1).toString('base64')];
+const SESSION_LENGTH = 50;
+/** As most read models are: plain events are not applied inside the database either. */
+const byCode = { ...historyProjection, applyInside: undefined };
+
+/** Measures a log whose payloads are sealed in comparison with a plain one: appends, and the rebuild of a read model. */
+export async function sealed(server, options) {
+  return [...(await appends(server, options)), ...(await rebuilds(server, options))];
+}
+
+async function appends(server, { full }) {
+  const [ours, other] = [
+    await EventLog.open(await server.database('sealed'), { masterKeys }),
+    await EventLog.open(await server.database('sealed_not')),
+  ];
+  let streams = 0;
+  const appending = (store) => {
+    const sessions = new Map();
+    return async (writer) => {
+      if (!sessions.has(writer)) sessions.set(writer, new WrittenSession(store, `session-${(streams += 1)}`));
+      await sessions.get(writer).append();
+    };
+  };
+  /** Every append begins a session: each takes a key from the stock. */
+  const beginning = (store) => async () => {
+    await new WrittenSession(store, `session-${(streams += 1)}`).append();
+  };
+  const rows = [];
+  for (const [what, writers, work] of [
+    ['appends', 1, appending],
+    ['appends', 32, appending],
+    ['appends', 256, appending],
+    ['beginnings of sessions', 32, beginning],
+  ]) {
+    const seconds = full ? 5 : 2;
+    const rates = await sideBySide(full ? 9 : 7, {
+      sealed: () => rate(writers, seconds, work(ours)),
+      plain: () => rate(writers, seconds, work(other)),
+    });
+    rows.push({
+      name: `sealed ${what}, ${writers} writer${writers > 1 ? 's' : ''}`,
+      ours: `${Math.round(median(rates.sealed))}/s`,
+      other: `plain ${Math.round(median(rates.plain))}/s`,
+      ratio: ratio(rates.sealed, rates.plain),
+      atLeast: 0.9,
+      spread: Math.max(spread(rates.sealed), spread(rates.plain)),
+    });
+  }
+  await Promise.all([ours.close(), other.close()]);
+  return rows;
+}
+
+async function rebuilds(server, { full }) {
+  const sessions = full ? 10_000 : 1_200;
+  const ours = await rebuilding(await server.database('sealed_rebuild'), sessions, { masterKeys });
+  const other = await rebuilding(await server.database('sealed_rebuild_not'), sessions, {});
+  const coded = await rebuilding(await server.database('sealed_rebuild_code'), sessions, {}, byCode);
+  try {
+    const rates = await sideBySide(full ? 5 : 3, {
+      sealed: ours.rebuild,
+      plain: other.rebuild,
+      byCode: coded.rebuild,
+    });
+    return [
+      ['plain', 'plain'],
+      ['byCode', 'plain, by its code'],
+    ].map(([name, what]) => ({
+      name: `rebuild of history, ${sessions * SESSION_LENGTH} sealed events`,
+      ours: `${Math.round(median(rates.sealed))}/s`,
+      other: `${what} ${Math.round(median(rates[name]))}/s`,
+      ratio: ratio(rates.sealed, rates[name]),
+      atLeast: 0.6,
+      spread: Math.max(spread(rates.sealed), spread(rates[name])),
+    }));
+  } finally {
+    await ours.close();
+    await other.close();
+    await coded.close();
+  }
+}
+
+/** A log with so many sessions, and a projector of the read model `history` that has caught up. */
+async function rebuilding(url, sessions, options, projection = historyProjection) {
+  const store = await EventLog.open(url, { upcast, ...options });
+  await write(store, sessions);
+  const client = await connect(url, 'bench', { statementMs: 600_000 });
+  await client.query('vacuum analyze event');
+  await client.end();
+  const leases = store.leases(randomUUID());
+  const pool = createPool(url, 'projector', { settings: RELAXED });
+  const projector = new Projector({
+    store,
+    pool,
+    leases,
+    projections: [projection],
+    connect: () => connect(url, 'verify', { statementMs: 600_000 }),
+    onProgress: () => undefined,
+    onNotice: () => undefined,
+    onError: (error) => {
+      throw error;
+    },
+  });
+  await projector.start();
+  const status = async () => (await projector.status())[0];
+  while ((await status()).behind > 0) await sleep(100);
+  return {
+    rebuild: async () => {
+      const began = performance.now();
+      await projector.rebuild(projection);
+      while ((await status()).rebuild) await sleep(25);
+      return (sessions * SESSION_LENGTH) / ((performance.now() - began) / 1_000);
+    },
+    close: async () => {
+      await projector.stop();
+      await leases.close();
+      await pool.end();
+      await store.close();
+    },
+  };
+}
+
+async function write(store, sessions) {
+  const log = await store.beginImport();
+  const time = '2026-01-01T00:00:00.000Z';
+  const by = {
+    schemaVersion: 1,
+    incarnation: 1,
+    time,
+    actor: 'bench',
+    correlationId: 'bench',
+    causationId: null,
+  };
+  const PAGE = 20;
+  for (let from = 0; from < sessions; from += PAGE) {
+    const ids = Array.from({ length: Math.min(PAGE, sessions - from) }, (_, n) => `session-${from + n}`);
+    await log.add(
+      ids.map((streamId) => ({
+        stream: { tenant: 'default', streamId },
+        begins: true,
+        events: Array.from({ length: SESSION_LENGTH }, (_, n) => ({
+          ...by,
+          id: randomUUID(),
+          version: n + 1,
+          ...(n === 0 ? { type: 'SessionCreated', data: {} } : { type: 'MessageAppended', data: message() }),
+        })),
+      })),
+    );
+    await log.commit(
+      ids.map((streamId) => ({
+        ...{ tenant: 'default', streamId, version: SESSION_LENGTH, incarnation: 1, time },
+        ...{ createdAt: time, lastActivityAt: time, stamped: false, state: {} },
+      })),
+      1,
+    );
+  }
+  await log.close();
+}
