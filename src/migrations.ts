@@ -102,6 +102,10 @@ export const migrations: readonly Migration[] = [
     file: 'sessions/migrations/0024-sealed-replies.sql',
     sha256: 'e9ac5c0751cccb6df546eb02c1a1f4f67296f831361d4a69632df1477b16314b',
   },
+  {
+    file: 'event-store/migrations/0025-append_destroying.sql',
+    sha256: 'd404c656d343a70335fd24a6da5ae629d17da18a15a7dcfd13496a614fff7274',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;

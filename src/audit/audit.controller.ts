@@ -32,6 +32,7 @@ import { refTo } from '../sessions/command-context.js';
 
 const READ = [
   'session-not-found',
+  'session-erased',
   'projection-lagging',
   'upgrade-in-progress',
   'database-unavailable',
@@ -95,8 +96,10 @@ export class AuditController {
   ) {
     const session = await this.commands.reached(refTo(caller, sessionId));
     const filter = filterOf(query);
-    if (!wantsEvents(request)) return { data: await this.feed.trail(session, { after, limit, filter }) };
-    const from = lastEventId === undefined ? after : versionOf(lastEventId);
+    const behind = (version: number): number => Math.max(version, session.after);
+    if (!wantsEvents(request))
+      return { data: await this.feed.trail(session, { after: behind(after), limit, filter }) };
+    const from = behind(lastEventId === undefined ? after : versionOf(lastEventId));
     await this.feed.mustReach(session, from);
     return stream(reply, (gone) => this.feed.followSession(session, from, filter, gone));
   }
@@ -106,7 +109,7 @@ export class AuditController {
   @Answers(200, State, {
     summary: 'What a session was at a version or time, without its messages',
     etag: true,
-    problems: ['session-not-found', 'upgrade-in-progress', 'database-unavailable'],
+    problems: ['session-not-found', 'session-erased', 'upgrade-in-progress', 'database-unavailable'],
   })
   async state(
     @Caller() caller: Caller,
@@ -137,7 +140,7 @@ export class AuditController {
     description:
       'Title and metadata are those of then; approvals are not inherited. `If-Match` is about the source.',
     etag: true,
-    problems: ['session-limit-reached', ...WRITE_EXISTING],
+    problems: ['session-limit-reached', 'session-erased', ...WRITE_EXISTING],
   })
   @Answers(200, Session, { description: 'The same fork existed under the id that was given.', etag: true })
   async fork(

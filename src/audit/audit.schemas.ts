@@ -33,9 +33,11 @@ export const Event = z
     actor: z.string(),
     correlationId: z.string(),
     causationId: z.string().nullable(),
-    data: z.record(z.string(), z.unknown()).meta({
-      description: 'lifted to the current schema version, unless the event is newer than this service',
+    data: z.record(z.string(), z.unknown()).nullable().meta({
+      description:
+        'lifted to the current schema version, unless the event is newer than this service; null: it was erased',
     }),
+    erased: z.literal(true).optional().meta({ description: 'there when the data was erased' }),
   })
   .meta({ id: 'Event' });
 
@@ -121,6 +123,7 @@ export const State = z
     approvals: z.array(approval),
     usage: usage.required(),
     generation: z.object({ id: z.string(), model: z.string() }).nullable(),
+    erasedUpTo: version.optional().meta({ description: 'version of the last erasure, if there was one' }),
   })
   .meta({ id: 'SessionState' });
 

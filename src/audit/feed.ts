@@ -19,6 +19,9 @@ const BATCH = 100;
  */
 const RETRY_MS = 1_000;
 
+/** A trail shows that there was something, also where nobody can tell what. */
+const AS_STORED = { unknownAsStored: true, erasedToo: true };
+
 type TrailFilter = Omit<FeedFilter, 'streamId'>;
 
 /** Events that a reader gets at once. */
@@ -80,7 +83,7 @@ export class Feed implements OnModuleDestroy {
     const stream = { tenant: session.tenant, streamId: session.sessionId };
     const { types, ...others } = filter;
     const isFiltered = Object.values(others).some((one) => one !== undefined);
-    const range = { from: after + 1, unknownAsStored: true, ...(types && { types }) };
+    const range = { from: after + 1, ...AS_STORED, ...(types && { types }) };
     const data: EventAnswer[] = [];
     for await (const event of this.store.streams.events(stream, range, isFiltered ? undefined : limit)) {
       if (matches(event, filter)) data.push(this.present(event));
@@ -174,7 +177,7 @@ export class Feed implements OnModuleDestroy {
     const stream = { tenant, streamId: sessionId };
     let version = after;
     const read = async () => {
-      const range = { from: version + 1, limit: BATCH, unknownAsStored: true };
+      const range = { from: version + 1, limit: BATCH, ...AS_STORED };
       const events = await this.store.streams.read(stream, range);
       return { events, more: events.length === BATCH };
     };

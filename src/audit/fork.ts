@@ -51,7 +51,12 @@ export class Forks {
     const incarnation = incarnationIn(now, undefined);
     if (Array.isArray(ifMatch) && !ifMatch.includes(now.version)) throw new VersionMismatch(now.version);
     const pointer = { pointer: '/at', in: 'body' } as const;
-    const { version } = await this.queries.pointAt(source, incarnation, at ?? now.version, pointer);
+    const { version } = await this.queries.pointAt(
+      source,
+      { ...now, incarnation },
+      at ?? now.version,
+      pointer,
+    );
     const then = await this.commands.stateAt(source, version);
     if (then.messageCount > MAX_MESSAGES) throw tooLong(`${MAX_MESSAGES} messages`);
     let bytes = 0;

@@ -35,7 +35,8 @@ export class Past {
 
   /**
    * The state of a session at a version or time.
-   * @throws DomainError `session-not-found`; ApiError `invalid-request` when the version or time is outside the incarnation
+   * @throws DomainError `session-not-found`; ApiError `invalid-request` when the version or time is outside the incarnation;
+   *   Erased
    */
   async state(
     session: SessionRef,
@@ -43,7 +44,7 @@ export class Past {
   ): Promise<StateAnswer> {
     const { state } = await this.commands.load(session);
     const incarnation = incarnationIn(state, asked.incarnation);
-    const point = await this.queries.pointAt(session, incarnation, asked.at);
+    const point = await this.queries.pointAt(session, { ...state, incarnation }, asked.at);
     const then = await this.stateAt(session, point.version);
     return { sessionId: session.sessionId, ...then, time: point.time } as StateAnswer;
   }
@@ -61,7 +62,7 @@ export class Past {
     const loaded = await this.commands.load(session);
     const incarnation = incarnationIn(loaded.state, asked.incarnation);
     const at = (pointer: string, moment: Moment) =>
-      this.queries.pointAt(session, incarnation, moment, { pointer, in: 'query' });
+      this.queries.pointAt(session, { ...loaded.state, incarnation }, moment, { pointer, in: 'query' });
     const later = at('/to', asked.to);
     // When both are wrong, the error of the first one is thrown, even if the second fails earlier.
     later.catch(() => undefined);

@@ -243,6 +243,23 @@ program
 const readProjections = async (connection: Connection): Promise<ProjectionRow[]> =>
   (await connection.json<{ data: ProjectionRow[] }>('GET', '/v1/admin/projections')).data;
 
+interface ErasureRow {
+  readonly sessionId: string;
+  readonly erasedAt: string;
+  readonly version: number;
+  readonly keys: readonly string[];
+  readonly forks: readonly string[];
+}
+program
+  .command('erase <session>')
+  .description('make unreadable, for ever, what was said in a session; it cannot be undone')
+  .option('--reason <reason>', 'is kept, and must name nobody')
+  .action(async (id: string, { reason }: { reason?: string }) => {
+    const body = reason === undefined ? {} : { reason };
+    const receipt = await connect().json<ErasureRow>('POST', `/v1/sessions${pathOf(id)}/erase`, { body });
+    await print([receipt], columns<ErasureRow>('sessionId', 'erasedAt', 'version', 'keys', 'forks'));
+  });
+
 program
   .command('projections')
   .description('list the read models and how far they are')

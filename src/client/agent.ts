@@ -37,6 +37,24 @@ export interface AgentOptions {
   };
 }
 
+/** The receipt of an erasure. */
+export interface ErasureInfo {
+  readonly sessionId: string;
+  /** RFC 3339. */
+  readonly erasedAt: string;
+  /** Of the event `SessionErased`. */
+  readonly version: number;
+  readonly incarnations: readonly {
+    readonly incarnation: number;
+    readonly from: number;
+    readonly to: number;
+  }[];
+  /** Ids of the keys that were destroyed. */
+  readonly keys: readonly string[];
+  /** Sessions that copied from it before, and were not erased themselves. */
+  readonly forks: readonly string[];
+}
+
 export interface SessionInfo {
   readonly id: string;
   readonly status: 'active' | 'expired';
@@ -349,6 +367,15 @@ export class Agent {
   /** Deletes a session; resolves also when it does not exist. */
   async deleteSession(sessionId: string): Promise<void> {
     await unlessMissing(this.write('DELETE', session(sessionId)));
+  }
+
+  /**
+   * Makes unreadable, for ever, what was said in a session through all its incarnations.
+   * @param reason is kept, and must name nobody
+   * @throws ColloquyError `session-not-found`, `legal-hold`, `not-sealed`
+   */
+  async eraseSession(sessionId: string, reason?: string): Promise<ErasureInfo> {
+    return this.write('POST', `${session(sessionId)}/erase`, reason === undefined ? {} : { reason });
   }
 
   private get connected(): Connection {

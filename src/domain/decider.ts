@@ -19,6 +19,11 @@ export interface Decision<Event> {
   readonly guard?: Guard<Event>;
   /** Changes of named counters, e.g. `{ active: 1 }`; the caller knows the key and the limit behind a name. */
   readonly counters?: Readonly<Record<string, number>>;
+  /**
+   * Ids of keys that are destroyed with the append, so that what is sealed with them cannot be read any more. Events and
+   * state of such a decision are stored in plain, and must hold nothing that a person wrote or that is to be erased.
+   */
+  readonly destroys?: readonly string[];
 }
 
 export interface Guard<Event> {
@@ -50,7 +55,8 @@ export class DomainError extends Error {
   readonly detail: string | undefined;
 
   constructor(
-    readonly code: 'session-not-found' | 'not-found' | 'session-busy' | 'legal-hold' | 'invalid-request',
+    readonly code:
+      'session-not-found' | 'not-found' | 'session-busy' | 'legal-hold' | 'not-sealed' | 'invalid-request',
     message: string,
     fault?: FieldFault,
   ) {

@@ -167,6 +167,24 @@ export class DeleteSession {
   constructor(readonly reason?: string) {}
 }
 
+/** What is there to be erased, as the log has it. It is read there, because the state does not hold it. */
+export interface Erasure {
+  readonly incarnations: readonly Readonly<EventData<'SessionErased'>['incarnations'][number]>[];
+  readonly keys: readonly string[];
+  /** Whether some of it is stored in plain, so that no key takes it away. */
+  readonly isPlain: boolean;
+}
+
+/** Makes unreadable what was ever said in a session, through all its incarnations. */
+export class EraseSession {
+  readonly type = 'EraseSession';
+  constructor(
+    readonly reason?: string,
+    /** Without it the state is a guess. */
+    readonly erasure?: Erasure,
+  ) {}
+}
+
 export type SessionCommand =
   | CreateSession
   | ForkSession
@@ -183,4 +201,5 @@ export type SessionCommand =
   | RewindHistory
   | ResetConversation
   | ExpireSession
-  | DeleteSession;
+  | DeleteSession
+  | EraseSession;

@@ -247,6 +247,17 @@ export const sessionEvents = {
   },
   SessionResumed: { version: 1, data: z.object({}) },
   SessionDeleted: { version: 1, data: z.object({ reason: reason.optional() }) },
+  SessionErased: {
+    version: 1,
+    data: z.object({
+      incarnations: z
+        .array(z.object({ incarnation: z.int().positive(), from: version, to: version }))
+        .meta({ description: 'the versions that were erased, both ends inclusive, by incarnation' }),
+      keys: z.array(z.uuid()).meta({ description: 'ids of the keys that were destroyed' }),
+      // Not marked as personal: nothing seals it, and it stays.
+      reason: z.string().min(1).max(1000).optional().meta({ description: 'is kept, and must name nobody' }),
+    }),
+  },
   TenantSettingsChanged: {
     version: 1,
     data: z.object({

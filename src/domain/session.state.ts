@@ -26,6 +26,8 @@ export interface SessionState {
   /** Totals of the incarnation, which a reset keeps. */
   readonly usage: UsageTotals;
   readonly generation: { readonly id: string; readonly model: string } | null;
+  /** Version of the last erasure, if there was one: nobody can tell what the session was before. */
+  readonly erasedUpTo?: number;
 }
 
 export interface UsageTotals {
@@ -75,6 +77,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         metadata: event.data.metadata ?? {},
         forkedFrom: event.data.forkedFrom ?? null,
         historyStart: next.version,
+        ...erasureOf(state),
       };
     case 'SessionDetailsChanged':
       return {
@@ -120,9 +123,42 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         incarnation: state.incarnation,
         owner: state.owner,
         status: 'deleted',
+        ...erasureOf(state),
+      };
+    case 'SessionErased':
+      return {
+        ...initialState,
+        version: next.version,
+        incarnation: state.incarnation,
+        status: 'deleted',
+        erasedUpTo: next.version,
       };
   }
 }
+
+/** The status after events of these types; the others change none. */
+const STATUS_AFTER: Partial<Record<string, SessionState['status']>> = {
+  SessionCreated: 'active',
+  SessionExpired: 'expired',
+  SessionResumed: 'active',
+  SessionDeleted: 'deleted',
+} satisfies Partial<Record<SessionEvent['type'], SessionState['status']>>;
+
+/** The state after an event whose data was erased, as far as its type tells. The erasure itself always comes behind it. */
+export const evolveErased = (state: SessionState, type: string): SessionState => ({
+  ...initialState,
+  version: state.version + 1,
+  incarnation: state.incarnation + (type === 'SessionCreated' ? 1 : 0),
+  status: STATUS_AFTER[type] ?? state.status,
+  ...erasureOf(state),
+});
+
+const erasureOf = ({ erasedUpTo }: SessionState): Pick<SessionState, 'erasedUpTo'> =>
+  erasedUpTo === undefined ? {} : { erasedUpTo };
+
+/** Whether the session was erased, and its id was not used again since: it is free for everybody. */
+export const isErased = ({ version, erasedUpTo }: Pick<SessionState, 'version' | 'erasedUpTo'>): boolean =>
+  version === erasedUpTo;
 
 function withMessage(
   state: SessionState,

@@ -2,6 +2,7 @@ import { type Decider, type Decision, DomainError, type Guard } from './decider.
 import {
   type AppendMessages,
   type ContextWindow,
+  type EraseSession,
   type ForkSession,
   type NewMessage,
   type PartialReply,
@@ -10,7 +11,7 @@ import {
   type StartGeneration,
 } from './session.commands.js';
 import { type EventData, type EventOf, type SessionEvent } from './session.events.js';
-import { evolve, exists, initialState, type SessionState } from './session.state.js';
+import { evolve, exists, initialState, isErased, type SessionState } from './session.state.js';
 
 /** The name of the lease that a node holds while it works on a generation. */
 export const generationLease = (generationId: string): string => `generation:${generationId}`;
@@ -48,6 +49,9 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
       const { events } = startGeneration(command, evolve(state, begin));
       return opened([begin, ...events]);
     }
+
+    case 'EraseSession':
+      return erase(command, state);
   }
 
   if (!exists(state)) throw new DomainError('session-not-found', 'there is no such session');
@@ -177,14 +181,38 @@ const created = (details: SessionDetails, state: SessionState): EventData<'Sessi
 
 /**
  * The owner of a session that is created. An id that was used before keeps its owner, also if it had none: somebody else
- * would get what was there before, and the audit trail with it.
+ * would get what was there before, and the audit trail with it. Of one that was erased nobody knows whose it was.
  */
-function ownerOf({ owner }: SessionDetails, { version, owner: known }: SessionState): string | undefined {
-  if (version === 0 || (owner ?? known) === known) return owner ?? known ?? undefined;
+function ownerOf({ owner }: SessionDetails, state: SessionState): string | undefined {
+  const { version, owner: known } = state;
+  if (version === 0 || isErased(state) || (owner ?? known) === known) return owner ?? known ?? undefined;
   throw new DomainError('invalid-request', 'the id of the session belongs to another owner', {
     field: ['owner'],
     detail: 'is not the owner of this id',
   });
+}
+
+function erase({ reason, erasure }: EraseSession, state: SessionState): Decision<SessionEvent> {
+  if (state.version === 0) throw new DomainError('session-not-found', 'there is no such session');
+  if (state.legalHold) throw new DomainError('legal-hold', 'the session is under legal hold');
+  if (isErased(state)) return NOTHING;
+  if (!erasure) throw new Error('what is to be erased was not read');
+  const { incarnations, keys, isPlain } = erasure;
+  if (isPlain) {
+    throw new DomainError(
+      'not-sealed',
+      'the session, or a part of it, was written without a master key and is stored in plain, so no key can be ' +
+        'destroyed: nothing was erased. Give the service a master key, so that sessions are sealed from then on; to have ' +
+        'this one sealed, export it, and import it into a database whose service has a master key.',
+    );
+  }
+  return {
+    events: [
+      { type: 'SessionErased', data: given({ incarnations: [...incarnations], keys: [...keys], reason }) },
+    ],
+    destroys: keys,
+    ...(state.status === 'active' && { counters: { active: -1 } }),
+  };
 }
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {

@@ -1,4 +1,5 @@
 import { type Client } from 'pg';
+import { arrayLiteral } from '../database/array-literal.js';
 import { type Append, type AppendResult } from './append.js';
 import { chainsParameters, chainsResults, type ChainsRow } from './append-chains.js';
 import { divide, type Divided, knownParameters, LANE_HAS_GROWN } from './append-known.js';
@@ -36,6 +37,7 @@ async function send(
 ): Promise<AppendResult[]> {
   const [link] = links;
   if (!link) return [];
+  if (links.some(({ append }) => append.destroys)) return sendDestroying(client, links);
   if (links.length === 1 && isPlain(link.append)) return [await sendPlain(client, link.append, run, ends)];
   const divided = divide(links, run, ends);
   return (await sendKnown(client, links, divided, run, ends)) ?? sendChains(client, links);
@@ -102,6 +104,26 @@ async function sendChains(client: Client, links: readonly Link[]): Promise<Appen
   const { rows } = await client.query<ChainsRow>({
     name: 'append_chains',
     text: `select * from append_chains(${numbers(values)})`,
+    values,
+  });
+  return chainsResults(links, rows);
+}
+
+/** Appends, and destroys the keys of those appends that are made, in the same commit. */
+async function sendDestroying(client: Client, links: readonly Link[]): Promise<AppendResult[]> {
+  const destroyed = links.flatMap(({ append }, index) =>
+    (append.destroys ?? []).map((id) => ({ append: index + 1, id })),
+  );
+  const all = links.flatMap(({ append }, index) => (append.destroys ? [index + 1] : []));
+  const values = [
+    arrayLiteral(all),
+    arrayLiteral(destroyed.map(({ id }) => id)),
+    arrayLiteral(destroyed.map(({ append }) => append)),
+    ...chainsParameters(links),
+  ];
+  const { rows } = await client.query<ChainsRow>({
+    name: 'append_destroying',
+    text: `select * from append_destroying(${numbers(values)})`,
     values,
   });
   return chainsResults(links, rows);

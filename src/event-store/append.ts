@@ -24,6 +24,11 @@ export interface Append {
   readonly actor: string;
   readonly correlationId: string;
   readonly causationId: string | null;
+  /**
+   * Ids of keys that are destroyed in the same commit: what is sealed with them cannot be read from then on. With them go
+   * all snapshots of the stream. The append itself is stored in plain.
+   */
+  readonly destroys?: readonly string[] | undefined;
   /** May be empty for a keyed append: then only its result is stored. */
   readonly events: readonly AppendEvent[];
   readonly guard?: GuardCondition | undefined;

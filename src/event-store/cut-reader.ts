@@ -52,7 +52,8 @@ export class CutReader {
   }
 
   /**
-   * All events of the given streams up to a cut through the log, stream by stream, in pages that fit in memory.
+   * All events of the given streams up to a cut through the log, stream by stream, in pages that fit in memory, those
+   * whose data was erased too.
    *
    * A cut is the result of `LaneReader.ends`. Positions of a lane become visible in order, so the events up to the cut
    * are exactly what the log held when the cut was taken, however much is appended meanwhile. No transaction stays
@@ -101,7 +102,7 @@ export class CutReader {
         ],
       });
       const last = rows.at(-1);
-      if (last) yield await this.decoder.events(rows);
+      if (last) yield await this.decoder.events(rows, { erasedToo: true });
       if (!last || (rows.length === last.total && last.total < CUT_PAGE_EVENTS)) {
         rest = rest.slice(wanted.length);
       } else {

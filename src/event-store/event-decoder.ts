@@ -1,6 +1,7 @@
 import { envelope, type EventRow } from './event-rows.js';
-import { type PayloadCodec, type PayloadIdentity, STATE } from './payload-codec.js';
+import { KeyDestroyed, type PayloadCodec, type PayloadIdentity, STATE } from './payload-codec.js';
 import { type LaneEvent, type RecordedEvent, type StoredEvent } from './recorded-event.js';
+import { Erased } from './refusals.js';
 
 /** Lifts stored data to the current schema version of its type. Throws for an unknown type or version. */
 export type Upcast = (
@@ -32,6 +33,14 @@ interface PayloadRow {
   readonly key_id: string | null;
 }
 
+/** What a reader takes besides events that this code can read. */
+export interface Tolerance {
+  /** Returns data of an unknown type or version as it is stored, instead of throwing. */
+  readonly unknownAsStored?: boolean | undefined;
+  /** Returns events whose data was erased, marked and without it, instead of throwing. */
+  readonly erasedToo?: boolean | undefined;
+}
+
 /** Turns rows into events and states: opens their payloads and upcasts what an older version of the service wrote. */
 export class EventDecoder {
   constructor(
@@ -40,23 +49,30 @@ export class EventDecoder {
   ) {}
 
   /**
-   * @param unknownAsStored returns data of an unknown type or version as it is stored, instead of throwing
-   * @throws what `upcast` throws, or the reason why a payload cannot be opened
+   * @throws what `upcast` throws, or the reason why a payload cannot be opened; Erased
    */
-  async events(rows: readonly EventRow[], unknownAsStored = false): Promise<RecordedEvent[]> {
+  async events(
+    rows: readonly EventRow[],
+    { unknownAsStored = false, erasedToo = false }: Tolerance = {},
+  ): Promise<RecordedEvent[]> {
     const payloads = await this.opened(rows, true);
-    return rows.map((row, index) => ({
-      ...envelope(row),
-      data: this.lifted(row, dataOf(payloads[index]), unknownAsStored),
-    }));
+    return rows.map((row, index) => {
+      const payload = payloads[index];
+      if (!isErased(payload))
+        return { ...envelope(row), data: this.lifted(row, dataOf(payload), unknownAsStored) };
+      if (!erasedToo) throw new Erased(row.version);
+      return { ...envelope(row), ...ERASED };
+    });
   }
 
   /** Marks events that cannot be read instead of throwing, because they must not hold up the rest of their lane. */
   async laneEvents(rows: readonly EventRow[]): Promise<LaneEvent[]> {
     const payloads = await this.opened(rows);
     return rows.map((row, index) => {
+      const payload = payloads[index];
+      if (isErased(payload)) return { ...envelope(row), ...ERASED };
       try {
-        return { ...envelope(row), data: this.lifted(row, dataOf(payloads[index]), false) };
+        return { ...envelope(row), data: this.lifted(row, dataOf(payload), false) };
       } catch (error) {
         return { ...envelope(row), data: undefined, unreadable: error as Error };
       }
@@ -68,11 +84,13 @@ export class EventDecoder {
     rows: readonly (EventRow & { readonly data: string | null; readonly copied: boolean })[],
   ): Promise<StoredEvent[]> {
     const payloads = await this.opened(rows);
-    return rows.map((row, index) => ({
-      ...envelope(row),
-      isCopy: row.copied,
-      json: row.sealed ? JSON.stringify(dataOf(payloads[index])) : (row.data ?? 'null'),
-    }));
+    return rows.map((row, index) => {
+      const payload = payloads[index];
+      const { copied: isCopy } = row;
+      if (isErased(payload)) return { ...envelope(row), isCopy, json: 'null', erased: true };
+      const json = row.sealed ? JSON.stringify(dataOf(payload)) : (row.data ?? 'null');
+      return { ...envelope(row), isCopy, json };
+    });
   }
 
   /** @returns one entry per row, in order: the state's data, or the reason why it cannot be opened */
@@ -125,6 +143,16 @@ export class EventDecoder {
 
 /** The data of a payload, or the reason why it could not be opened. */
 export type Opened = { readonly data: unknown } | { readonly reason: unknown };
+
+const ERASED = { data: null, erased: true } as const;
+
+/**
+ * Whether nobody can read the payload of an event any more: its key was destroyed, or it came without its data from a log
+ * in which that had happened. No event is stored with nothing as its data.
+ */
+const isErased = (payload: Opened | undefined): boolean =>
+  payload !== undefined &&
+  ('reason' in payload ? payload.reason instanceof KeyDestroyed : payload.data === null);
 
 /** @throws the reason why the payload could not be opened */
 export function dataOf(payload: Opened | undefined): unknown {

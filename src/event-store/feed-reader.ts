@@ -100,6 +100,6 @@ export class FeedReader {
                ) e order by w.n`,
       values: [places.map((one) => one.lane), places.map((one) => one.position)],
     });
-    return this.decoder.events(rows, true);
+    return this.decoder.events(rows, { unknownAsStored: true, erasedToo: true });
   }
 }

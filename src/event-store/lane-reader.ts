@@ -150,7 +150,7 @@ export class LaneReader {
    * (`STRETCH`).
    *
    * @param schemaVersions event type → schema version that the reader understands
-   * @returns undefined when there are none, or when one of them is sealed or of another type or version
+   * @returns undefined when there are none, or when one of them is sealed, erased, or of another type or version
    */
   async plainStretch(
     lane: number,
@@ -164,7 +164,7 @@ export class LaneReader {
     const [row] = await rowsOf<{ end: number | null; isPlain: boolean | null }>(this.pool, {
       name: 'plain_stretch',
       text: `select max(position) as end,
-                    bool_and(sealed is null and (type, schema_version) in (select * from unnest($4::text[], $5::int[])))
+                    bool_and(data is not null and (type, schema_version) in (select * from unnest($4::text[], $5::int[])))
                       as "isPlain"
              from event where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint`,
       values: [lane, after, limit, known.map(({ type }) => type), known.map(({ version }) => version)],

@@ -1,7 +1,7 @@
 import { type Client } from 'pg';
 import { jsonArray } from '../database/array-literal.js';
 import { laneOf, type StreamId } from './lane.js';
-import { payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
+import { type EncodedPayload, payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
 /** An event of another log, without the position that it had there. */
 export interface ImportedEvent {
@@ -16,6 +16,8 @@ export interface ImportedEvent {
   readonly correlationId: string;
   readonly causationId: string | null;
   readonly data: unknown;
+  /** The data was erased where the event comes from, and it is stored without any. */
+  readonly erased?: true | undefined;
 }
 
 /** Events of one stream in the order of their versions. */
@@ -39,6 +41,8 @@ export interface ImportedStream extends StreamId {
   readonly stamped: false | 'use' | 'no use';
   readonly state: unknown;
 }
+
+const NOTHING: EncodedPayload = { json: null, sealed: null, keyId: null };
 
 // The table is temporary and goes away with the connection, so an import that is killed leaves nothing behind.
 const TABLE = `
@@ -75,16 +79,19 @@ export class LogImport {
 
   /** The pieces of one stream must follow one another, with no piece of another stream in between. */
   async add(pieces: readonly ImportedPiece[]): Promise<void> {
-    const payloads = await this.codec.encode(
-      pieces.flatMap(({ stream, events }) => events.map((event) => ({ ...stream, ...event, begins: true }))),
+    const encoded = await this.codec.encode(
+      pieces.flatMap(({ stream, events }) =>
+        events.filter(({ erased }) => !erased).map((event) => ({ ...stream, ...event, begins: true })),
+      ),
     );
+    let next = 0;
     const rows = pieces
       .flatMap(({ begins, events }) => {
         if (begins) this.streams += 1;
         const stream = this.streams;
         return events.map((event) => ({ ...event, stream }));
       })
-      .map((row, index) => ({ ...row, payload: payloadAt(payloads, index) }));
+      .map((row) => ({ ...row, payload: row.erased ? NOTHING : payloadAt(encoded, next++) }));
     const of = <T>(pick: (row: (typeof rows)[number]) => T): T[] => rows.map(pick);
     await this.client.query({
       name: 'import_add',

@@ -163,7 +163,7 @@ export class EventLog {
     this.lanes = new LaneReader(pool, decoder, this.tail);
     this.feed = new FeedReader(pool, this.laneOf, decoder);
     this.cuts = new CutReader(pool, this.laneOf, decoder);
-    this.snapshots = new Snapshots(pool, this.codec, decoder, generations);
+    this.snapshots = new Snapshots(pool, this.laneOf, this.codec, decoder, generations);
     this.keyed = new KeyedResults(pool);
     this.counters = new Counters(pool);
     const onForeign = (changed: Iterable<number>): void => {
@@ -201,6 +201,9 @@ export class EventLog {
             this.generations.appended(append.lane, end.position);
             ends.appended(append, end, run);
             this.remember(append, end);
+            if (!append.destroys) continue;
+            this.dataKeys?.drop(append.destroys);
+            tail.forget([append.lane]);
           }
           this.wakeUp.appended(new Set(appends.map(([{ lane }]) => lane)));
         },
@@ -327,7 +330,8 @@ export class EventLog {
   }: AppendRequest): Promise<{ append: Append; lag: StateLag }> {
     const { stream, expected, incarnation, begins } = append;
     const { current } = this.generations;
-    const payloads = await this.codec.encode(
+    const codec = append.destroys ? plainCodec : this.codec;
+    const payloads = await codec.encode(
       append.events.map(({ type, data }, index) => ({
         tenant: stream.tenant,
         streamId: stream.streamId,
@@ -366,13 +370,20 @@ export class EventLog {
 
   /** Encodes the state that the append leaves if it succeeds. */
   private async encodeState(
-    { stream, expected, incarnation, begins, events }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
+    {
+      stream,
+      expected,
+      incarnation,
+      begins,
+      events,
+      destroys,
+    }: Omit<AppendRequest, 'state' | 'stateVersion' | 'lag'>,
     state: unknown,
   ): Promise<EncodedPayload> {
     const { tenant, streamId } = stream;
     const version = expected + events.length;
     const payload = { tenant, streamId, version, type: STATE, incarnation, begins, data: state };
-    return payloadAt(await this.codec.encode([payload]), 0);
+    return payloadAt(await (destroys ? plainCodec : this.codec).encode([payload]), 0);
   }
 
   /** Remembers what was appended here, so that followers of the log on this node need not read it back. */

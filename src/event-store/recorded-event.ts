@@ -14,6 +14,8 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
   readonly correlationId: string;
   readonly causationId: string | null;
   readonly data: Data;
+  /** Set when the data was erased: then it is null, whatever its type says. */
+  readonly erased?: true;
 }
 
 /** An event as it is stored: its data is JSON text in the schema version in which it was written. */

@@ -7,6 +7,15 @@ export class VersionMismatch extends Error {
   }
 }
 
+/** The data of an event was erased: what follows from it cannot be told any more. */
+export class Erased extends Error {
+  override readonly name = 'Erased';
+  readonly code = 'session-erased';
+  constructor(readonly version: number) {
+    super(`what the session was at version ${version} was erased`);
+  }
+}
+
 /** The idempotency key was used before, for a different request. */
 export class KeyReused extends Error {
   override readonly name = 'KeyReused';

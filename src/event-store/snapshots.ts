@@ -3,7 +3,7 @@ import { rowsOf } from '../database/query.js';
 import { dataOf, type EventDecoder } from './event-decoder.js';
 import { type StreamId } from './lane.js';
 import { type LogGenerations } from './log-generations.js';
-import { KeyMissing, payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
+import { KeyDestroyed, KeyMissing, payloadAt, type PayloadCodec, STATE } from './payload-codec.js';
 
 interface SnapshotRow {
   tenant: string;
@@ -18,6 +18,7 @@ interface SnapshotRow {
 export class Snapshots {
   constructor(
     private readonly pool: Pool,
+    private readonly laneOf: (stream: StreamId) => number,
     private readonly codec: PayloadCodec,
     private readonly decoder: EventDecoder,
     private readonly generations: LogGenerations,
@@ -35,13 +36,13 @@ export class Snapshots {
     try {
       return row && dataOf((await this.decoder.states([row]))[0]);
     } catch (error) {
-      // It was stored while the log was set back, together with its key. The events are there.
-      if (error instanceof KeyMissing) return undefined;
+      // It was stored while the log was set back, together with its key, or is being erased. The events are there.
+      if (error instanceof KeyMissing || error instanceof KeyDestroyed) return undefined;
       throw error;
     }
   }
 
-  /** Stores the state of a stream at a version, unless a snapshot of that version exists. */
+  /** Stores the state of a stream at a version, unless a snapshot of that version exists, or the version was erased. */
   async save(
     stream: StreamId,
     stateVersion: number,
@@ -56,8 +57,19 @@ export class Snapshots {
     if (this.generations.current !== current) return;
     await rowsOf(this.pool, {
       name: 'save_snapshot',
-      text: `insert into stream_snapshot values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
-      values: [stream.tenant, stream.streamId, stateVersion, version, json, sealed, keyId],
+      // What is sealed goes away with the key of its event, so the state at that event must have no other one: a key that
+      // was given out after the event was erased would bring back what it held.
+      text: `insert into stream_snapshot (tenant, stream_id, state_version, version, state, sealed, key_id)
+             select $1, $2, $3, $4::int, $5::jsonb, $6::bytea, $7::uuid
+             where exists (
+               select from event e where e.lane = $8 and e.tenant = $1 and e.stream_id = $2 and e.version = $4::int
+                 and (e.key_id is null or exists (
+                   select from data_key k where k.id = e.key_id and k.id = $7::uuid and k.wrapped is not null))
+             ) on conflict do nothing`,
+      values: [
+        ...[stream.tenant, stream.streamId, stateVersion, version, json, sealed, keyId],
+        this.laneOf(stream),
+      ],
     });
   }
 }

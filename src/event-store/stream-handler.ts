@@ -273,7 +273,9 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       activity: decision.events.some(isActivity),
       state: next,
       stateVersion,
-      lag: this.kind.storesAlways ? undefined : lag,
+      // Whatever is loaded from then on begins with the state behind what was destroyed.
+      lag: this.kind.storesAlways || decision.destroys ? undefined : lag,
+      destroys: decision.destroys,
       actor: options.actor,
       correlationId: options.correlationId,
       causationId: options.causationId ?? null,

@@ -2,7 +2,7 @@ import { type Pool } from 'pg';
 import { arrayLiteral } from '../database/array-literal.js';
 import { COMMAND_READ_MS, rowsOf } from '../database/query.js';
 import { Coalescer } from './coalescer.js';
-import { dataOf, type EventDecoder, type Opened } from './event-decoder.js';
+import { dataOf, type EventDecoder, type Opened, type Tolerance } from './event-decoder.js';
 import {
   EVENT_COLUMNS,
   type EventRow,
@@ -13,6 +13,7 @@ import {
   type StateRow,
 } from './event-rows.js';
 import { type StreamId, streamKey } from './lane.js';
+import { KeyDestroyed } from './payload-codec.js';
 import { type RecordedEvent } from './recorded-event.js';
 
 /** What was appended to a stream since its state was stored last. Bytes are those of the stored payloads. */
@@ -47,15 +48,29 @@ export interface ReservedState {
   readonly state: Opened | undefined;
 }
 
-export interface StreamRange {
+export interface StreamRange extends Tolerance {
   /** First version to read, inclusive. Default 1. */
   readonly from?: number;
   /** Last version to read, inclusive. Default: the stream's end. */
   readonly to?: number;
   readonly limit?: number;
   readonly types?: readonly string[];
-  /** Returns data of an unknown type or version as it is stored, instead of throwing. */
-  readonly unknownAsStored?: boolean;
+}
+
+/** The keys of a stretch of a stream. */
+export interface KeysOfStretch {
+  /** The last version of the stretch that the log has; 0 when it has nothing of it. */
+  readonly end: number;
+  /** Whether data of it is stored in plain, which no key takes away. */
+  readonly isPlain: boolean;
+  /** Ids of the keys that there still are, of its events and of all states of the stream. */
+  readonly keys: readonly string[];
+  /** The versions of each incarnation that are in it, both inclusive. */
+  readonly incarnations: readonly {
+    readonly incarnation: number;
+    readonly from: number;
+    readonly to: number;
+  }[];
 }
 
 type SizedEventRow = EventRow & { readonly size: number };
@@ -78,6 +93,9 @@ interface StoredRows {
   readonly stored: StateRow;
   readonly since: readonly SizedEventRow[];
 }
+
+/** How often a state is read that is erased at the moment of the reading. */
+const TRIES = 5;
 
 const NOTHING_SINCE = { since: [], lag: { events: 0, bytes: 0 } };
 
@@ -104,8 +122,18 @@ export class StreamReader {
 
   /** The last stored state and the events that came since; undefined when the stream does not exist. */
   async load(stream: StreamId): Promise<StoredStream | undefined> {
-    const rows = await this.loads.ask(stream);
-    return rows && this.toStream(rows.stored, (await this.decoder.states([rows.stored]))[0], rows.since);
+    for (let attempt = 1; ; attempt += 1) {
+      const rows = await this.loads.ask(stream);
+      try {
+        return (
+          rows &&
+          (await this.toStream(rows.stored, (await this.decoder.states([rows.stored]))[0], rows.since))
+        );
+      } catch (error) {
+        // Between the reading of the row and that of its key the stream was erased, which has put another state there.
+        if (!(error instanceof KeyDestroyed) || attempt === TRIES) throw error;
+      }
+    }
   }
 
   /** Loads those of the streams that exist and that this code can read, in no particular order, by two queries. */
@@ -226,6 +254,38 @@ export class StreamReader {
     );
   }
 
+  /**
+   * What a destruction of keys would take with it that concerns a stretch of a stream: events after one version up to
+   * another, and with them all states of the stream.
+   */
+  async keysOf(stream: StreamId, after: number, to: number): Promise<KeysOfStretch> {
+    const [row] = await rowsOf<KeysOfStretch>(
+      this.pool,
+      {
+        name: 'keys_of_stretch',
+        text: `with stretch as (
+                 select e.incarnation, e.version, e.key_id, e.sealed is null and e.data is not null as plain from event e
+                 where e.lane = $1 and e.tenant = $2 and e.stream_id = $3 and e.version > $4 and e.version <= $5
+               ), named as (
+                 select key_id from stretch
+                 union select key_id from stream_state where tenant = $2 and stream_id = $3
+                 union select key_id from stream_snapshot where tenant = $2 and stream_id = $3
+               )
+               select coalesce((select max(version) from stretch), 0) as "end",
+                      coalesce((select bool_or(plain) from stretch), false) as "isPlain",
+                      array(select k.id::text from data_key k join named n on n.key_id = k.id
+                            where k.wrapped is not null order by 1) as keys,
+                      coalesce((select jsonb_agg(jsonb_build_object('incarnation', i.incarnation, 'from', i.first,
+                                                                    'to', i.last) order by i.incarnation)
+                                from (select incarnation, min(version) as first, max(version) as last
+                                      from stretch group by incarnation) i), '[]') as incarnations`,
+        values: [this.laneOf(stream), stream.tenant, stream.streamId, after, to],
+      },
+      COMMAND_READ_MS,
+    );
+    return row ?? { end: 0, isPlain: false, keys: [], incarnations: [] };
+  }
+
   /** The current versions of the streams, in the given order; 0 for a stream that does not exist. */
   async versions(streams: readonly StreamId[]): Promise<number[]> {
     return (await this.readEnds(streams)).map((end) => end?.version ?? 0);
@@ -275,7 +335,7 @@ export class StreamReader {
         range.types ?? null,
       ],
     });
-    return this.decoder.events(rows, range.unknownAsStored);
+    return this.decoder.events(rows, range);
   }
 
   /** Number of events of each type in a range of versions, both ends inclusive. */
@@ -318,7 +378,7 @@ export class StreamReader {
     let from = range.from ?? 1;
     for (;;) {
       const rows = await this.pageOf(stream, { ...range, from, limit });
-      yield* await this.decoder.events(rows, range.unknownAsStored);
+      yield* await this.decoder.events(rows, range);
       const last = rows.at(-1);
       if (!last || (rows.length < limit && !last.isFull)) return;
       from = last.version + 1;
@@ -376,7 +436,7 @@ export class StreamReader {
 
   private async followed(rows: readonly SizedEventRow[]): Promise<Pick<StoredStream, 'since' | 'lag'>> {
     return {
-      since: await this.decoder.events(rows),
+      since: await this.decoder.events(rows, { erasedToo: true }),
       lag: { events: rows.length, bytes: rows.reduce((sum, { size }) => sum + size, 0) },
     };
   }

@@ -3,6 +3,7 @@ import { type Decider } from '../domain/decider.js';
 import { type StreamId, streamKey } from './lane.js';
 import { type EventLog } from './log.js';
 import { type RecordedEvent } from './recorded-event.js';
+import { Erased } from './refusals.js';
 import { type StateLag } from './stream-reader.js';
 
 /** A decider's state together with what only the store knows: where the stream ends, and its times. */
@@ -27,6 +28,11 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
   /** Stores the state with every append, for readers that query the table of states directly. */
   readonly storesAlways?: boolean;
   readonly incarnation: (state: State) => number;
+  /**
+   * The state after an event whose data was erased. Only what follows from the types of events is known then, until an
+   * event comes that makes the state known again. Without it such streams cannot be folded.
+   */
+  readonly evolveErased?: (state: State & { version: number }, type: string) => State & { version: number };
   /** Distance in versions between snapshots, from which states of the past are folded. Default 1000. */
   readonly snapshotEvery?: number;
   /** Approximate bytes that a command holds while it waits for its turn. Without it a command counts as 0 bytes. */
@@ -37,6 +43,8 @@ export interface StreamKind<State, Command, Event extends { type: string; data: 
 
 const CACHED_STATES = 20_000;
 const SNAPSHOT_EVERY = 1_000;
+/** How often a state is loaded that is erased at the moment of the loading. */
+const TRIES = 5;
 
 /** States of streams: as this process knows them, as the log has them, and as they were. */
 export class StreamStates<State, Command, Event extends { type: string; data: unknown }> {
@@ -62,7 +70,7 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
     for (const stored of found) {
       const key = streamKey(stored);
       // A state of another version is skipped; `load` folds it when it is needed.
-      if (stored.stateVersion !== this.kind.stateVersion) continue;
+      if (stored.stateVersion !== this.kind.stateVersion || stored.since.at(-1)?.erased) continue;
       const loaded = this.follow(
         { ...stored, state: stored.state as State & { version: number } },
         stored.since,
@@ -89,7 +97,7 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
   /** The current state, as the log has it. */
   async load(stream: StreamId): Promise<Loaded<State & { version: number }>> {
     const { current } = this.store.generations;
-    const loaded = (await this.catchUp(stream)) ?? (await this.loadCold(stream));
+    const loaded = (await this.catchUp(stream)) ?? (await this.loadWhole(stream));
     if (this.store.generations.current === current) this.cache.set(streamKey(stream), loaded);
     return loaded;
   }
@@ -108,7 +116,20 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
       events: known.lag.events + found.lag.events,
       bytes: known.lag.bytes + found.lag.bytes,
     };
+    // What was erased while it was read is behind the end of the stream by now.
+    if (found.since.at(-1)?.erased) return undefined;
     return this.follow({ ...known, incarnation: this.kind.incarnation(known.state), lag }, found.since);
+  }
+
+  private async loadWhole(stream: StreamId): Promise<Loaded<State & { version: number }>> {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.loadCold(stream);
+      } catch (error) {
+        // Behind what was erased while it was read there is an event by now that tells so.
+        if (!(error instanceof Erased) || attempt === TRIES) throw error;
+      }
+    }
   }
 
   private async loadCold(stream: StreamId): Promise<Loaded<State & { version: number }>> {
@@ -137,9 +158,10 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
     since: readonly RecordedEvent[],
   ): Loaded<State & { version: number }> {
     let { state, position, time, createdAt, lastActivityAt, incarnation } = from;
+    if (since.at(-1)?.erased) throw new Erased(state.version + since.length);
     for (const recorded of since) {
       const event = recorded as unknown as Event;
-      state = this.kind.decider.evolve(state, event);
+      state = this.evolve(state, recorded);
       ({ position, time } = recorded);
       if (recorded.incarnation > incarnation) ({ incarnation, time: createdAt } = recorded);
       if (this.kind.isActivity(event)) lastActivityAt = time;
@@ -147,16 +169,29 @@ export class StreamStates<State, Command, Event extends { type: string; data: un
     return { state, lane: from.lane, position, time, createdAt, lastActivityAt, lag: from.lag };
   }
 
-  /** The state of a stream at a version that it has reached, folded from the snapshot before that version. */
+  private evolve(state: State & { version: number }, event: RecordedEvent): State & { version: number } {
+    if (!event.erased) return this.kind.decider.evolve(state, event as unknown as Event);
+    if (!this.kind.evolveErased) throw new Erased(event.version);
+    return this.kind.evolveErased(state, event.type);
+  }
+
+  /**
+   * The state of a stream at a version that it has reached, folded from the snapshot before that version.
+   * @throws Erased when the data of the event of that version was erased
+   */
   async stateAt(stream: StreamId, version: number): Promise<State & { version: number }> {
     const { decider, stateVersion } = this.kind;
     const known = await this.store.snapshots.load(stream, stateVersion, version);
     let state = known === undefined ? decider.initialState : (known as State & { version: number });
-    for await (const event of this.store.streams.events(stream, { from: state.version + 1, to: version })) {
+    const range = { from: state.version + 1, to: version, erasedToo: true };
+    let isErased = false;
+    for await (const event of this.store.streams.events(stream, range)) {
       const before = state.version;
-      state = decider.evolve(state, event as unknown as Event);
-      this.keep(stream, before, state);
+      state = this.evolve(state, event);
+      isErased = event.erased === true;
+      if (!isErased) this.keep(stream, before, state);
     }
+    if (isErased) throw new Erased(version);
     return state;
   }
 

@@ -119,7 +119,31 @@ export class TenantCopy {
         place = to;
       }
     }
+    await this.copyDestructions();
     return copied;
+  }
+
+  /**
+   * Destroys the keys that were destroyed in the source after they had been copied, now or in an earlier stay. To which
+   * tenant a key belongs only payloads tell, but a key that was destroyed anywhere must be there nowhere.
+   */
+  private async copyDestructions(): Promise<void> {
+    for (let after: string | null = null; ;) {
+      const rows: { id: string; destroyed_at: string }[] = await rowsOf(this.source.pool, {
+        text: `select id, destroyed_at from data_key
+               where destroyed_at is not null and ($1::uuid is null or id > $1) order by id limit $2`,
+        values: [after, PAGE_KEYS],
+      });
+      const last = rows.at(-1);
+      if (!last) return;
+      await rowsOf(this.target.pool, {
+        text: `update data_key k set wrapped = null, destroyed_at = d.at
+               from unnest($1::uuid[], $2::timestamptz[]) as d (id, at)
+               where k.id = d.id and k.wrapped is not null`,
+        values: [rows.map(({ id }) => id), rows.map(({ destroyed_at: at }) => at)],
+      });
+      after = last.id;
+    }
   }
 
   /**

@@ -137,7 +137,13 @@ export class GenerationController {
   @Get('sessions/:id/generations/:generationId')
   @Answers(200, Generation, {
     summary: 'What the model was given, to the letter, and how it ended',
-    problems: ['session-not-found', 'not-found', 'upgrade-in-progress', 'database-unavailable'],
+    problems: [
+      'session-not-found',
+      'not-found',
+      'session-erased',
+      'upgrade-in-progress',
+      'database-unavailable',
+    ],
   })
   describe(
     @Caller() caller: Caller,

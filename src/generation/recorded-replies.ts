@@ -2,6 +2,7 @@ import { replyText } from '../domain/content.js';
 import { type ToolDefinition } from '../domain/session.events.js';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
+import { Erased } from '../event-store/refusals.js';
 import { type StreamRange } from '../event-store/stream-reader.js';
 import { ApiError } from '../http/problem.js';
 import { type SessionRecord } from '../read-models/session-record.js';
@@ -24,7 +25,13 @@ export interface StartedGeneration {
   readonly tools?: readonly ToolDefinition[] | undefined;
 }
 
-const OUTCOME_EVENTS = ['MessageAppended', 'GenerationCompleted', 'GenerationFailed', 'GenerationCancelled'];
+const OUTCOME_EVENTS = [
+  'MessageAppended',
+  'GenerationCompleted',
+  'GenerationFailed',
+  'GenerationCancelled',
+  'SessionErased',
+];
 /**
  * Events of the first page. Most replies end within it. Later pages are larger, so that a distant end is found in few
  * queries.
@@ -46,6 +53,7 @@ export class RecordedReplies {
   /** The start of a generation, at the version where it is known to be. @throws ApiError `not-found` */
   async startAt(session: SessionRef, generationId: string, version: number): Promise<RecordedStart> {
     const [found] = await this.read(session, { from: version, to: version });
+    if (found?.erased) throw new Erased(version);
     if (found && isStartOf(found, generationId)) return found;
     throw generationNotFound();
   }
@@ -110,6 +118,8 @@ export class RecordedReplies {
     return async () => {
       for await (const event of this.pages(session, { from, types: OUTCOME_EVENTS })) {
         from = event.version + 1;
+        if (event.type === 'SessionErased') return { type: 'failed', error: sessionNotFound() };
+        if (event.erased) continue;
         if (!('generationId' in event.data) || event.data.generationId !== started.generationId) continue;
         switch (event.type) {
           case 'MessageAppended':
@@ -140,7 +150,7 @@ export class RecordedReplies {
   async isRemoved(session: SessionRef, generationId: string, version = 1): Promise<boolean> {
     const messageId = replyIdOf(generationId);
     for await (const event of this.pages(session, { from: version, types: ['MessageRemoved'] }))
-      if (event.type === 'MessageRemoved' && event.data.messageId === messageId) return true;
+      if (event.type === 'MessageRemoved' && !event.erased && event.data.messageId === messageId) return true;
     return false;
   }
 
@@ -197,17 +207,17 @@ export class RecordedReplies {
   }
 
   private async read(session: SessionRef, range: StreamRange): Promise<SessionRecord[]> {
-    return (await this.log.streams.read(
-      streamOf(session),
-      range,
-    )) as readonly RecordedEvent[] as SessionRecord[];
+    return (await this.log.streams.read(streamOf(session), {
+      ...range,
+      erasedToo: true,
+    })) as readonly RecordedEvent[] as SessionRecord[];
   }
 }
 
 const streamOf = ({ tenant, sessionId }: SessionRef) => ({ tenant, streamId: sessionId });
 
 const isStartOf = (event: SessionRecord, generationId: string): event is RecordedStart =>
-  event.type === 'GenerationStarted' && event.data.generationId === generationId;
+  event.type === 'GenerationStarted' && !event.erased && event.data.generationId === generationId;
 
 /** The message of an error that a client may see; null for any other. */
 export const shownError = (end: ReplyEnd | undefined): string | null =>

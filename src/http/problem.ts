@@ -14,7 +14,9 @@ export const PROBLEMS = {
   'idempotency-key-reused': { status: 409, title: 'The idempotency key was used for another request' },
   'name-taken': { status: 409, title: 'Another key has this name' },
   'legal-hold': { status: 409, title: 'The session is under legal hold' },
+  'not-sealed': { status: 409, title: 'The session is stored in plain' },
   'cursor-expired': { status: 410, title: 'The cursor points into history that is gone' },
+  'session-erased': { status: 410, title: 'What the session was then was erased' },
   'position-gone': {
     status: 410,
     title: 'The log is shorter than it was, and the cursor points behind its end',

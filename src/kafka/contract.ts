@@ -27,12 +27,17 @@ export type ConsumedEvent = {
   };
 }[EventType];
 
-/** An event of a type that is newer than this package; its data is passed on as it was published. */
+/**
+ * An event of which this package cannot say what happened. Its type is newer than this package, and its data is passed on
+ * as it was published; or its data was erased, and is null. Both count as versions of their session, and nothing more.
+ */
 export interface UnknownEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: 'unknown';
   /** `colloquy.<EventName>.v<n>` */
   readonly ceType: string;
   readonly data: unknown;
+  /** Set when the data was erased. */
+  readonly erased?: true;
 }
 
 const TYPE = /^colloquy\.([A-Za-z]+)\.v([0-9]+)$/;
@@ -64,8 +69,8 @@ const publishedVersion = (type: string, schemaVersion: number): number =>
   Math.max(knownVersion(type), schemaVersion);
 
 /** The data of an event in the schema version in which it is published. */
-export function currentJson({ type, schemaVersion, json }: StoredEvent): string {
-  if (publishedVersion(type, schemaVersion) === schemaVersion) return json;
+export function currentJson({ type, schemaVersion, json, erased }: StoredEvent): string {
+  if (erased || publishedVersion(type, schemaVersion) === schemaVersion) return json;
   return JSON.stringify(upcast(type, schemaVersion, JSON.parse(json) as Record<string, unknown>));
 }
 
@@ -102,6 +107,7 @@ export function toMessage(
     ce_position: String(event.position),
     ce_loggeneration: String(generation),
     ...(cell !== undefined && { ce_cell: cell }),
+    ...(event.erased && { ce_erased: 'true' }),
     ce_correlationid: event.correlationId,
     // While requests are traced, the correlation id is the place in the trace.
     ...(tracePlaceOf(event.correlationId) && { traceparent: event.correlationId }),
@@ -228,7 +234,8 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
     },
     name,
     Number(number),
-    JSON.parse(message.value?.toString() ?? 'null') as Record<string, unknown>,
+    JSON.parse(message.value?.toString() ?? 'null') as Record<string, unknown> | null,
+    headers['ce_erased'] === 'true',
     headers['ce_type'],
   );
 }
@@ -239,7 +246,8 @@ export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent 
  */
 export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: string;
-  readonly data: Record<string, unknown>;
+  readonly data: Record<string, unknown> | null;
+  readonly erased?: true;
   readonly logGeneration: number;
 }
 
@@ -247,16 +255,19 @@ export interface AnsweredEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
 export function fromAnswer(event: AnsweredEvent): ConsumedEvent | UnknownEvent {
   const { id, tenant, sessionId, incarnation, version, time, correlationId, type, data } = event;
   const envelope = { id, tenant, sessionId, incarnation, version, time, correlationId };
-  return toKnownOrUnknown(envelope, type, publishedVersion(type, event.schemaVersion), data);
+  return toKnownOrUnknown(envelope, type, publishedVersion(type, event.schemaVersion), data, event.erased);
 }
 
 function toKnownOrUnknown(
   envelope: Omit<ConsumedEvent, 'type' | 'data' | 'schemaVersion'>,
   type: string,
   schemaVersion: number,
-  data: Record<string, unknown>,
+  data: Record<string, unknown> | null,
+  erased = false,
   published = ceType(type, schemaVersion),
 ): ConsumedEvent | UnknownEvent {
+  if (erased || data === null)
+    return { ...envelope, schemaVersion, type: 'unknown', ceType: published, data: null, erased: true };
   if (!Object.hasOwn(sessionEvents, type))
     return { ...envelope, schemaVersion, type: 'unknown', ceType: published, data };
   const current = sessionEvents[type as EventType].version;

@@ -37,6 +37,8 @@ const SUMMARIES: Record<EventType, string> = {
   SessionExpired: 'The session left the active set; its history is kept.',
   SessionResumed: 'An expired session is active again.',
   SessionDeleted: 'The session ended. Its id may be used again, which begins a new incarnation.',
+  SessionErased:
+    'What the session was until then was erased: nobody can read it any more, and consumers must delete what they keep of it. Its id may be used again, which begins a new incarnation.',
   TenantSettingsChanged:
     'Limits of a whole tenant changed; null takes one back. The session id is `~tenant`.',
 };
@@ -124,11 +126,16 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
     { type: 'string' },
   ],
   ['ce_correlationid', 'Correlation id of the request that caused it', { type: 'string' }],
+  [
+    'ce_erased',
+    'Only where the data was erased before it was published: then the value is `null`',
+    { type: 'string', const: 'true' },
+  ],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
 ];
 
 /** Headers that most records have not. */
-const OPTIONAL: readonly string[] = ['ce_dataref', 'ce_cell'];
+const OPTIONAL: readonly string[] = ['ce_dataref', 'ce_cell', 'ce_erased'];
 
 function digits(min: 0 | 1): JsonSchema {
   return { type: 'string', pattern: min === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
@@ -398,13 +405,17 @@ for each record, in the order of the partition:
 \`\`\`
 
 where \`SessionCreated\` begins a new incarnation with an empty state, \`ConversationReset\` empties the history, \`SessionExpired\` and \`SessionResumed\` change the status, and
-\`SessionDeleted\` ends it. Keep the row of a deleted session, at least its version: late repetitions must still find it.
+\`SessionDeleted\` and \`SessionErased\` end it. Keep the row of a deleted session, at least its version: late repetitions must still find it.
 
 ## Retention and erasure
 
 The topic keeps events for \`kafka.retentionMs\`, seven days unless set otherwise when the topic is created. This is also the bound of erasure downstream: what is erased in
 Colloquy can be read from the topic until then, and wherever consumers have put it for as long as they keep it. Fields marked *personal* below may hold what
 a person wrote or is named by; consumers that store them take on the duty to erase them.
+
+\`SessionErased\` says that a session was erased: delete all that is kept of its versions up to this one, in all incarnations, but for the last version itself. An event that was erased
+before it was published, or before it was fetched from the API, has the header \`ce_erased\` (\`erased\` in the API) and the value \`null\`: it counts as a version of its session, and \`SessionErased\`
+follows. \`colloquy/consumer\` hands it out as \`unknown\`, with \`erased\`.
 
 ## Events
 

@@ -5,7 +5,7 @@ import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { Fenced, findPoison, isPoison, type Poison, reasonOf } from './poison.js';
-import { compute, type Projection, run } from './projection.js';
+import { compute, ERASURE, notErased, type Projection, run } from './projection.js';
 
 interface Advance {
   readonly events: readonly RecordedEvent[];
@@ -60,11 +60,19 @@ export class LaneFold {
       }
       if (events.length === 0) return { events, unfinished };
 
-      const poisons: Poison[] = [];
+      let poisons: Poison[] = [];
+      /** Parked sessions that were erased, and go on behind that. */
+      const freed: RecordedEvent[] = [];
       const parked = new Set([...lanes.values()].flatMap((lane) => [...lane.parked]));
       const readable: RecordedEvent[] = [];
       for (const event of events) {
         const key = streamKey(event);
+        if (event.type === ERASURE && parked.delete(key)) {
+          poisons = poisons.filter(
+            ({ tenant, sessionId }) => sessionId !== event.streamId || tenant !== event.tenant,
+          );
+          freed.push(event);
+        }
         if (parked.has(key)) continue;
         if (!event.unreadable) readable.push(event);
         else {
@@ -73,11 +81,12 @@ export class LaneFold {
           poisons.push({ tenant, sessionId, lane, version, error: unreadable });
         }
       }
-      await this.apply(readable, poisons, lanes, to, epochs);
+      await this.apply(notErased(readable), { poisons, freed }, lanes, to, epochs);
       for (const [number, position] of to) {
         const lane = lanes.get(number);
         if (lane) this.known.set(number, { ...lane, position });
       }
+      for (const event of freed) this.known.get(event.lane)?.parked.delete(streamKey(event));
       for (const { lane, tenant, sessionId } of poisons)
         this.known.get(lane)?.parked.add(streamKey({ tenant, streamId: sessionId }));
       poisons.forEach(this.onParked);
@@ -101,7 +110,8 @@ export class LaneFold {
     if (!applyInside || !lane || lane.parked.size > 0) return 0;
     try {
       const { lanes } = this.store;
-      const end = await lanes.plainStretch(number, lane.position, limit, applyInside.schemaVersions);
+      const { [ERASURE]: _erasure, ...known } = applyInside.schemaVersions;
+      const end = await lanes.plainStretch(number, lane.position, limit, known);
       if (end === undefined) return 0;
       await transaction(this.pool, async (client) => {
         await this.move(
@@ -122,33 +132,33 @@ export class LaneFold {
     }
   }
 
-  /** @param poisons the events that cannot be applied are added to it */
+  /** @param changes to what is parked: the events that cannot be applied are added to its `poisons` */
   private async apply(
     events: readonly RecordedEvent[],
-    poisons: Poison[],
+    changes: { readonly poisons: Poison[]; readonly freed: readonly RecordedEvent[] },
     lanes: ReadonlyMap<number, Lane>,
     to: ReadonlyMap<number, number>,
     epochs: ReadonlyMap<number, number>,
   ): Promise<void> {
     try {
-      await this.commit(events, poisons, lanes, to, epochs);
+      await this.commit(events, changes, lanes, to, epochs);
     } catch (error) {
       if (!isPoison(error)) throw error;
       const found = await findPoison(events, (some) => this.attempt(some));
       if (found.length === 0) throw error;
-      poisons.push(...found);
+      changes.poisons.push(...found);
       const first = new Map(
         found.map(({ tenant, sessionId, version }) => [streamKey({ tenant, streamId: sessionId }), version]),
       );
       const sound = events.filter((event) => event.version < (first.get(streamKey(event)) ?? Infinity));
-      await this.commit(sound, poisons, lanes, to, epochs);
+      await this.commit(sound, changes, lanes, to, epochs);
     }
   }
 
   /** Reads everything before the transaction begins, which keeps the transaction short. */
   private async commit(
     events: readonly RecordedEvent[],
-    poisons: readonly Poison[],
+    { poisons, freed }: { readonly poisons: readonly Poison[]; readonly freed: readonly RecordedEvent[] },
     lanes: ReadonlyMap<number, Lane>,
     to: ReadonlyMap<number, number>,
     epochs: ReadonlyMap<number, number>,
@@ -157,6 +167,8 @@ export class LaneFold {
     await transaction(this.pool, async (client) => {
       await this.move(client, lanes, to, epochs);
       await run(client, statements);
+      for (const { tenant, streamId } of freed)
+        await client.query(freeStatement(this.table, tenant, streamId));
       for (const poison of poisons)
         await client.query(parkStatement(this.table, poison, this.store.isSealed));
     });
@@ -232,6 +244,15 @@ export class LaneFold {
 
 /** Ends a transaction that only tried whether its statements work. */
 class RolledBack extends Error {}
+
+export const freeStatement = (
+  table: string,
+  tenant: string,
+  sessionId: string,
+): { text: string; values: unknown[] } => ({
+  text: 'delete from projection_parked where projection = $1 and tenant = $2 and session_id = $3',
+  values: [table, tenant, sessionId],
+});
 
 export const parkStatement = (
   table: string,

@@ -3,7 +3,7 @@ import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
-import { parkStatement } from './lane-fold.js';
+import { freeStatement, parkStatement } from './lane-fold.js';
 import { isPoison, type Poison } from './poison.js';
 import { applyOn, type Projection, tableOf } from './projection.js';
 
@@ -80,12 +80,7 @@ export class Parking {
           await client.query(
             parkStatement(table, { tenant, sessionId, lane, ...poison }, this.store.isSealed),
           );
-        else {
-          await client.query(
-            'delete from projection_parked where projection = $1 and tenant = $2 and session_id = $3',
-            key,
-          );
-        }
+        else await client.query(freeStatement(table, tenant, sessionId));
         // The lane's owner still skips the session and may have computed rows from those of before. The new revision
         // refuses its next batch, after which it reads the state of the lane anew.
         await client.query(
@@ -122,7 +117,7 @@ export class Parking {
     for (;;) {
       let page: RecordedEvent[];
       try {
-        page = await this.store.streams.read(stream, { from: next, limit: PAGE });
+        page = await this.store.streams.read(stream, { from: next, limit: PAGE, erasedToo: true });
       } catch (error) {
         if (!isPoison(error)) throw error;
         return { version: next, error: error as Error };

@@ -1,5 +1,6 @@
 import { type ClientBase } from 'pg';
 import { arrayLiteral, type Element } from '../database/array-literal.js';
+import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 export interface Statement {
@@ -7,6 +8,10 @@ export interface Statement {
   readonly values: readonly unknown[];
 }
 
+/**
+ * Reads rows of the table, with their columns `tenant` and `session_id` among others: those of sessions that the events
+ * erase are left out.
+ */
 export type Read = <Row>(text: string, values: readonly unknown[]) => Promise<Row[]>;
 
 /** A projection's `apply` in one statement that stays inside the database. */
@@ -21,8 +26,8 @@ export interface ApplyInside {
  * A read model: one table that follows the log.
  *
  * Every row belongs to one session, named by the columns `tenant` and `session_id`, and follows from the events of that
- * session's stream alone. Therefore a session can be parked, folded anew and compared by itself. The names of indexes
- * begin with the table's name, because a rebuilt table is renamed together with them.
+ * session's stream alone. Therefore a session can be parked, folded anew, compared and erased by itself. The names of
+ * indexes begin with the table's name, because a rebuilt table is renamed together with them.
  */
 export interface Projection<Event extends RecordedEvent = RecordedEvent> {
   readonly name: string;
@@ -60,17 +65,49 @@ export async function applyOn(
   await run(connection, await compute(connection, projection, table, events));
 }
 
+/**
+ * The event that erases its session: nothing is left of what came before it, in any read model, and the session begins
+ * anew behind it. Projections get neither this event nor those whose data was erased.
+ */
+export const ERASURE = 'SessionErased';
+
+/** The events without those that an erasure among them makes void, and without those whose data was erased. */
+export function notErased<Event extends RecordedEvent>(events: readonly Event[]): readonly Event[] {
+  if (!events.some(({ type, erased }) => erased || type === ERASURE)) return events;
+  const last = new Map<string, number>();
+  for (const event of events) if (event.type === ERASURE) last.set(streamKey(event), event.version);
+  return events.filter((event) => !event.erased && event.version >= (last.get(streamKey(event)) ?? 0));
+}
+
 /** Computes the statements that apply events. */
-export const compute = (
+export async function compute(
   connection: Connection,
   projection: Projection,
   table: string,
   events: readonly RecordedEvent[],
-): Promise<readonly Statement[]> =>
-  projection.apply(events, table, async (text, values) => {
-    const { rows } = await connection.query(text, [...values]);
-    return rows as never[];
-  });
+): Promise<readonly Statement[]> {
+  const erasures = new Map<string, Readonly<Record<'tenant' | 'session_id', string>>>();
+  const left: RecordedEvent[] = [];
+  for (const event of notErased(events)) {
+    if (event.type !== ERASURE) left.push(event);
+    else erasures.set(streamKey(event), { tenant: event.tenant, session_id: event.streamId });
+  }
+  const read: Read = async (text, values) => {
+    const { rows } = await connection.query<{ tenant: string; session_id: string }>(text, [...values]);
+    const others = rows.filter(
+      ({ tenant, session_id: streamId }) => !erasures.has(streamKey({ tenant, streamId })),
+    );
+    return others as never[];
+  };
+  const applied = left.length > 0 ? await projection.apply(left, table, read) : [];
+  if (erasures.size === 0) return applied;
+  const deletion = {
+    text: `delete from ${table} t using unnest($1::text[], $2::text[]) as e (tenant, session_id)
+           where t.tenant = e.tenant collate "C" and t.session_id = e.session_id collate "C"`,
+    values: columns([...erasures.values()], ['tenant', 'session_id']),
+  };
+  return [deletion, ...applied];
+}
 
 export async function run(connection: Connection, statements: readonly Statement[]): Promise<void> {
   for (const { text, values } of statements) await connection.query(text, [...values]);

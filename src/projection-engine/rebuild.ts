@@ -4,9 +4,10 @@ import { transaction } from '../database/transaction.js';
 import { type EventLog } from '../event-store/log.js';
 import { LaneShare } from '../event-store/lane-share.js';
 import { type Leases } from '../event-store/leases.js';
-import { LaneFold } from './lane-fold.js';
+import { type LaneEvent } from '../event-store/recorded-event.js';
+import { freeStatement, LaneFold } from './lane-fold.js';
 import { Fenced, type Poison } from './poison.js';
-import { applyOn, type Projection, tableOf } from './projection.js';
+import { applyOn, ERASURE, type Projection, tableOf } from './projection.js';
 import { workOn } from './runner.js';
 
 /** Events read per lane and turn. With more, garbage collection became the largest cost (measured). */
@@ -328,10 +329,14 @@ class Rebuild {
     // A page of large events ends early.
     for (let from: ReadonlyMap<number, number> = behind; from.size > 0;) {
       const page = await this.parts.store.lanes.read(from, most);
-      const events = page.filter(
-        (event) =>
-          event.position <= (live.get(event.lane) ?? 0) && !leftOut.has(`${event.tenant}/${event.streamId}`),
-      );
+      const events: LaneEvent[] = [];
+      for (const event of page) {
+        if (event.position > (live.get(event.lane) ?? 0)) continue;
+        const key = `${event.tenant}/${event.streamId}`;
+        if (event.type === ERASURE && leftOut.delete(key))
+          await client.query(freeStatement(shadow, event.tenant, event.streamId));
+        if (!leftOut.has(key)) events.push(event);
+      }
       const unreadable = events.find((event) => event.unreadable)?.unreadable;
       // The next turn of the rebuild parks the session, and the next swap skips its events.
       if (unreadable) throw unreadable;

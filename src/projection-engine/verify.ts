@@ -1,9 +1,9 @@
 import { type Client } from 'pg';
 import { type EventLog } from '../event-store/log.js';
 import { type LaneEvent, type RecordedEvent } from '../event-store/recorded-event.js';
-import { streamKey } from '../event-store/lane.js';
+import { type StreamId, streamKey } from '../event-store/lane.js';
 import { findPoison, isPoison } from './poison.js';
-import { applyOn, type Projection, tableOf } from './projection.js';
+import { applyOn, ERASURE, type Projection, tableOf } from './projection.js';
 
 /** The result of comparing a read model with a fresh fold of the log. */
 export interface Verification {
@@ -51,10 +51,11 @@ export async function verify(store: EventLog, client: Client, projection: Projec
   // The lock comes before the snapshot is taken: a table that is swapped in after the snapshot would look empty.
   await client.query(`lock table ${live} in access share mode`);
   await fold.advance(await checkpoints(client, table));
+  const leftOut = fold.leftOut;
   await client.query(
     `insert into left_out select * from unnest($1::text[], $2::text[])
      union select tenant, session_id from projection_parked where projection = $3`,
-    [fold.poisoned.map(({ tenant }) => tenant), fold.poisoned.map(({ sessionId }) => sessionId), table],
+    [leftOut.map(({ tenant }) => tenant), leftOut.map(({ streamId }) => streamId), table],
   );
   const found = await digest(client, live);
   const expected = await digest(client, fresh);
@@ -113,8 +114,10 @@ async function difference(
 class FreshFold {
   /** Whether the caller has begun a transaction, in which savepoints take the place of transactions. */
   inTransaction = false;
-  readonly poisoned: { readonly tenant: string; readonly sessionId: string }[] = [];
-  private readonly leftOut = new Set<string>();
+  /** Sessions that cannot be folded, by key. */
+  private readonly poisoned = new Map<string, StreamId>();
+  /** Sessions whose data was erased while the event that says so is still behind the checkpoint. */
+  private readonly beingErased = new Map<string, StreamId>();
   private readonly positions = new Map<number, number>();
 
   constructor(
@@ -123,6 +126,11 @@ class FreshFold {
     private readonly projection: Projection,
     private readonly table: string,
   ) {}
+
+  /** The sessions that are not to be compared. */
+  get leftOut(): StreamId[] {
+    return [...new Map([...this.poisoned, ...this.beingErased]).values()];
+  }
 
   /** @param to lane → position of the last event wanted */
   async advance(to: ReadonlyMap<number, number>): Promise<void> {
@@ -150,7 +158,12 @@ class FreshFold {
   private async apply(batch: readonly LaneEvent[]): Promise<void> {
     const events: RecordedEvent[] = [];
     for (const event of batch) {
-      if (this.leftOut.has(streamKey(event))) continue;
+      const key = streamKey(event);
+      if (event.type === ERASURE) {
+        this.poisoned.delete(key);
+        this.beingErased.delete(key);
+      } else if (event.erased) this.beingErased.set(key, event);
+      if (this.poisoned.has(key)) continue;
       if (event.unreadable) this.leaveOut(event.tenant, event.streamId);
       else events.push(event);
     }
@@ -162,15 +175,15 @@ class FreshFold {
       if (found.length === 0) throw error;
       for (const { tenant, sessionId } of found) this.leaveOut(tenant, sessionId);
       await this.attempt(
-        events.filter((event) => !this.leftOut.has(streamKey(event))),
+        events.filter((event) => event.type === ERASURE || !this.poisoned.has(streamKey(event))),
         'keep',
       );
     }
   }
 
   private leaveOut(tenant: string, sessionId: string): void {
-    this.leftOut.add(streamKey({ tenant, streamId: sessionId }));
-    this.poisoned.push({ tenant, sessionId });
+    const stream = { tenant, streamId: sessionId };
+    this.poisoned.set(streamKey(stream), stream);
   }
 
   /** Applies events within the caller's transaction, or in a transaction of their own. */

@@ -65,7 +65,8 @@ export const searchProjection: Projection<SessionRecord> = {
   async apply(events, table, read) {
     const owners = await ownersOf(events, table, read);
     const said: SearchRow[] = [];
-    const owned: SearchRow[] = [];
+    /** By session: one that is created again within the batch has one row nevertheless, that of the first time. */
+    const owned = new Map<string, SearchRow>();
     const gone: { tenant: string; session_id: string; first: number; last: number }[] = [];
     for (const event of events) {
       const { tenant, streamId: session_id, version } = event;
@@ -74,7 +75,7 @@ export const searchProjection: Projection<SessionRecord> = {
       } else if (event.type === 'MessageRemoved' || event.type === 'HistoryRewound') {
         for (const [first, last] of versionsLeft(event)) gone.push({ tenant, session_id, first, last });
       } else if (event.type === 'SessionCreated' && event.data.owner !== undefined) {
-        owned.push(ownerRow(event, event.data.owner));
+        if (!owned.has(keyOf(event))) owned.set(keyOf(event), ownerRow(event, event.data.owner));
       } else if (event.type === 'MessageAppended') {
         const row = rowOf(event, owners.get(keyOf(event)) ?? null);
         if (row) said.push(row);
@@ -102,7 +103,7 @@ export const searchProjection: Projection<SessionRecord> = {
               values: columns(gone, ['tenant', 'session_id', 'first', 'last']),
             },
           ]),
-      ...(rows.length === 0 && owned.length === 0
+      ...(rows.length === 0 && owned.size === 0
         ? []
         : [
             {
@@ -112,7 +113,7 @@ export const searchProjection: Projection<SessionRecord> = {
                      from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[],
                                  $7::timestamptz[], $8::text[], $9::text[], $10::text[]) as r (${NAMES.join()}, keys)
                      on conflict (tenant, session_id, version) do update set owner = excluded.owner`,
-              values: columns([...owned, ...rows], [...NAMES, 'keys']),
+              values: columns([...owned.values(), ...rows], [...NAMES, 'keys']),
             },
           ]),
     ];

@@ -169,6 +169,28 @@ export async function listSessions(
 }
 
 /**
+ * The ids of all sessions that were forked from a session before a version, also of deleted ones, in order. One that was
+ * erased is not among them.
+ */
+export async function forksBefore(
+  models: ReadModels,
+  freshness: Freshness,
+  tenant: string,
+  source: { readonly sessionId: string; readonly version: number },
+): Promise<string[]> {
+  const rows = await models.read<{ session_id: string }>(
+    SESSIONS,
+    freshness,
+    `select session_id from ${SESSIONS}
+     where tenant = $1 and forked_from is not null and forked_from ->> 'sessionId' = $2
+       and (forked_from ->> 'version')::int < $3
+     order by session_id`,
+    [tenant, source.sessionId, source.version],
+  );
+  return rows.map((row) => row.session_id);
+}
+
+/**
  * The sessions that were forked from a session at versions `from` to `to`, both inclusive, ordered by creation time and
  * id.
  */

@@ -8,6 +8,7 @@ import {
   CompleteGeneration,
   CreateSession,
   DeleteSession,
+  EraseSession,
   ExpireSession,
   FailGeneration,
   ForkSession,
@@ -42,6 +43,7 @@ const COMMANDS: { readonly [Command in SessionCommand as Command['type']]: Class
   ResetConversation,
   ExpireSession,
   DeleteSession,
+  EraseSession,
 };
 
 /** Carries the session and the context of a command through Nest's bus. */

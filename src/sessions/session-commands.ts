@@ -6,6 +6,7 @@ import {
   AppendMessages,
   CancelGeneration,
   CreateSession,
+  EraseSession,
   ExpireSession,
   ForkSession,
   type NewMessage,
@@ -16,7 +17,8 @@ import {
   type SessionDetails,
   StartGeneration,
 } from '../domain/session.commands.js';
-import { initialState, type SessionState } from '../domain/session.state.js';
+import { initialState, isErased, type SessionState } from '../domain/session.state.js';
+import { type StreamId } from '../event-store/lane.js';
 import { EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
 import { type Handled, StreamHandler } from '../event-store/stream-handler.js';
@@ -79,9 +81,11 @@ export class SessionCommands {
       prepare: (command, state, { tenant, streamId }) =>
         command instanceof AppendMessages && command.replaceLast === 0
           ? command
-          : this.withPartial(command, state).then((one) =>
-              histories.prepare(anyOwner({ tenant, sessionId: streamId }), one, state),
-            ),
+          : command instanceof EraseSession
+            ? withErasure(store, { tenant, streamId }, command, state)
+            : this.withPartial(command, state).then((one) =>
+                histories.prepare(anyOwner({ tenant, sessionId: streamId }), one, state),
+              ),
     });
     const by = { actor: 'system:sessions', correlationId: 'session-cap' };
     this.room = new RoomMaker(store, models, policies, async (candidate, reason, idleFor) => {
@@ -100,12 +104,16 @@ export class SessionCommands {
   }
 
   /**
-   * The address of a session that is read by itself, without its state.
+   * The address of a session that is read by itself, without its state, and the version behind which it may be read: of
+   * what was erased nobody knows whose it was.
    * @throws DomainError `session-not-found` for one that is out of reach
    */
-  async reached(session: SessionRef): Promise<SessionAddress> {
-    if (session.ownedBy !== null && (await this.load(session)).state.version === 0) throw notFound();
-    return session;
+  async reached(session: SessionRef): Promise<SessionAddress & { readonly after: number }> {
+    const { tenant, sessionId } = session;
+    if (session.ownedBy === null) return { tenant, sessionId, after: 0 };
+    const { state } = await this.load(session);
+    if (state.version === 0 || isErased(state)) throw notFound();
+    return { tenant, sessionId, after: state.erasedUpTo ?? 0 };
   }
 
   /** The session as this process saw it last, if it did. */
@@ -192,6 +200,7 @@ export class SessionCommands {
     { idempotency, onDecided, ...context }: CommandContext,
   ): Promise<HandledSession> {
     const { tenant } = session;
+    let erasedReply: string | undefined;
     const handled = await this.streams.handle(streamOf(session), owned(session, command), {
       ...context,
       admit: (state) => {
@@ -199,7 +208,12 @@ export class SessionCommands {
         // As with a session that there never was.
         throw context.ifMatch === undefined ? notFound() : new VersionMismatch(0);
       },
-      decided: onDecided,
+      decided:
+        command instanceof EraseSession
+          ? (_, before) => {
+              erasedReply = before.generation?.id;
+            }
+          : onDecided,
       key: idempotency && {
         ...idempotency,
         reference: (events) => ({
@@ -216,10 +230,11 @@ export class SessionCommands {
     const ended = handled.events.find(
       (event) => event.type === 'GenerationFailed' || event.type === 'GenerationCancelled',
     );
+    const endedReply = erasedReply ?? ended?.data.generationId;
     // Text that is not deleted here, because of an error, is pruned after a day.
-    if (ended) {
+    if (endedReply !== undefined) {
       this.partials
-        .drop(ended.data.generationId)
+        .drop(endedReply)
         .catch(this.store.telemetry.failed('the removal of the pieces of a reply that has ended'));
     }
     return handled;
@@ -244,9 +259,9 @@ export class SessionCommands {
   }
 }
 
-/** An id that was never used is free for everybody. One that was used keeps its owner. */
-const isSeenBy = ({ ownedBy }: SessionRef, { version, owner }: SessionState): boolean =>
-  ownedBy === null || version === 0 || owner === ownedBy;
+/** An id that was never used is free for everybody, and one that was erased. One that was used keeps its owner. */
+const isSeenBy = ({ ownedBy }: SessionRef, state: SessionState): boolean =>
+  ownedBy === null || state.version === 0 || isErased(state) || state.owner === ownedBy;
 
 const asSeenBy = <L extends Loaded<SessionState>>(session: SessionRef, loaded: L): L =>
   isSeenBy(session, loaded.state) ? loaded : { ...loaded, state: initialState };
@@ -266,6 +281,17 @@ function owned({ ownedBy: owner }: SessionRef, command: SessionCommand): Session
   if (command instanceof StartGeneration && command.create)
     return withFields(command, { create: { ...command.create, owner } });
   return command;
+}
+
+/** Adds to an erasure what is there to be erased, unless the state is a guess that the log has not reached. */
+export async function withErasure(
+  store: EventLog,
+  stream: StreamId,
+  command: EraseSession,
+  { version, erasedUpTo = 0 }: SessionState,
+): Promise<EraseSession> {
+  const { end, ...erasure } = await store.streams.keysOf(stream, erasedUpTo, version);
+  return end < version ? command : new EraseSession(command.reason, erasure);
 }
 
 /** What a command may create a session with. */

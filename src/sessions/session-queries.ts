@@ -11,6 +11,7 @@ import {
   readHistory,
   readHistoryIfUnmoved,
 } from '../read-models/history.projection.js';
+import { Erased } from '../event-store/refusals.js';
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { findSession, listForks, listSessions, type SessionView } from '../read-models/session-views.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
@@ -145,7 +146,7 @@ export class SessionQueries {
 
   /**
    * A page of messages of the present history, or of the history at a version or time.
-   * @throws DomainError `session-not-found`; ApiError `cursor-expired` when the history was reset or deleted since
+   * @throws DomainError `session-not-found`; Erased; ApiError `cursor-expired` when the history was reset or deleted since
    */
   async messages(
     session: SessionRef,
@@ -171,7 +172,8 @@ export class SessionQueries {
       if (cursor && isGone) throw cursorExpired();
       const incarnation = incarnationIn(state, query.incarnation);
       at =
-        cursor?.at ?? (past ? (await this.pointAt(session, incarnation, query.at)).version : state.version);
+        cursor?.at ??
+        (past ? (await this.pointAt(session, { ...state, incarnation }, query.at)).version : state.version);
       // The log has the version `at` at which the history ends, so a strong read waits until the read model has it as
       // well.
       const wanted = consistency === 'strong' ? endOf(loaded) : EVENTUAL;
@@ -219,11 +221,12 @@ export class SessionQueries {
   /**
    * The last event of an incarnation at a version or time, or now.
    * @param pointer names the parameter in an error
-   * @throws ApiError `invalid-request` when the version or time is outside the incarnation
+   * @param of the incarnation, and what the session knows of its erasure
+   * @throws ApiError `invalid-request` when the version or time is outside the incarnation; Erased
    */
   async pointAt(
     { tenant, sessionId }: SessionRef,
-    incarnation: number,
+    { incarnation, erasedUpTo = 0 }: Pick<SessionState, 'incarnation' | 'erasedUpTo'>,
     at: number | string | undefined,
     { pointer, in: part }: Pick<InputError, 'pointer' | 'in'> = { pointer: '/at', in: 'query' },
   ): Promise<{ readonly version: number; readonly time: string }> {
@@ -234,6 +237,8 @@ export class SessionQueries {
         { pointer, in: part, detail: `is not inside incarnation ${incarnation} of the session` },
       ]);
     }
+    // The erasure itself is no secret.
+    if (last.version < erasedUpTo) throw new Erased(last.version);
     return last;
   }
 

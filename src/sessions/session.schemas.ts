@@ -9,6 +9,7 @@ import {
   owner,
   reason,
   role,
+  sessionEvents,
   sessionId,
   title,
   toolCall,
@@ -78,6 +79,24 @@ export const ChangeSessionBody = z.strictObject({
 });
 
 export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
+
+const { reason: erasureReason, ...erased } = sessionEvents.SessionErased.data.shape;
+export const EraseBody = z.strictObject({ reason: erasureReason }).default({});
+export const ErasureReceipt = z
+  .object({
+    sessionId,
+    erasedAt: time,
+    version: z.int().positive().meta({ description: 'of the event `SessionErased`' }),
+    actor: z.string(),
+    ...erased,
+    reason: erasureReason,
+    forks: z
+      .array(sessionId)
+      .meta({ description: 'sessions that copied from it before, and were not erased themselves' }),
+  })
+  .meta({ id: 'ErasureReceipt' });
+export type Receipt = z.infer<typeof ErasureReceipt>;
+export const ErasureReceipts = z.object({ data: z.array(ErasureReceipt) });
 
 /** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
 export const MAX_VERSION = 2_147_483_647;

@@ -313,7 +313,7 @@ export class SessionsController {
   @Answers(200, MessageList, {
     summary: 'Read the messages, oldest first unless order=desc',
     etag: true,
-    problems: ['invalid-cursor', 'cursor-expired', ...READ_EXISTING],
+    problems: ['invalid-cursor', 'cursor-expired', 'session-erased', ...READ_EXISTING],
   })
   async messages(
     @Caller() caller: Caller,

@@ -5,6 +5,8 @@ import { EventLog } from '../event-store/log.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { ApprovalsController } from './approvals.controller.js';
 import { commandHandlers } from './command-handlers.js';
+import { ErasureController } from './erasure.controller.js';
+import { Erasures } from './erasures.js';
 import { PartialReplies } from './partial-replies.js';
 import { MessageSearch } from './message-search.js';
 import { SearchController } from './search.controller.js';
@@ -34,13 +36,20 @@ class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplication
   imports: [CqrsModule, ReadModelsModule],
   providers: [
     { provide: TenantPolicies, useClass: NodePolicies },
+    Erasures,
     MessageSearch,
     PartialReplies,
     SessionCommands,
     SessionQueries,
     ...commandHandlers,
   ],
-  controllers: [SessionsController, SearchController, ApprovalsController, TenantsController],
+  controllers: [
+    SessionsController,
+    ErasureController,
+    SearchController,
+    ApprovalsController,
+    TenantsController,
+  ],
   exports: [CqrsModule, ReadModelsModule, TenantPolicies, PartialReplies, SessionCommands, SessionQueries],
 })
 export class SessionsModule {}

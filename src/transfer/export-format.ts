@@ -34,7 +34,9 @@ export const ExportedEvent = z.strictObject({
   actor: z.string(),
   correlationId: z.string(),
   causationId: z.string().nullable(),
-  data: z.record(z.string(), z.unknown()),
+  data: z.record(z.string(), z.unknown()).nullable(),
+  /** Stands where the data was erased, and nowhere else. */
+  erased: z.literal(true).optional(),
 });
 export type ExportedEvent = z.infer<typeof ExportedEvent>;
 
@@ -56,7 +58,7 @@ export type ExportManifestData = z.infer<typeof ExportManifest>['manifest'];
 /** The fields in the order in which they are written. */
 export function exported(event: RecordedEvent): ExportedEvent {
   const { id, type, schemaVersion, tenant, streamId, incarnation, version, time } = event;
-  const { actor, correlationId, causationId, data } = event;
+  const { actor, correlationId, causationId, data, erased } = event;
   return {
     id,
     type: type as ExportedEvent['type'],
@@ -70,5 +72,6 @@ export function exported(event: RecordedEvent): ExportedEvent {
     correlationId,
     causationId,
     data: data as ExportedEvent['data'],
+    ...(erased && { erased }),
   };
 }

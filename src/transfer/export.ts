@@ -44,12 +44,14 @@ export async function exportOpenAi(
         left = [];
       }
       last = event;
+      if (event.erased) continue;
       if (event.type === 'SessionCreated') title = event.data.title ?? null;
       if (event.type === 'SessionDetailsChanged' && event.data.title !== undefined) title = event.data.title;
       switch (event.type) {
         case 'SessionCreated':
         case 'ConversationReset':
         case 'SessionDeleted':
+        case 'SessionErased':
           left = [];
           break;
         case 'MessageAppended':

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { AppendMessages } from '../domain/session.commands.js';
-import { isActivity, type SessionState } from '../domain/session.state.js';
+import { evolveErased, isActivity, type SessionState } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import {
   type EventData,
@@ -66,6 +66,7 @@ export function checkFollows(
     SessionCreated: status === 'none' || status === 'deleted',
     SessionExpired: status === 'active',
     SessionResumed: status === 'expired',
+    SessionErased: status !== 'none',
     other: status === 'active' || status === 'expired',
   };
   if (!fits[event.type in fits ? (event.type as keyof typeof fits) : 'other']) {
@@ -82,12 +83,17 @@ export class SessionFold {
   time = '';
   createdAt = '';
   lastActivityAt = '';
+  /** Whether nobody can tell what the last event left. */
+  isErased = false;
 
   /** @throws ImportRefused */
   add(event: ExportedEvent): void {
     if (event.time < this.time) throw new ImportRefused('its time is before that of the event before');
     checkFollows(this.state, event);
-    this.state = sessionDecider.evolve(this.state, current(event));
+    this.isErased = event.erased === true;
+    this.state = event.erased
+      ? evolveErased(this.state, event.type)
+      : sessionDecider.evolve(this.state, current(event));
     this.time = event.time;
     if (event.type === 'SessionCreated') this.createdAt = event.time;
     if (isActivity(event)) this.lastActivityAt = event.time;
@@ -98,6 +104,7 @@ export class SessionFold {
  * The event in the present schema version, by which its data is validated. The event is imported as it was recorded.
  */
 function current({ type, schemaVersion, data }: ExportedEvent): SessionEvent {
+  if (data === null) throw new ImportRefused('/data: is missing, and it is not said that it was erased');
   let lifted: Record<string, unknown>;
   try {
     lifted = upcast(type, schemaVersion, data);
@@ -292,6 +299,7 @@ class ExportLines implements LineReader {
   private event(value: object, bytes: Buffer): SessionPiece | undefined {
     const given = parsed(ExportedEvent, value);
     const event = { ...given, time: new Date(given.time).toISOString() };
+    if (event.erased && event.data !== null) throw new ImportRefused('/data: is there, and was erased');
     const { tenant, sessionId } = event;
     if (this.session && (this.session.tenant !== tenant || this.session.sessionId !== sessionId)) {
       throw new ImportRefused(`the last version of ${this.session.sessionId} is missing before it`);
@@ -316,6 +324,11 @@ class ExportLines implements LineReader {
     }
     if (session.fold.state.version !== end.version) {
       throw new ImportRefused(`events are missing before it: version ${end.version} is the last one`);
+    }
+    if (session.fold.isErased) {
+      throw new ImportRefused(
+        `${end.sessionId} was erased while it was exported, and what says so is missing: export it again`,
+      );
     }
     this.session = undefined;
     this.sessions += 1;

@@ -161,7 +161,11 @@ class Pass {
     const stream = { tenant: piece.tenant, streamId: piece.sessionId };
     const [first, last] = [piece.events[0], piece.events.at(-1)];
     if (!first || !last) return;
-    const found = await this.store.streams.read(stream, { from: first.version, to: last.version });
+    const found = await this.store.streams.read(stream, {
+      from: first.version,
+      to: last.version,
+      erasedToo: true,
+    });
     const same = found.length === piece.events.length && isDeepStrictEqual(found.map(exported), piece.events);
     if (!same) {
       throw new ImportRefused(`${keyOf(piece)} exists with other events (it is at version ${version} there)`);

@@ -1,12 +1,14 @@
 import { isDeepStrictEqual } from 'node:util';
 import { type Decider } from '../domain/decider.js';
-import { type SessionEvent, sessionEvents } from '../domain/session.events.js';
-import { type SessionState } from '../domain/session.state.js';
+import { EraseSession, type SessionCommand } from '../domain/session.commands.js';
+import { type EventData, type SessionEvent, sessionEvents } from '../domain/session.events.js';
+import { isErased, type SessionState } from '../domain/session.state.js';
 import { type EventLog } from '../event-store/log.js';
 import { CounterAtLimit, VersionMismatch } from '../event-store/refusals.js';
 import { StreamHandler } from '../event-store/stream-handler.js';
 import { type LostEvent } from '../kafka/lost-events.js';
 import { activeSessions } from '../sessions/active-sessions.js';
+import { withErasure } from '../sessions/session-commands.js';
 import { sessionKind } from '../sessions/session-kind.js';
 import { checkFollows, ImportRefused } from './import-format.js';
 
@@ -17,9 +19,12 @@ import { checkFollows, ImportRefused } from './import-format.js';
  * - `went on`: the session has other events instead
  * - `incomplete`: what came before them is missing, or the data of one of them
  * - `at cap`: the tenant has as many active sessions as it may have
+ * - `erased`: its erasure was lost. The session was erased again, or will be when the events are appended; nothing else
+ *   of it was
  * - `not a session`: settings of a tenant, which have to be made again
  */
-export type Outcome = 'lost' | 'recovered' | 'there' | 'went on' | 'incomplete' | 'at cap' | 'not a session';
+export type Outcome =
+  'lost' | 'recovered' | 'there' | 'went on' | 'incomplete' | 'at cap' | 'erased' | 'not a session';
 
 /** What became of the lost events of one session. */
 export interface RecoveredSession {
@@ -66,13 +71,21 @@ export async function recoverSessions(
   const inOrder = [...groups.values()].sort(
     ([a], [b]) => (b?.generation ?? 0) - (a?.generation ?? 0) || ((a?.time ?? '') < (b?.time ?? '') ? -1 : 1),
   );
+  /** The last lost erasure of a session, by tenant and id. */
+  const erasures = new Map<string, LostEvent>();
+  for (const one of lost) {
+    const key = `${one.tenant}/${one.sessionId}`;
+    const other = erasures.get(key);
+    if (one.event?.type === 'SessionErased' && (!other || other.time < one.time)) erasures.set(key, one);
+  }
   const recovered: RecoveredSession[] = [];
   for (const events of inOrder) {
     events.sort((a, b) => a.version - b.version);
     const [first, last] = [events[0], events.at(-1)];
     if (!first || !last) continue;
     const { tenant, sessionId, generation } = first;
-    const outcome = await recovery.recover(events, first);
+    const erasure = erasures.get(`${tenant}/${sessionId}`);
+    const outcome = await (erasure ? recovery.eraseAgain(erasure) : recovery.recover(events, first));
     recovered.push({
       ...{ tenant, sessionId, generation, outcome },
       from: first.version,
@@ -85,12 +98,45 @@ export async function recoverSessions(
 
 class Recovery {
   private readonly streams: StreamHandler<SessionState, readonly SessionEvent[], SessionEvent>;
+  private readonly erasures: StreamHandler<SessionState, SessionCommand, SessionEvent>;
 
   constructor(
     private readonly store: EventLog,
     private readonly options: RecoveryOptions,
   ) {
     this.streams = new StreamHandler(store, { ...sessionKind, decider: asTheyWere });
+    this.erasures = new StreamHandler<SessionState, SessionCommand, SessionEvent>(store, {
+      ...sessionKind,
+      prepare: (command, state, stream) =>
+        command instanceof EraseSession ? withErasure(store, stream, command, state) : command,
+    });
+  }
+
+  /**
+   * With a lost erasure its destruction of keys is lost as well. Nothing of such a session is brought back; it is erased as
+   * it is, unless it has gone on since, so that somebody has to decide.
+   */
+  async eraseAgain(lost: LostEvent): Promise<Outcome> {
+    const { tenant, sessionId } = lost;
+    const stream = { tenant, streamId: sessionId };
+    const { state, time } = await this.erasures.load(stream);
+    if (state.version === 0 || isErased(state)) return 'there';
+    if (Date.parse(time) > Date.parse(lost.time)) return 'went on';
+    if (!this.options.append) return 'erased';
+    const { reason } = lost.event?.data as EventData<'SessionErased'>;
+    try {
+      await this.erasures.handle(stream, new EraseSession(reason), {
+        actor: ACTOR,
+        correlationId: lost.correlationId,
+        causationId: lost.id,
+        ifMatch: [state.version],
+        counter: () => ({ key: activeSessions(tenant), max: this.options.maxSessions(tenant) }),
+      });
+    } catch (error) {
+      if (error instanceof VersionMismatch) return 'went on';
+      throw error;
+    }
+    return 'erased';
   }
 
   /** @param events of one session in the order of their versions */
@@ -103,7 +149,11 @@ class Recovery {
     const { state } = await this.streams.load(stream);
     const isWhole = events.every(({ version }, index) => version === from + index);
     if (state.version < from - 1 || !isWhole) return 'incomplete';
-    const there = await this.store.streams.read(stream, { from, to: from + events.length - 1 });
+    const there = await this.store.streams.read(stream, {
+      from,
+      to: from + events.length - 1,
+      erasedToo: true,
+    });
     const isSame = there.every(
       ({ type, data }, index) =>
         type === events[index]?.event?.type && isDeepStrictEqual(data, events[index].event.data),

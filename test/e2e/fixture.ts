@@ -117,12 +117,14 @@ export function logged(
 }
 
 /** Checks what must hold for the events of every session, whatever happened to it. */
-export function expectWellFormed(events: readonly { version: number; type: string; data: object }[]): void {
+export function expectWellFormed(
+  events: readonly { version: number; type: string; data: object | null }[],
+): void {
   expect(events.map((event) => event.version)).toEqual(events.map((_, index) => index + 1));
   const started = new Set<unknown>();
   const ended: unknown[] = [];
   for (const { type, data } of events) {
-    const id = (data as { generationId?: string }).generationId;
+    const id = (data as { generationId?: string } | null)?.generationId;
     if (type === 'GenerationStarted') started.add(id);
     if (/^Generation(Completed|Failed|Cancelled)$/.test(type)) ended.push(id);
   }

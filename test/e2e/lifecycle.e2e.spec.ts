@@ -151,7 +151,7 @@ describe('the life of the service', () => {
             if (body.data.length < 200) break;
           }
           expectWellFormed(events);
-          const found = new Map(events.map((event) => [event.version, event.data['content']]));
+          const found = new Map(events.map((event) => [event.version, event.data?.['content']]));
           for (const [version, text] of mine) expect([version, found.get(version)]).toEqual([version, text]);
           const session = await again.api.get<SessionAnswer>(`/v1/sessions/${id}`);
           expect(session.body).toMatchObject({ version: events.length, messageCount: events.length - 1 });

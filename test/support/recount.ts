@@ -25,7 +25,7 @@ export async function expectCountersMatchLog(db: Pick<TestDatabase, 'query'>): P
     `select * from (
        select tenant, count(*)::int as active from (
          select distinct on (tenant, stream_id) tenant, type from event
-         where type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
+         where type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted', 'SessionErased')
          order by tenant, stream_id, version desc
        ) last where type in ('SessionCreated', 'SessionResumed') group by tenant
      ) log full join (

@@ -92,6 +92,11 @@ export class DataKeys {
     this.finding.clear();
   }
 
+  /** To be called when keys were destroyed here. Other nodes use them for `KEPT_MS` at most. */
+  drop(ids: Iterable<string>): void {
+    for (const id of ids) this.held.delete(id);
+  }
+
   async close(): Promise<void> {
     this.isClosed = true;
     clearInterval(this.timer);
@@ -112,7 +117,10 @@ export class DataKeys {
     return key;
   }
 
-  /** The key of an incarnation: that of its last events, or a new one. @throws DatabaseUnavailable, MasterKeyRefused */
+  /**
+   * The key of an incarnation: that of its last events, or a new one; for one whose key was destroyed one that nobody has.
+   * @throws DatabaseUnavailable, MasterKeyRefused
+   */
   findKey(one: Incarnation): Promise<DataKey> {
     const name = nameOf(one);
     let finding = this.finding.get(name);
@@ -129,7 +137,10 @@ export class DataKeys {
     for (;;) {
       const { epoch } = this;
       const since = this.now();
-      const key = (one.begins === true ? undefined : await this.lookups.ask(one)) ?? (await this.take());
+      const found = one.begins === true ? undefined : await this.lookups.ask(one);
+      // What is still written for it, such as the rest of a reply, must be as unreadable as what was there.
+      if (found?.key === null) return { id: found.id, key: randomBytes(32) };
+      const key = found ?? (await this.take());
       if (epoch !== this.epoch) continue;
       // It may have been seen in the log meanwhile.
       const known = this.keyOf(one);
@@ -229,8 +240,10 @@ export class DataKeys {
     }
   }
 
-  /** The keys of the last events of incarnations; undefined where the log has none, or one that was destroyed. */
-  private async lookUp(asked: readonly Incarnation[]): Promise<(DataKey | undefined)[]> {
+  /** The keys of the last events of incarnations, null for those that were destroyed; undefined where the log has none. */
+  private async lookUp(
+    asked: readonly Incarnation[],
+  ): Promise<(DataKey | { readonly id: string; readonly key: null } | undefined)[]> {
     const rows = await this.ask<WrappedRow>({
       name: 'keys_of_incarnations',
       text: `select k.id, k.master, k.wrapped, g.generation
@@ -253,9 +266,9 @@ export class DataKeys {
       ],
     });
     return rows.map((row) =>
-      row.id !== null && row.wrapped
-        ? { id: row.id, key: this.masters.unwrap(row as WrappedKey) }
-        : undefined,
+      row.id === null
+        ? undefined
+        : { id: row.id, key: row.wrapped && this.masters.unwrap(row as WrappedKey) },
     );
   }
 

@@ -453,10 +453,10 @@ describe('states that are kept', () => {
       return original(of, range, limit);
     };
     expect(await handler.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
-    expect(reads).toEqual([{ from: 91, to: 94 }]);
+    expect(reads).toMatchObject([{ from: 91, to: 94 }]);
     // States that another version of the code has stored are not used.
     const other = tallies(store, { snapshotEvery: 10, stateVersion: 2 });
     expect(await other.stateAt(stream, 94)).toMatchObject({ version: 94, sum: (94 * 95) / 2 });
-    expect(reads.at(-1)).toEqual({ from: 1, to: 94 });
+    expect(reads.at(-1)).toMatchObject({ from: 1, to: 94 });
   });
 });

@@ -519,4 +519,27 @@ describe('a move', () => {
     await there.append(appendOf(stream, 1, [{ type: 'Written', data: {} }], { begins: false }));
     expect(await keys('three')).toEqual(await keys('two'));
   });
+
+  it('given a tenant that has moved, when its payloads are erased in its new home and it moves back, then their key is destroyed there as well', async () => {
+    const options = { masterKeys: [masterKey('one')] };
+    const log = await stores.start(databases.two.url, options);
+    const stream = { tenant: TENANT, streamId: 'secret' };
+    await log.append(appendOf(stream, 0, [{ type: 'Written', data: { text: 'hidden' } }]));
+    await directory.place(TENANT, [{ name: 'two', weight: 1 }]);
+    const logs = await openAll(options);
+    await move(logs, 'two', 'three');
+    const there = await stores.start(databases.three.url, options);
+    const { keys } = await there.streams.keysOf(stream, 0, 1);
+    expect(keys).toHaveLength(1);
+    const erasure = { begins: false, destroys: keys };
+    expect(await there.append(appendOf(stream, 1, [{ type: 'Erased', data: {} }], erasure))).toMatchObject({
+      status: 'ok',
+    });
+    const wrapped = (cell: 'two' | 'three') =>
+      databases[cell].query('select from data_key where id = $1 and wrapped is not null', [keys[0]]);
+    expect(await wrapped('three')).toHaveLength(0);
+    expect(await wrapped('two')).toHaveLength(1);
+    await move(logs, 'three', 'two');
+    expect(await wrapped('two')).toHaveLength(0);
+  });
 });

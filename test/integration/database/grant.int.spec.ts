@@ -68,6 +68,7 @@ describe('a role that cannot change the log', () => {
         expect((await api.post(path)).status).toBeLessThan(300);
       expect((await api.post('/v1/admin/sweep')).status).toBe(200);
       expect((await api.post('/v1/admin/keys', { tenant: 'acme', name: 'app' })).status).toBe(201);
+      expect((await api.post('/v1/sessions/new/erase')).status).toBe(200);
       const exchanged = { ...sealed, COLLOQUY_MASTER_KEY: `${masterKey('two')},${masterKey('one')}` };
       expect(await colloquy(['master-key', 'rotate'], { env: exchanged })).toMatchObject({ code: 0 });
     } finally {

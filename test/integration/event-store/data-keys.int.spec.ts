@@ -1,5 +1,6 @@
 import { type EventLog } from '../../../src/event-store/log.js';
-import { KeyDestroyed, KeyMissing } from '../../../src/event-store/payload-codec.js';
+import { KeyMissing } from '../../../src/event-store/payload-codec.js';
+import { Erased } from '../../../src/event-store/refusals.js';
 import { masterKeyUse, rotateMasterKey } from '../../../src/event-store/sealing/master-key-use.js';
 import { MasterKeyRefused, MasterKeys } from '../../../src/event-store/sealing/master-keys.js';
 import { appendOf } from '../../support/append.js';
@@ -137,15 +138,13 @@ describe('keys that are gone', () => {
     now += 59_999;
     expect(await log.streams.read(stream('s'))).toHaveLength(1);
     now += 1;
-    await expect(log.streams.read(stream('s'))).rejects.toThrow(KeyDestroyed);
+    await expect(log.streams.read(stream('s'))).rejects.toThrow(Erased);
     await expect(log.streams.load(stream('s'))).rejects.toThrow(
       'acme/s at version 1 cannot be read any more',
     );
     expect(await log.streams.read(stream('t'))).toHaveLength(1);
     const read = await log.lanes.read(new Map([[log.laneOf(stream('s')), 0]]), 10);
-    expect(read.find(({ streamId }) => streamId === 's')?.unreadable).toMatchObject({
-      code: 'key-destroyed',
-    });
+    expect(read.find(({ streamId }) => streamId === 's')).toMatchObject({ data: null, erased: true });
   });
 
   it('given keys in use, when the node confirms them, then it goes on with them without asking, but not with one that was destroyed', async () => {
@@ -157,7 +156,7 @@ describe('keys that are gone', () => {
     );
     now += 50_000;
     await log['dataKeys']?.confirm();
-    await expect(log.streams.read(stream('s'))).rejects.toThrow(KeyDestroyed);
+    await expect(log.streams.read(stream('s'))).rejects.toThrow(Erased);
     now += 50_000;
     const asked = jest.spyOn(log['dataKeys'] as unknown as { ask: () => unknown }, 'ask');
     expect(await log.streams.read(stream('t'))).toHaveLength(1);
@@ -181,13 +180,18 @@ describe('keys that are gone', () => {
     expect(await log.streams.read(stream('s'), { to: 3 })).toHaveLength(3);
   });
 
-  it('given a destroyed key, when its incarnation goes on, then with another key', async () => {
+  it('given a destroyed key, when somebody writes for its incarnation nevertheless, then nobody can read that either', async () => {
     await tallies(await start()).handle(stream('s'), { numbers: [1] }, by);
     await destroy();
     const log = await start();
     const append = appendOf(stream('s'), 1, [{ type: 'Added', data: { number: 2 } }], { begins: false });
     expect(await log.append(append)).toMatchObject({ status: 'ok' });
-    expect(await log.streams.read(stream('s'), { from: 2 })).toMatchObject([{ data: { number: 2 } }]);
+    expect(await log.streams.read(stream('s'), { from: 2, erasedToo: true })).toMatchObject([
+      { data: null, erased: true },
+    ]);
+    expect(
+      await db.query('select from data_key where wrapped is not null and id in (select key_id from event)'),
+    ).toEqual([]);
   });
 
   it.each([
@@ -243,7 +247,7 @@ describe('master keys', () => {
     expect(await rotateMasterKey(former.pool, masters)).toBe(0);
     for (const log of [former, next, await start([TWO, ONE]), await start([TWO])])
       for (const name of ['a', 'b']) expect(await log.streams.read(stream(name))).toHaveLength(1);
-    await expect((await start([TWO])).streams.read(stream('erased'))).rejects.toThrow(KeyDestroyed);
+    await expect((await start([TWO])).streams.read(stream('erased'))).rejects.toThrow(Erased);
     await expect(start([ONE])).rejects.toThrow(MasterKeyRefused);
   });
 

@@ -4,11 +4,12 @@ import { connect, createPool } from '../../../src/database/connection.js';
 import { RELAXED } from '../../../src/database/server-settings.js';
 import { DomainError } from '../../../src/domain/decider.js';
 import { type NewMessage, type SessionCommand } from '../../../src/domain/session.commands.js';
-import { isActivity, type SessionState, STATE_VERSION } from '../../../src/domain/session.state.js';
+import { type SessionState } from '../../../src/domain/session.state.js';
 import { type SessionRef } from '../../../src/sessions/command-context.js';
-import { sessionDecider } from '../../../src/domain/session.js';
+import { withErasure } from '../../../src/sessions/session-commands.js';
+import { sessionKind } from '../../../src/sessions/session-kind.js';
 import * as session from '../../../src/domain/session.commands.js';
-import { sessionEvents, type SessionEvent, upcast } from '../../../src/domain/session.events.js';
+import { type SessionEvent, upcast } from '../../../src/domain/session.events.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { type Leases } from '../../../src/event-store/leases.js';
 import { type Handled, StreamHandler } from '../../../src/event-store/stream-handler.js';
@@ -70,13 +71,11 @@ export class Node {
   ) {
     const histories = new HistoryReader(store);
     this.sessions = new StreamHandler(store, {
-      decider: sessionDecider,
-      stateVersion: STATE_VERSION,
-      schemaVersion: (type) => sessionEvents[type].version,
-      isActivity: isActivity,
-      incarnation: (state) => state.incarnation,
+      ...sessionKind,
       prepare: (command, state, { tenant, streamId }) =>
-        histories.prepare({ tenant, sessionId: streamId, ownedBy: null }, command, state),
+        command instanceof session.EraseSession
+          ? withErasure(store, { tenant, streamId }, command, state)
+          : histories.prepare({ tenant, sessionId: streamId, ownedBy: null }, command, state),
     });
   }
 

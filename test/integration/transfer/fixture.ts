@@ -82,7 +82,10 @@ export const importHistories = (
   withStore(db.url, (store) => importSessions(store, readHistories(bytesOf(text), form, tenant, NOT_TOLD)));
 
 /** What `export --format openai` writes. */
-export async function exportedHistories(db: Pick<TestDatabase, 'url'>): Promise<Record<string, unknown>[]> {
+export async function exportedHistories(
+  db: Pick<TestDatabase, 'url'>,
+  options: EventLogOptions = {},
+): Promise<Record<string, unknown>[]> {
   let text = '';
   await withStore(
     db.url,
@@ -91,7 +94,7 @@ export async function exportedHistories(db: Pick<TestDatabase, 'url'>): Promise<
         text += piece;
         return Promise.resolve();
       }),
-    { upcast },
+    { upcast, ...options },
   );
   return text
     .split('\n')

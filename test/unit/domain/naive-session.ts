@@ -33,7 +33,9 @@ interface Call {
 /** Version of the event that began the present history, or ended the last one. */
 const begin = (log: readonly SessionEvent[]): number =>
   1 +
-  log.findLastIndex(({ type }) => ['SessionCreated', 'ConversationReset', 'SessionDeleted'].includes(type));
+  log.findLastIndex(({ type }) =>
+    ['SessionCreated', 'ConversationReset', 'SessionDeleted', 'SessionErased'].includes(type),
+  );
 
 /** The message that each version of the present history holds. */
 export function messagesIn(log: readonly SessionEvent[]): { version: number; message: NewMessage }[] {
@@ -117,7 +119,12 @@ const openCalls = (log: readonly SessionEvent[]) =>
 export function recount(log: readonly SessionEvent[]): Recount {
   const created = log.findLastIndex((one) => one.type === 'SessionCreated');
   const incarnation = log.filter((one) => one.type === 'SessionCreated').length;
-  const gone = log.findLastIndex((one) => one.type === 'SessionDeleted') > created;
+  const erased = log.findLastIndex((one) => one.type === 'SessionErased');
+  const gone =
+    Math.max(
+      erased,
+      log.findLastIndex((one) => one.type === 'SessionDeleted'),
+    ) > created;
   const present = created < 0 || gone ? [] : log.slice(created);
 
   const pick = <T extends SessionEvent['type']>(...types: T[]) =>
@@ -143,7 +150,7 @@ export function recount(log: readonly SessionEvent[]): Recount {
           : moves.at(-1)?.type === 'SessionExpired'
             ? 'expired'
             : 'active',
-    owner: log.findLast((one) => one.type === 'SessionCreated')?.data.owner ?? null,
+    owner: log.slice(erased + 1).findLast((one) => one.type === 'SessionCreated')?.data.owner ?? null,
     title: details.findLast((data) => data.title !== undefined)?.title ?? null,
     metadata: details.findLast((data) => data.metadata !== undefined)?.metadata ?? {},
     legalHold: holds.findLast((hold) => hold !== undefined) ?? false,
@@ -159,6 +166,7 @@ export function recount(log: readonly SessionEvent[]): Recount {
     },
     generation:
       last?.type === 'GenerationStarted' ? { id: last.data.generationId, model: last.data.model } : null,
+    ...(erased >= 0 && { erasedUpTo: erased + 1 }),
   };
 }
 
@@ -171,7 +179,7 @@ function approvalsIn(log: readonly SessionEvent[]): EventData<'ToolApprovalGrant
       .slice(index + 1)
       .some(
         (one) =>
-          ['SessionCreated', 'SessionDeleted', 'ConversationReset'].includes(one.type) ||
+          ['SessionCreated', 'SessionDeleted', 'SessionErased', 'ConversationReset'].includes(one.type) ||
           ((one.type === 'ToolApprovalRevoked' || one.type === 'ToolApprovalGranted') &&
             one.data.tool === tool),
       );
@@ -208,7 +216,20 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
     ...(now.owner !== null && { owner: now.owner }),
   });
   const isOfAnother = ({ owner }: SessionDetails): boolean =>
-    owner !== undefined && now.version > 0 && owner !== now.owner;
+    owner !== undefined && now.version > 0 && now.version !== now.erasedUpTo && owner !== now.owner;
+  if (command.type === 'EraseSession') {
+    const { reason, erasure } = command;
+    if (now.version === 0) return { refused: 'session-not-found' };
+    if (now.legalHold) return { refused: 'legal-hold' };
+    if (log.at(-1)?.type === 'SessionErased') return nothing;
+    if (!erasure || erasure.isPlain) return { refused: 'not-sealed' };
+    const data = {
+      incarnations: [...erasure.incarnations],
+      keys: [...erasure.keys],
+      ...(reason !== undefined && { reason }),
+    };
+    return { events: [{ type: 'SessionErased', data }], active: now.status === 'active' ? -1 : 0 };
+  }
   if (command.type === 'CreateSession') {
     const { messages } = command;
     const details = named(command.details);

@@ -11,6 +11,7 @@ import {
   type ContextWindow,
   CreateSession,
   DeleteSession,
+  EraseSession,
   ExpireSession,
   FailGeneration,
   ForkSession,
@@ -230,6 +231,17 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
     3,
     reason.map((why) => new DeleteSession(why)),
   ),
+  often(
+    2,
+    reason.map(
+      (why) =>
+        new EraseSession(why, {
+          incarnations: [{ incarnation: 1, from: 1, to: 2 }],
+          keys: ['0193a0e0-0000-7000-8000-000000000000'],
+          isPlain: why === 'b',
+        }),
+    ),
+  ),
 );
 
 /** A step of a test: a command, and whether the condition of its decision, if there is one, is true at the append. */
@@ -371,7 +383,7 @@ class Life {
       this.states.push(deepFreeze(evolve(this.state, event)));
       this.met.add(event.type);
       if (before?.type === 'SessionDeleted')
-        expectSame('what follows a delete', event.type, 'SessionCreated');
+        expectSame('what follows a delete', /Created|Erased/.test(event.type), true);
       if (event.type === 'GenerationStarted') this.checkContext(event.data.context, window);
       this.check(event);
     }
@@ -391,20 +403,21 @@ class Life {
       log.filter(({ type }) => type === 'SessionCreated').length,
     );
     expectSame('the count of messages', state.messageCount, messagesIn(log).length);
-    if (['SessionCreated', 'SessionDeleted', 'ConversationReset'].includes(event.type)) {
+    if (['SessionCreated', 'SessionDeleted', 'SessionErased', 'ConversationReset'].includes(event.type)) {
       expectSame('the approvals', state.approvals, []);
       expectSame('the open tool calls', state.openToolCalls, []);
       expectSame('the generation', state.generation, null);
     }
-    if (event.type !== 'SessionDeleted') {
+    if (event.type !== 'SessionDeleted' && event.type !== 'SessionErased') {
       expectSame(
         'the begin of history',
         log[historyStart - 1]?.type.match(/SessionCreated|ConversationReset/)?.length,
         1,
       );
     }
-    const started = log.filter(({ type }) => type === 'GenerationStarted').length;
-    const ended = log.filter(({ type }) => /^Generation(Completed|Failed|Cancelled)$/.test(type)).length;
+    const left = log.slice(1 + log.findLastIndex(({ type }) => type === 'SessionErased'));
+    const started = left.filter(({ type }) => type === 'GenerationStarted').length;
+    const ended = left.filter(({ type }) => /^Generation(Completed|Failed|Cancelled)$/.test(type)).length;
     expectSame('the generations that run', started - ended, state.generation ? 1 : 0);
     expectSame('the stored state', viaJson(state), state);
   }
@@ -469,7 +482,15 @@ describe('any sequence of commands', () => {
       // Everything that can happen must have happened; otherwise the sequences above would prove little.
       const types = Object.keys(sessionEvents).filter((type) => type !== 'TenantSettingsChanged');
       expect([...met].sort()).toEqual(
-        [...types, 'invalid-request', 'legal-hold', 'not-found', 'session-busy', 'session-not-found'].sort(),
+        [
+          ...types,
+          'invalid-request',
+          'legal-hold',
+          'not-found',
+          'not-sealed',
+          'session-busy',
+          'session-not-found',
+        ].sort(),
       );
     },
     TIMEOUT,

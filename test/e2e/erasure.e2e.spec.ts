@@ -1,0 +1,195 @@
+import { colloquy } from '../support/colloquy.js';
+import { openEvents } from '../support/event-stream.js';
+import { conducted } from '../support/fake-openai.js';
+import { eventually } from '../support/http.js';
+import { masterKey } from '../support/master-keys.js';
+import { createWorld, type EventAnswer, say, texts, type World } from './fixture.js';
+
+interface Receipt {
+  readonly sessionId: string;
+  readonly erasedAt: string;
+  readonly version: number;
+  readonly incarnations: readonly unknown[];
+  readonly keys: readonly string[];
+  readonly forks: readonly string[];
+}
+interface Trail {
+  readonly data: readonly EventAnswer[];
+}
+
+/** Words that stand in no id, type or setting. */
+const SECRET = /Vermilion|Cerulean|Ochre|Turquoise/;
+
+let world: World;
+beforeAll(async () => {
+  world = await createWorld();
+});
+afterAll(() => world.end());
+const env = { COLLOQUY_MASTER_KEY: masterKey('one'), LOG_LEVEL: 'debug' };
+
+/** The tables in which one of the words is. */
+async function tablesWith(word: RegExp): Promise<string[]> {
+  const tables = await world.database.query<{ name: string }>(
+    `select oid::regclass::text as name from pg_class
+     where relnamespace = current_schema()::regnamespace and relkind = 'r' order by 1`,
+  );
+  const found: string[] = [];
+  for (const { name } of tables) {
+    const rows = await world.database.query<{ row: string }>(`select t::text as row from ${name} t`);
+    const content = rows.map(({ row }) => row).join('\n');
+    const bytes = word.source.split('|').some((one) => content.includes(Buffer.from(one).toString('hex')));
+    if (word.test(content) || bytes) found.push(name);
+  }
+  return found;
+}
+
+it('given a talk that is still answered on another node, when it is erased, then nothing of it is anywhere, the trail shows what there was, and the id begins anew', async () => {
+  const model = await world.model();
+  const [one, two] = [await world.node(env), await world.node(env)];
+  const { api } = one;
+  await api.post('/v1/sessions', { id: 'talk', title: 'Vermilion title', metadata: { note: 'Cerulean' } });
+  await say(api, 'talk', 'Where is the Ochre parcel?');
+  await api.post('/v1/sessions/talk/fork', { id: 'copy' });
+  await api.post('/v1/sessions/talk/fork', { id: 'erased-copy' });
+  expect((await api.post<Receipt>('/v1/sessions/erased-copy/erase')).status).toBe(200);
+  await api.delete('/v1/sessions/talk');
+  await api.post('/v1/sessions', { id: 'talk', title: 'Vermilion again' });
+  const reply = conducted();
+  model.next(reply.reply);
+  const stream = await openEvents(`${two.api.url}/v1/sessions/talk/generate`, {
+    body: { message: 'And the Ochre one?' },
+  });
+  await stream.next();
+  await reply.asked;
+  reply.say('It is in the ', 'Turquoise ');
+  await eventually(async () => (await world.database.query('select from generation_chunk')).length > 0);
+
+  const erased = await api.post<Receipt>('/v1/sessions/talk/erase', { reason: 'art. 17' });
+  expect(erased).toMatchObject({
+    status: 200,
+    body: {
+      sessionId: 'talk',
+      version: 7,
+      incarnations: [
+        { incarnation: 1, from: 1, to: 3 },
+        { incarnation: 2, from: 4, to: 6 },
+      ],
+      reason: 'art. 17',
+      forks: ['copy'],
+    },
+  });
+  expect(erased.body.keys.length).toBe(2);
+  reply.say('van.');
+  reply.end();
+
+  // Whatever was there before is 410, and what is there now is not found.
+  for (const path of [
+    'state?at=2&incarnation=1',
+    'state?at=5&incarnation=2',
+    'diff?from=1&incarnation=1',
+    'messages?at=2&incarnation=1',
+  ])
+    expect([path, (await two.api.get<{ code: string }>(`/v1/sessions/talk/${path}`)).body.code]).toEqual([
+      path,
+      'session-erased',
+    ]);
+  expect((await api.get(`/v1/sessions/talk/state?at=7&incarnation=2`)).body).toMatchObject({
+    status: 'deleted',
+    title: null,
+    owner: null,
+    metadata: {},
+    erasedUpTo: 7,
+  });
+  for (const node of [one, two]) {
+    for (const path of ['', '/messages', '/usage', '/forks'])
+      expect((await node.api.get(`/v1/sessions/talk${path}`)).status).toBe(404);
+    expect(JSON.stringify((await node.api.get('/v1/sessions?status=all')).body)).not.toContain('"id":"talk"');
+    expect((await node.api.get<Trail>('/v1/search?q=parcel')).body.data).toMatchObject([
+      { sessionId: 'copy' },
+    ]);
+  }
+  const trail = (await api.get<Trail>('/v1/sessions/talk/events')).body.data;
+  expect(trail.map(({ type, erased: isErased, data }) => [type, isErased === true, data === null])).toEqual([
+    ['SessionCreated', true, true],
+    ['MessageAppended', true, true],
+    ['SessionDeleted', true, true],
+    ['SessionCreated', true, true],
+    ['MessageAppended', true, true],
+    ['GenerationStarted', true, true],
+    ['SessionErased', false, false],
+  ]);
+  const feed = (await api.get<Trail>('/v1/events?session=talk')).body.data;
+  expect(feed).toEqual(trail);
+  const live = await openEvents(`${api.url}/v1/sessions/talk/events`);
+  expect((await live.next()).data).toMatchObject({ data: null, erased: true });
+
+  // Again: the same receipt, and nothing is appended.
+  expect((await api.post<Receipt>('/v1/sessions/talk/erase')).body).toEqual(erased.body);
+  expect((await two.api.get('/v1/sessions/talk/erasure')).body).toEqual({ data: [erased.body] });
+  expect((await api.get('/v1/sessions/copy/erasure')).status).toBe(404);
+  expect((await api.post('/v1/sessions/nobody/erase')).status).toBe(404);
+
+  await api.post('/v1/sessions', { id: 'talk' });
+  await say(api, 'talk', 'Hello');
+  for (const node of [one, two]) {
+    await eventually(async () => (await texts(node.api, 'talk')).length === 1);
+    expect((await node.api.get('/v1/sessions/talk')).body).toMatchObject({ title: null, messageCount: 1 });
+  }
+  expect((await api.get<Trail>('/v1/sessions/talk/events?after=7')).body.data).toMatchObject([
+    { type: 'SessionCreated', incarnation: 3 },
+    { type: 'MessageAppended', data: { content: 'Hello' } },
+  ]);
+  expect((await api.post<{ code: string }>('/v1/sessions/talk/fork', { at: 5 })).status).toBe(400);
+  expect((await api.post('/v1/sessions/talk/fork', { at: 9 })).status).toBe(201);
+
+  // Of the copy that was made before, everything is left; erased as well, nothing is.
+  expect((await tablesWith(/Vermilion again|Turquoise/)).filter(Boolean)).toEqual([]);
+  expect((await api.post<Receipt>('/v1/sessions/copy/erase')).status).toBe(200);
+  await eventually(async () => (await api.get<Trail>('/v1/search?q=parcel')).body.data.length === 0);
+  await eventually(async () => (await tablesWith(SECRET)).length === 0);
+  expect((await two.api.get<{ data: Receipt[] }>('/v1/sessions/talk/erasure')).body.data[0]?.forks).toEqual(
+    [],
+  );
+  expect(world.output()).not.toMatch(SECRET);
+  await Promise.all([one.service.stop(), two.service.stop()]);
+});
+
+it('given conditions and keys of requests, when sessions are erased, then these hold, and a legal hold, a missing scope and plain sessions refuse', async () => {
+  const node = await world.node(env);
+  const { api } = node;
+  await api.post('/v1/sessions', { id: 's', title: 'title' });
+  expect((await api.post('/v1/sessions/s/erase', {}, { 'if-match': '"7"' })).status).toBe(412);
+  await api.patch('/v1/sessions/s', { legalHold: true });
+  expect((await api.post('/v1/sessions/s/erase')).body).toMatchObject({ status: 409, code: 'legal-hold' });
+  await api.patch('/v1/sessions/s', { legalHold: false });
+  const keyed = { 'idempotency-key': 'once', 'if-match': '"3"' };
+  const first = await api.post<Receipt>('/v1/sessions/s/erase', { reason: 'asked' }, keyed);
+  expect(first).toMatchObject({ status: 200, body: { version: 4 } });
+  await api.post('/v1/sessions', { id: 's', title: 'second life' });
+  expect((await api.post<Receipt>('/v1/sessions/s/erase', { reason: 'asked' }, keyed)).body).toEqual(
+    first.body,
+  );
+  expect((await api.post('/v1/sessions/s/erase', { reason: 'other' }, keyed)).status).toBe(409);
+  expect((await api.get('/v1/sessions/s')).body).toMatchObject({ title: 'second life' });
+
+  const shown = await colloquy(['erase', 's', '--reason', 'by command'], {
+    env: { COLLOQUY_URL: api.url },
+  });
+  expect(shown).toMatchObject({ code: 0 });
+  expect(JSON.parse(shown.out)).toMatchObject({ sessionId: 's', version: 6 });
+  expect(
+    (await api.get<{ data: Receipt[] }>('/v1/sessions/s/erasure')).body.data.map(({ version }) => version),
+  ).toEqual([4, 6]);
+  await node.service.stop();
+
+  const other = await createWorld();
+  try {
+    const plain = await other.node({ AUTH_MODE: 'none' });
+    await plain.api.post('/v1/sessions', { id: 'plain', title: 'title' });
+    const refused = await plain.api.post('/v1/sessions/plain/erase');
+    expect(refused.body).toMatchObject({ status: 409, code: 'not-sealed' });
+    expect((await plain.api.get('/v1/sessions/plain')).body).toMatchObject({ title: 'title' });
+  } finally {
+    await other.end();
+  }
+});
