@@ -2,6 +2,8 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect } from '../support/database.mjs';
 import { message, WrittenSession } from '../support/messages.mjs';
+import { measurePairs } from '../support/pairs.mjs';
+import { startService } from '../support/process.mjs';
 import { product } from '../support/product.mjs';
 import { median, rate, ratio, sideBySide, spread } from '../support/stats.mjs';
 
@@ -17,9 +19,29 @@ const SESSION_LENGTH = 50;
 /** As most read models are: plain events are not applied inside the database either. */
 const byCode = { ...historyProjection, applyInside: undefined };
 
-/** Measures a log whose payloads are sealed in comparison with a plain one: appends, and the rebuild of a read model. */
+/**
+ * Measures a log whose payloads are sealed in comparison with a plain one: appends, the rebuild of a read model, and
+ * what clients see of it.
+ */
 export async function sealed(server, options) {
-  return [...(await appends(server, options)), ...(await rebuilds(server, options))];
+  return [
+    ...(await appends(server, options)),
+    ...(await rebuilds(server, options)),
+    ...(await overHttp(server, options)),
+  ];
+}
+
+async function overHttp(server, options) {
+  const [ours, other] = [await server.database('sealed_http'), await server.database('sealed_http_not')];
+  const start = (url, env) => () => startService(url, { env });
+  return measurePairs(
+    {
+      ours: { start: start(ours, { COLLOQUY_MASTER_KEY: masterKeys[0] }), headers: () => [] },
+      other: { start: start(other, {}), headers: () => [] },
+    },
+    options,
+    { what: 'sealed', beside: 'plain', atLeast: 0.95 },
+  );
 }
 
 async function appends(server, { full }) {

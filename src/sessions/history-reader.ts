@@ -15,7 +15,7 @@ import {
   HISTORY_EVENTS,
   leavesWith,
 } from '../domain/history.js';
-import { type SessionState } from '../domain/session.state.js';
+import { exists, type SessionState } from '../domain/session.state.js';
 import { type EventLog } from '../event-store/log.js';
 import { type HistoryRecord, type MessageRecord } from '../read-models/session-record.js';
 import { type SessionRef } from './command-context.js';
@@ -109,8 +109,9 @@ export class HistoryReader {
       command instanceof RewindHistory ||
       (command instanceof AppendMessages && command.replaceLast > 0) ||
       (command instanceof StartGeneration && command.regenerate);
-    // Upon a guess it cannot be read. The command is refused then, and decided again upon the log.
-    if (!changes || state.version === 0 || !(await this.reaches(session, state))) return command;
+    // Upon a guess it cannot be read. The command is refused then, and decided again upon the log. A session that is not
+    // there has no history, and what it had may be erased.
+    if (!changes || !exists(state) || !(await this.reaches(session, state))) return command;
     if (command instanceof RemoveMessage) {
       const removed = await this.removal(session, state, command.messageId);
       return removed ? withFields(command, { removed }) : command;

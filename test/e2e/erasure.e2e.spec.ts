@@ -108,6 +108,16 @@ it('given a talk that is still answered on another node, when it is erased, then
       { sessionId: 'copy' },
     ]);
   }
+  // Nor can what was there be changed.
+  const message = { role: 'user', content: 'Hello' };
+  for (const [path, body] of [
+    ['rewind', { toVersion: 1 }],
+    ['messages', { messages: [message], replaceLast: 1 }],
+    ['generate', { regenerate: true }],
+    ['reset', {}],
+  ] as const)
+    expect([path, (await two.api.post(`/v1/sessions/talk/${path}`, body)).status]).toEqual([path, 404]);
+  expect((await two.api.delete('/v1/sessions/talk/messages/msg_1')).status).toBe(404);
   const trail = (await api.get<Trail>('/v1/sessions/talk/events')).body.data;
   expect(trail.map(({ type, erased: isErased, data }) => [type, isErased === true, data === null])).toEqual([
     ['SessionCreated', true, true],
