@@ -4,6 +4,10 @@ import { migrate } from '../../src/database/migrate.js';
 import { migrations } from '../../src/migrations.js';
 import { adminUrl, createEmptyDatabase } from './database.js';
 
+/** The state of an error of PostgreSQL: `object in use`. */
+const IN_USE = '55006';
+const TRIES = 5;
+
 /**
  * A database that can be set back to what it was, as by the failover to a standby that has nothing newer.
  * @param ends what has to be done at the end of the test is added to it
@@ -24,12 +28,19 @@ export async function settableDatabase(ends: (() => Promise<unknown>)[]): Promis
     admin.query('select pg_terminate_backend(pid) from pg_stat_activity where datname = any ($1)', [
       [name, copy],
     ]);
-  /** Whoever is connected comes back at once, so it is tried again. */
   const alone = async (...statements: readonly string[]): Promise<void> => {
     await admin.query(`alter database ${name} allow_connections false`);
     for (const statement of statements) {
-      await disconnect();
-      await admin.query(statement);
+      for (let attempt = 1; ; attempt += 1) {
+        await disconnect();
+        try {
+          await admin.query(statement);
+          break;
+        } catch (error) {
+          // Somebody who was about to connect when connections were forbidden has come after the others were ended.
+          if ((error as { code?: unknown }).code !== IN_USE || attempt === TRIES) throw error;
+        }
+      }
     }
     await admin.query(`alter database ${name} allow_connections true`);
   };
