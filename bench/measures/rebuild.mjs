@@ -3,20 +3,16 @@ import {
   postgreSQLRawSQLProjection,
   rebuildPostgreSQLProjections,
 } from '@event-driven-io/emmett-postgresql';
-import { randomUUID } from 'node:crypto';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { connect } from '../support/database.mjs';
 import { CONTENT } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
+import { projecting } from '../support/projecting.mjs';
 import { median, ratio, sideBySide, spread } from '../support/stats.mjs';
 
-const { createPool } = product('dist/database/connection.js');
-const { RELAXED } = product('dist/database/server-settings.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventLog } = product('dist/event-store/log.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
 const { tableOf } = product('dist/projection-engine/projection.js');
-const { Projector } = product('dist/projection-engine/projector.js');
 
 const SESSION_LENGTH = 50;
 /** By default emmett's rebuild sleeps for 50 ms after every 100 events. These settings make it as fast as it can be. */
@@ -48,37 +44,14 @@ async function ours(server, events) {
   await client.query('vacuum analyze event');
 
   const store = await EventLog.open(url, { upcast });
-  const leases = store.leases(randomUUID());
-  const pool = createPool(url, 'projector', { settings: RELAXED });
-  const projector = new Projector({
-    store,
-    pool,
-    leases,
-    projections: [historyProjection],
-    connect: () => connect(url, 'verify', { statementMs: 600_000 }),
-    onProgress: () => undefined,
-    onNotice: () => undefined,
-    onError: (error) => {
-      throw error;
-    },
-  });
-  await projector.start();
-  const status = async () => (await projector.status())[0];
-  while ((await status()).behind > 0) await sleep(100);
+  const { projector, rebuild, close } = await projecting(store, url, historyProjection);
   return {
-    rebuild: async () => {
-      const began = performance.now();
-      await projector.rebuild(historyProjection);
-      while ((await status()).rebuild) await sleep(25);
-      return events / ((performance.now() - began) / 1_000);
-    },
+    rebuild: async () => events / (await rebuild()),
     verify: () => projector.verify(historyProjection),
     count: async () =>
       (await client.query(`select count(*) from ${tableOf(historyProjection)}`)).rows[0].count,
     close: async () => {
-      await projector.stop();
-      await leases.close();
-      await pool.end();
+      await close();
       await store.close();
       await client.end();
     },

@@ -1,18 +1,15 @@
 import { randomUUID } from 'node:crypto';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { connect } from '../support/database.mjs';
 import { message, WrittenSession } from '../support/messages.mjs';
 import { measurePairs } from '../support/pairs.mjs';
 import { startService } from '../support/process.mjs';
 import { product } from '../support/product.mjs';
+import { projecting } from '../support/projecting.mjs';
 import { median, rate, ratio, sideBySide, spread } from '../support/stats.mjs';
 
-const { createPool } = product('dist/database/connection.js');
-const { RELAXED } = product('dist/database/server-settings.js');
 const { upcast } = product('dist/domain/session.events.js');
 const { EventLog } = product('dist/event-store/log.js');
 const { historyProjection } = product('dist/read-models/history.projection.js');
-const { Projector } = product('dist/projection-engine/projector.js');
 
 const masterKeys = [Buffer.alloc(32, 1).toString('base64')];
 const SESSION_LENGTH = 50;
@@ -122,34 +119,11 @@ async function rebuilding(url, sessions, options, projection = historyProjection
   const client = await connect(url, 'bench', { statementMs: 600_000 });
   await client.query('vacuum analyze event');
   await client.end();
-  const leases = store.leases(randomUUID());
-  const pool = createPool(url, 'projector', { settings: RELAXED });
-  const projector = new Projector({
-    store,
-    pool,
-    leases,
-    projections: [projection],
-    connect: () => connect(url, 'verify', { statementMs: 600_000 }),
-    onProgress: () => undefined,
-    onNotice: () => undefined,
-    onError: (error) => {
-      throw error;
-    },
-  });
-  await projector.start();
-  const status = async () => (await projector.status())[0];
-  while ((await status()).behind > 0) await sleep(100);
+  const { rebuild, close } = await projecting(store, url, projection);
   return {
-    rebuild: async () => {
-      const began = performance.now();
-      await projector.rebuild(projection);
-      while ((await status()).rebuild) await sleep(25);
-      return (sessions * SESSION_LENGTH) / ((performance.now() - began) / 1_000);
-    },
+    rebuild: async () => (sessions * SESSION_LENGTH) / (await rebuild()),
     close: async () => {
-      await projector.stop();
-      await leases.close();
-      await pool.end();
+      await close();
       await store.close();
     },
   };

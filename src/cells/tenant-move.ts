@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatabaseUnavailable } from '../database/connection.js';
+import { DatabaseUnavailable, isLockTimeout } from '../database/connection.js';
 import { type EventLog } from '../event-store/log.js';
 import { CopyRefused, TenantCopy } from '../event-store/tenant-copy.js';
 import { type CellDirectory, PlacementRefused } from './cell-directory.js';
@@ -14,7 +14,6 @@ const STANDSTILL_MS = 10_000;
 const MOST_TRIES = 60;
 /** Appends wait for as long as somebody waits for a lock that they need as well. */
 const LOCK_PAUSE_MS = 500;
-const LOCK_NOT_AVAILABLE = '55P03';
 /** Events that may be left to copy, or to be read by the read models, when it is closed. */
 const FEW = 500;
 
@@ -307,7 +306,7 @@ async function retried<T>(work: () => Promise<T>): Promise<T> {
     try {
       return await work();
     } catch (error) {
-      if ((error as { code?: unknown }).code !== LOCK_NOT_AVAILABLE || tries === MOST_TRIES) throw error;
+      if (!isLockTimeout(error) || tries === MOST_TRIES) throw error;
       await sleep(LOCK_PAUSE_MS);
     }
   }

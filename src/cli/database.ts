@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs';
-import { Pool } from 'pg';
+import { type Pool } from 'pg';
 import { type Config, FIRST_CELL, loadConfig } from '../config.js';
+import { createPool } from '../database/connection.js';
 import { migrate } from '../database/migrate.js';
 import { DataFolderInUseError, lockDataFolder } from '../embedded-postgres/data-folder-lock.js';
 import { findEmbeddedPostgres, startEmbeddedPostgres } from '../embedded-postgres/embedded-postgres.js';
@@ -76,7 +77,7 @@ const keyed = async (storage: Config['storage'], url: string): Promise<KeyedData
 export const withPool = <T>(options: DatabaseOptions, work: (pool: Pool) => Promise<T>): Promise<T> =>
   withDatabase(options, async ({ url }) => {
     await migrate(url, migrations);
-    const pool = new Pool({ connectionString: url, max: 1, options: '-c TimeZone=UTC' });
+    const pool = createPool(url, 'command', { max: 1 });
     try {
       return await work(pool);
     } finally {

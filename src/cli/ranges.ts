@@ -1,15 +1,17 @@
-import { Pool } from 'pg';
 import { FIRST_CELL } from '../config.js';
+import { createPool } from '../database/connection.js';
 import { migrate } from '../database/migrate.js';
 import { type LogRange, LogRanges } from '../event-store/log-ranges.js';
 import { migrations } from '../migrations.js';
 import { withDatabase } from './database.js';
 
+/** A check or a copy of a large table takes hours. */
+const STATEMENT_MS = 24 * 3_600_000;
+
 const withRanges = <T>(cell: string | undefined, work: (ranges: LogRanges) => Promise<T>): Promise<T> =>
   withDatabase({ create: false, cell: cell ?? FIRST_CELL }, async ({ url }) => {
     await migrate(url, migrations);
-    // Neither a check nor a copy of a large table ends soon: no statement has a limit.
-    const pool = new Pool({ connectionString: url, max: 2, options: '-c TimeZone=UTC' });
+    const pool = createPool(url, 'ranges', { max: 2, statementMs: STATEMENT_MS });
     try {
       return await work(new LogRanges(pool));
     } finally {

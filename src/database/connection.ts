@@ -7,6 +7,15 @@ import { UnpreparedClient } from './unprepared-client.js';
 
 const DISK_FULL = '53100';
 const QUERY_CANCELED = '57014';
+const LOCK_NOT_AVAILABLE = '55P03';
+
+const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code;
+
+/** Whether the database has no room for what it was given. */
+export const isDiskFull = (error: unknown): boolean => codeOf(error) === DISK_FULL;
+
+/** Whether a lock was not to be had within the `lock_timeout`. */
+export const isLockTimeout = (error: unknown): boolean => codeOf(error) === LOCK_NOT_AVAILABLE;
 
 /**
  * The database cannot do what it was asked for now; the request may be tried again. The message tells what is known.
@@ -21,7 +30,7 @@ export class DatabaseUnavailable extends Error {
 
 function explanationOf(cause: unknown): string {
   const { code, message = '' } = (cause ?? {}) as { code?: unknown; message?: string };
-  if (code === DISK_FULL) {
+  if (isDiskFull(cause)) {
     return 'the disk of the database is full: nothing can be written until an operator has made room on it';
   }
   if (code === QUERY_CANCELED || /Query read timeout/i.test(message)) {

@@ -3,6 +3,7 @@ import {
   DatabaseUnavailable,
   endConnection,
   isConnectionError,
+  isDiskFull,
   keepsProcessAlive,
 } from '../database/connection.js';
 import { REFUSED_ABSENT, TenantAbsent } from './absences.js';
@@ -259,9 +260,6 @@ export class Committer {
 
 /** Whether the database refuses events of a tenant. */
 const isRefused = (error: unknown): boolean => (error as { code?: unknown }).code === REFUSED_ABSENT;
-
-/** Whether the database has no room for what it was given. */
-const isDiskFull = (error: unknown): boolean => (error as { code?: unknown }).code === '53100';
 
 /** Whether the lane waits for its next range. */
 const isAtRangeEnd = (error: unknown): boolean =>

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Pool, type PoolClient } from 'pg';
+import { escapeIdentifier, type Pool, type PoolClient } from 'pg';
+import { isLockTimeout } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
 import { transaction } from '../database/transaction.js';
 
@@ -7,7 +8,6 @@ import { transaction } from '../database/transaction.js';
 const LOCK_MS = 200;
 /** So often the lock is asked for, with as much time in between for all others. */
 const ATTEMPTS = 60;
-const NOT_AVAILABLE = '55P03';
 /** Constraint of a table whose range is going to end, until it has ended. */
 export const RANGE_END = 'range_end';
 
@@ -31,8 +31,6 @@ export interface LogRange {
 export class RangeRefused extends Error {
   override readonly name = 'RangeRefused';
 }
-
-const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 
 /**
  * Splits the lanes of a log into ranges of positions, and moves full ranges to other tablespaces, while the log is
@@ -104,13 +102,13 @@ export class LogRanges {
     const open = (await this.list()).find((range) => range.lane === lane && range.to === null);
     if (!open) throw new RangeRefused(`the log has no lane ${lane}`);
     if (open.isEmpty && open.from > 1) return open.from;
-    const table = quoted(open.table);
+    const table = escapeIdentifier(open.table);
     const end = (await this.endWrittenDown(open.table)) ?? (await this.writeEnd(open, ahead));
     await this.pool.query(`alter table ${table} validate constraint ${RANGE_END}`);
     await this.locked(async (client) => {
-      const laneTable = quoted(`event_lane_${lane}`);
-      const first = quoted(`event_lane_${lane}_from_1`);
-      const next = quoted(`event_lane_${lane}_from_${end}`);
+      const laneTable = escapeIdentifier(`event_lane_${lane}`);
+      const first = escapeIdentifier(`event_lane_${lane}_from_1`);
+      const next = escapeIdentifier(`event_lane_${lane}_from_${end}`);
       const isUndivided = table === laneTable;
       const bounded = isUndivided ? first : table;
       const from = open.from === 1 ? 'minvalue' : String(open.from);
@@ -136,7 +134,7 @@ export class LogRanges {
     const [row] = await rowsOf<{ end: string }>(this.pool, {
       text: `select substring(pg_get_constraintdef(oid) from 'position" < ''?(\\d+)') as end
              from pg_constraint where conrelid = $1::text::regclass and conname = $2`,
-      values: [quoted(table), RANGE_END],
+      values: [escapeIdentifier(table), RANGE_END],
     });
     return row && Number(row.end);
   }
@@ -150,7 +148,7 @@ export class LogRanges {
       const end = Number(rows[0]?.end);
       // All that PostgreSQL would look at: the lane is that of the table above.
       await client.query(
-        `alter table ${quoted(table)} add constraint ${RANGE_END}
+        `alter table ${escapeIdentifier(table)} add constraint ${RANGE_END}
          check (lane = ${lane} and "position" >= ${from} and "position" < ${end}) not valid`,
       );
       return end;
@@ -167,7 +165,7 @@ export class LogRanges {
       throw new RangeRefused(
         `events are still added to the range of lane ${range.lane} from ${range.from} on`,
       );
-    const [table, copy] = [quoted(range.table), quoted(`${range.table}_copy`)];
+    const [table, copy] = [escapeIdentifier(range.table), escapeIdentifier(`${range.table}_copy`)];
     const from = range.from === 1 ? 'minvalue' : String(range.from);
     const events = await this.copy(range, copy, tablespace);
     await this.endOfTransactions();
@@ -192,8 +190,8 @@ export class LogRanges {
   /** Nobody adds to a full range, so that what is read once is all of it. */
   private copy({ lane, from, to, table }: LogRange, copy: string, tablespace: string): Promise<number> {
     return transaction(this.pool, async (client) => {
-      const original = quoted(table);
-      await client.query(`set local default_tablespace = ${quoted(tablespace)}`);
+      const original = escapeIdentifier(table);
+      await client.query(`set local default_tablespace = ${escapeIdentifier(tablespace)}`);
       // Left over from a move that was broken off.
       await client.query(`drop table if exists ${copy}`);
       await client.query(
@@ -251,7 +249,7 @@ export class LogRanges {
           return change(client);
         });
       } catch (error) {
-        if ((error as { code?: string }).code !== NOT_AVAILABLE) throw error;
+        if (!isLockTimeout(error)) throw error;
         if (attempt === (this.options.attempts ?? ATTEMPTS))
           throw new RangeRefused(
             'the tables of the log were never free: a backup or an export is being made; try again when it is done',

@@ -1,5 +1,5 @@
 import { type Pool, type PoolClient } from 'pg';
-import { available } from '../database/connection.js';
+import { available, isLockTimeout } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
 import { type EventLog } from '../event-store/log.js';
 import { LaneShare } from '../event-store/lane-share.js';
@@ -266,7 +266,7 @@ class Rebuild {
       const done = await transaction(pool, (client) => this.swapWithin(client));
       if (!done) return false;
     } catch (error) {
-      if ((error as { code?: unknown }).code === LOCK_NOT_AVAILABLE) return false;
+      if (isLockTimeout(error)) return false;
       throw error;
     }
     onNotice(`${this.table} was rebuilt`);
@@ -366,8 +366,6 @@ class Rebuild {
     this.endPause = undefined;
   }
 }
-
-const LOCK_NOT_AVAILABLE = '55P03';
 
 /**
  * Locks all checkpoints of a table until the end of the transaction, so that nobody writes its rows, and returns them:
