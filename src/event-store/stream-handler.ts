@@ -1,7 +1,7 @@
 import { type Decision, DomainError } from '../domain/decider.js';
 import { type Chain, type CounterChange, type NewLease } from './append.js';
 import { type EventLog, type Submitted } from './log.js';
-import { CounterAtLimit, KeyReused, VersionMismatch } from './refusals.js';
+import { Erased, CounterAtLimit, KeyReused, VersionMismatch } from './refusals.js';
 import { type StateLag } from './stream-reader.js';
 import { type Loaded, type StreamKind, StreamStates } from './stream-states.js';
 import { type StreamId, streamKey } from './lane.js';
@@ -190,7 +190,14 @@ export class StreamHandler<State, Command, Event extends { type: string; data: u
       return undefined;
     }
     // Outside of the `try`: that the database cannot be reached is no question of the basis.
-    const prepared = (await this.kind.prepare?.(command, basis.state, stream)) ?? command;
+    let prepared: Command;
+    try {
+      prepared = (await this.kind.prepare?.(command, basis.state, stream)) ?? command;
+    } catch (error) {
+      // What the state rests on was erased meanwhile, so there is a newer one.
+      if (error instanceof Erased) return undefined;
+      throw error;
+    }
     try {
       checkIfMatch(options.ifMatch, basis.state.version);
       decision = this.kind.decider.decide(prepared, basis.state);
