@@ -1,4 +1,4 @@
-import { VersionMismatch } from '../../../src/event-store/refusals.js';
+import { Erased, VersionMismatch } from '../../../src/event-store/refusals.js';
 import { appendOf } from '../../support/append.js';
 import { type TestDatabase } from '../../support/database.js';
 import { type StateLag } from '../../../src/event-store/stream-reader.js';
@@ -255,4 +255,18 @@ it('given a stream of large events, when all of it is read, then few of them are
   spy.mockRestore();
   expect(versions).toEqual(Array.from({ length: 29 }, (_, n) => n + 2));
   expect(Math.max(...pages)).toBeLessThanOrEqual(3);
+});
+
+it('given a command whose preparation meets what was erased since the state was loaded, when it is handled, then it is decided anew', async () => {
+  let prepared = 0;
+  const handler = tallies(await nodes.start(db.url), {
+    prepare: (command) => {
+      prepared += 1;
+      if (prepared === 1) throw new Erased(1);
+      return Promise.resolve(command);
+    },
+  });
+  const { state } = await handler.handle({ tenant: 'acme', streamId: 'raced' }, { numbers: [1] }, by);
+  expect(state).toMatchObject({ version: 1, sum: 1 });
+  expect(prepared).toBe(2);
 });

@@ -520,17 +520,3 @@ it('given sessions of which one was erased, when they are exported for others, t
   await erase(node, 's');
   expect(await exportedHistories({ url: db.url }, { upcast, ...KEYED })).toMatchObject([{ id: 't' }]);
 });
-
-it('given a change of a history, when the session is erased between the loading of its state and the reading of the history, then there is no such session', async () => {
-  const [one, two] = [await start(), await start()];
-  await one.handle('talk', new session.CreateSession());
-  await one.handle('talk', new session.AppendMessages([message('Hello')]));
-  const { events } = one.store.streams;
-  jest.spyOn(one.store.streams, 'events').mockImplementationOnce(async function* (...range) {
-    await erase(two, 'talk');
-    yield* events.call(one.store.streams, ...range);
-  });
-  await expect(one.handle('talk', new session.RewindHistory(1))).rejects.toMatchObject({
-    code: 'session-not-found',
-  });
-});
