@@ -38,7 +38,7 @@ export class LaneShare {
     // Lanes that are being taken at this moment must be released too, or this node would renew them without using them.
     await this.balancing.catch(() => undefined);
     const lanes = [...this.owned.keys()].map((lane) => this.lease(lane));
-    await this.leases.release([this.member + this.leases.owner, ...lanes]);
+    await this.leases.handOver([this.member + this.leases.owner, ...lanes]);
   }
 
   /** Lane → epoch of the lease, for the lanes that this node holds. */
@@ -65,7 +65,7 @@ export class LaneShare {
     const members = Math.max(1, await this.leases.count(this.member));
     const fair = Math.ceil(this.lanes / members);
     const owned = [...this.owned.keys()];
-    if (owned.length > fair) await this.leases.release(owned.slice(fair).map((lane) => this.lease(lane)));
+    if (owned.length > fair) await this.leases.handOver(owned.slice(fair).map((lane) => this.lease(lane)));
     if (owned.length >= fair) return;
     // Each node starts its search at a different lane, so that the nodes do not all compete for the same one.
     const start = parseInt(this.leases.owner.slice(0, 8), 16) % this.lanes;

@@ -3,6 +3,7 @@ import { available, connect } from '../database/connection.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';
+import { announceRelease, type WakeUp } from './wake-up.js';
 
 /** How long a lease lasts without renewal, and so the longest time for which a dead node blocks its work. */
 export const LEASE_MS = 6_000;
@@ -41,6 +42,10 @@ export class Leases {
   private readonly timer: NodeJS.Timeout;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
+  /** Whether leases became free during the beat in progress, which may have looked at them before. */
+  private beatsAgain = false;
+  private readonly stopListening: () => void;
+  private closed = false;
   /** The renewal statement in flight. */
   private renewing: Promise<unknown> | undefined;
   private readonly asked = new Set<string>();
@@ -50,8 +55,14 @@ export class Leases {
     private readonly pool: Pool,
     /** UUID of this process. */
     readonly owner: string,
+    wakeUp: WakeUp,
     private readonly telemetry: Telemetry,
   ) {
+    this.stopListening = wakeUp.onRelease((released) => {
+      if (released === owner || this.closed || this.beats.size === 0) return;
+      if (this.beating) this.beatsAgain = true;
+      else void this.beat();
+    });
     this.timer = setInterval(() => {
       void this.beat();
     }, RENEW_MS);
@@ -94,15 +105,28 @@ export class Leases {
   }
 
   /** Releases leases at once, so that nobody has to wait until they run out. */
-  async release(names: readonly string[]): Promise<void> {
+  release(names: readonly string[]): Promise<void> {
+    return this.giveUp(names, 'null');
+  }
+
+  /**
+   * Releases leases and tells the other nodes, which look for free ones at once. Without it they would at their next
+   * beat, and their work would rest for so long: read models longer than a strong read waits.
+   */
+  handOver(names: readonly string[]): Promise<void> {
+    return this.giveUp(names, announceRelease('$2::text'));
+  }
+
+  private async giveUp(names: readonly string[], announcement: string): Promise<void> {
     for (const name of names) this.held.delete(name);
     // A renewal in flight still names these leases and would insert their rows again after the deletion.
     await this.renewing;
     await available(() =>
       this.pool.query(
-        `delete from lease l using (
-           select name from lease where name = any ($1) and owner = $2 order by name for update
-         ) own where l.name = own.name`,
+        `with own as (
+           select name from lease where name = any ($1) and owner = $2::uuid order by name for update
+         ), gone as (delete from lease l using own where l.name = own.name returning l.name)
+         select ${announcement} where exists (select from gone)`,
         [names, this.owner],
       ),
     );
@@ -174,10 +198,12 @@ export class Leases {
   }
 
   async close(): Promise<void> {
+    this.closed = true;
     clearInterval(this.timer);
+    this.stopListening();
     await this.beating;
     if (this.held.size === 0) return;
-    await this.release([...this.held.keys()]).catch(
+    await this.handOver([...this.held.keys()]).catch(
       this.telemetry.failed('the release of leases at the end'),
     );
   }
@@ -194,6 +220,9 @@ export class Leases {
       .catch(this.telemetry.failed('the renewal of leases'))
       .finally(() => {
         this.beating = undefined;
+        if (!this.beatsAgain || this.closed) return;
+        this.beatsAgain = false;
+        void this.beat();
       }));
   }
 

@@ -430,7 +430,7 @@ export class EventLog {
    * @param owner UUID of the process
    */
   leases(owner: string): Leases {
-    return new Leases(this.pool, owner, this.telemetry);
+    return new Leases(this.pool, owner, this.wakeUp, this.telemetry);
   }
 
   /** This log as one side of a copy of a tenant. */

@@ -4,6 +4,11 @@ import { connect, endConnection, keepsProcessAlive } from '../database/connectio
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
+/** Tells the owners of leases that some became free; the payload is the owner that released them. */
+const LEASES_CHANNEL = 'colloquy_leases';
+
+/** SQL expression that tells all nodes, once its transaction is committed, that this owner released leases. */
+export const announceRelease = (owner: string): string => `pg_notify('${LEASES_CHANNEL}', ${owner})`;
 
 /**
  * Least time between two notifications of one node. NOTIFY takes a lock that is global to the server, so it is never
@@ -20,6 +25,7 @@ type Listener = (lanes: Iterable<number>) => void;
 export class WakeUp {
   private readonly origin = randomUUID();
   private readonly listeners = new Set<Listener>();
+  private readonly releaseListeners = new Set<(owner: string) => void>();
   private readonly waitListeners = new Map<() => void, string>();
   private readonly all: readonly number[];
   private readonly unannounced = new Set<number>();
@@ -56,6 +62,13 @@ export class WakeUp {
     this.listeners.add(listener);
     this.ensureConnected();
     return () => this.listeners.delete(listener);
+  }
+
+  /** Calls `listener` with each owner that released leases. Returns a function that stops this. */
+  onRelease(listener: (owner: string) => void): () => void {
+    this.releaseListeners.add(listener);
+    this.ensureConnected();
+    return () => this.releaseListeners.delete(listener);
   }
 
   /** Replaces the connection at once: another one to the same server was lost, and this one may only not know it yet. */
@@ -161,14 +174,18 @@ export class WakeUp {
         this.client = undefined;
         if (!this.closed) this.telemetry.emit('wakeUp', { connected: false });
       });
-      client.on('notification', ({ payload = '' }) => {
+      client.on('notification', ({ channel, payload = '' }) => {
+        if (channel === LEASES_CHANNEL) {
+          for (const listener of this.releaseListeners) listener(payload);
+          return;
+        }
         const [origin, lanes = ''] = payload.split(' ');
         if (origin !== this.origin) this.emitForeign(lanes.split(',').map(Number));
       });
       await this.check(client);
       // A notification that is lost in a crash is made up for by polling, so its commit need not wait for the disk.
       await client.query('set synchronous_commit = off');
-      await client.query(`listen ${CHANNEL}`);
+      await client.query(`listen ${CHANNEL}; listen ${LEASES_CHANNEL}`);
       keepsProcessAlive(client, false);
       return client;
     } catch (error) {

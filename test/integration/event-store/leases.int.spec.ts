@@ -208,6 +208,17 @@ describe('sharing lanes', () => {
     expect(rest.map((each) => lanesOf(each).length)).toEqual([8, 8]);
   });
 
+  it('given two nodes, when one closes, then the other takes its lanes at once instead of at its next beat', async () => {
+    const members = [member(), member()];
+    await balance(members);
+    const [gone, left] = members as [Member, Member];
+    // Without its timer nothing but the word of the other makes it look.
+    clearInterval((left.leases as unknown as { timer: NodeJS.Timeout }).timer);
+    await gone.leases.close();
+    await eventually(() => Promise.resolve(lanesOf(left).length === LANES));
+    expectEachLaneOnce([left]);
+  });
+
   it('given three nodes, when one is suspended, then its lanes are taken over once its leases have expired, with higher epochs', async () => {
     const members = [member(), member(), member()];
     await balance(members);
