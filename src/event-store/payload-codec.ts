@@ -108,6 +108,15 @@ export interface PayloadCodec {
    * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused
    */
   open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]>;
+  /**
+   * What the payloads commit to (`commitment.ts`): salt and data, as text; null for one that was sealed without it.
+   * @throws as `open`
+   */
+  committed(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<string | null>[]>;
+}
+
+function refused([payload]: readonly SealedPayload[]): Promise<[]> {
+  return payload ? Promise.reject(new NoKeys(payload)) : Promise.resolve([]);
 }
 
 /** Stores payloads as they are. */
@@ -118,7 +127,8 @@ export const plainCodec: PayloadCodec = {
       sealed: null,
       keyId: null,
     })),
-  open: ([payload]) => (payload ? Promise.reject(new NoKeys(payload)) : Promise.resolve([])),
+  open: refused,
+  committed: refused,
 };
 
 /** @throws when the codec returned fewer payloads than it was given */

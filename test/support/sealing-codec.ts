@@ -35,6 +35,7 @@ export function sealingCodec({
         return { json: null, sealed: Buffer.concat([nonce, cipher.getAuthTag(), text]), keyId: KEY_ID };
       });
     },
+    committed: () => Promise.reject(new Error('this codec seals without commitments')),
     async open(payloads) {
       await wait();
       return Promise.allSettled(

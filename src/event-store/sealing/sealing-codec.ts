@@ -62,27 +62,36 @@ export class SealingCodec implements PayloadCodec {
     return [...encoded, ...(await Promise.all(sealed))];
   }
 
-  async open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]> {
+  open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]> {
+    return this.opened(payloads, (payload, key) => JSON.parse(jsonOf(payload, key)) as unknown);
+  }
+
+  committed(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<string | null>[]> {
+    return this.opened(payloads, (payload, key) => {
+      const text = unsealed(payload, key);
+      return hasCommitment(payload) ? text : null;
+    });
+  }
+
+  private async opened<T>(
+    payloads: readonly SealedPayload[],
+    opening: (payload: SealedPayload, key: Buffer) => T,
+  ): Promise<readonly PromiseSettledResult<T>[]> {
     const ids = payloads.flatMap(({ keyId }) => keyId ?? []);
     const keys = await this.keys.get(ids);
     return payloads.map((payload) => {
       try {
-        const value = this.openOne(payload, keys);
+        const { keyId, incarnation } = payload;
+        const key = keyId === null ? undefined : keys.get(keyId);
+        if (keyId === null || key === undefined) throw new KeyMissing(payload, keyId);
+        if (key === null) throw new KeyDestroyed(payload, keyId);
+        const value = opening(payload, key);
+        if (incarnation !== undefined) this.keys.learn({ ...payload, incarnation }, keyId);
         return { status: 'fulfilled', value };
       } catch (reason) {
         return { status: 'rejected', reason };
       }
     });
-  }
-
-  private openOne(payload: SealedPayload, keys: ReadonlyMap<string, Buffer | null>): unknown {
-    const { keyId, incarnation } = payload;
-    const key = keyId === null ? undefined : keys.get(keyId);
-    if (keyId === null || key === undefined) throw new KeyMissing(payload, keyId);
-    if (key === null) throw new KeyDestroyed(payload, keyId);
-    const value = unseal(payload, key);
-    if (incarnation !== undefined) this.keys.learn({ ...payload, incarnation }, keyId);
-    return value;
   }
 }
 
@@ -105,9 +114,10 @@ function seal(payload: Payload, { id, key }: DataKey): EncodedPayload {
   return { json: null, sealed, keyId: id };
 }
 
-function unseal(payload: SealedPayload, key: Buffer): unknown {
+/** The data, as JSON. @throws NotAuthentic */
+function jsonOf(payload: SealedPayload, key: Buffer): string {
   const text = unsealed(payload, key);
-  return JSON.parse(payload.sealed[0] === WITH_COMMITMENT ? text.slice(SALT) : text) as unknown;
+  return hasCommitment(payload) ? text.slice(SALT) : text;
 }
 
 /** @throws NotAuthentic */
@@ -115,7 +125,7 @@ function unsealed(payload: SealedPayload, key: Buffer): string {
   const { sealed } = payload;
   if (sealed[0] !== WITHOUT_COMMITMENT && sealed[0] !== WITH_COMMITMENT)
     throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
-  const end = sealed.length - (sealed[0] === WITH_COMMITMENT ? COMMITMENT : 0);
+  const end = sealed.length - (hasCommitment(payload) ? COMMITMENT : 0);
   try {
     const cipher = createDecipheriv('aes-256-gcm', key, sealed.subarray(1, 1 + NONCE))
       .setAAD(identityOf(payload))
@@ -127,9 +137,12 @@ function unsealed(payload: SealedPayload, key: Buffer): string {
   }
 }
 
-/** The commitment that stands at the end of a sealed payload; undefined where there is none. */
-export const commitmentIn = (sealed: Buffer): Buffer | undefined =>
-  sealed[0] === WITH_COMMITMENT ? sealed.subarray(-COMMITMENT) : undefined;
+const hasCommitment = ({ sealed }: Pick<SealedPayload, 'sealed'>): boolean => sealed[0] === WITH_COMMITMENT;
+
+/** SQL expression for the commitment at the end of sealed bytes, as hex digits; null where there is none. */
+export const commitmentIn = (sealed: string): string =>
+  `case when get_byte(${sealed}, 0) = ${WITH_COMMITMENT}
+        then encode(substring(${sealed} from octet_length(${sealed}) - ${COMMITMENT - 1}), 'hex') end`;
 
 /** Whether it is not an event: states and pieces of replies are proven to nobody, and have types that events cannot have. */
 const isInternal = ({ type }: PayloadIdentity): boolean => type.startsWith('~');

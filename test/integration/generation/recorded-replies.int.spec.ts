@@ -60,6 +60,7 @@ beforeEach(async () => {
   const codec = sealingCodec({ wait: () => Promise.resolve() });
   log = await logs.start(db.url, {
     codec: {
+      ...codec,
       encode: (payloads) => codec.encode(payloads),
       open: (payloads) => {
         opened += payloads.length;
