@@ -108,7 +108,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'proof/migrations/0026-proof.sql',
-    sha256: '14f865daa866c31c37aba40e78b16a0384b19fde135d441515c85c7919ea35fd',
+    sha256: '3c45653aff24f7c15e90c8a0ba984fafe30a691a63201ca399d78cfcb0834172',
   },
 ];
 

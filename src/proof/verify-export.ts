@@ -101,7 +101,7 @@ function rootFrom(leaf: Buffer, index: number, size: number, path: readonly Buff
 // --- Signed notes (C2SP signed-note): a text, an empty line, and lines `— name base64(4 bytes of key id, signature)`.
 
 /** Public keys by name and id, from lines `name+id+base64`; empty lines and those that begin with # are passed over. */
-function readKeys(text: string): Map<string, KeyObject> {
+export function readKeys(text: string): Map<string, KeyObject> {
   const keys = new Map<string, KeyObject>();
   for (const line of text.split('\n').map((one) => one.trim())) {
     if (line === '' || line.startsWith('#')) continue;
@@ -120,7 +120,7 @@ function readKeys(text: string): Map<string, KeyObject> {
 }
 
 /** The text of a note that one of the keys has signed; undefined when none has, or a signature of one is not right. */
-function openNote(note: unknown, keys: ReadonlyMap<string, KeyObject>): string | undefined {
+export function openNote(note: unknown, keys: ReadonlyMap<string, KeyObject>): string | undefined {
   if (typeof note !== 'string') return undefined;
   const end = note.lastIndexOf('\n\n') + 1;
   const text = note.slice(0, end);

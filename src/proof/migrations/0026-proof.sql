@@ -7,7 +7,7 @@ create table merkle_lane (
   size bigint not null,
   root bytea not null
 ) with (fillfactor = 50);
-insert into merkle_lane select n, 0, sha256('') from log_settings, generate_series(0, lanes - 1) as n;
+insert into merkle_lane select lane, 0, sha256('') from lane_ends();
 
 -- Hashes of 32 bytes of up to 256 subtrees side by side (C2SP tlog-tiles). Only the last tile of a level ever changes.
 create table merkle_tile (

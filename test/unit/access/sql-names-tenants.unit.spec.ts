@@ -26,6 +26,7 @@ const WHOLE: readonly (readonly [file: string, part: string, why: string])[] = [
   ['event-store/lane-reader.ts', 'as nth', LANES],
   ['event-store/lane-reader.ts', 'min(e.time)', LANES],
   ['event-store/lane-reader.ts', 'said.position', 'ids of events that the topic has'],
+  ['event-store/leaf-reader.ts', 'isSealed', 'a tree over a lane is over the events of all tenants'],
   ['event-store/log-ranges.ts', 'relpartbound', 'positions alone'],
   ['event-store/log-ranges.ts', '+ $2 + 1 as end', 'positions alone'],
   ['event-store/log-ranges.ts', 'execute function refuse_change()', 'a trigger for all rows'],
