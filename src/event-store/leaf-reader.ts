@@ -2,6 +2,7 @@ import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
 import { commitmentTo, plainCommitment, SALT } from './commitment.js';
 import { HELD_SIZE } from './event-rows.js';
+import { type StreamId } from './lane.js';
 import { type PayloadCodec } from './payload-codec.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { commitmentIn } from './sealing/sealing-codec.js';
@@ -52,6 +53,7 @@ const PAGE_BYTES = 4 * 1024 * 1024;
 export class LeafReader {
   constructor(
     private readonly pool: Pool,
+    private readonly laneOf: (stream: StreamId) => number,
     private readonly codec: PayloadCodec,
   ) {}
 
@@ -79,6 +81,20 @@ export class LeafReader {
       values: [[...after.keys()], [...after.values()], limit, PAGE_BYTES],
     });
     return rows.map(committedEvent);
+  }
+
+  /** What the events of a stream commit to, up to a version. */
+  commitments(
+    { tenant, streamId }: StreamId,
+    version: number,
+  ): Promise<{ readonly version: number; readonly commitment: string | null }[]> {
+    return rowsOf(this.pool, {
+      name: 'commitments',
+      text: `select version, ${commitmentIn('e.sealed')} as commitment from event e
+             where lane = $1 and tenant = $2 and stream_id = $3 and version <= $4 and sealed is not null
+             order by version`,
+      values: [this.laneOf({ tenant, streamId }), tenant, streamId, version],
+    });
   }
 
   /** Opens the data of events, and holds it against their commitments. Positions without an event are left out. */

@@ -151,8 +151,7 @@ export class EventLog {
     if (!options.codec && masters.ids.length > 0)
       this.dataKeys = new DataKeys(pool, masters, generations, this.laneOf, telemetry, options.keyClock);
     this.codec =
-      options.codec ??
-      (this.dataKeys ? new SealingCodec(this.dataKeys, masters.seals) : plainCodec);
+      options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, masters.seals) : plainCodec);
     generations.onNew(() => {
       this.dataKeys?.forget();
       this.forget();
@@ -163,7 +162,7 @@ export class EventLog {
     const decoder = new EventDecoder(this.codec, options.upcast);
     this.streams = new StreamReader(pool, this.laneOf, decoder);
     this.lanes = new LaneReader(pool, decoder, this.tail);
-    this.leaves = new LeafReader(pool, this.codec);
+    this.leaves = new LeafReader(pool, this.laneOf, this.codec);
     this.feed = new FeedReader(pool, this.laneOf, decoder);
     this.cuts = new CutReader(pool, this.laneOf, decoder);
     this.snapshots = new Snapshots(pool, this.laneOf, this.codec, decoder, generations);
@@ -261,7 +260,10 @@ export class EventLog {
 
   /** Names this log and all copies of it, and tells nothing of its position key: 16 hex digits. */
   get id(): string {
-    return hash('sha256', Buffer.concat([Buffer.from('colloquy log'), this.settings.position_key])).slice(0, 16);
+    return hash('sha256', Buffer.concat([Buffer.from('colloquy log'), this.settings.position_key])).slice(
+      0,
+      16,
+    );
   }
 
   /** Secrets that lie in the database, wrapped by the master key; undefined where there is none. */

@@ -56,3 +56,6 @@ export const verifierKey = (name: string, publicKey: Buffer): string =>
 /** The text of a checkpoint. */
 export const checkpointText = (origin: string, size: number, root: Buffer): string =>
   `${origin}\n${size}\n${root.toString('base64')}\n`;
+
+/** The notes of a text that has several, one behind the other. */
+export const notesIn = (text: string): string[] => text.match(/(?:[^\n]+\n)+\n(?:— [^\n]+(?:\n|$))+/g) ?? [];
