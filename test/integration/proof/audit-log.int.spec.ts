@@ -2,6 +2,7 @@ import * as session from '../../../src/domain/session.commands.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { masterKey } from '../../support/master-keys.js';
+import { forgetTrees, tamper } from '../../support/tampering.js';
 import { seeded } from '../event-store/fixture.js';
 import { message, Node, TENANT } from '../projection-engine/fixture.js';
 import { Prover } from './fixture.js';
@@ -32,15 +33,8 @@ afterEach(async () => {
   await db.drop();
 });
 
-/** Does what the owner of the database can do to events, and nobody else. */
-async function owner(statement: string, params: readonly unknown[] = []): Promise<void> {
-  const tables = await db.query<{ name: string }>(
-    `select relid::regclass::text as name from pg_partition_tree('event')`,
-  );
-  for (const { name } of tables) await db.query(`alter table ${name} disable trigger refuse_change`);
-  await db.query(statement, params);
-  for (const { name } of tables) await db.query(`alter table ${name} enable always trigger refuse_change`);
-}
+const owner = (statement: string, params: readonly unknown[] = []): Promise<void> =>
+  tamper(db, statement, params);
 
 /** One session of 300 events, more than a tile has, signed at 3 sizes. */
 async function filled(options: EventLogOptions): Promise<{ lane: number }> {
@@ -157,9 +151,7 @@ it('given a log that its owner rewrote whole, and had signed anew, when it is au
   const { lane } = await filled(SEALED);
   const published = await prover.notes();
   await owner(`update event set actor = 'mallory' where position = 120`);
-  await db.query('delete from merkle_tile');
-  await db.query(`update merkle_lane set size = 0, root = sha256('')`);
-  await db.query('delete from signed_checkpoint');
+  await forgetTrees(db);
   // The service goes on, and cannot know.
   const service = new Prover(db.url, prover.log);
   await node.handle('alice', new session.AppendMessages([message('later')]));
