@@ -55,7 +55,7 @@ export class SealingCodec implements PayloadCodec {
     return [...encoded, ...(await Promise.all(sealed))];
   }
 
-  async open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]> {
+  async openText(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<Buffer>[]> {
     const ids = payloads.flatMap(({ keyId }) => keyId ?? []);
     const keys = await this.keys.get(ids);
     return payloads.map((payload) => {
@@ -68,7 +68,7 @@ export class SealingCodec implements PayloadCodec {
     });
   }
 
-  private openOne(payload: SealedPayload, keys: ReadonlyMap<string, Buffer | null>): unknown {
+  private openOne(payload: SealedPayload, keys: ReadonlyMap<string, Buffer | null>): Buffer {
     const { keyId, incarnation } = payload;
     const key = keyId === null ? undefined : keys.get(keyId);
     if (keyId === null || key === undefined) throw new KeyMissing(payload, keyId);
@@ -93,21 +93,22 @@ function seal(payload: Payload, { id, key }: DataKey): EncodedPayload {
   return { json: null, sealed, keyId: id };
 }
 
-function unseal(payload: SealedPayload, key: Buffer): unknown {
+/** @returns JSON text in UTF-8 */
+function unseal(payload: SealedPayload, key: Buffer): Buffer {
   const { sealed } = payload;
   if (sealed[0] !== FORMAT)
     throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
   const cipher = createDecipheriv('aes-256-gcm', key, sealed.subarray(1, 1 + NONCE))
     .setAAD(identityOf(payload))
     .setAuthTag(sealed.subarray(1 + NONCE, HEAD));
-  let json: string;
   try {
-    const text = cipher.update(sealed.subarray(HEAD), undefined, 'utf8');
-    json = text + cipher.final('utf8');
+    const text = cipher.update(sealed.subarray(HEAD));
+    // GCM holds nothing back, so this only authenticates.
+    cipher.final();
+    return text;
   } catch {
     throw new NotAuthentic(`${nameOf(payload)} does not authenticate: it was changed, or is that of another`);
   }
-  return JSON.parse(json) as unknown;
 }
 
 const identityOf = ({ tenant, streamId, version, type }: PayloadIdentity): Buffer =>

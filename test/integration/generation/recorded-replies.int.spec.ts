@@ -61,9 +61,9 @@ beforeEach(async () => {
   log = await logs.start(db.url, {
     codec: {
       encode: (payloads) => codec.encode(payloads),
-      open: (payloads) => {
+      openText: (payloads) => {
         opened += payloads.length;
-        return codec.open(payloads);
+        return codec.openText(payloads);
       },
     },
   });

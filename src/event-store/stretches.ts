@@ -1,0 +1,138 @@
+import { type Pool } from 'pg';
+import { jsonbArray } from '../database/array-literal.js';
+import { rowsOf } from '../database/query.js';
+import { KeyDestroyed, type PayloadCodec } from './payload-codec.js';
+
+/** Most events of a stretch that has sealed ones: they pass through this process, which holds all of them at once. */
+const OPENED_EVENTS = 2_000;
+/** Most sealed bytes of such a stretch, which has at least one event. */
+const OPENED_BYTES = 4 * 1024 * 1024;
+
+/** The next events of a lane, for a statement that applies them without moving all of them out of the database. */
+export interface Stretch {
+  /** Position of the last one. */
+  readonly end: number;
+  /**
+   * SQL for the events as a table for a `from`, with the columns `tenant, stream_id, incarnation, version, type, time,
+   * data`. Those whose data was erased are not in it.
+   */
+  readonly events: string;
+  /** The parameters of that SQL, from $1 on. */
+  readonly values: readonly unknown[];
+}
+
+const PLAIN = `(select tenant, stream_id, incarnation, version, type, time, data from event
+  where lane = $1 and position > $2 and position <= $3)`;
+
+/** The data of sealed events comes back as $4, in the order of their positions, which have no gaps. */
+const OPENED = `(select e.tenant, e.stream_id, e.incarnation, e.version, e.type, e.time,
+    coalesce(e.data, opened.data) as data
+  from event e join unnest($4::jsonb[]) with ordinality as opened (data, nth) on e.position = $2::bigint + opened.nth
+  where e.lane = $1 and e.position > $2 and e.position <= $3 and (e.data is not null or opened.data is not null))`;
+
+/** SQL condition: the reader understands the event's type in its schema version. */
+const isKnown = (types: string, versions: string): string =>
+  `(type, schema_version) in (select * from unnest(${types}::text[], ${versions}::int[]))`;
+
+interface SealedRow {
+  tenant: string;
+  stream_id: string;
+  version: number;
+  type: string;
+  sealed: Buffer | null;
+  key_id: string | null;
+}
+
+/** Reads lanes for those who apply events inside the database. */
+export class Stretches {
+  constructor(
+    private readonly pool: Pool,
+    private readonly codec: PayloadCodec,
+  ) {}
+
+  /**
+   * The next events of a lane that the reader understands. Where they are plain, nothing leaves the database; of sealed
+   * ones this process gets the sealed bytes, and gives back what they say.
+   *
+   * @param limit of plain events; there are fewer where some are sealed, and it ends before what cannot be read
+   * @param schemaVersions event type → schema versions that the reader understands
+   * @returns undefined when there are none, or when the first one is of another type or version, or cannot be opened
+   * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused
+   */
+  async next(
+    lane: number,
+    after: number,
+    limit: number,
+    schemaVersions: Readonly<Record<string, readonly number[]>>,
+  ): Promise<Stretch | undefined> {
+    const known = Object.entries(schemaVersions).flatMap(([type, versions]) =>
+      versions.map((version) => ({ type, version })),
+    );
+    const types = known.map(({ type }) => type);
+    const versions = known.map(({ version }) => version);
+    const end = await this.plainEnd(lane, after, limit, types, versions);
+    if (end > after) return { end, events: PLAIN, values: [lane, after, end] };
+    const opened = await this.opened(lane, after, types, versions);
+    if (opened.length === 0) return undefined;
+    const last = after + opened.length;
+    return { end: last, events: OPENED, values: [lane, after, last, jsonbArray(opened)] };
+  }
+
+  /** The position up to which the events are plain and known. */
+  private async plainEnd(
+    lane: number,
+    after: number,
+    limit: number,
+    types: readonly string[],
+    versions: readonly number[],
+  ): Promise<number> {
+    const [row] = await rowsOf<{ end: number | null }>(this.pool, {
+      name: 'plain_end',
+      // In a sealed log the first look ends at the first event, however long the stretch could be.
+      text: `select coalesce(
+               (select position - 1 from event
+                where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
+                  and not (data is not null and ${isKnown('$4', '$5')})
+                order by position limit 1),
+               (select max(position) from event
+                where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint)) as end`,
+      values: [lane, after, limit, types, versions],
+    });
+    return row?.end ?? after;
+  }
+
+  /** JSON text of the next events, null for one that is plain or was erased; up to the first that cannot be opened. */
+  private async opened(
+    lane: number,
+    after: number,
+    types: readonly string[],
+    versions: readonly number[],
+  ): Promise<(Buffer | null)[]> {
+    const rows = await rowsOf<SealedRow>(this.pool, {
+      name: 'sealed_stretch',
+      text: `select tenant, stream_id, version, type, sealed, key_id from (
+               select *, sum(octet_length(sealed)) over (order by position rows unbounded preceding)
+                           - octet_length(sealed) as before
+               from event
+               where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
+                 and position < coalesce(
+                   (select position from event
+                    where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
+                      and not ${isKnown('$5', '$6')}
+                    order by position limit 1), $2::bigint + $3::bigint + 1)
+             ) e where coalesce(before, 0) < $4 order by position`,
+      values: [lane, after, OPENED_EVENTS, OPENED_BYTES, types, versions],
+    });
+    const sealed = rows.flatMap(({ tenant, stream_id: streamId, version, type, sealed, key_id: keyId }) =>
+      sealed ? [{ tenant, streamId, version, type, sealed, keyId }] : [],
+    );
+    const results = (await this.codec.openText(sealed)).values();
+    const opened: (Buffer | null)[] = [];
+    for (const row of rows) {
+      const result = row.sealed ? results.next().value : undefined;
+      if (result?.status === 'rejected' && !(result.reason instanceof KeyDestroyed)) break;
+      opened.push(result?.status === 'fulfilled' ? result.value : null);
+    }
+    return opened;
+  }
+}
