@@ -1,7 +1,8 @@
 import { type Pool } from 'pg';
 import { jsonbArray } from '../database/array-literal.js';
+import { binaryRows } from '../database/binary-rows.js';
 import { rowsOf } from '../database/query.js';
-import { KeyDestroyed, type PayloadCodec } from './payload-codec.js';
+import { KeyDestroyed, type PayloadCodec, type SealedPayload } from './payload-codec.js';
 
 /** Most events of a stretch that has sealed ones: they pass through this process, which holds all of them at once. */
 const OPENED_EVENTS = 2_000;
@@ -30,18 +31,13 @@ const OPENED = `(select e.tenant, e.stream_id, e.incarnation, e.version, e.type,
   from event e join unnest($4::jsonb[]) with ordinality as opened (data, nth) on e.position = $2::bigint + opened.nth
   where e.lane = $1 and e.position > $2 and e.position <= $3 and (e.data is not null or opened.data is not null))`;
 
-/** SQL condition: the reader understands the event's type in its schema version. */
-const isKnown = (types: string, versions: string): string =>
-  `(type, schema_version) in (select * from unnest(${types}::text[], ${versions}::int[]))`;
+type Known = Readonly<Record<string, readonly number[]>>;
 
-interface SealedRow {
-  tenant: string;
-  stream_id: string;
-  version: number;
-  type: string;
-  sealed: Buffer | null;
-  key_id: string | null;
-}
+/** SQL condition: the event's type and schema version are among these, which come from the code of the reader. */
+const isKnown = (known: Known): string =>
+  Object.entries(known)
+    .map(([type, versions]) => `type = '${type}' and schema_version in (${versions.join()})`)
+    .join(' or ') || 'false';
 
 /** Reads lanes for those who apply events inside the database. */
 export class Stretches {
@@ -63,73 +59,58 @@ export class Stretches {
     lane: number,
     after: number,
     limit: number,
-    schemaVersions: Readonly<Record<string, readonly number[]>>,
+    schemaVersions: Known,
   ): Promise<Stretch | undefined> {
-    const known = Object.entries(schemaVersions).flatMap(([type, versions]) =>
-      versions.map((version) => ({ type, version })),
-    );
-    const types = known.map(({ type }) => type);
-    const versions = known.map(({ version }) => version);
-    const end = await this.plainEnd(lane, after, limit, types, versions);
+    const end = await this.plainEnd(lane, after, limit, schemaVersions);
     if (end > after) return { end, events: PLAIN, values: [lane, after, end] };
-    const opened = await this.opened(lane, after, types, versions);
+    const opened = await this.opened(lane, after, schemaVersions);
     if (opened.length === 0) return undefined;
     const last = after + opened.length;
     return { end: last, events: OPENED, values: [lane, after, last, jsonbArray(opened)] };
   }
 
   /** The position up to which the events are plain and known. */
-  private async plainEnd(
-    lane: number,
-    after: number,
-    limit: number,
-    types: readonly string[],
-    versions: readonly number[],
-  ): Promise<number> {
+  private async plainEnd(lane: number, after: number, limit: number, known: Known): Promise<number> {
     const [row] = await rowsOf<{ end: number | null }>(this.pool, {
-      name: 'plain_end',
       // In a sealed log the first look ends at the first event, however long the stretch could be.
       text: `select coalesce(
                (select position - 1 from event
                 where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
-                  and not (data is not null and ${isKnown('$4', '$5')})
+                  and not (data is not null and (${isKnown(known)}))
                 order by position limit 1),
                (select max(position) from event
                 where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint)) as end`,
-      values: [lane, after, limit, types, versions],
+      values: [lane, after, limit],
     });
     return row?.end ?? after;
   }
 
   /** JSON text of the next events, null for one that is plain or was erased; up to the first that cannot be opened. */
-  private async opened(
-    lane: number,
-    after: number,
-    types: readonly string[],
-    versions: readonly number[],
-  ): Promise<(Buffer | null)[]> {
-    const rows = await rowsOf<SealedRow>(this.pool, {
-      name: 'sealed_stretch',
-      text: `select tenant, stream_id, version, type, sealed, key_id from (
-               select *, sum(octet_length(sealed)) over (order by position rows unbounded preceding)
-                           - octet_length(sealed) as before
-               from event
-               where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
-                 and position < coalesce(
-                   (select position from event
-                    where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint
-                      and not ${isKnown('$5', '$6')}
-                    order by position limit 1), $2::bigint + $3::bigint + 1)
-             ) e where coalesce(before, 0) < $4 order by position`,
-      values: [lane, after, OPENED_EVENTS, OPENED_BYTES, types, versions],
-    });
-    const sealed = rows.flatMap(({ tenant, stream_id: streamId, version, type, sealed, key_id: keyId }) =>
-      sealed ? [{ tenant, streamId, version, type, sealed, keyId }] : [],
+  private async opened(lane: number, after: number, known: Known): Promise<(Buffer | null)[]> {
+    const payloads = await binaryRows(
+      this.pool,
+      // An event that is not known counts as the last one of the page, and is then left out.
+      `select tenant, stream_id, version, type, key_id::text, sealed from (
+         select *,
+                sum(case when known then coalesce(octet_length(sealed), 0) else ${OPENED_BYTES} end)
+                  over (order by position rows between unbounded preceding and 1 preceding) as before
+         from (select *, ${isKnown(known)} as known from event
+               where lane = ${lane} and position > ${after} and position <= ${after + OPENED_EVENTS}) e
+       ) e where known and coalesce(before, 0) < ${OPENED_BYTES} order by position`,
+      (fields) => ({
+        tenant: fields.text(),
+        streamId: fields.text(),
+        version: fields.integer(),
+        type: fields.text(),
+        keyId: fields.textOrNull(),
+        sealed: fields.bytesOrNull(),
+      }),
     );
+    const sealed = payloads.filter((payload): payload is SealedPayload => payload.sealed !== null);
     const results = (await this.codec.openText(sealed)).values();
     const opened: (Buffer | null)[] = [];
-    for (const row of rows) {
-      const result = row.sealed ? results.next().value : undefined;
+    for (const payload of payloads) {
+      const result = payload.sealed ? results.next().value : undefined;
       if (result?.status === 'rejected' && !(result.reason instanceof KeyDestroyed)) break;
       opened.push(result?.status === 'fulfilled' ? result.value : null);
     }
