@@ -5,7 +5,7 @@ import { rowsOf } from '../database/query.js';
 import { KeyDestroyed, type PayloadCodec, type SealedPayload } from './payload-codec.js';
 
 /** Most events of a stretch that has sealed ones: they pass through this process, which holds all of them at once. */
-const OPENED_EVENTS = 2_000;
+const OPENED_EVENTS = 4_000;
 /** Most sealed bytes of such a stretch, which has at least one event. */
 const OPENED_BYTES = 4 * 1024 * 1024;
 
@@ -85,18 +85,27 @@ export class Stretches {
     return row?.end ?? after;
   }
 
+  /** The position up to which the events are known, and not too many to be held. */
+  private async sealedEnd(lane: number, after: number, known: Known): Promise<number> {
+    for (let limit = OPENED_EVENTS; ; limit >>= 1) {
+      const [row] = await rowsOf<{ end: number | null; bytes: number | null }>(this.pool, {
+        text: `select coalesce(min(position) filter (where not (${isKnown(known)})) - 1, max(position)) as end,
+                      sum(octet_length(sealed)) as bytes
+               from event where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint`,
+        values: [lane, after, limit],
+      });
+      // A sum for each event would cost more than another look at half of them where they are large.
+      if (limit === 1 || (row?.bytes ?? 0) <= OPENED_BYTES) return row?.end ?? after;
+    }
+  }
+
   /** JSON text of the next events, null for one that is plain or was erased; up to the first that cannot be opened. */
   private async opened(lane: number, after: number, known: Known): Promise<(Buffer | null)[]> {
+    const end = await this.sealedEnd(lane, after, known);
     const payloads = await binaryRows(
       this.pool,
-      // An event that is not known counts as the last one of the page, and is then left out.
-      `select tenant, stream_id, version, type, key_id::text, sealed from (
-         select *,
-                sum(case when known then coalesce(octet_length(sealed), 0) else ${OPENED_BYTES} end)
-                  over (order by position rows between unbounded preceding and 1 preceding) as before
-         from (select *, ${isKnown(known)} as known from event
-               where lane = ${lane} and position > ${after} and position <= ${after + OPENED_EVENTS}) e
-       ) e where known and coalesce(before, 0) < ${OPENED_BYTES} order by position`,
+      `select tenant, stream_id, version, type, key_id::text, sealed from event
+       where lane = ${lane} and position > ${after} and position <= ${end} order by position`,
       (fields) => ({
         tenant: fields.text(),
         streamId: fields.text(),
