@@ -249,6 +249,38 @@ describe('a rebuild', () => {
     expect(node.errors).toEqual([]);
   }, 60_000);
 
+  it('given a rebuild that has applied the events of a session, when the session is erased before the swap, then the new table has nothing of it', async () => {
+    const node = await start([historyProjection], { masterKeys: [masterKey('one')] });
+    for (const id of ['erased', 'kept']) {
+      await node.handle(id, new CreateSession());
+      await node.handle(id, new AppendMessages([message('one'), message('two')]));
+    }
+    await caughtUp(node);
+    // The swap waits for this reader of the old table.
+    await db.query('begin');
+    await db.query(`select from ${tableOf(historyProjection)}`);
+    await node.projector.rebuild(historyProjection);
+    const isFolded = async (): Promise<boolean> => {
+      const [{ rebuild } = { rebuild: null }] = await node.projector.status();
+      return rebuild?.processed === rebuild?.total;
+    };
+    while (!(await isFolded())) await sleep(10);
+
+    await node.handle('erased', new EraseSession());
+    await node.handle('kept', new AppendMessages([message('three')]));
+    while (!(await isFolded())) await sleep(10);
+    await db.query('commit');
+    await rebuilt(node);
+    await caughtUp(node);
+
+    const rows = await db.query(
+      `select session_id, count(*)::int from ${tableOf(historyProjection)} group by 1`,
+    );
+    expect(rows).toEqual([{ session_id: 'kept', count: 4 }]);
+    expect(await node.projector.verify(historyProjection)).toMatchObject({ ok: true, parked: 0 });
+    expect(node.errors).toEqual([]);
+  });
+
   it('given a sealed log and a node that hangs while it opens events for a rebuild, when another node takes over its lanes, then the rebuild finishes, and what the first one opened changes nothing', async () => {
     let open = (): void => undefined;
     const gate = new Promise<void>((resolve) => (open = resolve));
