@@ -102,6 +102,7 @@ export class Stretches {
   /** JSON text of the next events, null for one that is plain or was erased; up to the first that cannot be opened. */
   private async opened(lane: number, after: number, known: Known): Promise<(Buffer | null)[]> {
     const end = await this.sealedEnd(lane, after, known);
+    if (end === after) return [];
     const payloads = await binaryRows(
       this.pool,
       `select tenant, stream_id, version, type, key_id::text, sealed from event
