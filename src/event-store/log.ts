@@ -31,6 +31,7 @@ import { MasterKeys } from './sealing/master-keys.js';
 import { SealingCodec } from './sealing/sealing-codec.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
+import { Stretches } from './stretches.js';
 import { type CopiedLog } from './tenant-copy.js';
 import { Telemetry } from './telemetry.js';
 import { VectorTokens } from './vector-tokens.js';
@@ -111,6 +112,7 @@ export class EventLog {
   readonly streams: StreamReader;
   readonly lanes: LaneReader;
   readonly leaves: LeafReader;
+  readonly stretches: Stretches;
   readonly feed: FeedReader;
   readonly cuts: CutReader;
   readonly snapshots: Snapshots;
@@ -163,6 +165,7 @@ export class EventLog {
     this.streams = new StreamReader(pool, this.laneOf, decoder);
     this.lanes = new LaneReader(pool, decoder, this.tail);
     this.leaves = new LeafReader(pool, this.laneOf, this.codec);
+    this.stretches = new Stretches(pool, this.codec);
     this.feed = new FeedReader(pool, this.laneOf, decoder);
     this.cuts = new CutReader(pool, this.laneOf, decoder);
     this.snapshots = new Snapshots(pool, this.laneOf, this.codec, decoder, generations);

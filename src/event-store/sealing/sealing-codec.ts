@@ -62,14 +62,17 @@ export class SealingCodec implements PayloadCodec {
     return [...encoded, ...(await Promise.all(sealed))];
   }
 
-  open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]> {
-    return this.opened(payloads, (payload, key) => JSON.parse(jsonOf(payload, key)) as unknown);
+  openText(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<Buffer>[]> {
+    return this.opened(payloads, (payload, key) => {
+      const text = unsealed(payload, key);
+      return hasCommitment(payload) ? text.subarray(SALT) : text;
+    });
   }
 
   committed(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<string | null>[]> {
     return this.opened(payloads, (payload, key) => {
       const text = unsealed(payload, key);
-      return hasCommitment(payload) ? text : null;
+      return hasCommitment(payload) ? text.toString() : null;
     });
   }
 
@@ -114,14 +117,8 @@ function seal(payload: Payload, { id, key }: DataKey): EncodedPayload {
   return { json: null, sealed, keyId: id };
 }
 
-/** The data, as JSON. @throws NotAuthentic */
-function jsonOf(payload: SealedPayload, key: Buffer): string {
-  const text = unsealed(payload, key);
-  return hasCommitment(payload) ? text.slice(SALT) : text;
-}
-
-/** @throws NotAuthentic */
-function unsealed(payload: SealedPayload, key: Buffer): string {
+/** What is sealed, in UTF-8. @throws NotAuthentic */
+function unsealed(payload: SealedPayload, key: Buffer): Buffer {
   const { sealed } = payload;
   if (sealed[0] !== WITHOUT_COMMITMENT && sealed[0] !== WITH_COMMITMENT)
     throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
@@ -130,8 +127,10 @@ function unsealed(payload: SealedPayload, key: Buffer): string {
     const cipher = createDecipheriv('aes-256-gcm', key, sealed.subarray(1, 1 + NONCE))
       .setAAD(identityOf(payload))
       .setAuthTag(sealed.subarray(1 + NONCE, HEAD));
-    const text = cipher.update(sealed.subarray(HEAD, end), undefined, 'utf8');
-    return text + cipher.final('utf8');
+    const text = cipher.update(sealed.subarray(HEAD, end));
+    // GCM holds nothing back, so this only authenticates.
+    cipher.final();
+    return text;
   } catch {
     throw new NotAuthentic(`${nameOf(payload)} does not authenticate: it was changed, or is that of another`);
   }

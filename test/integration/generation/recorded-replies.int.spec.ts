@@ -62,9 +62,9 @@ beforeEach(async () => {
     codec: {
       ...codec,
       encode: (payloads) => codec.encode(payloads),
-      open: (payloads) => {
+      openText: (payloads) => {
         opened += payloads.length;
-        return codec.open(payloads);
+        return codec.openText(payloads);
       },
     },
   });
