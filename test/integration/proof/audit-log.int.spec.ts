@@ -1,4 +1,6 @@
+import { createCipheriv } from 'node:crypto';
 import * as session from '../../../src/domain/session.commands.js';
+import { plainCommitment } from '../../../src/event-store/commitment.js';
 import { EventLog, type EventLogOptions } from '../../../src/event-store/log.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { masterKey } from '../../support/master-keys.js';
@@ -145,6 +147,62 @@ describe.each([
       expect.objectContaining({ kind: 'rewritten', lane, position: 250 }),
     ]);
   });
+});
+
+it('given sealed data that was exchanged by somebody who has its key, with the commitment left as it was, when it is audited, then the event is named', async () => {
+  const { lane } = await filled(SEALED);
+  const [row] = await db.query<{ key_id: string; sealed: Buffer }>(
+    'select key_id, sealed from event where position = 120',
+  );
+  const key = (await prover.log.secrets?.get([row?.key_id ?? '']))?.get(row?.key_id ?? '');
+  if (!row || !key) throw new Error('no key');
+  const nonce = Buffer.alloc(12, 7);
+  const identity = JSON.stringify([TENANT, 'alice', 120, 'MessageAppended']);
+  const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(Buffer.from(identity));
+  const bytes = Buffer.concat([cipher.update(`${'A'.repeat(22)}{"content":"forged"}`), cipher.final()]);
+  const sealed = Buffer.concat([Buffer.of(2), nonce, cipher.getAuthTag(), bytes, row.sealed.subarray(-32)]);
+  await owner('update event set sealed = $1 where position = 120', [sealed]);
+  expect((await prover.audit()).findings).toEqual([
+    expect.objectContaining({
+      ...{ kind: 'changed', lane, position: 120, event: `${TENANT}/alice/120` },
+      message: 'its data is not what it commits to',
+    }),
+  ]);
+});
+
+it('given the same message twice, when it is sealed, then the commitments differ, and none is the hash of what was said', async () => {
+  await start(SEALED);
+  await node.handle('alice', new session.CreateSession());
+  const same = { ...message('yes'), messageId: 'm' };
+  await node.handle('alice', new session.AppendMessages([same]));
+  await node.handle('alice', new session.ResetConversation());
+  await node.handle('alice', new session.AppendMessages([same]));
+  const { leaves } = prover.log;
+  const commitments = await leaves.commitments({ tenant: TENANT, streamId: 'alice' }, 10);
+  expect(new Set(commitments.map(({ commitment }) => commitment)).size).toBe(4);
+  const stored = await node.store.streams.read({ tenant: TENANT, streamId: 'alice' });
+  const guesses = stored.map(({ data }) => plainCommitment(data));
+  for (const { commitment } of commitments) expect(guesses).not.toContain(commitment);
+});
+
+it('given a tree that has grown meanwhile, or is another one, when a step is taken from where it was, then nothing changes', async () => {
+  const { lane } = await filled(PLAIN);
+  const all = async (): Promise<unknown> => [
+    await db.query('select * from merkle_lane order by lane'),
+    await db.query('select lane, level, index, hashes from merkle_tile order by lane, level, index'),
+    await db.query('select lane, size, note from signed_checkpoint order by lane, size'),
+  ];
+  const before = await all();
+  const [head] = await prover.store.heads([lane]);
+  if (!head) throw new Error('no head');
+  const tiles = [{ level: 0, index: 0, hashes: Buffer.alloc(32) }];
+  const to = { lane, size: 7, root: Buffer.alloc(32) };
+  for (const from of [
+    { ...head, size: head.size - 1 },
+    { ...head, root: Buffer.alloc(32, 1) },
+  ])
+    expect(await prover.store.take([{ from, to, tiles, note: 'a note' }])).toEqual(new Set());
+  expect(await all()).toEqual(before);
 });
 
 it('given a log that its owner rewrote whole, and had signed anew, when it is audited with what was published, then it is found; without that it is not', async () => {
