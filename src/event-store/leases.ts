@@ -25,6 +25,12 @@ export const leaseHeldBy = (lease: {
 export const leaseStands = (name: string): string =>
   `exists (select from lease l where l.name = ${name} and l.until > (select colloquy_now()))`;
 
+/** SQL for how many leases with each of these prefixes are held. */
+const counts = (prefixes: string): string =>
+  `select p.prefix as name, count(*) as count
+   from unnest(${prefixes}::text[]) as p (prefix) join lease l on starts_with(l.name, p.prefix)
+   where l.until > colloquy_now() group by p.prefix`;
+
 /** Ends all leases. Only for a database that no other process can be using: they belong to a process that is gone. */
 export async function forgetLeases(url: string): Promise<void> {
   const client = await connect(url, 'start');
@@ -49,6 +55,9 @@ export class Leases {
   /** The renewal statement in flight. */
   private renewing: Promise<unknown> | undefined;
   private readonly asked = new Set<string>();
+  /** All prefixes that were ever asked for: the renewal counts them along, for the work of its beat. */
+  private readonly prefixes = new Set<string>();
+  private counted: ReadonlyMap<string, number> = new Map();
   private counting: Promise<Map<string, number>> | undefined;
 
   constructor(
@@ -104,6 +113,28 @@ export class Leases {
     return new Map(rows.map(({ name, epoch }) => [name, epoch]));
   }
 
+  /** Takes leases like `takeRows`, and counts for the work of this beat in the same statement. */
+  private async renewRows(names: readonly string[]): Promise<Map<string, number>> {
+    if (names.length === 0) return new Map();
+    const prefixes = [...this.prefixes];
+    const { rows } = await available(() =>
+      this.pool.query<{ name: string; epoch: number | null; count: number | null }>({
+        name: 'lease_renew',
+        text: `select name, epoch, null::bigint as count from lease_take($1, $2, $3)
+               union all select name, null, count from (${counts('$4')}) as c`,
+        values: [[...names].sort(), this.owner, LEASE_MS, prefixes],
+      }),
+    );
+    const counted = new Map(prefixes.map((prefix) => [prefix, 0]));
+    const taken = new Map<string, number>();
+    for (const { name, epoch, count } of rows) {
+      if (epoch !== null) taken.set(name, epoch);
+      if (count !== null) counted.set(name, count);
+    }
+    this.counted = counted;
+    return taken;
+  }
+
   /** Releases leases at once, so that nobody has to wait until they run out. */
   release(names: readonly string[]): Promise<void> {
     return this.giveUp(names, 'null');
@@ -144,10 +175,13 @@ export class Leases {
   }
 
   /**
-   * Counts the nodes that hold a lease with this prefix. Calls in the same turn of the event loop share one query,
-   * because every kind of work calls this on the same beat.
+   * Counts the nodes that hold a lease with this prefix. On a beat the renewal has counted them, else calls in the same
+   * turn of the event loop share one query.
    */
   async count(prefix: string): Promise<number> {
+    const counted = this.counted.get(prefix);
+    if (counted !== undefined) return counted;
+    this.prefixes.add(prefix);
     this.asked.add(prefix);
     this.counting ??= endOfTurn().then(() => this.countAsked());
     return (await this.counting).get(prefix) ?? 0;
@@ -158,15 +192,13 @@ export class Leases {
     this.asked.clear();
     this.counting = undefined;
     const { rows } = await available(() =>
-      this.pool.query<{ prefix: string; count: number }>({
+      this.pool.query<{ name: string; count: number }>({
         name: 'lease_counts',
-        text: `select p.prefix, count(*)
-               from unnest($1::text[]) as p (prefix) join lease l on starts_with(l.name, p.prefix)
-               where l.until > colloquy_now() group by p.prefix`,
+        text: counts('$1'),
         values: [prefixes],
       }),
     );
-    return new Map(rows.map((row) => [row.prefix, row.count]));
+    return new Map(rows.map((row) => [row.name, row.count]));
   }
 
   /**
@@ -228,7 +260,7 @@ export class Leases {
 
   private async renew(): Promise<void> {
     const names = [...this.held.keys()];
-    const renewal = this.takeRows(names);
+    const renewal = this.renewRows(names);
     this.renewing = renewal.catch(() => undefined); // told by `beat`, which waits for the renewal itself
     const taken = await renewal.finally(() => (this.renewing = undefined));
     for (const name of names) {
@@ -242,7 +274,9 @@ export class Leases {
       }
     }
     // All work runs to its end even when some of it fails: no lease may be taken after the last beat was awaited.
-    const works = await Promise.allSettled([...this.beats].map((work) => work()));
+    const works = await Promise.allSettled([...this.beats].map((work) => work())).finally(() => {
+      this.counted = new Map();
+    });
     for (const work of works) {
       if (work.status === 'rejected')
         this.telemetry.emit('failed', { what: 'the balancing of lanes among nodes', error: work.reason });

@@ -18,6 +18,12 @@ const NOTIFY_GAP_MS = 10;
 
 /** A lost notification delays readers by at most this much. */
 const POLL_MS = 1_000;
+/**
+ * The same in a log to which nobody has appended for `QUIET_MS`, as long as there is a connection for notifications. Looking
+ * each second was most of what an idle log cost, and a process may have a hundred of them (cells).
+ */
+const QUIET_POLL_MS = 5_000;
+const QUIET_MS = 30_000;
 
 type Listener = (lanes: Iterable<number>) => void;
 
@@ -36,6 +42,8 @@ export class WakeUp {
   private connecting: Promise<void> | undefined;
   private readonly poll: NodeJS.Timeout;
   private closed = false;
+  /** When this node last heard that a lane has grown, by `performance.now()`. */
+  private grownAt = performance.now();
 
   constructor(
     private readonly url: string,
@@ -47,16 +55,21 @@ export class WakeUp {
     private readonly telemetry: Telemetry,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
+    let looked = -Infinity;
     this.poll = setInterval(() => {
       this.ensureConnected();
+      const now = performance.now();
+      const isQuiet = this.client !== undefined && now - this.grownAt > QUIET_MS;
+      if (isQuiet && now - looked < QUIET_POLL_MS) return;
+      looked = now;
       this.emit(this.all);
     }, POLL_MS);
     this.poll.unref();
   }
 
   /**
-   * Calls `listener` with the lanes that may have grown, and at least once a second with all lanes. Returns a function
-   * that stops this.
+   * Calls `listener` with the lanes that may have grown, and every second with all lanes, or every five in a quiet log.
+   * Returns a function that stops this.
    */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
@@ -64,7 +77,10 @@ export class WakeUp {
     return () => this.listeners.delete(listener);
   }
 
-  /** Calls `listener` with each owner that released leases. Returns a function that stops this. */
+  /**
+   * Calls `listener` with each owner that released leases, and with an empty text when nobody can tell who did. Returns a
+   * function that stops this.
+   */
   onRelease(listener: (owner: string) => void): () => void {
     this.releaseListeners.add(listener);
     this.ensureConnected();
@@ -84,6 +100,7 @@ export class WakeUp {
 
   /** Tells that the writer committed to these lanes. Readers are woken after those who wait for the commit. */
   appended(lanes: Iterable<number>): void {
+    this.grownAt = performance.now();
     for (const lane of lanes) this.grown.add(lane);
     this.emitting ??= setImmediate(() => {
       const grown = [...this.grown];
@@ -121,8 +138,13 @@ export class WakeUp {
   }
 
   private emitForeign(lanes: readonly number[]): void {
+    this.grownAt = performance.now();
     this.onForeign(lanes);
     this.emit(lanes);
+  }
+
+  private tellReleased(owner: string): void {
+    for (const listener of this.releaseListeners) listener(owner);
   }
 
   private emit(lanes: Iterable<number>): void {
@@ -158,6 +180,8 @@ export class WakeUp {
       this.client = await this.listeningClient();
       this.telemetry.emit('wakeUp', { connected: true });
       this.emitForeign(this.all);
+      // Whatever was said before is not heard any more.
+      this.tellReleased('');
       void this.announce();
     } catch (error) {
       // The next poll tries again.
@@ -176,7 +200,7 @@ export class WakeUp {
       });
       client.on('notification', ({ channel, payload = '' }) => {
         if (channel === LEASES_CHANNEL) {
-          for (const listener of this.releaseListeners) listener(payload);
+          this.tellReleased(payload);
           return;
         }
         const [origin, lanes = ''] = payload.split(' ');
