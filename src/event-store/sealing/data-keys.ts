@@ -221,6 +221,8 @@ export class DataKeys {
              left join lateral (
                select e.key_id from event e
                where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id and e.version = w.version
+               -- Without it the planner would read the whole table.
+               limit 1
              ) e on e.key_id = w.key_id
              left join data_key k on k.id = e.key_id
              order by w.n`,
