@@ -278,7 +278,8 @@ export class EventLog {
 
   /**
    * The key that an event is sealed with, for whoever has the sealed bytes.
-   * @returns null for a key that was destroyed; undefined where the log has no such event with that key
+   * @returns null for a key that was destroyed; undefined where the log has no such event with that key, or its tenant has
+   * left the log
    * @throws DatabaseUnavailable, MasterKeyRefused
    */
   keyOfEvent(event: KeyOfEvent): Promise<Buffer | null | undefined> {

@@ -204,7 +204,8 @@ export class DataKeys {
   /**
    * The key of an event as the database has it at this moment, for whoever reads outside of the service. What this process
    * remembers is not given out: another one may have destroyed it, and whoever gets a key may keep it for a while in turn.
-   * @returns null for a key that was destroyed; undefined where the log has no such event with that key
+   * @returns null for a key that was destroyed; undefined where the log has no such event with that key, or its tenant has
+   * left the log
    * @throws DatabaseUnavailable, MasterKeyRefused
    */
   ofEvent(event: KeyOfEvent): Promise<Buffer | null | undefined> {
@@ -224,6 +225,8 @@ export class DataKeys {
                -- Without it the planner would read the whole table.
                limit 1
              ) e on e.key_id = w.key_id
+               -- A tenant that has left may have been erased where it is now.
+               and not exists (select from tenant_absence a where a.tenant = w.tenant and a.opened is null)
              left join data_key k on k.id = e.key_id
              order by w.n`,
       values: [
