@@ -48,11 +48,12 @@ const recordOf = (message: IncomingMessage): SealedRecord => {
 
 /** A service that has the key, until it is told otherwise. */
 function service() {
-  const state = { status: 200, body: undefined as object | undefined, isAway: false };
+  const state = { status: 200, body: undefined as object | undefined, isAway: false, takesMs: 0 };
   const asked: string[] = [];
   let clock = 1_000;
   const answer = (url: string): Response => {
     asked.push(url);
+    clock += state.takesMs;
     if (state.isAway) throw new TypeError('fetch failed');
     const body = state.body ?? { id: KEY_ID, key: KEY.toString('base64'), maxAgeSeconds: 60 };
     return new Response(JSON.stringify(body), { status: state.status });
@@ -71,6 +72,9 @@ function service() {
     asked,
     answers: (status: number, body: object): void => {
       Object.assign(state, { status, body });
+    },
+    takes: (takesMs: number): void => {
+      state.takesMs = takesMs;
     },
     goesAway: (isAway: boolean): void => {
       state.isAway = isAway;
@@ -135,10 +139,11 @@ describe('a record of a sealed event', () => {
 
 describe('keys of sealed values', () => {
   it('given a key that was fetched, when more is sealed with it, then it is asked for again after a minute, counted from the request', async () => {
-    const { ring, asked, passes } = service();
+    const { ring, asked, passes, takes } = service();
     const record = recordOf(published(sealed(1)));
+    takes(10_000);
     expect(await ring.open(record)).toEqual(DATA);
-    passes(60_000);
+    passes(50_000);
     expect(await ring.open(recordOf(published(sealed(2))))).toEqual(DATA);
     expect(asked).toEqual([`http://colloquy/v1/keys/${KEY_ID}?session=s&version=1`]);
     passes(1);
@@ -220,16 +225,18 @@ describe('keys of sealed values', () => {
 });
 
 it('given a service that is away, when sealed records come, then nothing is skipped, and all is applied when it is back; repetitions need no keys', async () => {
-  const { ring, asked, goesAway } = service();
+  const { ring, asked, goesAway, passes } = service();
   const seen: (ConsumedEvent | UnknownEvent)[] = [];
   const places = memoryPlaces();
+  let onApplied = (): void => undefined;
   const messages = [1, 2, 3].map((version) => published(sealed(version)));
   const apply = () =>
     applyRecords(
       {
-        ...{ places, keys: ring, page: { events: 10, bytes: 1_000_000 }, isOurs: () => true },
+        ...{ places, keys: ring, page: { events: 1, bytes: 1_000_000 }, isOurs: () => true },
         apply: (events) => {
           seen.push(...events);
+          onApplied();
           return Promise.resolve();
         },
       },
@@ -238,6 +245,15 @@ it('given a service that is away, when sealed records come, then nothing is skip
   goesAway(true);
   await expect(apply()).rejects.toThrow('fetch failed');
   expect(seen).toEqual([]);
+  goesAway(false);
+  // In the middle it goes away again, while a page takes so long that the keys which were fetched before run out.
+  onApplied = () => {
+    passes(60_001);
+    goesAway(true);
+  };
+  await expect(apply()).rejects.toThrow('fetch failed');
+  expect(seen).toHaveLength(1);
+  onApplied = () => undefined;
   goesAway(false);
   expect(await apply()).toBe(true);
   expect(seen.map(({ version, type, data }) => ({ version, type, data }))).toEqual(
