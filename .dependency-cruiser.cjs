@@ -2,7 +2,7 @@
  * The arrows of docs/architecture.md: imports go one way.
  *
  *   domain <- event-store <- projection-engine <- read-models <- sessions <- generation
- *                         <- kafka                            <- audit, transfer, sweeper <- ops <- app.module
+ *                         <- kafka <- proof <- sessions       <- audit, transfer, sweeper <- ops <- app.module
  *                                                                generation, audit <- openai, ai-sdk <- app.module
  *
  * A cell is a whole application; `cells` gives requests to them, and only `service`, `ops` and `cli` know of it.
@@ -59,6 +59,12 @@ module.exports = {
       'modules-of-readers-know-no-feature',
       path('read-models/', 'kafka/'),
       path(...FEATURES, 'client/'),
+    ),
+    forbid(
+      'proofs-are-of-the-log-alone',
+      path('proof/'),
+      path(...FEATURES, 'domain/', 'read-models/', 'projection-engine/', 'client/', 'app.module'),
+      'they are made of envelopes and commitments, whatever the events say',
     ),
     forbid('engine-knows-no-chat', path('projection-engine/'), path('domain/')),
     forbid('engine-and-relay-know-no-read-model', path('projection-engine/', 'kafka/'), path('read-models/')),

@@ -12,6 +12,7 @@ import { large } from './measures/large.mjs';
 import { loneAppend } from './measures/lone-append.mjs';
 import { longSession } from './measures/long-session.mjs';
 import { move } from './measures/move.mjs';
+import { notary } from './measures/notary.mjs';
 import { oldSnapshot } from './measures/old-snapshot.mjs';
 import { overload } from './measures/overload.mjs';
 import { quietService } from './measures/quiet-service.mjs';
@@ -41,6 +42,7 @@ const MEASURES = {
   move,
   absences,
   sealed,
+  notary,
   away,
   overload,
   large,

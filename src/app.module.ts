@@ -9,6 +9,7 @@ import { GenerationModule } from './generation/generation.module.js';
 import { KafkaModule } from './kafka/kafka.module.js';
 import { OpenAiModule } from './openai/openai.module.js';
 import { OpsModule } from './ops/ops.module.js';
+import { ProofModule } from './proof/proof.module.js';
 import { SessionsModule } from './sessions/sessions.module.js';
 import { StorageModule } from './storage.module.js';
 import { SweeperModule } from './sweeper/sweeper.module.js';
@@ -30,6 +31,7 @@ export class AppModule {
         StorageModule.for(config, databaseUrl, cells),
         CqrsModule.forRoot(),
         AccessModule,
+        ProofModule,
         SessionsModule,
         AuditModule,
         GenerationModule,

@@ -106,6 +106,10 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0025-append_destroying.sql',
     sha256: 'd404c656d343a70335fd24a6da5ae629d17da18a15a7dcfd13496a614fff7274',
   },
+  {
+    file: 'proof/migrations/0026-proof.sql',
+    sha256: '3c45653aff24f7c15e90c8a0ba984fafe30a691a63201ca399d78cfcb0834172',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -122,6 +126,10 @@ export const rights: Rights = {
     log_loss: ['select', 'insert'],
     log_settings: ['select'],
     migration: ['select'],
+    merkle_lane: ['select', 'update'],
+    merkle_tile: ['select', 'insert', 'update'],
+    notary_key: ['select', 'insert', 'update (retired_at)'],
+    signed_checkpoint: ['select', 'insert'],
     api_key: ['select', 'insert', 'update'],
     data_key: ['select', 'insert', 'update (master, wrapped, destroyed_at)'],
     command: ALL,

@@ -2,6 +2,7 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { type MovedTenant } from '../cells/tenant-move.js';
 import { type ApiKey } from '../access/keys.schemas.js';
+import { type NotaryKey } from '../proof/notary-keys.js';
 import { type LogRange } from '../event-store/log-ranges.js';
 import { ColloquyError, type Connection } from '../client/connection.js';
 import { version } from '../version.js';
@@ -12,8 +13,8 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export`, `import`, `migrate`, `grant`, `keys`, `master-key`, `ranges`, `tenants` and `cells drain` work on the database
- * itself, `data` on its files, everything else but `token` asks a running service.
+ * `export`, `import`, `audit-log`, `migrate`, `grant`, `keys`, `master-key`, `notary`, `ranges`, `tenants` and `cells drain`
+ * work on the database itself, `data` and `verify-export` on files, everything else but `token` asks a running service.
  */
 
 interface EventRow {
@@ -51,6 +52,11 @@ interface VerifiedRow {
   readonly rows: number;
   readonly hash: string;
   readonly firstDifference: { readonly tenant: string; readonly sessionId: string } | null;
+}
+interface ExportCommand {
+  readonly session?: string[];
+  readonly format: 'events' | 'openai';
+  readonly proof?: boolean;
 }
 interface SweepRow {
   readonly reason: string;
@@ -531,12 +537,73 @@ program
       .choices(['events', 'openai'])
       .default('events'),
   )
-  .action(async (file: string | undefined, options: { session?: string[]; format: 'events' | 'openai' }) => {
-    const { session, format } = options;
+  .option('--proof', 'with proofs that nothing was changed, left out or added, for `verify-export`')
+  .action(async (file: string | undefined, options: ExportCommand) => {
+    const { session, format, proof: hasProof = false } = options;
+    if (hasProof && format !== 'events')
+      return program.error('Only an export of all that happened can be proven: leave --format out.', {
+        exitCode: 2,
+      });
     const { exportTo } = await import('./transfer.js');
     const { tenant, cell } = service();
     const sessions = session && { tenant: tenant ?? 'default', sessionIds: session };
-    await exportTo(file, { tenant, ...(sessions && { sessions }) }, format, cell);
+    await exportTo(file, { tenant, ...(sessions && { sessions }) }, { format, cell, hasProof });
+  });
+
+program
+  .command('verify-export <file>')
+  .description(
+    'check an export with proofs, or receipts of erasures, without a service or database; --key names a file of the public keys of its notary; exit code 1 when something is not as it was signed',
+  )
+  .action(async (file: string) => {
+    const { key } = program.opts<{ key?: string }>();
+    if (key === undefined)
+      return program.error('Name the file of public keys, which `colloquy notary` prints: --key notary.pub', {
+        exitCode: 2,
+      });
+    const { verifyFile } = await import('./proof.js');
+    const { findings, ...verified } = await verifyFile(file, key);
+    await print(findings, columns<(typeof findings)[number]>('line', 'kind', 'what', 'message'));
+    process.stderr.write(`${JSON.stringify({ ...verified, findings: findings.length })}\n`);
+    if (findings.length > 0) process.exitCode = 1;
+  });
+
+program
+  .command('audit-log')
+  .description(
+    'hold the log against what the notary signed of it; --key names a file of its public keys (default: those in the database); exit code 1 when something is not as it was',
+  )
+  .option('--checkpoints <file...>', 'checkpoints that were kept elsewhere')
+  .option('--from-kafka', 'with the checkpoints that were published')
+  .action(async (options: { checkpoints?: string[]; fromKafka?: boolean }) => {
+    const { auditLogOf } = await import('./proof.js');
+    const { key } = program.opts<{ key?: string }>();
+    const { findings, ...audited } = await auditLogOf({ ...options, cell: service().cell, keyFile: key });
+    await print(findings, columns<(typeof findings)[number]>('kind', 'lane', 'position', 'event', 'message'));
+    process.stderr.write(`${JSON.stringify({ ...audited, findings: findings.length })}\n`);
+    if (findings.length > 0) process.exitCode = 1;
+  });
+
+const NOTARY_KEY = columns<NotaryKey>('id', 'createdAt', 'retiredAt', 'verifier');
+const notary = program.command('notary').description('the keys that checkpoints and exports are signed with');
+notary
+  .command('list', { isDefault: true })
+  .description(
+    'list them, the oldest first; --public prints the public keys alone, as a file of keys has them',
+  )
+  .option('--public', 'the public keys alone')
+  .action(async ({ public: isPublic }: { public?: boolean }) => {
+    const { listKeys } = await import('./proof.js');
+    const keys = await listKeys(service().cell);
+    if (isPublic) await write(keys.map(({ verifier }) => `${verifier}\n`).join(''));
+    else await print(keys, NOTARY_KEY);
+  });
+notary
+  .command('rotate')
+  .description('let a new key sign from now on; the public halves of the former ones are kept')
+  .action(async () => {
+    const { rotateKey } = await import('./proof.js');
+    await print(await rotateKey(service().cell), NOTARY_KEY);
   });
 
 program

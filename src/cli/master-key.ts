@@ -19,7 +19,7 @@ export async function listMasterKeys(cell?: string): Promise<MasterKeyRow[]> {
     await onDatabase(one, async (client, masters) => {
       const counts = new Map((await masterKeyUse(client)).map(({ master, dataKeys }) => [master, dataKeys]));
       for (const master of masters.ids) {
-        const use = master === masters.first ? 'seals' : 'opens';
+        const use = masters.seals && master === masters.first ? 'seals' : 'opens';
         rows.push({ cell: one, master, use, dataKeys: counts.get(master) ?? 0 });
       }
     });

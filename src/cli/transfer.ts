@@ -21,26 +21,36 @@ import { migrate } from '../database/migrate.js';
 import { type EventLog } from '../event-store/log.js';
 import { type KeyedDatabase, openLog } from '../open-log.js';
 import { cellsOfSettings, withDatabase, withPool } from './database.js';
+import { migrations } from '../migrations.js';
 import { print, progressBar, write } from './output.js';
+import { proofOf } from './proof.js';
+
+export interface ExportOptions {
+  readonly format: 'events' | 'openai';
+  readonly cell?: string | undefined;
+  /** Whether others can check it. */
+  readonly hasProof: boolean;
+}
 
 /** @param file standard output unless given. The file appears only when it is complete. */
 export async function exportTo(
   file: string | undefined,
   selection: ExportSelection,
-  format: 'events' | 'openai',
-  cell?: string,
+  { format, cell, hasProof }: ExportOptions,
 ): Promise<void> {
   if (format === 'openai') {
     await exportHistories(file, selection, cell);
     return;
   }
-  const manifest = await withDatabase({ create: false, cell }, (database) =>
-    withStore(database, (store) =>
-      file === undefined
-        ? exportSessions(store, selection, write)
-        : toFile(file, (put) => exportSessions(store, selection, put)),
-    ),
-  );
+  const manifest = await withDatabase({ create: false, cell }, async (database) => {
+    if (hasProof) await migrate(database.url, migrations);
+    return withStore(database, (store) => {
+      const proof = hasProof ? proofOf(store) : undefined;
+      return file === undefined
+        ? exportSessions(store, selection, write, proof)
+        : toFile(file, (put) => exportSessions(store, selection, put, proof));
+    });
+  });
   if (file === undefined) {
     process.stderr.write(`${manifest.sessions} sessions, ${manifest.events} events\n`);
     return;
@@ -106,7 +116,6 @@ export async function importFrom(file: string, options: ImportOptions): Promise<
     withDatabase({ create: true, cell: options.cell }, async (database) => {
       // Loaded here: it brings the whole service, which no other command needs.
       await import('reflect-metadata');
-      const { migrations } = await import('../migrations.js');
       await migrate(database.url, migrations);
       return withStore(database, (store) => importFile(store, path, options));
     }),

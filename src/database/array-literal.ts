@@ -23,9 +23,12 @@ export function sparse<T>(rows: readonly T[], pick: (row: T) => Element): string
   return column.some((value) => value != null) ? arrayLiteral(column) : null;
 }
 
-/** The type of the elements of a `bytea[]`. */
+/** Types of the elements of a `bytea[]` and of a `jsonb[]`. */
 const BYTEA = 17;
+const JSONB = 3802;
 const HEADER = 20;
+/** Comes before the text of a `jsonb` in binary form. */
+const JSONB_VERSION = 1;
 
 /**
  * A column of bytes as PostgreSQL reads a `bytea[]` in binary form; null where it is null all through. As text it would be
@@ -44,15 +47,36 @@ export function bytesArray<T>(
   }
   if (isNull) return null;
   const array = Buffer.allocUnsafe(size);
-  // One dimension, that may have nulls; its elements' type, their number, and the index of the first.
-  for (const [index, number] of [1, 1, BYTEA, column.length, 1].entries())
-    array.writeInt32BE(number, 4 * index);
-  let at = HEADER;
+  let at = arrayHeader(array, BYTEA, column.length);
   for (const value of column) {
     at = array.writeInt32BE(value?.length ?? -1, at);
     if (value) at += value.copy(array, at);
   }
   return array;
+}
+
+/**
+ * A column of JSON texts in UTF-8 as PostgreSQL reads a `jsonb[]` in binary form. Nothing is escaped, and the bytes need
+ * not become text in between.
+ */
+export function jsonbArray(texts: readonly (Buffer | null)[]): Buffer {
+  const array = Buffer.allocUnsafe(
+    texts.reduce((size, text) => size + 4 + (text ? 1 + text.length : 0), HEADER),
+  );
+  let at = arrayHeader(array, JSONB, texts.length);
+  for (const text of texts) {
+    at = array.writeInt32BE(text ? 1 + text.length : -1, at);
+    if (!text) continue;
+    at = array.writeUInt8(JSONB_VERSION, at);
+    at += text.copy(array, at);
+  }
+  return array;
+}
+
+/** One dimension, that may have nulls; its elements' type, their number, and the index of the first. */
+function arrayHeader(array: Buffer, type: number, length: number): number {
+  for (const [index, number] of [1, 1, type, length, 1].entries()) array.writeInt32BE(number, 4 * index);
+  return HEADER;
 }
 
 function element(value: Element): string | number {

@@ -5,7 +5,8 @@
  * @param value what JSON can express; members that are undefined are left out, as `JSON.stringify` does
  */
 export function canonicalJson(value: unknown): string {
-  return isInOrder(value) ? (JSON.stringify(value) ?? 'null') : written(value);
+  if (value === undefined) return 'null';
+  return isInOrder(value) ? JSON.stringify(value) : written(value);
 }
 
 /** Whether the platform's serialisation, which is several times faster, has the members in the right order already. */
@@ -22,7 +23,8 @@ function isInOrder(value: unknown): boolean {
 }
 
 function written(value: unknown): string {
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null';
+  if (value === undefined) return 'null';
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(written).join()}]`;
   let text = '';
   for (const name of Object.keys(value).sort()) {

@@ -87,14 +87,14 @@ export class EventDecoder {
     rows: readonly (EventRow & { readonly data: string | null; readonly copied: boolean })[],
     leaveSealed: boolean,
   ): Promise<StoredEvent[]> {
-    const payloads = leaveSealed ? rows : await this.opened(rows);
+    const payloads = leaveSealed ? rows : await this.opened(rows, false, (json) => json);
     return rows.map((row, index) => {
       const payload = payloads[index];
       const { copied: isCopy, sealed: bytes, key_id: keyId } = row;
       if (leaveSealed && bytes && keyId !== null)
         return { ...envelope(row), isCopy, json: 'null', sealed: { keyId, bytes } };
       if (isErased(payload)) return { ...envelope(row), isCopy, json: 'null', erased: true };
-      const json = row.sealed ? JSON.stringify(dataOf(payload)) : (row.data ?? 'null');
+      const json = row.sealed ? (dataOf(payload) as string) : (row.data ?? 'null');
       return { ...envelope(row), isCopy, json };
     });
   }
@@ -111,8 +111,13 @@ export class EventDecoder {
    * Without a sealing codec all rows are plain and pass through at no cost.
    *
    * @param isOfStreams whether the rows are read for the sake of their streams, and not of a whole log
+   * @param read makes data of what was sealed, which is JSON text
    */
-  private async opened(rows: readonly PayloadRow[], isOfStreams = false): Promise<readonly Opened[]> {
+  private async opened(
+    rows: readonly PayloadRow[],
+    isOfStreams = false,
+    read: (json: string) => unknown = JSON.parse,
+  ): Promise<readonly Opened[]> {
     const sealed = rows.flatMap((row) =>
       row.sealed
         ? {
@@ -124,14 +129,16 @@ export class EventDecoder {
         : [],
     );
     if (sealed.length === 0) return rows;
-    const results = await this.codec.open(sealed);
+    const results = await this.codec.openText(sealed);
     let next = 0;
     return rows.map((row) => {
       if (!row.sealed) return row;
       const result = results[next];
       next += 1;
       if (!result) throw new Error('the codec opened fewer payloads than it was given');
-      return result.status === 'fulfilled' ? { data: result.value } : { reason: result.reason as unknown };
+      return result.status === 'fulfilled'
+        ? { data: read(result.value.toString()) }
+        : { reason: result.reason as unknown };
     });
   }
 

@@ -24,13 +24,6 @@ export interface EventRow {
 }
 
 /**
- * SQL for the events of lane $1 behind position $2, up to position $3, as a table for a `from`. It is for statements
- * that apply events without moving them out of the database.
- */
-export const STRETCH = `(select tenant, stream_id, incarnation, version, type, time, data from event
-  where lane = $1 and position > $2 and position <= $3)`;
-
-/**
  * SQL condition: the last event of a stream is this one. It lets a query on other tables prove that what its caller
  * knows of the stream is still true.
  *

@@ -154,33 +154,6 @@ export class LaneReader {
   }
 
   /**
-   * Where the next events of a lane end, at most `limit` of them, for whoever applies them inside the database
-   * (`STRETCH`).
-   *
-   * @param schemaVersions event type → schema version that the reader understands
-   * @returns undefined when there are none, or when one of them is sealed, erased, or of another type or version
-   */
-  async plainStretch(
-    lane: number,
-    after: number,
-    limit: number,
-    schemaVersions: Readonly<Record<string, readonly number[]>>,
-  ): Promise<number | undefined> {
-    const known = Object.entries(schemaVersions).flatMap(([type, versions]) =>
-      versions.map((version) => ({ type, version })),
-    );
-    const [row] = await rowsOf<{ end: number | null; isPlain: boolean | null }>(this.pool, {
-      name: 'plain_stretch',
-      text: `select max(position) as end,
-                    bool_and(data is not null and (type, schema_version) in (select * from unnest($4::text[], $5::int[])))
-                      as "isPlain"
-             from event where lane = $1 and position > $2 and position <= $2::bigint + $3::bigint`,
-      values: [lane, after, limit, known.map(({ type }) => type), known.map(({ version }) => version)],
-    });
-    return row?.end && row.isPlain ? row.end : undefined;
-  }
-
-  /**
    * The sizes of the next events of some lanes, summed over the lanes: entry n is that of the (n + 1)th event of each.
    *
    * @param after lane → the last position that the reader has

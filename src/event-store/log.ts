@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto';
+import { hash, randomUUID } from 'node:crypto';
 import { type Pool } from 'pg';
 import { available, connect, createPool } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
@@ -15,6 +15,7 @@ import { KeyedResults } from './keyed-results.js';
 import { KnownEnds } from './known-ends.js';
 import { rememberedLaneOf, type StreamId } from './lane.js';
 import { LaneReader } from './lane-reader.js';
+import { LeafReader } from './leaf-reader.js';
 import { Leases } from './leases.js';
 import { LiveTail } from './live-tail.js';
 import { LogImport } from './log-import.js';
@@ -30,6 +31,7 @@ import { MasterKeys } from './sealing/master-keys.js';
 import { SealingCodec } from './sealing/sealing-codec.js';
 import { Snapshots } from './snapshots.js';
 import { type StateLag, StreamReader } from './stream-reader.js';
+import { Stretches } from './stretches.js';
 import { type CopiedLog } from './tenant-copy.js';
 import { Telemetry } from './telemetry.js';
 import { VectorTokens } from './vector-tokens.js';
@@ -109,6 +111,8 @@ export class EventLog {
   readonly laneOf: (stream: StreamId) => number;
   readonly streams: StreamReader;
   readonly lanes: LaneReader;
+  readonly leaves: LeafReader;
+  readonly stretches: Stretches;
   readonly feed: FeedReader;
   readonly cuts: CutReader;
   readonly snapshots: Snapshots;
@@ -150,7 +154,7 @@ export class EventLog {
     const masters = new MasterKeys(options.masterKeys ?? []);
     if (!options.codec && masters.ids.length > 0)
       this.dataKeys = new DataKeys(pool, masters, generations, this.laneOf, telemetry, options.keyClock);
-    this.seals = masters.first !== undefined;
+    this.seals = masters.seals;
     this.codec = options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, this.seals) : plainCodec);
     generations.onNew(() => {
       this.dataKeys?.forget();
@@ -162,6 +166,8 @@ export class EventLog {
     const decoder = new EventDecoder(this.codec, options.upcast);
     this.streams = new StreamReader(pool, this.laneOf, decoder);
     this.lanes = new LaneReader(pool, decoder, this.tail);
+    this.leaves = new LeafReader(pool, this.laneOf, this.codec);
+    this.stretches = new Stretches(pool, this.codec);
     this.feed = new FeedReader(pool, this.laneOf, decoder);
     this.cuts = new CutReader(pool, this.laneOf, decoder);
     this.snapshots = new Snapshots(pool, this.laneOf, this.codec, decoder, generations);
@@ -255,6 +261,19 @@ export class EventLog {
   async isIn(pool: Pool, timeoutMs: number): Promise<boolean> {
     const other = await readSettings(pool, timeoutMs);
     return other !== undefined && other.position_key.equals(this.settings.position_key);
+  }
+
+  /** Names this log and all copies of it, and tells nothing of its position key: 16 hex digits. */
+  get id(): string {
+    return hash('sha256', Buffer.concat([Buffer.from('colloquy log'), this.settings.position_key])).slice(
+      0,
+      16,
+    );
+  }
+
+  /** Secrets that lie in the database, wrapped by the master key; undefined where there is none. */
+  get secrets(): Pick<DataKeys, 'create' | 'get'> | undefined {
+    return this.dataKeys;
   }
 
   /** Waits until accepted appends are answered, then closes the connections. */

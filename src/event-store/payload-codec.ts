@@ -104,10 +104,19 @@ export interface PayloadCodec {
   /** @returns one encoded payload per payload, in order */
   encode(payloads: readonly Payload[]): readonly EncodedPayload[] | Promise<readonly EncodedPayload[]>;
   /**
-   * @returns one entry per payload, in order: its data, or the reason why it cannot be opened
+   * @returns one entry per payload, in order: its data as JSON text in UTF-8, or the reason why it cannot be opened
    * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused
    */
-  open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]>;
+  openText(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<Buffer>[]>;
+  /**
+   * What the payloads commit to (`commitment.ts`): salt and data, as text; null for one that was sealed without it.
+   * @throws as `openText`
+   */
+  committed(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<string | null>[]>;
+}
+
+function refused([payload]: readonly SealedPayload[]): Promise<[]> {
+  return payload ? Promise.reject(new NoKeys(payload)) : Promise.resolve([]);
 }
 
 /** Stores payloads as they are. */
@@ -118,7 +127,8 @@ export const plainCodec: PayloadCodec = {
       sealed: null,
       keyId: null,
     })),
-  open: ([payload]) => (payload ? Promise.reject(new NoKeys(payload)) : Promise.resolve([])),
+  openText: refused,
+  committed: refused,
 };
 
 /** @throws when the codec returned fewer payloads than it was given */

@@ -68,7 +68,7 @@ export class KeyRing {
   async open(record: SealedRecord): Promise<Record<string, unknown> | null | undefined> {
     const held = this.held.get(record.keyId) ?? (await this.fetchKey(record));
     if (!held) return undefined;
-    return held.key && (unseal(record, held.key) as Record<string, unknown>);
+    return held.key && (JSON.parse(unseal(record, held.key).toString()) as Record<string, unknown>);
   }
 
   close(): void {

@@ -86,9 +86,9 @@ async function read(records: readonly IncomingMessage[], codec: PayloadCodec): P
 async function open(
   payloads: readonly SealedPayload[],
   codec: PayloadCodec,
-): Promise<readonly PromiseSettledResult<unknown>[]> {
+): Promise<readonly PromiseSettledResult<Buffer>[]> {
   try {
-    return await codec.open(payloads);
+    return await codec.openText(payloads);
   } catch (error) {
     // Without master keys the log has no key at all any more: all that it had were in the end that is gone.
     if (!(error instanceof NoKeys)) throw error;
@@ -103,8 +103,8 @@ async function open(
  * @returns null for what was erased; undefined for what nobody can open any more
  * @throws NotAuthentic
  */
-function openedIn(result: PromiseSettledResult<unknown>): Record<string, unknown> | null | undefined {
-  if (result.status === 'fulfilled') return result.value as Record<string, unknown>;
+function openedIn(result: PromiseSettledResult<Buffer>): Record<string, unknown> | null | undefined {
+  if (result.status === 'fulfilled') return JSON.parse(result.value.toString()) as Record<string, unknown>;
   if (result.reason instanceof KeyDestroyed) return null;
   if (result.reason instanceof KeyMissing) return undefined;
   throw result.reason;

@@ -18,6 +18,7 @@ import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { onAnswered } from '../http/request-log.js';
 import { Relay } from '../kafka/relay.js';
+import { Notary } from '../proof/notary.js';
 import { Projector } from '../projection-engine/projector.js';
 import { isOneOfSeveral, metricsOfAll } from '../sibling-processes.js';
 import { Sweeper } from '../sweeper/sweeper.js';
@@ -47,6 +48,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     private readonly projector: Projector,
     private readonly relay: Relay,
     private readonly sweeper: Sweeper,
+    private readonly notary: Notary,
     private readonly relaxed: RelaxedPool,
     private readonly limits: Limits,
     @Inject(Cells) private readonly cells: Cells | null,
@@ -105,6 +107,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
     this.ofPools();
     this.ofSweeper();
     this.ofReadModels();
+    this.ofNotary();
   }
 
   /** The relay, if there are brokers, has been started by now. */
@@ -299,6 +302,16 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
       'max',
       async () =>
         (await this.projector.status()).map(({ table, parked }) => [{ projection: table }, parked] as const),
+    );
+  }
+
+  private ofNotary(): void {
+    this.gauge(
+      'notary_lag_events',
+      'Events that no tree of the notary has taken in',
+      ['lane'],
+      'max',
+      async () => (await this.notary.lag()).map((behind, lane) => [{ lane: String(lane) }, behind] as const),
     );
   }
 

@@ -1,6 +1,7 @@
 import { Module } from '@nestjs/common';
 import { AccessModule } from '../access/access.module.js';
 import { KafkaModule } from '../kafka/kafka.module.js';
+import { ProofModule } from '../proof/proof.module.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { SweeperModule } from '../sweeper/sweeper.module.js';
 import { CellsController } from './cells.controller.js';
@@ -17,7 +18,7 @@ import { SweeperController } from './sweeper.controller.js';
 
 /** Health, metrics and administration, for operators. */
 @Module({
-  imports: [AccessModule, ReadModelsModule, KafkaModule, SweeperModule],
+  imports: [AccessModule, ReadModelsModule, KafkaModule, ProofModule, SweeperModule],
   providers: [Health, Metrics, FailureLog],
   controllers: [
     ContractController,

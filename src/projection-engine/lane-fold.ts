@@ -1,6 +1,5 @@
 import { type ClientBase, type Pool } from 'pg';
 import { transaction } from '../database/transaction.js';
-import { STRETCH } from '../event-store/event-rows.js';
 import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
@@ -109,10 +108,10 @@ export class LaneFold {
     // The statement would apply the events of parked sessions as well.
     if (!applyInside || !lane || lane.parked.size > 0) return 0;
     try {
-      const { lanes } = this.store;
       const { [ERASURE]: _erasure, ...known } = applyInside.schemaVersions;
-      const end = await lanes.plainStretch(number, lane.position, limit, known);
-      if (end === undefined) return 0;
+      const stretch = await this.store.stretches.next(number, lane.position, limit, known);
+      if (!stretch) return 0;
+      const { end, events, values } = stretch;
       await transaction(this.pool, async (client) => {
         await this.move(
           client,
@@ -120,7 +119,7 @@ export class LaneFold {
           new Map([[number, end]]),
           new Map([[number, epoch]]),
         );
-        await client.query(applyInside.statement(this.table, STRETCH), [number, lane.position, end]);
+        await client.query(applyInside.statement(this.table, events), [...values]);
       });
       this.known.set(number, { ...lane, position: end });
       return end - lane.position;

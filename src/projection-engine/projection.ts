@@ -18,7 +18,7 @@ export type Read = <Row>(text: string, values: readonly unknown[]) => Promise<Ro
 export interface ApplyInside {
   /** Event type → the schema versions that the statement understands; a type that is missing here is not understood. */
   readonly schemaVersions: Readonly<Record<string, readonly number[]>>;
-  /** @param events SQL for the events to apply, for a `from`: see `STRETCH`; its parameters are all there are */
+  /** @param events SQL for the events to apply, for a `from`: see `Stretch`; its parameters are all there are */
   readonly statement: (table: string, events: string) => string;
 }
 
@@ -42,8 +42,8 @@ export interface Projection<Event extends RecordedEvent = RecordedEvent> {
    */
   apply(events: readonly Event[], table: string, read: Read): Promise<readonly Statement[]>;
   /**
-   * Optional; has the same effect as `apply` and makes rebuilds several times faster. It is used where every event is
-   * stored in plain, in a schema version that it understands. `verify` and all other folds use `apply`.
+   * Optional; has the same effect as `apply` and makes rebuilds several times faster. It is used for stretches of
+   * events in schema versions that it understands. `verify` and all other folds use `apply`.
    */
   readonly applyInside?: ApplyInside;
 }

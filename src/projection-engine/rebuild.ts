@@ -12,7 +12,7 @@ import { workOn } from './runner.js';
 
 /** Events read per lane and turn. With more, garbage collection became the largest cost (measured). */
 const BATCH = 500;
-/** Events applied by one statement inside the database. */
+/** Plain events applied by one statement inside the database. */
 const INSIDE_BATCH = 20_000;
 /** Lanes that a node works on at the same time, so that one lane is read while another one is written. */
 const WORKERS = 3;

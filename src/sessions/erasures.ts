@@ -1,6 +1,7 @@
 import { Injectable } from '@nestjs/common';
 import { EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
+import { NotaryKeys } from '../proof/notary-keys.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type SessionRecord } from '../read-models/session-record.js';
 import { forksBefore } from '../read-models/session-views.js';
@@ -13,6 +14,7 @@ export class Erasures {
   constructor(
     private readonly store: EventLog,
     private readonly models: ReadModels,
+    private readonly notary: NotaryKeys,
   ) {}
 
   /**
@@ -24,17 +26,26 @@ export class Erasures {
     const events = await this.store.streams.read(stream, { types: ['SessionErased'], erasedToo: true });
     if (events.length === 0) return [];
     const ends = await this.models.ends();
+    const commitments = await this.store.leaves.commitments(stream, events.at(-1)?.version ?? 0);
+    const signer = await this.notary.signer();
     return Promise.all(
       (events as readonly RecordedEvent[] as readonly SessionRecord[])
         .filter((event) => event.type === 'SessionErased')
-        .map(async ({ data, time, version, actor }) => ({
-          sessionId,
-          erasedAt: time,
-          version,
-          actor,
-          ...data,
-          forks: await forksBefore(this.models, ends, tenant, { sessionId, version }),
-        })),
+        .map(async ({ data, time, version, actor }) => {
+          const receipt = {
+            sessionId,
+            erasedAt: time,
+            version,
+            actor,
+            ...data,
+            commitments: commitments.filter((one) =>
+              data.incarnations.some(({ from, to }) => from <= one.version && one.version <= to),
+            ),
+            forks: await forksBefore(this.models, ends, tenant, { sessionId, version }),
+          };
+          const said = { log: `colloquy/${this.store.id}`, tenant, ...receipt };
+          return { tenant, ...receipt, statement: signer?.state('erasure', said) ?? null };
+        }),
     );
   }
 }

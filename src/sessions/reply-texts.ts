@@ -53,12 +53,15 @@ export class ReplyTexts {
     const sealed = stored.flatMap(({ sealed, keyId, generation, number }) =>
       sealed ? [{ ...identityOf({ generation, number }), sealed, keyId }] : [],
     );
-    const opened = sealed.length === 0 ? [] : [...(await this.log.codec.open(sealed))];
+    const opened = sealed.length === 0 ? [] : [...(await this.log.codec.openText(sealed))];
     const texts: (Omit<Stored, 'text'> & { readonly text: string })[] = [];
     for (const one of stored) {
       const result = one.sealed ? opened.shift() : undefined;
       if (result?.status === 'rejected') break;
-      texts.push({ ...one, text: result ? String(result.value) : (one.text ?? '') });
+      texts.push({
+        ...one,
+        text: result ? (JSON.parse(result.value.toString()) as string) : (one.text ?? ''),
+      });
     }
     return texts;
   }

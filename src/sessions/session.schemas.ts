@@ -84,6 +84,7 @@ const { reason: erasureReason, ...erased } = sessionEvents.SessionErased.data.sh
 export const EraseBody = z.strictObject({ reason: erasureReason }).default({});
 export const ErasureReceipt = z
   .object({
+    tenant: z.string(),
     sessionId,
     erasedAt: time,
     version: z.int().positive().meta({ description: 'of the event `SessionErased`' }),
@@ -93,6 +94,13 @@ export const ErasureReceipt = z
     forks: z
       .array(sessionId)
       .meta({ description: 'sessions that copied from it before, and were not erased themselves' }),
+    commitments: z.array(z.object({ version: z.int().positive(), commitment: z.string().nullable() })).meta({
+      description:
+        'what the erased events commit to, as the trees of the notary have it: SHA-256 in hex digits; null for an event that was sealed before there were commitments',
+    }),
+    statement: z.string().nullable().meta({
+      description: 'the receipt as the notary signed it (a C2SP signed note), for `colloquy verify-export`',
+    }),
   })
   .meta({ id: 'ErasureReceipt' });
 export type Receipt = z.infer<typeof ErasureReceipt>;

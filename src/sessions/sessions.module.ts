@@ -2,6 +2,7 @@ import { Inject, Injectable, Module, type OnApplicationShutdown, type OnModuleIn
 import { CqrsModule } from '@nestjs/cqrs';
 import { type Config, SETTINGS } from '../config.js';
 import { EventLog } from '../event-store/log.js';
+import { ProofModule } from '../proof/proof.module.js';
 import { ReadModelsModule } from '../read-models/read-models.module.js';
 import { ApprovalsController } from './approvals.controller.js';
 import { commandHandlers } from './command-handlers.js';
@@ -33,7 +34,7 @@ class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplication
 
 /** Commands and queries on sessions, and the policies of their tenants. */
 @Module({
-  imports: [CqrsModule, ReadModelsModule],
+  imports: [CqrsModule, ReadModelsModule, ProofModule],
   providers: [
     { provide: TenantPolicies, useClass: NodePolicies },
     Erasures,

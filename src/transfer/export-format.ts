@@ -10,8 +10,12 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
  *   {"session": {"tenant": …, "sessionId": …, "version": …}}        after the events of a session: its last version
  *   {"manifest": {"format": 1, "sessions": …, "events": …, "sha256": …}}     the last line, with the hash of all before
  *
+ * With proofs, for `proof/verify-export.ts`, an event has a member `proof` more and the line of a session a member
+ * `statement`; the checkpoints that they are of come first, and a statement on the whole before the manifest. An import
+ * takes the sessions, and does not look at these.
+ *
  * The manifest stands in the same file, a piece of it behind each session, so that neither side has to hold a list of
- * all sessions, and so that a file and a pipe are the same thing. Nothing in it depends on the moment of the export:
+ * all sessions, and so that a file and a pipe are the same thing. Without proofs nothing in it depends on the moment of the export:
  * the same sessions give the same bytes.
  */
 
@@ -37,12 +41,20 @@ export const ExportedEvent = z.strictObject({
   data: z.record(z.string(), z.unknown()).nullable(),
   /** Stands where the data was erased, and nowhere else. */
   erased: z.literal(true).optional(),
+  proof: z.record(z.string(), z.unknown()).optional(),
 });
 export type ExportedEvent = z.infer<typeof ExportedEvent>;
 
 export const ExportedSession = z.strictObject({
   session: z.strictObject({ tenant: z.string(), sessionId: z.string(), version }),
+  statement: z.string().optional(),
 });
+
+/** What is said of the log or the whole export. */
+export const ExportAttestation = z.union([
+  z.strictObject({ checkpoint: z.record(z.string(), z.unknown()) }),
+  z.strictObject({ statement: z.string() }),
+]);
 
 export const ExportManifest = z.strictObject({
   manifest: z.strictObject({

@@ -4,6 +4,7 @@ import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { carryOn } from '../domain/history.js';
 import { type MessageRecord, type SessionRecord } from '../read-models/session-record.js';
 import { toOpenAi } from './openai-messages.js';
+import { type ExportProof } from '../proof/export-proof.js';
 import { EXPORT_FORMAT, exported, type ExportManifestData } from './export-format.js';
 
 const STREAMS = 1_000;
@@ -71,12 +72,14 @@ export async function exportOpenAi(
  *
  * @param store without an upcaster, so that events are written as they were recorded
  * @param write takes a piece of text, whole lines; the next one comes when it has resolved
- * @throws whatever `write` throws; DatabaseUnavailable
+ * @param proof adds by what others can check the export
+ * @throws whatever `write` throws; DatabaseUnavailable; NoNotaryKey, NotProvable
  */
 export async function exportSessions(
   store: EventLog,
   selection: ExportSelection,
   write: (text: string) => Promise<void>,
+  proof?: ExportProof,
 ): Promise<ExportManifestData> {
   const hash = createHash('sha256');
   const put = (lines: readonly unknown[]): Promise<void> => {
@@ -87,22 +90,30 @@ export async function exportSessions(
   let sessions = 0;
   let events = 0;
   let last: RecordedEvent | undefined;
-  const endOf = ({ tenant, streamId, version }: RecordedEvent) => {
+  const endOf = (event: RecordedEvent) => {
+    const { tenant, streamId, version } = event;
     sessions += 1;
-    return { session: { tenant, sessionId: streamId, version } };
+    return {
+      session: { tenant, sessionId: streamId, version },
+      ...(proof && { statement: proof.session(event) }),
+    };
   };
 
-  for await (const page of eventsOf(store, selection)) {
+  const cut = await store.lanes.ends();
+  if (proof) await put(await proof.begin(cut));
+  for await (const page of eventsUpTo(store, cut, selection)) {
     const lines: unknown[] = [];
-    for (const event of page) {
+    const proofs = await proof?.of(page);
+    for (const [index, event] of page.entries()) {
       if (last && isOfOther(event, last)) lines.push(endOf(last));
-      lines.push(exported(event));
+      lines.push({ ...exported(event), ...(proofs && { proof: proofs[index] }) });
       last = event;
     }
     events += page.length;
     await put(lines);
   }
   if (last) await put([endOf(last)]);
+  if (proof) await put([await proof.whole(claimOf(selection), events)]);
   const manifest = { format: EXPORT_FORMAT, sessions, events, sha256: hash.digest('hex') } as const;
   await write(`${JSON.stringify({ manifest })}\n`);
   return manifest;
@@ -110,8 +121,22 @@ export async function exportSessions(
 
 /** The events of the sessions up to the moment of the call, session by session, in pages. */
 async function* eventsOf(store: EventLog, selection: ExportSelection): AsyncGenerator<RecordedEvent[]> {
-  const cut = await store.lanes.ends();
+  yield* eventsUpTo(store, await store.lanes.ends(), selection);
+}
+
+/** @param cut by lane: the last position */
+async function* eventsUpTo(
+  store: EventLog,
+  cut: readonly number[],
+  selection: ExportSelection,
+): AsyncGenerator<RecordedEvent[]> {
   for await (const streams of pagesOf(store, selection)) yield* store.cuts.eventsUpTo(cut, streams);
+}
+
+/** What an export is of, in words that are signed. */
+function claimOf({ tenant, sessions }: ExportSelection): string {
+  if (!sessions) return tenant === undefined ? 'all sessions of all tenants' : `all sessions of ${tenant}`;
+  return `these sessions of ${sessions.tenant}: ${JSON.stringify([...new Set(sessions.sessionIds)].sort())}`;
 }
 
 const isOfOther = (event: RecordedEvent, last: RecordedEvent | undefined): boolean =>

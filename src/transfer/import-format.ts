@@ -18,7 +18,13 @@ import { isStorable, NOT_STORABLE } from '../http/json-body.js';
 import { jsonPointer } from '../http/problem.js';
 import { derivedId } from '../sessions/ids.js';
 import { NewMessage } from '../sessions/session.schemas.js';
-import { ExportedEvent, ExportedSession, ExportManifest, type ExportManifestData } from './export-format.js';
+import {
+  ExportAttestation,
+  ExportedEvent,
+  ExportedSession,
+  ExportManifest,
+  type ExportManifestData,
+} from './export-format.js';
 
 /** The input cannot be imported. The message is for operators and names the line. */
 export class ImportRefused extends Error {
@@ -289,7 +295,10 @@ class ExportLines implements LineReader {
       return undefined;
     }
     this.hash.update(bytes).update('\n');
-    return 'session' in value ? this.ended(parsed(ExportedSession, value).session) : this.event(value, bytes);
+    if ('session' in value) return this.ended(parsed(ExportedSession, value).session);
+    if (!('checkpoint' in value) && !('statement' in value)) return this.event(value, bytes);
+    parsed(ExportAttestation, value);
+    return undefined;
   }
 
   end(): undefined {

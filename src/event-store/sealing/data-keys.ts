@@ -147,7 +147,7 @@ export class DataKeys {
       const found = one.begins === true ? undefined : await this.lookups.ask(one);
       // What is still written for it, such as the rest of a reply, must be as unreadable as what was there.
       if (found?.key === null) return { id: found.id, key: randomBytes(32) };
-      const key = found ?? (await this.take());
+      const key = found ?? (await this.create());
       if (epoch !== this.epoch) continue;
       // It may have been seen in the log meanwhile.
       const known = this.keyOf(one);
@@ -320,8 +320,8 @@ export class DataKeys {
     );
   }
 
-  /** A key that nothing is sealed with yet. It is in the database. */
-  private async take(): Promise<DataKey> {
+  /** A key that nothing is sealed with yet. It is in the database. @throws DatabaseUnavailable */
+  async create(): Promise<DataKey> {
     this.wanted += 1;
     try {
       for (;;) {

@@ -29,8 +29,10 @@ export class MasterKeyRefused extends Error {
  */
 export class MasterKeys {
   private readonly keys: ReadonlyMap<string, Buffer>;
-  /** Id of the one that wraps; undefined when nothing is to be sealed. */
+  /** Id of the one that wraps; undefined when there is none at all. */
   readonly first: string | undefined;
+  /** Whether new payloads are to be sealed. Other secrets are wrapped also where they are not. */
+  readonly seals: boolean;
 
   /** @param texts each of them base64 of 32 bytes; the first may be `plain` */
   constructor(texts: readonly string[]) {
@@ -38,7 +40,8 @@ export class MasterKeys {
     if (keys.some((key) => key.length !== BYTES))
       throw new MasterKeyRefused(`a master key must be base64 of ${BYTES} bytes`);
     this.keys = new Map(keys.map((key) => [idOf(key), key]));
-    this.first = texts[0] === PLAIN ? undefined : this.ids[0];
+    this.first = this.ids[0];
+    this.seals = this.first !== undefined && texts[0] !== PLAIN;
   }
 
   get ids(): string[] {

@@ -40,32 +40,43 @@ export function seal(payload: Payload, key: Buffer): Buffer {
   return sealed;
 }
 
-/** @throws NotAuthentic */
-export function unseal(payload: SealedPayload, key: Buffer): unknown {
+/** The JSON text of what is sealed, in UTF-8. @throws NotAuthentic */
+export function unseal(payload: SealedPayload, key: Buffer): Buffer {
   const text = unsealed(payload, key);
-  return JSON.parse(payload.sealed[0] === WITH_COMMITMENT ? text.slice(SALT) : text) as unknown;
+  return hasCommitment(payload) ? text.subarray(SALT) : text;
 }
 
-/** @throws NotAuthentic */
-function unsealed(payload: SealedPayload, key: Buffer): string {
+/** What the commitment is to: the salt and the JSON text; null where there is none. @throws NotAuthentic */
+export function committedIn(payload: SealedPayload, key: Buffer): string | null {
+  const text = unsealed(payload, key);
+  return hasCommitment(payload) ? text.toString() : null;
+}
+
+/** What is sealed, in UTF-8. @throws NotAuthentic */
+function unsealed(payload: SealedPayload, key: Buffer): Buffer {
   const { sealed } = payload;
   if (sealed[0] !== WITHOUT_COMMITMENT && sealed[0] !== WITH_COMMITMENT)
     throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
-  const end = sealed.length - (sealed[0] === WITH_COMMITMENT ? COMMITMENT : 0);
+  const end = sealed.length - (hasCommitment(payload) ? COMMITMENT : 0);
   try {
     const cipher = createDecipheriv('aes-256-gcm', key, sealed.subarray(1, 1 + NONCE))
       .setAAD(identityOf(payload))
       .setAuthTag(sealed.subarray(1 + NONCE, HEAD));
-    const text = cipher.update(sealed.subarray(HEAD, end), undefined, 'utf8');
-    return text + cipher.final('utf8');
+    const text = cipher.update(sealed.subarray(HEAD, end));
+    // GCM holds nothing back, so this only authenticates.
+    cipher.final();
+    return text;
   } catch {
     throw new NotAuthentic(`${nameOf(payload)} does not authenticate: it was changed, or is that of another`);
   }
 }
 
-/** The commitment that stands at the end of a sealed payload; undefined where there is none. */
-export const commitmentIn = (sealed: Buffer): Buffer | undefined =>
-  sealed[0] === WITH_COMMITMENT ? sealed.subarray(-COMMITMENT) : undefined;
+const hasCommitment = ({ sealed }: Pick<SealedPayload, 'sealed'>): boolean => sealed[0] === WITH_COMMITMENT;
+
+/** SQL expression for the commitment at the end of sealed bytes, as hex digits; null where there is none. */
+export const commitmentIn = (sealed: string): string =>
+  `case when get_byte(${sealed}, 0) = ${WITH_COMMITMENT}
+        then encode(substring(${sealed} from octet_length(${sealed}) - ${COMMITMENT - 1}), 'hex') end`;
 
 /** Whether it is not an event: states and pieces of replies are proven to nobody, and have types that events cannot have. */
 const isInternal = ({ type }: PayloadIdentity): boolean => type.startsWith('~');

@@ -8,7 +8,7 @@ import {
   type SealedPayload,
 } from '../payload-codec.js';
 import { type DataKey, type DataKeys } from './data-keys.js';
-import { seal, unseal } from './sealed-bytes.js';
+import { committedIn, seal, unseal } from './sealed-bytes.js';
 
 /**
  * Seals payloads with the data key of their incarnation. The identity of a payload is authenticated along, so that sealed
@@ -46,27 +46,33 @@ export class SealingCodec implements PayloadCodec {
     return [...encoded, ...(await Promise.all(sealed))];
   }
 
-  async open(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<unknown>[]> {
+  openText(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<Buffer>[]> {
+    return this.opened(payloads, unseal);
+  }
+
+  committed(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<string | null>[]> {
+    return this.opened(payloads, committedIn);
+  }
+
+  private async opened<T>(
+    payloads: readonly SealedPayload[],
+    opening: (payload: SealedPayload, key: Buffer) => T,
+  ): Promise<readonly PromiseSettledResult<T>[]> {
     const ids = payloads.flatMap(({ keyId }) => keyId ?? []);
     const keys = await this.keys.get(ids);
     return payloads.map((payload) => {
       try {
-        const value = this.openOne(payload, keys);
+        const { keyId, incarnation } = payload;
+        const key = keyId === null ? undefined : keys.get(keyId);
+        if (keyId === null || key === undefined) throw new KeyMissing(payload, keyId);
+        if (key === null) throw new KeyDestroyed(payload, keyId);
+        const value = opening(payload, key);
+        if (incarnation !== undefined) this.keys.learn({ ...payload, incarnation }, keyId);
         return { status: 'fulfilled', value };
       } catch (reason) {
         return { status: 'rejected', reason };
       }
     });
-  }
-
-  private openOne(payload: SealedPayload, keys: ReadonlyMap<string, Buffer | null>): unknown {
-    const { keyId, incarnation } = payload;
-    const key = keyId === null ? undefined : keys.get(keyId);
-    if (keyId === null || key === undefined) throw new KeyMissing(payload, keyId);
-    if (key === null) throw new KeyDestroyed(payload, keyId);
-    const value = unseal(payload, key);
-    if (incarnation !== undefined) this.keys.learn({ ...payload, incarnation }, keyId);
-    return value;
   }
 }
 

@@ -60,10 +60,11 @@ beforeEach(async () => {
   const codec = sealingCodec({ wait: () => Promise.resolve() });
   log = await logs.start(db.url, {
     codec: {
+      ...codec,
       encode: (payloads) => codec.encode(payloads),
-      open: (payloads) => {
+      openText: (payloads) => {
         opened += payloads.length;
-        return codec.open(payloads);
+        return codec.openText(payloads);
       },
     },
   });

@@ -1,4 +1,5 @@
-import { AppendMessages, CreateSession } from '../../../src/domain/session.commands.js';
+import { AppendMessages, CreateSession, EraseSession } from '../../../src/domain/session.commands.js';
+import { STATE_VERSION } from '../../../src/domain/session.state.js';
 import { type EventLogOptions } from '../../../src/event-store/log.js';
 import { LEASE_MS } from '../../../src/event-store/leases.js';
 import { historyProjection } from '../../../src/read-models/history.projection.js';
@@ -10,6 +11,8 @@ import { usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { expectSoundLog, seeded, sized, sleep } from '../event-store/fixture.js';
 import { byCode, historyPage, message, Node, READ_MODELS, TENANT } from './fixture.js';
+import { appendOf } from '../../support/append.js';
+import { masterKey } from '../../support/master-keys.js';
 import { sealingCodec } from '../../support/sealing-codec.js';
 import { heavy } from '../../support/heavy.js';
 
@@ -176,7 +179,7 @@ describe('a rebuild', () => {
     expect(await contents(historyProjection)).toEqual(before);
   });
 
-  it('given payloads that are sealed in part, when the read model is rebuilt, then sealed ones are opened by the code, and the rows are as before', async () => {
+  it('given payloads that are sealed in part, when the read model is rebuilt, then sealed ones are opened, and the rows are as before', async () => {
     let isSealing = false;
     const node = await start(READ_MODELS, {
       codec: sealingCodec({ isSealing: ({ data }) => isSealing && data !== null }),
@@ -196,6 +199,129 @@ describe('a rebuild', () => {
     expect(await node.projector.parked()).toEqual([]);
     expect(node.errors).toEqual([]);
   });
+
+  it('given a sealed log with erasures, a session that is parked and one of a newer version, when the read model is rebuilt, then sealed events are applied by its statement, and the rows are those of a fold by code', async () => {
+    const { applyInside: inside } = historyProjection;
+    const stretches: string[] = [];
+    const watched: Projection<SessionRecord> = {
+      ...historyProjection,
+      ...(inside && {
+        applyInside: {
+          ...inside,
+          statement: (table: string, events: string) => {
+            stretches.push(events);
+            return inside.statement(table, events);
+          },
+        },
+      }),
+    };
+    const options = { masterKeys: [masterKey('one')] };
+    const node = await start([watched], options);
+    const ids = Array.from({ length: 40 }, (_, index) => `s${index}`);
+    for (let round = 0; round < 3; round += 1) {
+      for (const id of ids) {
+        if (round === 0 || ids.indexOf(id) < 4) await node.handle(id, new CreateSession());
+        const messages = Array.from({ length: 6 }, (_, index) => message(`„${index}“ of ${id} \\ "`));
+        await node.handle(id, new AppendMessages(messages));
+      }
+      for (const id of ids.slice(0, 4)) await node.handle(id, new EraseSession());
+    }
+    await node.live(seeded(), ids.slice(4, 8), 20);
+    const { version } = (await node.load('s9')).state;
+    const newer = await start([], options);
+    await newer.store.append({
+      ...appendOf({ tenant: TENANT, streamId: 's9' }, version, []),
+      stateVersion: STATE_VERSION,
+      events: [{ type: 'MessageAppended', schemaVersion: 99, data: {} }],
+    });
+    await node.handle('s10', new AppendMessages([message('the last')]));
+    await caughtUp(node);
+    const before = await contents(historyProjection);
+    expect(before.length).toBeGreaterThan(600);
+
+    await node.projector.rebuild(watched);
+    await rebuilt(node);
+
+    expect(await contents(historyProjection)).toEqual(before);
+    expect(await node.projector.verify(historyProjection)).toMatchObject({ ok: true, parked: 1 });
+    expect(await node.projector.parked()).toMatchObject([{ sessionId: 's9', version: version + 1 }]);
+    expect(stretches.filter((events) => events.includes('jsonb[]')).length).toBeGreaterThan(8);
+    expect(node.errors).toEqual([]);
+  }, 60_000);
+
+  it('given a rebuild that has applied the events of a session, when the session is erased before the swap, then the new table has nothing of it', async () => {
+    const node = await start([historyProjection], { masterKeys: [masterKey('one')] });
+    for (const id of ['erased', 'kept']) {
+      await node.handle(id, new CreateSession());
+      await node.handle(id, new AppendMessages([message('one'), message('two')]));
+    }
+    await caughtUp(node);
+    // The swap waits for this reader of the old table.
+    await db.query('begin');
+    await db.query(`select from ${tableOf(historyProjection)}`);
+    await node.projector.rebuild(historyProjection);
+    const isFolded = async (): Promise<boolean> => {
+      const [{ rebuild } = { rebuild: null }] = await node.projector.status();
+      return rebuild?.processed === rebuild?.total;
+    };
+    while (!(await isFolded())) await sleep(10);
+
+    await node.handle('erased', new EraseSession());
+    await node.handle('kept', new AppendMessages([message('three')]));
+    while (!(await isFolded())) await sleep(10);
+    await db.query('commit');
+    await rebuilt(node);
+    await caughtUp(node);
+
+    const rows = await db.query(
+      `select session_id, count(*)::int from ${tableOf(historyProjection)} group by 1`,
+    );
+    expect(rows).toEqual([{ session_id: 'kept', count: 4 }]);
+    expect(await node.projector.verify(historyProjection)).toMatchObject({ ok: true, parked: 0 });
+    expect(node.errors).toEqual([]);
+  });
+
+  it('given a sealed log and a node that hangs while it opens events for a rebuild, when another node takes over its lanes, then the rebuild finishes, and what the first one opened changes nothing', async () => {
+    let open = (): void => undefined;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    const codec = sealingCodec();
+    let isRebuilding = false;
+    let pages = 0;
+    let held = 0;
+    const hanging: EventLogOptions = {
+      codec: {
+        ...codec,
+        openText: async (payloads) => {
+          const opened = await codec.openText(payloads);
+          if (!isRebuilding || (pages += 1) <= 3) return opened;
+          held += 1;
+          await gate;
+          return opened;
+        },
+      },
+    };
+    const doomed = await start([historyProjection], hanging);
+    const ids = Array.from({ length: 60 }, (_, index) => `s${index}`);
+    await Promise.all(ids.map((id) => doomed.handle(id, new CreateSession())));
+    await caughtUp(doomed);
+    const before = await contents(historyProjection);
+    isRebuilding = true;
+    await doomed.projector.rebuild(historyProjection);
+    while (held === 0) await sleep(10);
+    const [progress] = await doomed.projector.status();
+    expect(progress?.rebuild?.processed).toBeGreaterThan(0);
+    expect(progress?.rebuild?.processed).toBeLessThan(60);
+    doomed.stopBeating();
+    await db.setClock({ offsetMs: LEASE_MS + 1_000 });
+
+    const heir = await start([historyProjection], { codec });
+    await rebuilt(heir);
+    open();
+    await sleep(100);
+    expect(await contents(historyProjection)).toEqual(before);
+    expect(doomed.errors).toEqual([]);
+    expect(await heir.projector.verify(historyProjection)).toMatchObject({ ok: true, rows: 60 });
+  }, 30_000);
 
   it('given a node that hangs in the middle of a rebuild, when another node takes over its lanes, then the rebuild continues where it was and finishes, and no row is there twice', async () => {
     let open = (): void => undefined;

@@ -1,0 +1,159 @@
+import { LaneShare } from '../event-store/lane-share.js';
+import { type Leases } from '../event-store/leases.js';
+import { type EventLog } from '../event-store/log.js';
+import { type MerkleStore, type SignedCheckpoint } from './merkle-store.js';
+import { type TreeKeeper } from './tree-keeper.js';
+
+/** The name under which the nodes share the lanes among themselves. */
+const WORK = 'notary';
+/** Events gather for so long: the tiles at the edge of a tree are written anew with each step. */
+const GATHER_MS = 500;
+/** A tree that grows is signed so often. */
+const SIGN_MS = 60_000;
+/** All lanes are looked at so often, in case a notification was lost. */
+const LOOK_MS = 10_000;
+const RETRY_MS = 2_000;
+
+export interface NotaryParts {
+  readonly log: EventLog;
+  readonly store: MerkleStore;
+  readonly keeper: TreeKeeper;
+  readonly leases: Leases;
+  /** Receives what was signed, also what another node has signed of a lane that is now this node's. */
+  readonly onSigned: (checkpoints: readonly Omit<SignedCheckpoint, 'time'>[]) => void;
+  readonly onError: (error: unknown) => void;
+}
+
+/** Keeps the trees of this node's share of the lanes in step with the log, and signs them. */
+export class Notary {
+  private readonly share: LaneShare;
+  private readonly dirty = new Set<number>();
+  private readonly signedAt = new Map<number, number>();
+  private running: Promise<void> | undefined;
+  private readonly ends: (() => void)[] = [];
+  private timer: NodeJS.Timeout | undefined;
+  private resolvePause = (): void => undefined;
+  private stopped = false;
+
+  constructor(private readonly parts: NotaryParts) {
+    const { log, leases } = parts;
+    this.share = new LaneShare(leases, WORK, log.laneCount, (lanes) => {
+      this.wake(lanes);
+      void this.tellSigned(new Set(lanes));
+    });
+  }
+
+  async start(): Promise<void> {
+    const { log, keeper } = this.parts;
+    let lookedAt = -Infinity;
+    this.ends.push(
+      log.wakeUp.subscribe((lanes) => {
+        const grown = [...lanes];
+        // The log wakes its readers with all lanes each second; this one can wait, and spares a query.
+        if (grown.length === log.laneCount) {
+          if (performance.now() - lookedAt < LOOK_MS) return;
+          lookedAt = performance.now();
+        }
+        this.wake(grown);
+      }),
+      log.generations.onNew(() => {
+        keeper.keep(new Set());
+        this.wake(Array.from({ length: log.laneCount }, (_, lane) => lane));
+      }),
+    );
+    await this.share.balance();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    for (const end of this.ends) end();
+    this.resolvePause();
+    await this.running;
+  }
+
+  /** By lane, how many events its tree has still to take in. */
+  async lag(): Promise<number[]> {
+    const { log, store } = this.parts;
+    const lanes = Array.from({ length: log.laneCount }, (_, lane) => lane);
+    // Before the ends, so that what is appended in between makes the lag larger and never negative.
+    const sizes = new Map((await store.heads(lanes)).map(({ lane, size }) => [lane, size]));
+    return (await log.lanes.ends()).map((end, lane) => end - (sizes.get(lane) ?? 0));
+  }
+
+  private wake(lanes: Iterable<number>): void {
+    for (const lane of lanes) this.dirty.add(lane);
+    if (this.stopped || this.dirty.size === 0) return;
+    this.running ??= this.run();
+  }
+
+  private async run(): Promise<void> {
+    while (this.dirty.size > 0 && !this.stopped) {
+      try {
+        if (!(await this.turn())) await this.pause(GATHER_MS);
+      } catch (error) {
+        this.parts.onError(error);
+        await this.pause(RETRY_MS);
+      }
+    }
+    this.running = undefined;
+  }
+
+  /** @returns whether there is more to do at once */
+  private async turn(): Promise<boolean> {
+    const { keeper, onSigned } = this.parts;
+    const { owned } = this.share;
+    keeper.keep(new Set(owned.keys()));
+    const lanes = [...this.dirty].filter((lane) => owned.has(lane));
+    this.dirty.clear();
+    if (lanes.length === 0) return false;
+    const now = performance.now();
+    try {
+      const isDue = (lane: number): boolean => now - (this.signedAt.get(lane) ?? -Infinity) >= SIGN_MS;
+      const { grown, isBehind, unsigned, signed } = await keeper.advance(lanes, isDue);
+      for (const { lane } of signed) this.signedAt.set(lane, now);
+      if (signed.length > 0) onSigned(signed);
+      for (const lane of grown) this.dirty.add(lane);
+      this.signLater(unsigned);
+      return isBehind;
+    } catch (error) {
+      for (const lane of lanes) this.dirty.add(lane);
+      throw error;
+    }
+  }
+
+  /** Wakes this when the first of these trees is to be signed, also when nothing is appended any more. */
+  private signLater(unsigned: readonly number[]): void {
+    if (unsigned.length === 0 || this.timer) return;
+    const now = performance.now();
+    const due = Math.min(...unsigned.map((lane) => (this.signedAt.get(lane) ?? now) + SIGN_MS));
+    this.timer = setTimeout(
+      () => {
+        this.timer = undefined;
+        this.wake(unsigned);
+      },
+      Math.max(GATHER_MS, due - now),
+    ).unref();
+  }
+
+  private async tellSigned(lanes: ReadonlySet<number>): Promise<void> {
+    const { store, onSigned, onError } = this.parts;
+    try {
+      const latest = (await store.latest()).filter(({ lane }) => lanes.has(lane));
+      if (latest.length > 0) onSigned(latest);
+    } catch (error) {
+      onError(error);
+    }
+  }
+
+  private pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      timer.unref();
+      this.resolvePause = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      if (this.stopped) this.resolvePause();
+    });
+  }
+}
