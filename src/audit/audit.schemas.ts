@@ -9,6 +9,7 @@ import {
   toolName,
   usage,
 } from '../domain/session.events.js';
+import { TENANT_STREAM } from '../domain/tenant.js';
 import { at, incarnation, limit, MAX_VERSION, Message, time } from '../sessions/session.schemas.js';
 
 /** Requests and answers about the past. Types, validation and OpenAPI are derived from these schemas. */
@@ -72,6 +73,27 @@ export const FeedQuery = z
     session: sessionId.optional(),
   })
   .refine(ordered, afterFrom);
+
+export const dataKeyPath = z.uuid();
+export const DataKeyQuery = z.strictObject({
+  session: z.union([sessionId, z.literal(TENANT_STREAM)]).meta({
+    description: 'the session of the event: `ce_subject` of the record',
+  }),
+  version: z.coerce.number().int().positive().max(MAX_VERSION).meta({
+    description: 'the version of the event: `ce_sessionversion` of the record',
+  }),
+});
+
+export const DataKey = z
+  .object({
+    id: z.uuid(),
+    key: z.string().meta({ description: 'base64 of 32 bytes: an AES-256 key' }),
+    maxAgeSeconds: z
+      .int()
+      .positive()
+      .meta({ description: 'seconds from the request on after which it must be forgotten' }),
+  })
+  .meta({ id: 'DataKey' });
 
 export const TrailQuery = z
   .strictObject({

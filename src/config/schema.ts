@@ -235,6 +235,11 @@ export const settings = section({
     maxMessageBytes: wholeNumber(65_536, 104_857_600).default(8_388_608),
     /** Of the messages. Default `gzip`. */
     compression: choice('gzip', 'none').default('gzip'),
+    /**
+     * With `sealed`, what is sealed in the log is published sealed, so that an erasure reaches every copy
+     * ([events.md](events.md#sealed-values)); it needs a master key. Default `plain`.
+     */
+    payload: choice('plain', 'sealed').default('plain'),
     /** Default false: no TLS. A mapping holds PEM texts as in Node's `tls.connect`. */
     ssl: z
       .union(

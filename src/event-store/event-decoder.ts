@@ -79,14 +79,20 @@ export class EventDecoder {
     });
   }
 
-  /** @param rows with `data` as JSON text */
+  /**
+   * @param rows with `data` as JSON text
+   * @param leaveSealed whether sealed data stays sealed, for which no keys are needed; nobody knows then what was erased
+   */
   async storedEvents(
     rows: readonly (EventRow & { readonly data: string | null; readonly copied: boolean })[],
+    leaveSealed: boolean,
   ): Promise<StoredEvent[]> {
-    const payloads = await this.opened(rows, false, (json) => json);
+    const payloads = leaveSealed ? rows : await this.opened(rows, false, (json) => json);
     return rows.map((row, index) => {
       const payload = payloads[index];
-      const { copied: isCopy } = row;
+      const { copied: isCopy, sealed: bytes, key_id: keyId } = row;
+      if (leaveSealed && bytes && keyId !== null)
+        return { ...envelope(row), isCopy, json: 'null', sealed: { keyId, bytes } };
       if (isErased(payload)) return { ...envelope(row), isCopy, json: 'null', erased: true };
       const json = row.sealed ? (dataOf(payload) as string) : (row.data ?? 'null');
       return { ...envelope(row), isCopy, json };

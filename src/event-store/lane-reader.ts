@@ -125,8 +125,16 @@ export class LaneReader {
     });
   }
 
-  /** Like `read`, but with the data as stored JSON, for readers that pass events on without looking at their data. */
-  async readStored(after: ReadonlyMap<number, number>, limit: number): Promise<StoredEvent[]> {
+  /**
+   * Like `read`, but with the data as stored JSON, for readers that pass events on without looking at their data.
+   *
+   * @param leaveSealed whether sealed data is passed on sealed
+   */
+  async readStored(
+    after: ReadonlyMap<number, number>,
+    limit: number,
+    leaveSealed = false,
+  ): Promise<StoredEvent[]> {
     const rows = await rowsOf<EventRow & { data: string | null; copied: boolean }>(this.pool, {
       name: 'read_stored',
       text: `select ${EVENT_COLUMNS.replace('e.data,', 'e.data::text as data,')},
@@ -142,7 +150,7 @@ export class LaneReader {
              ) e`,
       values: [[...after.keys()], [...after.values()], limit],
     });
-    return this.decoder.storedEvents(rows);
+    return this.decoder.storedEvents(rows, leaveSealed);
   }
 
   /**

@@ -5,7 +5,7 @@ import { HELD_SIZE } from './event-rows.js';
 import { type StreamId } from './lane.js';
 import { type PayloadCodec } from './payload-codec.js';
 import { type RecordedEvent } from './recorded-event.js';
-import { commitmentIn } from './sealing/sealing-codec.js';
+import { commitmentIn } from './sealing/sealed-bytes.js';
 
 /** An event without its data, and with what it commits to. */
 export type CommittedEvent = Omit<RecordedEvent, 'data' | 'erased'> & {

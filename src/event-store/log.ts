@@ -25,7 +25,7 @@ import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } 
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { MovedPositions } from './moved-positions.js';
-import { DataKeys } from './sealing/data-keys.js';
+import { DataKeys, type KeyOfEvent } from './sealing/data-keys.js';
 import { checkMasterKeys } from './sealing/master-key-use.js';
 import { MasterKeys } from './sealing/master-keys.js';
 import { SealingCodec } from './sealing/sealing-codec.js';
@@ -128,6 +128,8 @@ export class EventLog {
   /** Encrypts and decrypts the positions of readers of all lanes, so that clients see opaque text. */
   readonly vectors: VectorTokens;
   readonly codec: PayloadCodec;
+  /** Whether what is appended from now on is sealed, and not only what is sealed can be read. */
+  readonly seals: boolean;
   private readonly dataKeys: DataKeys | undefined;
   private readonly tail = new LogTail<RecordedEvent>();
   private readonly ends = new KnownEnds();
@@ -152,8 +154,8 @@ export class EventLog {
     const masters = new MasterKeys(options.masterKeys ?? []);
     if (!options.codec && masters.ids.length > 0)
       this.dataKeys = new DataKeys(pool, masters, generations, this.laneOf, telemetry, options.keyClock);
-    this.codec =
-      options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, masters.seals) : plainCodec);
+    this.seals = masters.seals;
+    this.codec = options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, this.seals) : plainCodec);
     generations.onNew(() => {
       this.dataKeys?.forget();
       this.forget();
@@ -291,6 +293,16 @@ export class EventLog {
   /** Whether payloads are sealed: what they say then stands nowhere outside of them but in read models. */
   get isSealed(): boolean {
     return this.dataKeys !== undefined;
+  }
+
+  /**
+   * The key that an event is sealed with, for whoever has the sealed bytes.
+   * @returns null for a key that was destroyed; undefined where the log has no such event with that key, or its tenant has
+   * left the log
+   * @throws DatabaseUnavailable, MasterKeyRefused
+   */
+  keyOfEvent(event: KeyOfEvent): Promise<Buffer | null | undefined> {
+    return this.dataKeys?.ofEvent(event) ?? Promise.resolve(undefined);
   }
 
   /** Number of appends requested since the process started. Deferrable work reads it to see how busy the node is. */

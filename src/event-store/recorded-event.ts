@@ -18,9 +18,17 @@ export interface RecordedEvent<Type extends string = string, Data = unknown> {
   readonly erased?: true;
 }
 
+/** Data that was left sealed, and the id (UUID) of the key that opens it. */
+export interface SealedData {
+  readonly keyId: string;
+  readonly bytes: Buffer;
+}
+
 /** An event as it is stored: its data is JSON text in the schema version in which it was written. */
 export type StoredEvent = Omit<RecordedEvent, 'data'> & {
   readonly json: string;
+  /** Set where the reader wanted sealed data as it is: then the JSON text is `null`. */
+  readonly sealed?: SealedData;
   /** Whether it came from another log, with its tenant. */
   readonly isCopy: boolean;
 };

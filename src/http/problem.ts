@@ -9,6 +9,7 @@ export const PROBLEMS = {
   forbidden: { status: 403, title: 'The API key or token does not allow this' },
   'session-not-found': { status: 404, title: 'There is no such session' },
   'not-found': { status: 404, title: 'There is nothing here' },
+  'key-not-found': { status: 404, title: 'There is no such event that is sealed with this key' },
   'method-not-allowed': { status: 405, title: 'The method is not allowed here' },
   'session-busy': { status: 409, title: 'The session is generating' },
   'idempotency-key-reused': { status: 409, title: 'The idempotency key was used for another request' },
@@ -17,6 +18,7 @@ export const PROBLEMS = {
   'not-sealed': { status: 409, title: 'The session is stored in plain' },
   'cursor-expired': { status: 410, title: 'The cursor points into history that is gone' },
   'session-erased': { status: 410, title: 'What the session was then was erased' },
+  'key-destroyed': { status: 410, title: 'The key was destroyed by an erasure' },
   'position-gone': {
     status: 410,
     title: 'The log is shorter than it was, and the cursor points behind its end',

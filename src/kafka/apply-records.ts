@@ -2,6 +2,7 @@ import {
   type ConsumedEvent,
   placeOf,
   type Placed,
+  sealedIn,
   toEvent,
   type Truncation,
   truncationOf,
@@ -9,6 +10,7 @@ import {
 } from './contract.js';
 import { type EventApi, fetchEvents, lastVersionBefore } from './event-api.js';
 import { type IncomingMessage } from './group-member.js';
+import { type KeyRing, type SealedRecord } from './key-ring.js';
 import { type Place, type Places, sessionKey } from './places.js';
 
 /** How much is handed to `apply` at once: one transaction. A single event may be larger than `bytes`. */
@@ -23,6 +25,8 @@ export interface ApplyOptions<Tx> {
   readonly apply: (events: readonly (ConsumedEvent | UnknownEvent)[], tx: Tx) => Promise<void>;
   readonly truncated?: ((sessions: readonly TruncatedSession[], tx: Tx) => Promise<void>) | undefined;
   readonly api?: EventApi | undefined;
+  /** Opens sealed values; without it they stay sealed. */
+  readonly keys?: KeyRing | undefined;
   readonly page: PageLimits;
   /** False once another consumer has the partition and applies its records. */
   readonly isOurs: () => boolean;
@@ -141,17 +145,24 @@ async function applyEvents<Tx>(
  * and without gaps.
  */
 async function* unapplied<Tx>(
-  { places, api, page }: ApplyOptions<Tx>,
+  { places, api, keys, page }: ApplyOptions<Tx>,
   messages: readonly IncomingMessage[],
 ): AsyncGenerator<Candidate> {
   const sessions = bySession(messages);
   const before = await places.read([...sessions.values()].flatMap(([first]) => (first ? [first.place] : [])));
+  if (keys) {
+    const fresh = [...sessions].flatMap(([key, records]) =>
+      records.filter(({ place }) => place.version > (before.get(key) ?? 0)),
+    );
+    await keys.prepare(fresh.flatMap((record) => sealedRecord(record) ?? []));
+  }
   for (const [key, records] of sessions) {
     let version = before.get(key) ?? 0;
-    for (const { place, message } of records) {
+    for (const record of records) {
+      const { place, message } = record;
       if (place.version <= version) continue;
       // A record beyond the next version shows a gap, and one without an event refers to data too large for the topic.
-      const event = place.version === version + 1 ? toEvent(message) : undefined;
+      const event = place.version === version + 1 ? await eventOf(record, keys) : undefined;
       if (event) yield { event, place, bytes: message.value?.length ?? 0 };
       else {
         for await (const fetched of fetchEvents(api, place, version, page.bytes))
@@ -160,6 +171,19 @@ async function* unapplied<Tx>(
       version = place.version;
     }
   }
+}
+
+async function eventOf(
+  record: PlacedRecord,
+  keys: KeyRing | undefined,
+): Promise<ConsumedEvent | UnknownEvent | undefined> {
+  const sealed = keys && sealedRecord(record);
+  return toEvent(record.message, sealed && (await keys.open(sealed)));
+}
+
+function sealedRecord({ place, message }: PlacedRecord): SealedRecord | undefined {
+  const sealed = sealedIn(message);
+  return sealed && { ...sealed, generation: place.generation, cell: message.headers['ce_cell'] };
 }
 
 function bySession(messages: readonly IncomingMessage[]): Map<string, PlacedRecord[]> {

@@ -4,6 +4,7 @@ import { type ConsumedEvent, type UnknownEvent } from './contract.js';
 import { type EventApi } from './event-api.js';
 import { type Batch, follow, type Following, type IncomingMessage } from './group-member.js';
 import { type KafkaSettings } from './kafka-connection.js';
+import { type KeyApi, KeyRing } from './key-ring.js';
 import { type Places } from './places.js';
 
 /** Number of records that are applied before their offset is reported as done. */
@@ -37,6 +38,13 @@ export interface ConsumeOptions<Tx> {
   /** The Colloquy service, from which events are fetched that are missing on the topic or too large for it. */
   readonly api?: EventApi;
   /**
+   * The Colloquy service, from which the keys of sealed values are fetched (`kafka.payload: sealed`), with a key of its
+   * API that has `audit:read`. Each is kept in memory for at most 60 seconds. While the service is away, nothing of a
+   * partition is applied that comes behind a value that cannot be opened. Without it, sealed events come as `unknown`, with
+   * `sealed`.
+   */
+  readonly keys?: KeyApi;
+  /**
    * The most that `apply` gets at once; a gap of any size comes in pages of this size. Default 500 events and 4 MiB of
    * data. An event that is larger than a page comes alone.
    */
@@ -67,6 +75,7 @@ export function consume<Tx>(options: ConsumeOptions<Tx>): Consumer {
       console.error('consuming session events:', error);
     });
   const page = { ...DEFAULT_PAGE, ...options.page };
+  const keys = options.keys && new KeyRing(options.keys);
   const stopping = new AbortController();
   const following: Following = follow(options.kafka, {
     topic: options.topic ?? 'colloquy.session-events',
@@ -93,7 +102,7 @@ export function consume<Tx>(options: ConsumeOptions<Tx>): Consumer {
       if (!batch.isOurs()) return false;
       try {
         return await withHeartbeats(batch, onError, () =>
-          applyRecords({ ...options, page, isOurs: () => batch.isOurs() }, chunk),
+          applyRecords({ ...options, keys, page, isOurs: () => batch.isOurs() }, chunk),
         );
       } catch (error) {
         onError(error);
@@ -111,9 +120,10 @@ export function consume<Tx>(options: ConsumeOptions<Tx>): Consumer {
   }
 
   return {
-    stop: () => {
+    stop: async () => {
       stopping.abort();
-      return following.stop();
+      await following.stop();
+      keys?.close();
     },
   };
 }

@@ -1,7 +1,8 @@
 import { tracePlaceOf } from '../event-store/traceparent.js';
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
 import { type LogGeneration } from '../event-store/log-generations.js';
-import { type RecordedEvent, type StoredEvent } from '../event-store/recorded-event.js';
+import { type SealedPayload } from '../event-store/payload-codec.js';
+import { type RecordedEvent, type SealedData, type StoredEvent } from '../event-store/recorded-event.js';
 import { type IncomingMessage } from './group-member.js';
 import { type OutgoingMessage } from './publisher.js';
 
@@ -29,7 +30,8 @@ export type ConsumedEvent = {
 
 /**
  * An event of which this package cannot say what happened. Its type is newer than this package, and its data is passed on
- * as it was published; or its data was erased, and is null. Both count as versions of their session, and nothing more.
+ * as it was published; or its data was erased, and is null; or its data is sealed, and null to whoever has no key. All
+ * count as versions of their session, and nothing more.
  */
 export interface UnknownEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly type: 'unknown';
@@ -38,6 +40,11 @@ export interface UnknownEvent extends Omit<ConsumedEvent, 'type' | 'data'> {
   readonly data: unknown;
   /** Set when the data was erased. */
   readonly erased?: true;
+  /**
+   * Set when the data is sealed and nobody was asked for its key, or the log has the event no longer, because it was set
+   * back: `LogTruncated` follows then. docs/events.md says how to open it.
+   */
+  readonly sealed?: SealedData;
 }
 
 const TYPE = /^colloquy\.([A-Za-z]+)\.v([0-9]+)$/;
@@ -68,38 +75,41 @@ const knownVersion = (type: string): number =>
 const publishedVersion = (type: string, schemaVersion: number): number =>
   Math.max(knownVersion(type), schemaVersion);
 
-/** The data of an event in the schema version in which it is published. */
-export function currentJson({ type, schemaVersion, json, erased }: StoredEvent): string {
-  if (erased || publishedVersion(type, schemaVersion) === schemaVersion) return json;
+/** The data of an event in the schema version in which it is published, unless it is sealed. */
+export function currentJson({ type, schemaVersion, json, erased, sealed }: StoredEvent): string {
+  if (erased || sealed || publishedVersion(type, schemaVersion) === schemaVersion) return json;
   return JSON.stringify(upcast(type, schemaVersion, JSON.parse(json) as Record<string, unknown>));
 }
 
+/** How a value is sealed; the number is its first byte, which tells what is where in it. */
+const sealedAs = ({ bytes }: SealedData): string => `aes-256-gcm;v=${bytes[0] ?? 0}`;
+
 /**
- * @param json the data of the event, as `currentJson` returns it
+ * @param json the data of the event, as `currentJson` returns it; of no meaning where it is sealed
  * @param maxBytes an event whose record might be larger is published with a reference in place of its data
  * @param generation of the log, in which the event was appended
  * @param cell the cell whose log it is, unless it is the first
  */
 export function toMessage(
-  event: Omit<RecordedEvent, 'data'>,
+  event: Omit<RecordedEvent, 'data'> & Pick<StoredEvent, 'sealed'>,
   json: string,
   partitions: number,
   maxBytes: number,
   generation = 1,
   cell?: string,
 ): OutgoingMessage {
-  const version = publishedVersion(event.type, event.schemaVersion);
+  const { sealed } = event;
+  // What is sealed cannot be lifted by whoever cannot open it, so it is published as it was written.
+  const version = sealed ? event.schemaVersion : publishedVersion(event.type, event.schemaVersion);
   const key = `${event.tenant}/${event.streamId}`;
-  const headers: Record<string, string> = {
+  const envelope: Record<string, string> = {
     ce_specversion: '1.0',
     ce_id: event.id,
     ce_type: ceType(event.type, version),
     ce_source: `/colloquy/${event.tenant}`,
     ce_subject: event.streamId,
     ce_time: event.time,
-    ce_dataschema: schemaUrn(event.type, version),
     ce_partitionkey: key,
-    'content-type': 'application/json',
     ce_tenant: event.tenant,
     ce_sessionversion: String(event.version),
     ce_incarnation: String(event.incarnation),
@@ -112,18 +122,30 @@ export function toMessage(
     // While requests are traced, the correlation id is the place in the trace.
     ...(tracePlaceOf(event.correlationId) && { traceparent: event.correlationId }),
   };
-  let value = json;
+  const partition = event.lane % partitions;
+  const value = sealed?.bytes ?? json;
+  const headers = {
+    ...envelope,
+    ce_dataschema: schemaUrn(event.type, version),
+    'content-type': sealed ? 'application/octet-stream' : 'application/json',
+    ...(sealed && { ce_sealed: sealedAs(sealed), ce_keyid: sealed.keyId }),
+  };
   const size = () => Buffer.byteLength(value) + RECORD_OVERHEAD + 2 * key.length + headerBytes(headers);
   // Counting bytes takes time, so they are not counted where the length alone shows that the record fits.
-  if (MAX_BYTES_PER_UNIT * (value.length + ENVELOPE_LENGTH) > maxBytes && size() > maxBytes) {
-    const bytes = Buffer.byteLength(value);
-    const after = event.version - 1;
-    const reference = `/v1/sessions/${encodeURIComponent(event.streamId)}/events?after=${after}&limit=1`;
-    headers['ce_dataref'] = reference;
-    headers['ce_dataschema'] = schemaUrn(REFERENCE.type, REFERENCE.version);
-    value = JSON.stringify({ reference, bytes });
-  }
-  return { key, value, partition: event.lane % partitions, headers };
+  if (MAX_BYTES_PER_UNIT * (value.length + ENVELOPE_LENGTH) <= maxBytes || size() <= maxBytes)
+    return { key, value, partition, headers };
+  const after = event.version - 1;
+  const reference = `/v1/sessions/${encodeURIComponent(event.streamId)}/events?after=${after}&limit=1`;
+  return {
+    ...{ key, partition },
+    value: JSON.stringify({ reference, bytes: Buffer.byteLength(value) }),
+    headers: {
+      ...envelope,
+      ce_dataschema: schemaUrn(REFERENCE.type, REFERENCE.version),
+      'content-type': 'application/json',
+      ce_dataref: reference,
+    },
+  };
 }
 
 /** Says where a lane was cut when a generation of the log began. */
@@ -216,29 +238,67 @@ export function placeOf({ headers, offset }: IncomingMessage): Placed {
 
 const sessionOf = ({ tenant, sessionId, version }: Placed) => ({ tenant, sessionId, version });
 
+function typeOf({ headers }: IncomingMessage): { readonly name: string; readonly schemaVersion: number } {
+  const [, name = '', number = '0'] = TYPE.exec(headers['ce_type'] ?? '') ?? [];
+  return { name, schemaVersion: Number(number) };
+}
+
+const KEY_ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
 /**
+ * What is sealed in a record, and as what it opens.
+ * @returns undefined for a record whose value is plain
+ * @throws Error for a record that is not of this contract
+ */
+export function sealedIn(message: IncomingMessage): (SealedPayload & { readonly keyId: string }) | undefined {
+  if (message.headers['ce_sealed'] === undefined) return undefined;
+  const { tenant, sessionId: streamId, version } = placeOf(message);
+  const keyId = message.headers['ce_keyid'] ?? '';
+  if (!KEY_ID.test(keyId) || !message.value)
+    throw new Error(`the record at offset ${message.offset} is sealed, and does not say with which key`);
+  return { tenant, streamId, version, type: typeOf(message).name, keyId, sealed: message.value };
+}
+
+/**
+ * @param opened what is sealed in the record; null: it was erased; undefined: it could not be opened
  * @returns undefined when the record holds a reference in place of its data.
  * @throws Error for a schema version newer than this package, because this code would misread its data
  */
-export function toEvent(message: IncomingMessage): ConsumedEvent | UnknownEvent | undefined {
+export function toEvent(
+  message: IncomingMessage,
+  opened?: Record<string, unknown> | null,
+): ConsumedEvent | UnknownEvent | undefined {
   const { headers } = message;
   if (headers['ce_dataref'] !== undefined) return undefined;
-  const [, name = '', number = '0'] = TYPE.exec(headers['ce_type'] ?? '') ?? [];
+  const { name, schemaVersion } = typeOf(message);
+  const envelope = {
+    ...sessionOf(placeOf(message)),
+    id: headers['ce_id'] ?? '',
+    incarnation: Number(headers['ce_incarnation']),
+    time: headers['ce_time'] ?? '',
+    correlationId: headers['ce_correlationid'] ?? '',
+  };
+  const sealed = sealedIn(message);
+  if (sealed && opened === undefined) {
+    return {
+      ...envelope,
+      ...{ schemaVersion, type: 'unknown', ceType: headers['ce_type'] ?? '', data: null },
+      sealed: { keyId: sealed.keyId, bytes: sealed.sealed },
+    };
+  }
+  const data = opened ?? (sealed ? null : parsed(message));
   return toKnownOrUnknown(
-    {
-      ...sessionOf(placeOf(message)),
-      id: headers['ce_id'] ?? '',
-      incarnation: Number(headers['ce_incarnation']),
-      time: headers['ce_time'] ?? '',
-      correlationId: headers['ce_correlationid'] ?? '',
-    },
+    envelope,
     name,
-    Number(number),
-    JSON.parse(message.value?.toString() ?? 'null') as Record<string, unknown> | null,
+    schemaVersion,
+    data,
     headers['ce_erased'] === 'true',
     headers['ce_type'],
   );
 }
+
+const parsed = ({ value }: IncomingMessage): Record<string, unknown> | null =>
+  JSON.parse(value?.toString() ?? 'null') as Record<string, unknown> | null;
 
 /**
  * An event as `GET /v1/sessions/:id/events` returns it. The service has lifted `data` to the newest schema version that

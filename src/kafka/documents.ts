@@ -107,9 +107,17 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
   ['ce_source', '`/colloquy/<tenant>`', { type: 'string', format: 'uri-reference' }],
   ['ce_subject', 'Session id; `~tenant` for what concerns the whole tenant', { type: 'string' }],
   ['ce_time', 'When it was recorded: UTC, RFC 3339', { type: 'string', format: 'date-time' }],
-  ['ce_dataschema', 'Names the JSON Schema of the value', { type: 'string', format: 'uri' }],
+  [
+    'ce_dataschema',
+    'Names the JSON Schema of the value, or of what is sealed in it',
+    { type: 'string', format: 'uri' },
+  ],
   ['ce_partitionkey', '`<tenant>/<session id>`, as the record key', { type: 'string' }],
-  ['content-type', '', { type: 'string', const: 'application/json' }],
+  [
+    'content-type',
+    '`application/json`, and `application/octet-stream` where the value is sealed',
+    { type: 'string', enum: ['application/json', 'application/octet-stream'] },
+  ],
   ['ce_tenant', 'Tenant id', { type: 'string' }],
   ['ce_sessionversion', 'Number of the event in its session: 1, 2, 3 … without gaps', digits(1)],
   ['ce_incarnation', 'Which life of the session id', digits(1)],
@@ -131,11 +139,33 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
     'Only where the data was erased before it was published: then the value is `null`',
     { type: 'string', const: 'true' },
   ],
+  [
+    'ce_sealed',
+    'Only where the value is [sealed](#sealed-values): how, and its first byte, `aes-256-gcm;v=2`',
+    { type: 'string', pattern: '^aes-256-gcm;v=[0-9]+$' },
+  ],
+  ['ce_keyid', 'Only where the value is sealed: id of the key', { type: 'string', format: 'uuid' }],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
 ];
 
 /** Headers that most records have not. */
-const OPTIONAL: readonly string[] = ['ce_dataref', 'ce_cell', 'ce_erased'];
+const OPTIONAL: readonly string[] = ['ce_dataref', 'ce_cell', 'ce_erased', 'ce_sealed', 'ce_keyid'];
+
+const PLAIN = 'application/json';
+const SEALED_TYPE = 'application/octet-stream';
+const SEALED_EVENT = 'SealedEvent';
+const SEALED =
+  'Any of the events, with its data sealed: `ce_type` says which it is. Only where `kafka.payload` is `sealed`.';
+const NEEDED_TO_OPEN: readonly string[] = ['ce_sealed', 'ce_keyid'];
+
+/** @param more by name: what holds for a header in some messages */
+const headersOf = (optional: readonly string[], more: Readonly<Record<string, JsonSchema>>): JsonSchema => ({
+  type: 'object',
+  required: HEADERS.map(([name]) => name).filter((name) => !optional.includes(name)),
+  properties: Object.fromEntries(
+    HEADERS.map(([name, description, header]) => [name, { ...header, ...more[name], description }]),
+  ),
+});
 
 function digits(min: 0 | 1): JsonSchema {
   return { type: 'string', pattern: min === 1 ? '^[1-9][0-9]*$' : '^[0-9]+$' };
@@ -153,28 +183,32 @@ export function asyncApi(topic: TopicDescription, serviceVersion: string): Recor
       name: `colloquy.${type}.v${version}`,
       title: type,
       summary: SUMMARIES[type],
-      contentType: 'application/json',
-      headers: {
-        type: 'object',
-        required: HEADERS.map(([name]) => name).filter((name) => !OPTIONAL.includes(name)),
-        properties: Object.fromEntries(
-          HEADERS.map(([name, description, header]) => [
-            name,
-            {
-              ...header,
-              ...(name === 'ce_type' && { const: `colloquy.${type}.v${version}` }),
-              ...(name === 'ce_dataschema' && { examples: [$id] }),
-              ...(description !== '' && { description }),
-            },
-          ]),
-        ),
-      },
+      contentType: PLAIN,
+      headers: headersOf(OPTIONAL, {
+        ce_type: { const: `colloquy.${type}.v${version}` },
+        ce_dataschema: { examples: [$id] },
+        'content-type': { const: PLAIN },
+      }),
       payload: { $ref: `#/components/schemas/${type}` },
       bindings: {
         kafka: { key: { type: 'string', description: '<tenant>/<session id>' }, bindingVersion: '0.5.0' },
       },
     };
   }
+  messages[SEALED_EVENT] = {
+    name: SEALED_EVENT,
+    title: SEALED_EVENT,
+    summary: SEALED,
+    contentType: SEALED_TYPE,
+    headers: headersOf(
+      OPTIONAL.filter((name) => !NEEDED_TO_OPEN.includes(name)),
+      { 'content-type': { const: SEALED_TYPE } },
+    ),
+    payload: { type: 'string', format: 'binary' },
+    bindings: {
+      kafka: { key: { type: 'string', description: '<tenant>/<session id>' }, bindingVersion: '0.5.0' },
+    },
+  };
   const { $schema: _dialect, ...truncated } =
     jsonSchemas()[schemaFile(TRUNCATION.type, TRUNCATION.version)] ?? {};
   schemas[TRUNCATION.type] = truncated;
@@ -186,7 +220,7 @@ export function asyncApi(topic: TopicDescription, serviceVersion: string): Recor
     payload: { $ref: `#/components/schemas/${TRUNCATION.type}` },
     bindings: { kafka: { key: { type: 'string', const: LOG_KEY }, bindingVersion: '0.5.0' } },
   };
-  const names = [...eventTypes, TRUNCATION.type];
+  const names = [...eventTypes, SEALED_EVENT, TRUNCATION.type];
   const messageRefs = (prefix: string) => names.map((type) => ({ $ref: `${prefix}/${type}` }));
   return {
     asyncapi: '3.0.0',
@@ -250,8 +284,8 @@ export function eventsPage(): string {
       '| header | value |',
       '| --- | --- |',
       ...HEADERS.map(([name, description, { const: fixed }]) => {
-        const value = typeof fixed === 'string' ? `\`${fixed}\`` : '';
-        return `| \`${name}\` | ${[description, value].filter((part) => part !== '').join(': ')} |`;
+        const value = typeof fixed === 'string' ? `: \`${fixed}\`` : '';
+        return `| \`${name}\` | ${description}${value} |`;
       }),
     ].join('\n'),
   ).replace('{{events}}', () => events.join('\n\n'));
@@ -379,7 +413,7 @@ A whole program: [\`examples/token-usage.mjs\`](../examples/token-usage.mjs), \`
 
 ## Records
 
-The key is \`<tenant>/<session id>\`, the value the event's data as JSON, and the headers are those of CloudEvents 1.0 (Kafka binding, binary mode), UTF-8:
+The key is \`<tenant>/<session id>\`, the value the event's data as JSON, unless it is [sealed](#sealed-values), and the headers are those of CloudEvents 1.0 (Kafka binding, binary mode), UTF-8:
 
 {{headers}}
 
@@ -389,6 +423,39 @@ by its key only after repartitioning.
 **Data that is too large.** Colloquy creates the topic with a \`max.message.bytes\` of 8 MiB (\`kafka.maxMessageBytes\`). An event beyond what the topic takes does not hold
 up the others: its record has the header \`ce_dataref\`, the \`ce_dataschema\` \`urn:colloquy:event:EventReference:v1\`, and the value
 \`{"reference": "/v1/sessions/<id>/events?after=<version - 1>&limit=1", "bytes": 12345678}\`; \`ce_type\` stays that of the event. Read the event there. \`colloquy/consumer\` does.
+
+## Sealed values
+
+With \`kafka.payload: sealed\` the value of a record is what the log has: ciphertext under a key of the session's incarnation. The key of the record and its headers stay plain. Who erases a session destroys its keys, so that what is on the topic, in its archives and wherever
+it was copied can be read by nobody a minute later. \`colloquy/consumer\` opens values with keys of the service, for which it needs an API key with \`audit:read\`:
+
+\`\`\`ts
+keys: { url: 'http://127.0.0.1:3000', apiKey: process.env.COLLOQUY_API_KEY },
+\`\`\`
+
+It keeps a key in memory for at most 60 seconds. While the service is away it waits, and skips nothing. An event whose key was destroyed comes as \`unknown\`, with \`erased\`. Without \`keys\` a sealed event comes as \`unknown\` too, with \`data: null\` and
+\`sealed: {keyId, bytes}\`: order and envelopes are there, \`ceType\` says what happened. So comes one of which the service knows that the log has it no longer; \`LogTruncated\` takes it back. What consumers make of the data is theirs to delete on \`SessionErased\`, as ever.
+
+Some records are plain also then, without \`ce_sealed\`: \`SessionErased\`, which holds nothing that was said; events that the log has in plain, from before there was a master key; references; \`LogTruncated\`; and what was published before the setting, until it leaves the topic. A consumer goes by the header of each record.
+A sealed record has the version in which the event was written (\`ce_type\`, \`ce_dataschema\`): the relay cannot lift what it does not open. \`colloquy/consumer\` does, others use the schema of that version.
+
+To open a value without it:
+
+1. \`GET /v1/keys/<ce_keyid>?session=<ce_subject>&version=<ce_sessionversion>\` with \`Colloquy-Tenant: <ce_tenant>\` answers \`{"id", "key", "maxAgeSeconds"}\`, the key as base64 of 32 bytes. Forget it after that time, counted from the request. 410 \`key-destroyed\`: it was erased.
+   404 \`key-not-found\`: the tenant has no such event with this key; where \`logGeneration\` of the answer is greater than \`ce_loggeneration\`, or \`cell\` is not \`ce_cell\`, the event is gone, else this is not its service.
+2. The value is, in bytes: 1 form (2), 12 nonce, 16 tag, ciphertext, 32 commitment. Form 1, of before there were commitments, ends with the ciphertext.
+3. Additional data: the UTF-8 text \`["<ce_tenant>","<ce_subject>",<ce_sessionversion>,"<EventName>"]\`, JSON without blanks, the name that of \`ce_type\`.
+4. AES-256-GCM opens it. In form 2 the first 22 characters are a salt, the rest is the data as JSON; the commitment is the SHA-256 of both. Form 1 is the JSON alone.
+
+\`\`\`python
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+def opened(value: bytes, key: bytes, tenant: str, session: str, version: int, name: str) -> dict:
+    nonce, tag, text = value[1:13], value[13:29], value[29:] if value[0] == 1 else value[29:-32]
+    identity = json.dumps([tenant, session, version, name], separators=(",", ":")).encode()
+    plain = AESGCM(key).decrypt(nonce, text + tag, identity).decode()
+    return json.loads(plain if value[0] == 1 else plain[22:])
+\`\`\`
 
 ## State from events
 
@@ -409,7 +476,7 @@ where \`SessionCreated\` begins a new incarnation with an empty state, \`Convers
 
 ## Retention and erasure
 
-The topic keeps events for \`kafka.retentionMs\`, seven days unless set otherwise when the topic is created. This is also the bound of erasure downstream: what is erased in
+The topic keeps events for \`kafka.retentionMs\`, seven days unless set otherwise when the topic is created. Unless values are [sealed](#sealed-values), this is also the bound of erasure downstream: what is erased in
 Colloquy can be read from the topic until then, and wherever consumers have put it for as long as they keep it. Fields marked *personal* below may hold what
 a person wrote or is named by; consumers that store them take on the duty to erase them.
 

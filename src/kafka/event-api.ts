@@ -79,9 +79,34 @@ export async function lastVersionBefore(
   return 0;
 }
 
+interface AskOptions {
+  readonly fetch?: typeof fetch | undefined;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/**
+ * Asks the service about something of a tenant.
+ * @throws Error when no answer comes in time
+ */
+export function ask(
+  { url, apiKey }: EventApi,
+  tenant: string,
+  path: string,
+  { fetch: send = fetch, headers = {} }: AskOptions = {},
+): Promise<Response> {
+  return send(`${url}${path}`, {
+    headers: {
+      ...headers,
+      'colloquy-tenant': tenant,
+      ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }),
+    },
+    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
+  });
+}
+
 /** @returns undefined when the answer is larger than `maxBytes` */
 async function request(
-  { url: service, apiKey }: EventApi,
+  api: EventApi,
   {
     tenant,
     sessionId,
@@ -90,20 +115,14 @@ async function request(
   }: Pick<Placed, 'tenant' | 'sessionId'> & { readonly after: number; readonly limit: number },
   maxBytes: number,
 ): Promise<AnsweredEvent[] | undefined> {
-  const url = `${service}/v1/sessions/${encodeURIComponent(sessionId)}/events?after=${after}&limit=${limit}`;
-  const response = await fetch(url, {
-    headers: {
-      'colloquy-tenant': tenant,
-      ...(apiKey !== undefined && { authorization: `Bearer ${apiKey}` }),
-    },
-    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
-  });
+  const path = `/v1/sessions/${encodeURIComponent(sessionId)}/events?after=${after}&limit=${limit}`;
+  const response = await ask(api, tenant, path);
   if (!response.ok) {
     const problem = await response.text();
     // Nothing of the session is left. Other servers answer 404 as well, and know nothing of it.
     if (response.status === 404 && problem.includes('"session-not-found"')) return [];
     throw new Error(
-      `events of ${sessionKey({ tenant, sessionId })} could not be fetched: ${url} answered ${response.status}`,
+      `events of ${sessionKey({ tenant, sessionId })} could not be fetched: ${api.url}${path} answered ${response.status}`,
     );
   }
   const body = await readUpTo(response, maxBytes);

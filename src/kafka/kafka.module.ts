@@ -6,7 +6,7 @@ import {
   type OnApplicationBootstrap,
   type OnApplicationShutdown,
 } from '@nestjs/common';
-import { type Config, SETTINGS } from '../config.js';
+import { type Config, ConfigError, SETTINGS } from '../config.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
@@ -23,6 +23,13 @@ class NodeRelay extends Relay implements OnApplicationBootstrap, OnApplicationSh
     leases: Leases,
     @Inject(SETTINGS) { kafka, storage }: Config,
   ) {
+    // What is said would go to the topic in plain, and stay there, while the settings promise the opposite.
+    if (kafka.payload === 'sealed' && !store.seals) {
+      throw new ConfigError([
+        'kafka.payload is sealed, and no master key seals: give one as COLLOQUY_MASTER_KEY (storage.masterKey), ' +
+          'with plain not in front of it, or publish plain',
+      ]);
+    }
     const logger = new Logger('relay');
     super(store, pool, leases, {
       ...kafka,

@@ -1,6 +1,13 @@
 import { type EventPlace } from '../event-store/lane-reader.js';
 import { type EventLog } from '../event-store/log.js';
-import { type ConsumedEvent, isOfCell, placeOf, toEvent, type UnknownEvent } from './contract.js';
+import {
+  KeyDestroyed,
+  KeyMissing,
+  NoKeys,
+  type PayloadCodec,
+  type SealedPayload,
+} from '../event-store/payload-codec.js';
+import { type ConsumedEvent, isOfCell, placeOf, sealedIn, toEvent, type UnknownEvent } from './contract.js';
 import { type IncomingMessage } from './group-member.js';
 import { type KafkaSettings } from './kafka-connection.js';
 import { readTopic } from './topic-tail.js';
@@ -16,7 +23,10 @@ export interface LostEvent {
   readonly id: string;
   readonly time: string;
   readonly correlationId: string;
-  /** Undefined where the record holds a reference, or is newer than this code. */
+  /**
+   * Undefined where the record holds a reference, or is newer than this code. It has `sealed` where its key is lost: it was
+   * in the end of the log that is gone.
+   */
   readonly event: ConsumedEvent | UnknownEvent | undefined;
 }
 
@@ -28,12 +38,12 @@ export interface LostEvent {
 export async function lostEvents(
   kafka: KafkaSettings,
   topic: string,
-  { generations }: Pick<EventLog, 'generations'>,
+  { generations, codec }: Pick<EventLog, 'generations' | 'codec'>,
   cell: string | undefined,
   onRecord: () => void = () => undefined,
 ): Promise<LostEvent[]> {
   /** By id: a record can be there several times. */
-  const lost = new Map<string, LostEvent>();
+  const lost = new Map<string, Omit<LostEvent, 'event'> & { readonly record: IncomingMessage }>();
   await readTopic(kafka, topic, Infinity, (record) => {
     onRecord();
     const { headers } = record;
@@ -47,15 +57,62 @@ export async function lostEvents(
       id: headers['ce_id'],
       time: headers['ce_time'] ?? '',
       correlationId: headers['ce_correlationid'] ?? '',
-      event: readable(record),
+      record,
     });
   });
-  return [...lost.values()];
+  const found = [...lost.values()];
+  const events = await read(
+    found.map(({ record }) => record),
+    codec,
+  );
+  return found.map(({ record: _, ...place }, index) => ({ ...place, event: events[index] }));
 }
 
-function readable(record: IncomingMessage): LostEvent['event'] {
+/** What the records say; undefined for one that this code cannot read. */
+async function read(records: readonly IncomingMessage[], codec: PayloadCodec): Promise<LostEvent['event'][]> {
+  const payloads = records.map((record) => attempted(() => sealedIn(record)));
+  const results = (
+    await open(
+      payloads.filter((payload) => payload !== undefined),
+      codec,
+    )
+  ).values();
+  return records.map((record, index) => {
+    const result = payloads[index] && results.next().value;
+    return attempted(() => toEvent(record, result && openedIn(result)));
+  });
+}
+
+async function open(
+  payloads: readonly SealedPayload[],
+  codec: PayloadCodec,
+): Promise<readonly PromiseSettledResult<Buffer>[]> {
   try {
-    return toEvent(record);
+    return await codec.openText(payloads);
+  } catch (error) {
+    // Without master keys the log has no key at all any more: all that it had were in the end that is gone.
+    if (!(error instanceof NoKeys)) throw error;
+    return payloads.map((payload) => ({
+      status: 'rejected',
+      reason: new KeyMissing(payload, payload.keyId),
+    }));
+  }
+}
+
+/**
+ * @returns null for what was erased; undefined for what nobody can open any more
+ * @throws NotAuthentic
+ */
+function openedIn(result: PromiseSettledResult<Buffer>): Record<string, unknown> | null | undefined {
+  if (result.status === 'fulfilled') return JSON.parse(result.value.toString()) as Record<string, unknown>;
+  if (result.reason instanceof KeyDestroyed) return null;
+  if (result.reason instanceof KeyMissing) return undefined;
+  throw result.reason;
+}
+
+function attempted<T>(work: () => T): T | undefined {
+  try {
+    return work();
   } catch {
     return undefined;
   }

@@ -4,7 +4,7 @@ import { errorTypes, kafkajs } from './kafkajs.js';
 
 export interface OutgoingMessage {
   readonly key: string;
-  readonly value: string;
+  readonly value: string | Buffer;
   readonly partition: number;
   readonly headers: Readonly<Record<string, string>>;
 }

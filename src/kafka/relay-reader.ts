@@ -40,6 +40,8 @@ export interface RelayReaderParts {
   readonly generations: LogGenerations;
   /** The name of the cell, unless it is the first. */
   readonly cell: string | undefined;
+  /** Whether what is sealed in the log is published sealed. */
+  readonly leaveSealed: boolean;
   /** Lane → epoch of the lease, for the lanes of this node. */
   readonly owned: () => ReadonlyMap<number, number>;
 }
@@ -85,7 +87,7 @@ export class RelayReader {
     const limit = this.isCatchingUp
       ? await this.fittingInBatch(after, Math.ceil(MAX_BATCH / after.size))
       : Math.ceil(MAX_SMALL_BATCH / after.size);
-    const events = await this.parts.lanes.readStored(after, limit);
+    const events = await this.parts.lanes.readStored(after, limit, this.parts.leaveSealed);
     const { partitions, maxMessageBytes } = this.topic;
     const { generations, cell } = this.parts;
     const messages: OutgoingMessage[] = [];

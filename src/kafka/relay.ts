@@ -24,6 +24,8 @@ export interface RelayOptions extends NewTopic {
   readonly cell?: string | undefined;
   readonly kafka: KafkaSettings;
   readonly compression: 'gzip' | 'none';
+  /** `sealed`: what is sealed in the log is published sealed. Default `plain`: it is opened first. */
+  readonly payload?: 'plain' | 'sealed' | undefined;
   /**
    * Called once per outage, not for each retry. With `forGood` the relay has stopped, and the error says what an
    * operator has to do. Every single failure is reported to the telemetry of the log.
@@ -78,6 +80,7 @@ export class Relay {
       checkpoints: this.checkpoints,
       generations: store.generations,
       cell: options.cell,
+      leaveSealed: options.payload === 'sealed',
       owned: () => this.share?.owned ?? new Map(),
     });
   }

@@ -18,13 +18,22 @@ import { checkFollows, ImportRefused } from './import-format.js';
  * - `there`: they were appended again before
  * - `went on`: the session has other events instead
  * - `incomplete`: what came before them is missing, or the data of one of them
+ * - `key lost`: the key of one of them was in the end of the log that is gone, so that nobody can read it any more
  * - `at cap`: the tenant has as many active sessions as it may have
  * - `erased`: its erasure was lost. The session was erased again, or will be when the events are appended; nothing else
  *   of it was
  * - `not a session`: settings of a tenant, which have to be made again
  */
 export type Outcome =
-  'lost' | 'recovered' | 'there' | 'went on' | 'incomplete' | 'at cap' | 'erased' | 'not a session';
+  | 'lost'
+  | 'recovered'
+  | 'there'
+  | 'went on'
+  | 'incomplete'
+  | 'key lost'
+  | 'at cap'
+  | 'erased'
+  | 'not a session';
 
 /** What became of the lost events of one session. */
 export interface RecoveredSession {
@@ -161,6 +170,7 @@ class Recovery {
     if (!isSame) return 'went on';
     const left = events.slice(there.length);
     if (left.length === 0) return 'there';
+    if (left.some(({ event }) => event?.type === 'unknown' && event.sealed)) return 'key lost';
     const steps = stepsOf(left, state);
     if (!steps) return 'incomplete';
     if (!this.options.append) return 'lost';

@@ -1,5 +1,6 @@
 import { type Answer, type Api, apiOf } from '../support/http.js';
 import { type OpenApi } from '../support/openapi-requests.js';
+import { masterKey } from '../support/master-keys.js';
 import { bearer, createIssuer } from '../support/tokens.js';
 import { createWorld, user, type World } from './fixture.js';
 
@@ -24,6 +25,8 @@ interface Things {
   readonly response: string;
   readonly item: string;
   readonly tool: string;
+  /** With which the first event of the session is sealed. */
+  readonly key: string;
   readonly cursors: Readonly<Record<string, string>>;
 }
 
@@ -33,6 +36,7 @@ beforeAll(async () => {
   world = await createWorld();
   const env = {
     COLLOQUY_API_KEYS: 'victim:acme:key-of-victim,stranger:other:key-of-stranger',
+    COLLOQUY_MASTER_KEY: masterKey('one'),
     ...issuer.env,
   };
   ({ api } = await world.node(env));
@@ -42,7 +46,7 @@ afterAll(() => world.end());
 const as = (credential: string): Api => apiOf(api.url, bearer(credential));
 
 /** Gives the victim one of everything. */
-async function fill(victim: Api): Promise<Things> {
+async function fill(victim: Api, tenant: string): Promise<Things> {
   const keyed = { 'idempotency-key': KEY };
   await victim.post('/v1/sessions', { id: VICTIM, title: MARK, metadata: { [MARK]: MARK } }, keyed);
   await victim.post('/v1/sessions', { title: MARK });
@@ -77,6 +81,10 @@ async function fill(victim: Api): Promise<Things> {
   const messages = await victim.get(`/v1/sessions/${VICTIM}/messages`);
   const { data } = messages.body as { data: { id: string }[] };
   const items = await victim.get(`/openai/v1/conversations/${VICTIM}/items`);
+  const [sealing] = await world.database.query<{ key: string }>(
+    'select key_id::text as key from event where tenant = $1 and stream_id = $2 and version = 1',
+    [tenant, VICTIM],
+  );
   return {
     session: VICTIM,
     message: data[0]?.id ?? '',
@@ -84,6 +92,7 @@ async function fill(victim: Api): Promise<Things> {
     response: `resp_${generationId.replace('gen_', '')}`,
     item: (items.body as { data: { id: string }[] }).data[0]?.id ?? '',
     tool: MARK,
+    key: sealing?.key ?? '',
     cursors,
   };
 }
@@ -96,6 +105,7 @@ const nothing = (things: Things): Things => ({
   response: `resp_${'0'.repeat(26)}`,
   item: `msg_${'0'.repeat(26)}`,
   tool: 'nobodys-tool',
+  key: '00000000-0000-4000-8000-000000000000',
   cursors: Object.fromEntries(Object.keys(things.cursors).map((name) => [name, 'bm90aGluZw'])),
 });
 
@@ -166,6 +176,7 @@ const REQUESTS: Readonly<Record<string, (t: Things) => Sent[]>> = {
     { path: `/v1/sessions/${session}/events` },
     { path: `/v1/sessions/${session}/events?after=3` },
   ],
+  'GET /v1/keys/{id}': ({ key, session }) => [{ path: `/v1/keys/${key}?session=${session}&version=1` }],
   'GET /v1/sessions/{id}/state': ({ session }) => [
     { path: `/v1/sessions/${session}/state` },
     { path: `/v1/sessions/${session}/state?at=2&incarnation=1` },
@@ -328,7 +339,7 @@ describe.each([
   beforeAll(async () => {
     const [victim = '', other = ''] = await credentials();
     stranger = as(other);
-    things = await fill(as(victim));
+    things = await fill(as(victim), tenant);
     sessions = await sessionsOf(tenant);
     document = (await api.get('/openapi.json')).body as unknown as OpenApi;
     for (const [path, methods] of Object.entries(document.paths)) {

@@ -5,12 +5,12 @@ import { createClient } from '@redis/client';
 import { colloquy } from '../support/colloquy.js';
 import { type TestDatabase } from '../support/database.js';
 import { openEvents } from '../support/event-stream.js';
-import { conducted } from '../support/fake-openai.js';
+import { conducted, type FakeOpenAi } from '../support/fake-openai.js';
 import { apiOf, eventually } from '../support/http.js';
 import { masterKey } from '../support/master-keys.js';
 import { startService } from '../support/process.js';
 import { describeWith, startRedis } from '../support/programs.js';
-import { createWorld, texts, type World } from './fixture.js';
+import { createWorld, type Node, texts, type World } from './fixture.js';
 
 const ONE = masterKey('one');
 const TWO = masterKey('two');
@@ -175,40 +175,84 @@ describe('a service with a master key', () => {
 });
 
 describeWith('redis-server', 'replies that travel by Redis', () => {
-  it('given a master key, when a reply arrives, then Redis has it sealed, and another node shows it', async () => {
+  const ends: (() => Promise<unknown>)[] = [];
+  let one: Node;
+  let two: Node;
+  let model: FakeOpenAi;
+  let client: ReturnType<typeof createClient>;
+  beforeAll(async () => {
     const world = await createWorld();
     const redis = await startRedis();
-    try {
-      const model = await world.model();
-      const env = { COLLOQUY_MASTER_KEY: ONE, REDIS_URL: `redis://127.0.0.1:${redis.port}` };
-      const [one, two] = [await world.node(env), await world.node(env)];
-      const client = createClient({ url: env.REDIS_URL });
-      await client.connect();
-      await one.api.post('/v1/sessions', { id: 'talk' });
-      const reply = conducted();
-      model.next(reply.reply);
-      const own = await openEvents(`${one.api.url}/v1/sessions/talk/generate`, {
-        body: { message: PLANTED.question },
-      });
-      const generationId = String((await own.next()).data['generationId']);
-      await reply.asked;
-      const stream = await openEvents(`${two.api.url}/v1/sessions/talk/generations/${generationId}/stream`);
-      // The first use of Redis only begins to connect.
-      const entry = await eventually(async () => {
-        reply.say('Turquoise ');
-        const found = await client.xRange(`colloquy:reply:${generationId}`, '-', '+');
-        return found?.[0];
-      });
-      expect(JSON.stringify(entry)).not.toContain('Turquoise');
-      expect(Object.keys(entry.message).sort()).toEqual(['key', 'sealed']);
-      let seen = '';
-      while (!seen.includes('Turquoise')) seen += JSON.stringify((await stream.next()).data);
-      reply.end();
+    ends.push(
+      () => redis.end(),
+      () => world.end(),
+    );
+    model = await world.model();
+    const env = { COLLOQUY_MASTER_KEY: ONE, REDIS_URL: `redis://127.0.0.1:${redis.port}` };
+    [one, two] = await Promise.all([world.node(env), world.node(env)]);
+    client = createClient({ url: env.REDIS_URL });
+    await client.connect();
+    ends.push(async () => {
       client.destroy();
-    } finally {
-      await world.end();
-      await redis.end();
+      await Promise.resolve();
+    });
+  });
+  afterAll(async () => {
+    for (const end of ends.reverse()) await end();
+  });
+
+  /** A reply that the first node runs, the other one shows, and of which Redis has the beginning. */
+  async function begun(id: string) {
+    await one.api.post('/v1/sessions', { id });
+    const reply = conducted();
+    model.next(reply.reply);
+    const own = await openEvents(`${one.api.url}/v1/sessions/${id}/generate`, {
+      body: { message: PLANTED.question },
+    });
+    const generationId = String((await own.next()).data['generationId']);
+    await reply.asked;
+    const path = `/v1/sessions/${id}/generations/${generationId}/stream`;
+    const stream = await openEvents(`${two.api.url}${path}`);
+    const name = `colloquy:reply:${generationId}`;
+    // The first use of Redis only begins to connect.
+    const entry = await eventually(async () => {
+      reply.say('Turquoise ');
+      const found = await client.xRange(name, '-', '+');
+      return found?.[0];
+    });
+    let seen = '';
+    while (!seen.includes('Turquoise')) seen += JSON.stringify((await stream.next()).data);
+    return { reply, own, stream, path, name, entry };
+  }
+
+  it('given a master key, when a reply arrives, then Redis has it sealed, and another node shows it', async () => {
+    const { reply, entry } = await begun('talk');
+    expect(JSON.stringify(entry)).not.toContain('Turquoise');
+    expect(Object.keys(entry.message).sort()).toEqual(['key', 'sealed']);
+    reply.end();
+  });
+
+  it('given a reply that arrives, when its session is erased on another node, then Redis has nothing of it any more, nobody shows it, and what comes later is dropped', async () => {
+    const { reply, own, stream, path, name } = await begun('erased');
+    expect(await client.exists(name)).toBe(1);
+    expect((await two.api.post('/v1/sessions/erased/erase')).status).toBe(200);
+    reply.say('van.');
+    reply.end();
+    await Promise.all([own.rest(), stream.rest()]);
+    expect(await eventually(async () => (await client.exists(name)) === 0)).toBe(true);
+    for (const { api } of [one, two]) {
+      expect((await api.get(path)).status).toBe(404);
+      expect((await api.get('/v1/sessions/erased/messages')).status).toBe(404);
     }
+    const trail = await two.api.get<{ data: { data: unknown; type: string }[] }>(
+      '/v1/sessions/erased/events',
+    );
+    expect(trail.body.data.map(({ type, data }) => [type, data !== null])).toEqual([
+      ['SessionCreated', false],
+      ['MessageAppended', false],
+      ['GenerationStarted', false],
+      ['SessionErased', true],
+    ]);
   });
 });
 

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import {
   consume,
   type ConsumedEvent,
+  type ConsumeOptions,
   type Consumer,
   memoryPlaces,
   type UnknownEvent,
@@ -252,6 +253,7 @@ export const listen = (
   brokers: string,
   topic: string,
   hear: (event: ConsumedEvent | UnknownEvent) => void,
+  more: Partial<ConsumeOptions<undefined>> = {},
 ): Consumer =>
   consume({
     kafka: { brokers: brokers.split(',') },
@@ -264,6 +266,7 @@ export const listen = (
       return Promise.resolve();
     },
     onError: () => undefined,
+    ...more,
   });
 
 /** Checks what must be true of the topic at any time, and returns a description of each violation. */

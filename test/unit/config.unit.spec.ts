@@ -60,6 +60,7 @@ describe('settings', () => {
         retentionMs: 604_800_000,
         maxMessageBytes: 8_388_608,
         compression: 'gzip',
+        payload: 'plain',
         ssl: false,
       },
       auth: { mode: 'none', keys: [] },
@@ -100,6 +101,7 @@ kafka:
   retentionMs: 60000
   maxMessageBytes: 65536
   compression: none
+  payload: sealed
   ssl: { ca: pem }
   sasl: { mechanism: plain, username: u, password: p }
 auth:
@@ -155,6 +157,7 @@ tenants:
         retentionMs: 60_000,
         maxMessageBytes: 65_536,
         compression: 'none',
+        payload: 'sealed',
         ssl: { ca: 'pem' },
         sasl: { mechanism: 'plain', username: 'u', password: 'p' },
       },

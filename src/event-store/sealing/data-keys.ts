@@ -23,6 +23,12 @@ export interface Incarnation extends StreamId {
   readonly begins?: boolean | undefined;
 }
 
+/** An event, and the key that it is said to be sealed with. */
+export interface KeyOfEvent extends StreamId {
+  readonly version: number;
+  readonly keyId: string;
+}
+
 /** Keys that are made at once: at first, and at most where many streams begin. */
 const STOCK = { least: 64, most: 1_024 };
 /** So many keys are remembered, and the keys of so many incarnations: about as many as states of streams are cached. */
@@ -70,6 +76,7 @@ export class DataKeys {
   /** Incarnation → its key, which is being looked for: all that is encoded meanwhile gets the same one. */
   private readonly finding = new Map<string, Promise<DataKey>>();
   private readonly lookups = new Coalescer((asked: readonly Incarnation[]) => this.lookUp(asked));
+  private readonly questions = new Coalescer((asked: readonly KeyOfEvent[]) => this.lookUpForEvents(asked));
   private timer: NodeJS.Timeout | undefined;
   private isClosed = false;
 
@@ -192,6 +199,47 @@ export class DataKeys {
       if (key && epoch === this.epoch) this.hold({ id: row.id, key }, since);
     }
     return keys;
+  }
+
+  /**
+   * The key of an event as the database has it at this moment, for whoever reads outside of the service. What this process
+   * remembers is not given out: another one may have destroyed it, and whoever gets a key may keep it for a while in turn.
+   * @returns null for a key that was destroyed; undefined where the log has no such event with that key, or its tenant has
+   * left the log
+   * @throws DatabaseUnavailable, MasterKeyRefused
+   */
+  ofEvent(event: KeyOfEvent): Promise<Buffer | null | undefined> {
+    return this.questions.ask(event);
+  }
+
+  private async lookUpForEvents(asked: readonly KeyOfEvent[]): Promise<(Buffer | null | undefined)[]> {
+    const rows = await this.ask<WrappedRow>({
+      name: 'keys_of_events',
+      text: `select k.id, k.master, k.wrapped, g.generation
+             from (${GENERATION}) g,
+                  unnest($1::smallint[], $2::text[], $3::text[], $4::int[], $5::uuid[])
+                    with ordinality as w (lane, tenant, stream_id, version, key_id, n)
+             left join lateral (
+               select e.key_id from event e
+               where e.lane = w.lane and e.tenant = w.tenant and e.stream_id = w.stream_id and e.version = w.version
+               -- Without it the planner would read the whole table.
+               limit 1
+             ) e on e.key_id = w.key_id
+               -- A tenant that has left may have been erased where it is now.
+               and not exists (select from tenant_absence a where a.tenant = w.tenant and a.opened is null)
+             left join data_key k on k.id = e.key_id
+             order by w.n`,
+      values: [
+        asked.map((one) => this.laneOf(one)),
+        asked.map((one) => one.tenant),
+        asked.map((one) => one.streamId),
+        asked.map((one) => one.version),
+        asked.map((one) => one.keyId),
+      ],
+    });
+    return rows.map((row) =>
+      row.id === null ? undefined : row.wrapped && this.masters.unwrap(row as WrappedKey),
+    );
   }
 
   private use(id: string): Buffer | undefined {

@@ -147,6 +147,23 @@ describe('keys that are gone', () => {
     expect(read.find(({ streamId }) => streamId === 's')).toMatchObject({ data: null, erased: true });
   });
 
+  it('given a key that a node remembers, when it was destroyed elsewhere, then whoever asks for it outside is told so at once; and nobody gets it from a log that the tenant has left', async () => {
+    const log = await start();
+    await tallies(log).handle(stream('s'), { numbers: [1] }, by);
+    const [row] = await db.query<{ id: string }>('select key_id::text as id from event');
+    const event = { ...stream('s'), version: 1, keyId: row?.id ?? '' };
+    expect(await log.keyOfEvent(event)).toHaveLength(32);
+    expect(await log.keyOfEvent({ ...event, version: 2 })).toBeUndefined();
+    expect(await log.keyOfEvent({ ...event, tenant: 'other' })).toBeUndefined();
+    const absence = await log.absences.begin('acme');
+    expect(await log.keyOfEvent(event)).toBeUndefined();
+    await log.absences.reopen(absence);
+    await destroy();
+    // The node itself reads on, for less than a minute: a consumer that kept such a key would add its own minute to that.
+    expect(await log.streams.read(stream('s'))).toMatchObject([{ data: { number: 1 } }]);
+    expect(await log.keyOfEvent(event)).toBeNull();
+  });
+
   it('given keys in use, when the node confirms them, then it goes on with them without asking, but not with one that was destroyed', async () => {
     let now = 1_000_000;
     const log = await start([ONE], { keyClock: () => now });

@@ -122,4 +122,14 @@ it('given sealed payloads, when a process reads them that has no keys, then that
     await expect(read()).rejects.toThrow(
       'the payload of acme/sealed at version 1 is sealed, and this process has no keys',
     );
+  // Whoever passes on what is sealed opens nothing, and needs none.
+  const [passedOn] = await log.lanes.readStored(lane, 10, true);
+  const [row] = await db.query<{ sealed: Buffer; key: string }>(
+    'select sealed, key_id::text as key from event',
+  );
+  expect(passedOn).toMatchObject({
+    version: 1,
+    json: 'null',
+    sealed: { bytes: row?.sealed, keyId: row?.key },
+  });
 });
