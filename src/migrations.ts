@@ -108,7 +108,7 @@ export const migrations: readonly Migration[] = [
   },
   {
     file: 'proof/migrations/0026-proof.sql',
-    sha256: '3c45653aff24f7c15e90c8a0ba984fafe30a691a63201ca399d78cfcb0834172',
+    sha256: '47bf13230ff8713dcab1083be431c1ecbc61907ba00734287873916063045c0e',
   },
 ];
 

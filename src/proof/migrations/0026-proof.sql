@@ -26,7 +26,8 @@ create table notary_key (
   id text collate "C" primary key,
   name text not null,
   public_key bytea not null,
-  secret uuid not null references data_key,
+  -- The id of the row; such rows are never deleted.
+  secret uuid not null,
   created_at timestamptz not null default colloquy_now(),
   retired_at timestamptz
 );
