@@ -157,12 +157,14 @@ export async function retentionPreview(
     eraseAfter,
   }: { readonly deleteAfter?: number | undefined; readonly eraseAfter?: number | undefined },
 ): Promise<RetentionPreview> {
-  const isIdle = `since <= ${NOW} - ${ms('$3')} and last_activity_at <= ${NOW} - ${ms('$3')}`;
+  const idle = (['active and free', 'expired and free'] as const).map((one) => {
+    const { is, used } = IDLE[one];
+    return `(select count(*) from ${SESSIONS} where tenant = $1 and ${is} and since <= ${NOW} - ${ms('$3')} and ${used} <= ${NOW} - ${ms('$3')})`;
+  });
   const [row] = await models.read<{ deleted: number; unplanned: number; changed: number }>(
     SESSIONS,
     await models.ends(),
-    `select (select count(*) from ${SESSIONS} where tenant = $1 and ${IDLE['active and free']} and ${isIdle})
-          + (select count(*) from ${SESSIONS} where tenant = $1 and ${IDLE['expired and free']} and ${isIdle}) as deleted,
+    `select ${idle.join(' + ')} as deleted,
             (select count(*) from ${SESSIONS} where tenant = $1 and ${UNPLANNED.new}) as unplanned,
             (select count(*) from ${SESSIONS} where tenant = $1 and ${UNPLANNED.changed}) as changed`,
     [tenant, eraseAfter ?? null, deleteAfter ?? null],

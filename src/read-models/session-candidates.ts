@@ -62,11 +62,17 @@ export const overdueBy = (from: string, wait: string): string =>
 /** Which sessions leave after a time without use: all active ones, or those that no legal hold keeps. */
 export type Idle = 'active' | 'active and free' | 'expired and free';
 
-/** The conditions of the partial indexes. */
-export const IDLE: Readonly<Record<Idle, string>> = {
-  active: `status = 'active' and generation_id is null`,
-  'active and free': `status = 'active' and generation_id is null and not legal_hold`,
-  'expired and free': `status = 'expired' and not legal_hold`,
+/**
+ * The conditions of the partial indexes, and where the time of the last use is. Of a session that has expired that is
+ * `since`: that a legal hold was placed or lifted counts as activity, but does not prolong how long it is kept.
+ */
+export const IDLE: Readonly<Record<Idle, { readonly is: string; readonly used: string }>> = {
+  active: { is: `status = 'active' and generation_id is null`, used: 'last_activity_at' },
+  'active and free': {
+    is: `status = 'active' and generation_id is null and not legal_hold`,
+    used: 'last_activity_at',
+  },
+  'expired and free': { is: `status = 'expired' and not legal_hold`, used: 'since' },
 };
 
 /**
@@ -83,12 +89,13 @@ export async function overdueSessions(
   },
   page: Page,
 ): Promise<Found[]> {
+  const { is, used } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
-     where ${IDLE[of.idle]}
-       and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
+    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+     where ${is}
+       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
        and lane = any ($2::smallint[]) and tenant <> all ($3::text[])
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -110,12 +117,13 @@ export async function overdueSessionsOf(
   },
   page: Page,
 ): Promise<Found[]> {
+  const { is, used } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     of.freshness ?? EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
-     where tenant = $2 and ${IDLE[of.idle]}
-       and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
+    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+     where tenant = $2 and ${is}
+       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
        and ($3::smallint[] is null or lane = any ($3))
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -136,7 +144,7 @@ export async function tenantsWithOverdue(
     SESSIONS,
     EVENTUAL,
     `select o.tenant from unnest($1::text[], $2::bigint[]) as o (tenant, ttl)
-     where exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and ${IDLE[idle]}
+     where exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and ${IDLE[idle].is}
                      and s.since <= ${NOW} - ${ms('o.ttl')})`,
     [ttls.map((one) => one.tenant), ttls.map((one) => one.ttl)],
   );
@@ -158,10 +166,10 @@ export async function otherTenantsWithOverdue(
     SESSIONS,
     EVENTUAL,
     `with recursive next (tenant, since) as (
-       (select tenant, since from ${SESSIONS} where ${IDLE[idle]} order by tenant, since limit 1)
+       (select tenant, since from ${SESSIONS} where ${IDLE[idle].is} order by tenant, since limit 1)
        union all
        select n.tenant, n.since from next,
-         lateral (select s.tenant, s.since from ${SESSIONS} s where ${IDLE[idle]} and s.tenant > next.tenant
+         lateral (select s.tenant, s.since from ${SESSIONS} s where ${IDLE[idle].is} and s.tenant > next.tenant
                   order by s.tenant, s.since limit 1) n
      )
      select tenant from next where since <= ${NOW} - ${ms('$1')} and tenant <> all ($2::text[])`,

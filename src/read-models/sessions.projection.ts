@@ -17,7 +17,7 @@ export interface SessionRow {
   created_at: string;
   last_activity_at: string;
   lane: number;
-  /** Time of the last use, or of an active session somewhat earlier: see `SINCE_STEP_MS`. */
+  /** Time of the last use, or of an active session somewhat earlier: see `SINCE_STEP_MS` and `isOfHold`. */
   since: string;
   /** Time since which the session has not been active; null while it is. */
   ended_at: string | null;
@@ -253,8 +253,11 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   const next = { ...row, version: event.version };
   if (isActivity(event)) {
     next.last_activity_at = event.time;
-    const isExact = row.status !== 'active';
-    if (isExact || Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS) next.since = event.time;
+    const isLater =
+      row.status === 'active'
+        ? Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS
+        : !isOfHold(event);
+    if (isLater) next.since = event.time;
   }
   switch (event.type) {
     case 'SessionDetailsChanged':
@@ -325,6 +328,10 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   }
   return next;
 }
+
+/** Whether an event only places or lifts a legal hold, which does not change how long an expired session is kept. */
+const isOfHold = (event: SessionRecord): boolean =>
+  event.type === 'SessionDetailsChanged' && Object.keys(event.data).every((name) => name === 'legalHold');
 
 /** The table's name, for queries. */
 export const SESSIONS = tableOf(sessionsProjection);

@@ -426,7 +426,7 @@ class Life {
       expectSame('the open tool calls', state.openToolCalls, []);
       expectSame('the generation', state.generation, null);
     }
-    if (event.type !== 'SessionDeleted' && event.type !== 'SessionErased') {
+    if (state.status !== 'deleted') {
       expectSame(
         'the begin of history',
         log[historyStart - 1]?.type.match(/SessionCreated|ConversationReset/)?.length,
@@ -518,7 +518,13 @@ describe('any sequence of commands', () => {
 describe('any sequence of tenant settings', () => {
   const number = fc.option(fc.integer({ min: 1, max: 3 }));
   const settings = partly(
-    { sessionTTL: number, maxSessions: number, capPolicy: fc.option(fc.constantFrom('reject', 'evict')) },
+    {
+      sessionTTL: number,
+      maxSessions: number,
+      capPolicy: fc.option(fc.constantFrom('reject', 'evict')),
+      deleteAfter: number,
+      eraseAfter: number,
+    },
     [],
   );
 
