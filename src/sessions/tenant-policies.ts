@@ -134,9 +134,9 @@ export class TenantPolicies {
   async preview(tenant: string, settings: EventData<'TenantSettingsChanged'>): Promise<TenantSettings> {
     const { state } = await this.streams.load({ tenant, streamId: TENANT_STREAM });
     const { events } = tenantDecider.decide(new ChangeTenantSettings(settings), state);
-    const { overrides: own } = events.reduce(
+    const { overrides: own } = events.reduce<TenantState>(
       (before, event) => tenantDecider.evolve(before, event),
-      state as TenantState,
+      state,
     );
     return { version: state.version, effective: this.policy(tenant, own), own };
   }

@@ -27,10 +27,12 @@ const toCome = (count: number): string => new Date(Date.now() + count * HOUR).to
 /** The trail of a session: types, with cause or reason where there is one. */
 async function trailOf(node: Node, id: string, headers: Record<string, string> = {}): Promise<string[]> {
   const { body } = await node.inject('GET', `/v1/sessions/${id}/events?limit=200`, undefined, headers);
-  return (body['data'] as { type: string; data: Record<string, unknown> | null }[]).map(({ type, data }) => {
-    const told = data?.['cause'] ?? data?.['reason'];
-    return told === undefined ? type : `${type}:${String(told)}`;
-  });
+  return (body['data'] as { type: string; data: Readonly<Record<string, string>> | null }[]).map(
+    ({ type, data }) => {
+      const told = data?.['cause'] ?? data?.['reason'];
+      return told === undefined ? type : `${type}:${told}`;
+    },
+  );
 }
 
 async function scheduledOf(node: Node, id: string): Promise<Scheduled[]> {
@@ -517,8 +519,8 @@ describe('any history of sessions and policies', () => {
     policy?: { at: number; after: number } | undefined;
   }
   interface Policy {
-    deleteAfter?: number;
-    eraseAfter?: number;
+    deleteAfter?: number | undefined;
+    eraseAfter?: number | undefined;
   }
 
   function begin(one: Model, now: number): void {
@@ -611,8 +613,7 @@ describe('any history of sessions and policies', () => {
             await node.inject('PUT', `/v1/admin/tenants/${tenant}`, {
               [name]: value === undefined ? null : value * HOUR,
             });
-            if (value === undefined) delete policy[name];
-            else policy[name] = value;
+            policy[name] = value;
             break;
           }
           case 7: {
