@@ -61,7 +61,7 @@ const COLUMNS = {
   erase_incarnation: 'integer',
   policy_erase_at: 'timestamptz',
   erase_after: 'bigint',
-  erasure_off: 'boolean not null',
+  erasure_off: 'boolean not null default false',
   generation_id: 'text collate "C"',
   legal_hold: 'boolean not null',
   forked_from: 'jsonb',
