@@ -282,3 +282,35 @@ it('given erasures for a time to come, when they are asked for, shown and called
   await agent.stop();
   await node.service.stop();
 });
+
+it('given a node that is killed while it erases what a policy has scheduled, when another one sweeps, then each session is erased once, with its key', async () => {
+  const [doomed, other] = [await world.node(env), await world.node(env)];
+  const tenant = { 'colloquy-tenant': 'retained' };
+  const ids = Array.from({ length: 300 }, (_, index) => `s${index}`);
+  await other.api.put('/v1/admin/tenants/retained', { eraseAfter: 1, maxSessions: 1_000 });
+  await Promise.all(ids.map((id) => other.api.post('/v1/sessions', { id, title: 'Ochre' }, tenant)));
+  await Promise.all(ids.map((id) => other.api.delete(`/v1/sessions/${id}`, tenant)));
+  const count = async (condition: string): Promise<number> =>
+    (
+      await world.database.query<{ count: number }>(
+        `select count(*)::int as count from event where tenant = 'retained' and ${condition}`,
+      )
+    )[0]?.count ?? 0;
+  const erased = () => count(`type = 'SessionErased'`);
+
+  const cut = doomed.api.post('/v1/admin/sweep').catch(() => 'cut');
+  await eventually(async () => (await erased()) > 10);
+  await doomed.service.kill9();
+  await cut;
+  await eventually(async () => {
+    await other.api.post('/v1/admin/sweep');
+    return (await erased()) >= ids.length;
+  }, 60_000);
+  expect(await erased()).toBe(ids.length);
+  expect(
+    await count(`type = 'SessionErased' and exists (
+      select from event e join data_key k on k.id = e.key_id
+      where e.tenant = event.tenant and e.stream_id = event.stream_id and k.wrapped is not null)`),
+  ).toBe(0);
+  await other.service.stop();
+}, 120_000);
