@@ -105,10 +105,11 @@ export const sessionsProjection: Projection<SessionRecord> = {
     create index ${table}_active_of_tenant on ${table} (tenant, since) where status = 'active';
     create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
     create index ${table}_expired_of_tenant on ${table} (tenant, since) where status = 'expired' and not legal_hold;
-    create index ${table}_ended on ${table} (tenant, ended_at, session_id)
+    create index ${table}_ended on ${table} (tenant, session_id)
       where ended_at is not null and policy_erase_at is null and not erasure_off and not legal_hold;
     create index ${table}_erasures on ${table} (erase_at) where erase_at is not null;
     create index ${table}_policy_erasures on ${table} (policy_erase_at) where policy_erase_at is not null;
+    create index ${table}_planned on ${table} (tenant, session_id) where policy_erase_at is not null;
     create index ${table}_erase_after on ${table} (tenant, erase_after) where policy_erase_at is not null;
     create index ${table}_forks on ${table} (tenant, (forked_from ->> 'sessionId'), created_at, session_id)
       where forked_from is not null;
