@@ -86,15 +86,17 @@ export async function tenantsWithUnplanned(
   settings: readonly { readonly tenant: string; readonly eraseAfter: number | undefined }[],
 ): Promise<string[]> {
   if (settings.length === 0) return [];
-  const planned = `s.tenant = o.tenant collate "C" and s.policy_erase_at is not null`;
+  // Subqueries with a limit, because PostgreSQL would gather the rows of all tenants for alternatives of `exists`.
+  const found = (condition: string): string =>
+    `(select true from ${SESSIONS} s where s.tenant = o.tenant collate "C" and ${condition} limit 1)`;
+  const planned = 's.policy_erase_at is not null and s.erase_after';
   const rows = await models.read<{ tenant: string }>(
     SESSIONS,
     EVENTUAL,
     `select o.tenant from unnest($1::text[], $2::bigint[]) as o (tenant, erase_after)
-     where exists (select from ${SESSIONS} s where ${planned} and s.erase_after < coalesce(o.erase_after, 0))
-        or exists (select from ${SESSIONS} s where ${planned} and s.erase_after > coalesce(o.erase_after, 0))
-        or o.erase_after is not null
-           and exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and ${UNPLANNED.new})`,
+     where coalesce(${found(`${planned} < coalesce(o.erase_after, 0)`)},
+                    ${found(`${planned} > coalesce(o.erase_after, 0)`)},
+                    ${found(`o.erase_after is not null and ${UNPLANNED.new}`)})`,
     [settings.map((one) => one.tenant), settings.map((one) => one.eraseAfter ?? null)],
   );
   return rows.map((row) => row.tenant);
