@@ -146,6 +146,14 @@ export const State = z
     usage: usage.required(),
     generation: z.object({ id: z.string(), model: z.string() }).nullable(),
     erasedUpTo: version.optional().meta({ description: 'version of the last erasure, if there was one' }),
+    planned: z
+      .object({
+        requested: z.object({ at: moment, incarnation: version, reason: z.string().optional() }).optional(),
+        byPolicy: z.object({ at: moment, eraseAfter: version }).optional(),
+        isCalledOff: z.literal(true).optional(),
+      })
+      .optional()
+      .meta({ description: 'erasures that are scheduled, or whether one was called off' }),
   })
   .meta({ id: 'SessionState' });
 

@@ -78,8 +78,8 @@ export class Past {
       this.generations(session, from.version, to.version, asked.limit),
     ]);
     // A deletion removes the totals from the state, but the tokens were used.
-    const isDeletedBetween = after.status === 'deleted' && from.version < to.version;
-    const last = isDeletedBetween ? await this.stateAt(session, to.version - 1) : after;
+    const isDeletedBetween = after.status === 'deleted' && before.status !== 'deleted';
+    const last = isDeletedBetween ? await this.beforeDeletion(session, from.version, to.version) : after;
     const history = async (at: number, later = 0) => {
       const page = { ...session, incarnation, at, after: later, order: 'asc', limit: asked.limit } as const;
       const found = await readHistory(this.models, endOf(loaded), page);
@@ -124,6 +124,13 @@ export class Past {
 
   private stateAt(session: SessionRef, version: number): Promise<SessionState> {
     return this.commands.stateAt(session, version);
+  }
+
+  /** The state at the last version before the deletion that is between two versions. */
+  private async beforeDeletion(session: SessionRef, from: number, to: number): Promise<SessionState> {
+    const range = { from: from + 1, to, types: ['SessionDeleted'] };
+    const [deletion] = await this.store.streams.read(streamOf(session), range);
+    return this.stateAt(session, (deletion?.version ?? to) - 1);
   }
 
   /** The first generations that began or ended after a version and up to another. */

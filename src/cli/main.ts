@@ -251,6 +251,9 @@ const readProjections = async (connection: Connection): Promise<ProjectionRow[]>
 
 interface ErasureRow {
   readonly sessionId: string;
+  /** There when it is scheduled only. */
+  readonly at?: string;
+  readonly reason?: string;
   readonly erasedAt: string;
   readonly version: number;
   readonly keys: readonly string[];
@@ -259,11 +262,21 @@ interface ErasureRow {
 program
   .command('erase <session>')
   .description('make unreadable, for ever, what was said in a session; it cannot be undone')
+  .option('--at <time>', 'at this RFC 3339 time to come, until which it can be called off')
+  .addOption(new Option('--cancel', 'call off what is scheduled').conflicts('at'))
   .option('--reason <reason>', 'is kept, and must name nobody')
-  .action(async (id: string, { reason }: { reason?: string }) => {
-    const body = reason === undefined ? {} : { reason };
-    const receipt = await connect().json<ErasureRow>('POST', `/v1/sessions${pathOf(id)}/erase`, { body });
-    await print([receipt], columns<ErasureRow>('sessionId', 'erasedAt', 'version', 'keys', 'forks'));
+  .action(async (id: string, { cancel, ...body }: { at?: string; cancel?: boolean; reason?: string }) => {
+    if (cancel) {
+      await connect().json('DELETE', `/v1/sessions${pathOf(id, 'erasure')}`, { body });
+      return;
+    }
+    const done = await connect().json<ErasureRow>('POST', `/v1/sessions${pathOf(id, 'erase')}`, { body });
+    await print(
+      [done],
+      done.at === undefined
+        ? columns<ErasureRow>('sessionId', 'erasedAt', 'version', 'keys', 'forks')
+        : columns<ErasureRow>('sessionId', 'at', 'reason'),
+    );
   });
 
 program
@@ -496,7 +509,7 @@ for (const [name, description] of [
 
 program
   .command('sweep')
-  .description('sweep now: expire, end dead generations, delete what is to be deleted')
+  .description('sweep now: expire, end dead generations, delete and erase what is to be')
   .option('--dry-run', 'list what a sweep would do, and why; changes nothing')
   .option('--limit <n>', 'of a dry run: list at most so many', wholeNumber, 1_000)
   .action(async ({ dryRun: isDry, limit }: { dryRun?: boolean; limit: number }) => {
@@ -505,6 +518,8 @@ program
       readonly sessionId: string;
       readonly action: string;
       readonly reason: string;
+      /** When a session whose erasure is scheduled is to be erased. */
+      readonly at?: string;
     }
     type Counts = Readonly<Record<string, number>>;
     if (isDry) {
@@ -512,7 +527,7 @@ program
         'GET',
         `/v1/admin/sweep${queryOf({ dryRun: 'true', limit })}`,
       );
-      await print(dryRun.actions, columns<Action>('tenant', 'sessionId', 'action', 'reason'));
+      await print(dryRun.actions, columns<Action>('tenant', 'sessionId', 'action', 'reason', 'at'));
       if (!dryRun.isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
       return;
     }

@@ -55,6 +55,14 @@ export interface ErasureInfo {
   readonly forks: readonly string[];
 }
 
+/** An erasure that is to come. */
+export interface ScheduledErasureInfo {
+  readonly sessionId: string;
+  /** RFC 3339. */
+  readonly at: string;
+  readonly reason?: string;
+}
+
 export interface SessionInfo {
   readonly id: string;
   readonly status: 'active' | 'expired';
@@ -374,8 +382,31 @@ export class Agent {
    * @param reason is kept, and must name nobody
    * @throws ColloquyError `session-not-found`, `legal-hold`, `not-sealed`
    */
-  async eraseSession(sessionId: string, reason?: string): Promise<ErasureInfo> {
-    return this.write('POST', `${session(sessionId)}/erase`, reason === undefined ? {} : { reason });
+  async eraseSession(sessionId: string, reason?: string): Promise<ErasureInfo>;
+  /**
+   * Schedules that for a time to come, in place of what was asked for before; `cancelErasure` calls it off until then.
+   * @throws ColloquyError `session-not-found`, `legal-hold`, `not-sealed`, `invalid-request` for a time that is past
+   */
+  async eraseSession(
+    sessionId: string,
+    options: { readonly at: Date | string; readonly reason?: string },
+  ): Promise<ScheduledErasureInfo>;
+  async eraseSession(
+    sessionId: string,
+    options?: string | { readonly at: Date | string; readonly reason?: string },
+  ): Promise<ErasureInfo | ScheduledErasureInfo> {
+    const body = typeof options === 'string' ? { reason: options } : (options ?? {});
+    return this.write('POST', `${session(sessionId)}/erase`, body);
+  }
+
+  /**
+   * Calls off the erasures of a session that are scheduled, also those by the policy of its tenant.
+   * @param reason is kept, and must name nobody
+   * @throws ColloquyError `session-not-found`, `not-found` when none is scheduled
+   */
+  async cancelErasure(sessionId: string, reason?: string): Promise<void> {
+    const body = reason === undefined ? {} : { reason };
+    await this.write('DELETE', `${session(sessionId)}/erasure`, body);
   }
 
   private get connected(): Connection {

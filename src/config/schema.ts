@@ -50,6 +50,8 @@ function section<T extends z.core.$ZodLooseShape>(shape: T) {
 const maxSessions = wholeNumber(1, 1_000_000_000);
 const sessionTTL = wholeNumber(1, LONGEST_MS);
 const capPolicy = choice('reject', 'evict');
+const deleteAfter = wholeNumber(1, LONGEST_MS);
+const eraseAfter = wholeNumber(1, LONGEST_MS);
 
 /** What one tenant or one key may do at most. Default: no limit. */
 const limit = {
@@ -167,8 +169,13 @@ export const settings = section({
     sessionTTL: sessionTTL.default(3_600_000),
     /** What happens to a create or resume at the cap; with `evict` the least recently used session leaves. Default `reject`. */
     capPolicy: capPolicy.default('reject'),
-    /** Milliseconds after which an expired session is deleted, unless it is under legal hold. Default: never. */
-    deleteAfter: wholeNumber(1, LONGEST_MS).optional(),
+    /** Milliseconds without a write after which a session is deleted, unless it is under legal hold. Default: never. */
+    deleteAfter: deleteAfter.optional(),
+    /**
+     * Milliseconds after its end, be it deletion or expiry, after which a session is erased, unless it is under legal hold
+     * or that is called off ([retention](erasure.md#retention)). Default: never.
+     */
+    eraseAfter: eraseAfter.optional(),
   }).prefault({}),
   storage: section({
     /** Default: the embedded PostgreSQL, in `dataDir`. */
@@ -322,10 +329,12 @@ export const settings = section({
         error: 'is not a tenant id: 1 to 63 of a-z 0-9 _ -, beginning with a letter or digit',
       }),
       section({
-        /** Default: `sessions.maxSessions`; so with the next two. */
+        /** Default: `sessions.maxSessions`; so with the next four. */
         maxSessions: maxSessions.optional(),
         sessionTTL: sessionTTL.optional(),
         capPolicy: capPolicy.optional(),
+        deleteAfter: deleteAfter.optional(),
+        eraseAfter: eraseAfter.optional(),
         /** In place of `server.limits.tenant`. */
         limits: section(limit).optional(),
       }),

@@ -71,3 +71,8 @@ export class DomainError extends Error {
     return new DomainError(this.code, this.message, { field: rename(this.field), detail: this.detail });
   }
 }
+
+/** Removes the keys whose value is undefined, so that events hold only what was given. */
+export function given<T extends object>(data: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined)) as never;
+}

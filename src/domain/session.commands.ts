@@ -182,6 +182,29 @@ export class EraseSession {
     readonly reason?: string,
     /** Without it the state is a guess. */
     readonly erasure?: Erasure,
+    /** Given when its time has come: which scheduled erasure this is. It does nothing if that does not stand any more. */
+    readonly planned?: 'requested' | 'byPolicy',
+  ) {}
+}
+/** Schedules an erasure, which takes the place of the one that was scheduled in the same way before. */
+export class ScheduleErasure {
+  readonly type = 'ScheduleErasure';
+  constructor(
+    /** RFC 3339. Of a request it must be in the future when the event gets its time from the database. */
+    readonly at: string,
+    readonly reason?: string,
+    /** The policy that schedules it; without one somebody asks for it. */
+    readonly policy?: EventData<'ErasureScheduled'>['policy'],
+    /** What there would be to erase now, for a request. Without it the state is a guess. */
+    readonly erasure?: Erasure,
+  ) {}
+}
+/** Calls off what is scheduled: all of it, or only what a policy scheduled that holds no more. */
+export class CancelErasure {
+  readonly type = 'CancelErasure';
+  constructor(
+    readonly reason?: string,
+    readonly cause: 'request' | 'policy' = 'request',
   ) {}
 }
 
@@ -202,4 +225,6 @@ export type SessionCommand =
   | ResetConversation
   | ExpireSession
   | DeleteSession
-  | EraseSession;
+  | EraseSession
+  | ScheduleErasure
+  | CancelErasure;

@@ -54,6 +54,13 @@ export const owner = z
   });
 export const title = z.string().min(1).max(300).meta(personal);
 export const reason = z.string().min(1).max(1000).meta(personal);
+/** Not marked as personal: it stays, or is to stay, when the session is erased. */
+const plainReason = z
+  .string()
+  .min(1)
+  .max(1000)
+  .optional()
+  .meta({ description: 'is kept, and must name nobody' });
 export const instructions = z.string().min(1).meta(personal);
 
 const METADATA_BYTES = 16_384;
@@ -254,8 +261,27 @@ export const sessionEvents = {
         .array(z.object({ incarnation: z.int().positive(), from: version, to: version }))
         .meta({ description: 'the versions that were erased, both ends inclusive, by incarnation' }),
       keys: z.array(z.uuid()).meta({ description: 'ids of the keys that were destroyed' }),
-      // Not marked as personal: nothing seals it, and it stays.
-      reason: z.string().min(1).max(1000).optional().meta({ description: 'is kept, and must name nobody' }),
+      reason: plainReason,
+    }),
+  },
+  ErasureScheduled: {
+    version: 1,
+    data: z.object({
+      at: moment.meta({ description: 'when the session is to be erased, unless that is called off before' }),
+      policy: z.object({ eraseAfter: z.int().positive() }).optional().meta({
+        description: 'the setting of the tenant that scheduled it; absent where somebody asked for it',
+      }),
+      reason: plainReason,
+    }),
+  },
+  ErasureCancelled: {
+    version: 1,
+    data: z.object({
+      cause: z.enum(['request', 'policy', 'not-sealed']).meta({
+        description:
+          'request: somebody called it off; policy: the setting that had scheduled it was taken back; not-sealed: a part of the session is stored in plain, so it could not be erased',
+      }),
+      reason: plainReason,
     }),
   },
   TenantSettingsChanged: {
@@ -265,6 +291,8 @@ export const sessionEvents = {
       sessionTTL: z.int().positive().nullable().optional(),
       maxSessions: z.int().positive().nullable().optional(),
       capPolicy: z.enum(['reject', 'evict']).nullable().optional(),
+      deleteAfter: z.int().positive().nullable().optional(),
+      eraseAfter: z.int().positive().nullable().optional(),
     }),
   },
 } as const;

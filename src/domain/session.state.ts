@@ -2,7 +2,7 @@ import { type NewMessage } from './session.commands.js';
 import { type EventData, type Json, type SessionEvent, type Usage } from './session.events.js';
 
 /** Raise this number when `SessionState` or `evolve` changes: states stored under another number are folded again. */
-export const STATE_VERSION = 2;
+export const STATE_VERSION = 3;
 
 /**
  * The state of a session: what the rules need to know of it, and what answers show. Times come from the event store.
@@ -28,6 +28,18 @@ export interface SessionState {
   readonly generation: { readonly id: string; readonly model: string } | null;
   /** Version of the last erasure, if there was one: nobody can tell what the session was before. */
   readonly erasedUpTo?: number;
+  /** Absent where nothing was scheduled or called off. */
+  readonly planned?: PlannedErasures;
+}
+
+/** The erasures of a session that are to come. Each is carried out at its time, whichever comes first. */
+export interface PlannedErasures {
+  /** Somebody asked for it while the session was in this incarnation. Use of the session does not end it. */
+  readonly requested?: { readonly at: string; readonly incarnation: number; readonly reason?: string };
+  /** The policy of the tenant has scheduled it since the session ended. Use of the session ends it. */
+  readonly byPolicy?: { readonly at: string; readonly eraseAfter: number };
+  /** An erasure was called off: the policy schedules none until the session was used and has ended again. */
+  readonly isCalledOff?: true;
 }
 
 export interface UsageTotals {
@@ -59,8 +71,19 @@ export const initialState: SessionState = {
 export const exists = ({ status }: Pick<SessionState, 'status'>): boolean =>
   status === 'active' || status === 'expired';
 
-/** Whether an event counts as use of the session. All events do but the expiry itself; reads never do. */
-export const isActivity = (event: { readonly type: string }): boolean => event.type !== 'SessionExpired';
+/** Whether the session has ended, as far as the policies of its tenant go; one that has expired may be used again. */
+export const hasEnded = ({ status }: Pick<SessionState, 'status'>): boolean =>
+  status === 'expired' || status === 'deleted';
+
+/** What the service or an operator does about a session, without using it. */
+const NO_ACTIVITY: readonly string[] = [
+  'SessionExpired',
+  'ErasureScheduled',
+  'ErasureCancelled',
+] satisfies SessionEvent['type'][];
+
+/** Whether an event counts as use of the session. Reads never do. */
+export const isActivity = (event: { readonly type: string }): boolean => !NO_ACTIVITY.includes(event.type);
 
 /** The state after an event; every event raises the version by one. */
 export function evolve(state: SessionState, event: SessionEvent): SessionState {
@@ -78,6 +101,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         forkedFrom: event.data.forkedFrom ?? null,
         historyStart: next.version,
         ...erasureOf(state),
+        ...plannedOnUse(state),
       };
     case 'SessionDetailsChanged':
       return {
@@ -114,8 +138,10 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
       return { ...next, historyStart: next.version, messageCount: 0, openToolCalls: [], approvals: [] };
     case 'SessionExpired':
       return { ...next, status: 'expired' };
-    case 'SessionResumed':
-      return { ...next, status: 'active' };
+    case 'SessionResumed': {
+      const { planned: _planned, ...rest } = next;
+      return { ...rest, status: 'active', ...plannedOnUse(state) };
+    }
     case 'SessionDeleted':
       return {
         ...initialState,
@@ -124,6 +150,7 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         owner: state.owner,
         status: 'deleted',
         ...erasureOf(state),
+        ...(state.planned && { planned: state.planned }),
       };
     case 'SessionErased':
       return {
@@ -133,8 +160,30 @@ export function evolve(state: SessionState, event: SessionEvent): SessionState {
         status: 'deleted',
         erasedUpTo: next.version,
       };
+    case 'ErasureScheduled':
+      return { ...next, planned: { ...state.planned, ...planOf(event.data, state) } };
+    case 'ErasureCancelled': {
+      const { planned, ...rest } = next;
+      if (event.data.cause === 'policy') {
+        const { byPolicy: _byPolicy, ...left } = planned ?? {};
+        return Object.keys(left).length === 0 ? rest : { ...rest, planned: left };
+      }
+      return hasEnded(state) ? { ...rest, planned: { isCalledOff: true } } : rest;
+    }
   }
 }
+
+const planOf = (
+  { at, policy, reason }: EventData<'ErasureScheduled'>,
+  { incarnation }: SessionState,
+): PlannedErasures =>
+  policy
+    ? { byPolicy: { at, ...policy } }
+    : { requested: { at, incarnation, ...(reason !== undefined && { reason }) } };
+
+/** What was asked for stands when the session is used. What follows from its end begins anew with its next end. */
+const plannedOnUse = ({ planned }: SessionState): Pick<SessionState, 'planned'> =>
+  planned?.requested ? { planned: { requested: planned.requested } } : {};
 
 /** The status after events of these types; the others change none. */
 const STATUS_AFTER: Partial<Record<string, SessionState['status']>> = {

@@ -1,8 +1,7 @@
-import { type Decider, type Decision, DomainError, type Guard } from './decider.js';
+import { type Decider, type Decision, DomainError, given, type Guard } from './decider.js';
 import {
   type AppendMessages,
   type ContextWindow,
-  type EraseSession,
   type ForkSession,
   type NewMessage,
   type PartialReply,
@@ -11,6 +10,7 @@ import {
   type StartGeneration,
 } from './session.commands.js';
 import { type EventData, type EventOf, type SessionEvent } from './session.events.js';
+import { decideErasure } from './session.erasure.js';
 import { evolve, exists, initialState, isErased, type SessionState } from './session.state.js';
 
 /** The name of the lease that a node holds while it works on a generation. */
@@ -51,7 +51,9 @@ function decide(command: SessionCommand, state: SessionState): Decision<SessionE
     }
 
     case 'EraseSession':
-      return erase(command, state);
+    case 'ScheduleErasure':
+    case 'CancelErasure':
+      return decideErasure(command, state);
   }
 
   if (!exists(state)) throw new DomainError('session-not-found', 'there is no such session');
@@ -190,29 +192,6 @@ function ownerOf({ owner }: SessionDetails, state: SessionState): string | undef
     field: ['owner'],
     detail: 'is not the owner of this id',
   });
-}
-
-function erase({ reason, erasure }: EraseSession, state: SessionState): Decision<SessionEvent> {
-  if (state.version === 0) throw new DomainError('session-not-found', 'there is no such session');
-  if (state.legalHold) throw new DomainError('legal-hold', 'the session is under legal hold');
-  if (isErased(state)) return NOTHING;
-  if (!erasure) throw new Error('what is to be erased was not read');
-  const { incarnations, keys, isPlain } = erasure;
-  if (isPlain) {
-    throw new DomainError(
-      'not-sealed',
-      'the session, or a part of it, was written without a master key and is stored in plain, so no key can be ' +
-        'destroyed: nothing was erased. Give the service a master key, so that sessions are sealed from then on; to have ' +
-        'this one sealed, export it, and import it into a database whose service has a master key.',
-    );
-  }
-  return {
-    events: [
-      { type: 'SessionErased', data: given({ incarnations: [...incarnations], keys: [...keys], reason }) },
-    ],
-    destroys: keys,
-    ...(state.status === 'active' && { counters: { active: -1 } }),
-  };
 }
 
 function startGeneration(command: StartGeneration, state: SessionState): Decision<SessionEvent> {
@@ -454,11 +433,6 @@ const whenAbandoned = (
   generation: NonNullable<SessionState['generation']>,
   otherwise: Guard<SessionEvent>['otherwise'],
 ): Guard<SessionEvent> => ({ holds: { leaseOver: generationLease(generation.id) }, otherwise });
-
-/** Removes the keys whose value is undefined, so that events hold only what was given. */
-function given<T extends object>(data: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined)) as never;
-}
 
 /** Refuses an approval that has run out when it is recorded, because that is a mistake of the client. */
 function granted(approval: EventData<'ToolApprovalGranted'>): Decision<SessionEvent> {

@@ -39,6 +39,10 @@ const SUMMARIES: Record<EventType, string> = {
   SessionDeleted: 'The session ended. Its id may be used again, which begins a new incarnation.',
   SessionErased:
     'What the session was until then was erased: nobody can read it any more, and consumers must delete what they keep of it. Its id may be used again, which begins a new incarnation.',
+  ErasureScheduled:
+    'The session is to be erased at a time to come, with all its incarnations, because somebody asked for it or a setting of its tenant says so. Consumers need do nothing: `SessionErased` follows when it is done.',
+  ErasureCancelled:
+    'No erasure of the session is scheduled any more; with the cause `policy`, none by a setting of its tenant.',
   TenantSettingsChanged:
     'Limits of a whole tenant changed; null takes one back. The session id is `~tenant`.',
 };

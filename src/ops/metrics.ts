@@ -253,8 +253,9 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
       'Sessions that the sweeper of this node dealt with',
       ['reason'],
       () => {
-        const { ttl, cap, lease, retention } = totals();
-        return Object.entries({ ttl, cap, lease, retention }).map(([reason, count]) => [{ reason }, count]);
+        const { ttl, cap, lease, retention, schedule, erasure, notSealed } = totals();
+        const counts = { ttl, cap, lease, retention, schedule, erasure, 'not-sealed': notSealed };
+        return Object.entries(counts).map(([reason, count]) => [{ reason }, count]);
       },
     );
     this.counter('sessions_made_room_total', 'Sessions expired for another to come in', ['reason'], () => [

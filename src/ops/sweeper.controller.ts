@@ -6,11 +6,22 @@ import { Answers } from '../http/openapi.js';
 import { Sweeper } from '../sweeper/sweeper.js';
 
 const count = z.int().nonnegative();
-const sweepCounts = { ttl: count, cap: count, lease: count, retention: count };
+const sweepCounts = {
+  ttl: count,
+  cap: count,
+  lease: count,
+  retention: count,
+  schedule: count,
+  erasure: count,
+};
+const notSealed = count.meta({
+  description: 'sessions that were due to be erased and cannot be, because a part of them is stored in plain',
+});
 const SweepReport = z
   .object({
     found: z.object(sweepCounts),
     swept: z.object(sweepCounts),
+    notSealed,
     lagMs: count.meta({ description: 'how long the session that waited longest had been due' }),
     durationMs: count,
   })
@@ -20,9 +31,13 @@ const SweepStatus = z
   .object({
     intervalMs: count,
     lanes: count.meta({ description: 'lanes that this node sweeps' }),
+    lacksMasterKey: z.boolean().meta({
+      description:
+        'true: `eraseAfter` is set, and nothing can be erased, because the service has no master key',
+    }),
     last: SweepReport.nullable(),
     totals: z
-      .object({ ...sweepCounts, restored: count, rejected: count, overdue: count, evicted: count })
+      .object({ ...sweepCounts, notSealed, restored: count, rejected: count, overdue: count, evicted: count })
       .meta({ description: 'of this node since it was started' }),
     dryRun: z
       .object({
@@ -30,9 +45,20 @@ const SweepStatus = z
           z.object({
             tenant: z.string(),
             sessionId,
-            action: z.enum(['expire', 'fail-generation', 'delete']),
-            reason: z.enum(['ttl', 'cap', 'lease', 'retention']),
+            action: z.enum([
+              'expire',
+              'fail-generation',
+              'delete',
+              'schedule-erasure',
+              'call-off-erasure',
+              'erase',
+            ]),
+            reason: z.enum(['ttl', 'cap', 'lease', 'retention', 'schedule', 'erasure']),
             lastActivityAt: z.iso.datetime(),
+            at: z.iso
+              .datetime()
+              .optional()
+              .meta({ description: 'when it is to be erased, of an erasure that is scheduled' }),
             why: z.string(),
           }),
         ),

@@ -32,7 +32,8 @@ export interface Place {
   readonly sessionId: string;
 }
 
-interface Row {
+/** What a query for candidates returns, at least. */
+export interface Row {
   tenant: string;
   session_id: string;
   version: number;
@@ -42,7 +43,7 @@ interface Row {
 }
 type Found = Candidate & { readonly place: Place };
 
-const toCandidate = (row: Row): Found => ({
+export const toCandidate = (row: Row): Found => ({
   tenant: row.tenant,
   sessionId: row.session_id,
   version: row.version,
@@ -51,28 +52,50 @@ const toCandidate = (row: Row): Found => ({
   place: { tenant: row.tenant, since: row.since, sessionId: row.session_id },
 });
 
-const EVENTUAL: Freshness = 'eventual';
-const NOW = '(select colloquy_now())';
-const ms = (value: string): string => `${value}::bigint * interval '1 millisecond'`;
+export const EVENTUAL: Freshness = 'eventual';
+export const NOW = '(select colloquy_now())';
+export const ms = (value: string): string => `${value}::bigint * interval '1 millisecond'`;
 const COLUMNS = 'tenant, session_id, version, last_activity_at, since';
-const overdueBy = (from: string, wait: string): string =>
+export const overdueBy = (from: string, wait: string): string =>
   `(extract(epoch from ${NOW} - ${from}) * 1000)::bigint - ${wait}::bigint as overdue_ms`;
 
+/** Which sessions leave after a time without use: all active ones, or those that no legal hold keeps. */
+export type Idle = 'active' | 'active and free' | 'expired and free';
+
 /**
- * Active sessions of these lanes that were not used for `ttl` ms, in the order of `since`. Sessions with a running
- * generation and sessions of the tenants `but` are left out.
+ * The conditions of the partial indexes, and where the time of the last use is. Of a session that has expired that is
+ * `since`: that a legal hold was placed or lifted counts as activity, but does not prolong how long it is kept.
+ */
+export const IDLE: Readonly<Record<Idle, { readonly is: string; readonly used: string }>> = {
+  active: { is: `status = 'active' and generation_id is null`, used: 'last_activity_at' },
+  'active and free': {
+    is: `status = 'active' and generation_id is null and not legal_hold`,
+    used: 'last_activity_at',
+  },
+  'expired and free': { is: `status = 'expired' and not legal_hold`, used: 'since' },
+};
+
+/**
+ * Sessions of these lanes that were not used for `ttl` ms, in the order of `since`. Sessions with a running generation
+ * and sessions of the tenants `but` are left out.
  */
 export async function overdueSessions(
   models: ReadModels,
-  of: { readonly lanes: readonly number[]; readonly ttl: number; readonly but: readonly string[] },
+  of: {
+    readonly idle: Idle;
+    readonly lanes: readonly number[];
+    readonly ttl: number;
+    readonly but: readonly string[];
+  },
   page: Page,
 ): Promise<Found[]> {
+  const { is, used } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
-     where status = 'active' and generation_id is null
-       and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
+    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+     where ${is}
+       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
        and lane = any ($2::smallint[]) and tenant <> all ($3::text[])
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -86,15 +109,21 @@ export async function overdueSessions(
 export async function overdueSessionsOf(
   models: ReadModels,
   tenant: string,
-  of: { readonly lanes?: readonly number[]; readonly ttl: number; readonly freshness?: Freshness },
+  of: {
+    readonly idle: Idle;
+    readonly lanes?: readonly number[];
+    readonly ttl: number;
+    readonly freshness?: Freshness;
+  },
   page: Page,
 ): Promise<Found[]> {
+  const { is, used } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     of.freshness ?? EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy('last_activity_at', '$1')} from ${SESSIONS}
-     where tenant = $2 and status = 'active' and generation_id is null
-       and since <= ${NOW} - ${ms('$1')} and last_activity_at <= ${NOW} - ${ms('$1')}
+    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+     where tenant = $2 and ${is}
+       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
        and ($3::smallint[] is null or lane = any ($3))
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -107,6 +136,7 @@ export async function overdueSessionsOf(
 /** Those of the tenants that may have an overdue session. Reads one index entry per tenant. */
 export async function tenantsWithOverdue(
   models: ReadModels,
+  idle: Idle,
   ttls: readonly { readonly tenant: string; readonly ttl: number }[],
 ): Promise<string[]> {
   if (ttls.length === 0) return [];
@@ -114,7 +144,7 @@ export async function tenantsWithOverdue(
     SESSIONS,
     EVENTUAL,
     `select o.tenant from unnest($1::text[], $2::bigint[]) as o (tenant, ttl)
-     where exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and s.status = 'active'
+     where exists (select from ${SESSIONS} s where s.tenant = o.tenant collate "C" and ${IDLE[idle].is}
                      and s.since <= ${NOW} - ${ms('o.ttl')})`,
     [ttls.map((one) => one.tenant), ttls.map((one) => one.ttl)],
   );
@@ -128,6 +158,7 @@ export async function tenantsWithOverdue(
  */
 export async function otherTenantsWithOverdue(
   models: ReadModels,
+  idle: Idle,
   ttl: number,
   but: readonly string[],
 ): Promise<string[]> {
@@ -135,10 +166,10 @@ export async function otherTenantsWithOverdue(
     SESSIONS,
     EVENTUAL,
     `with recursive next (tenant, since) as (
-       (select tenant, since from ${SESSIONS} where status = 'active' order by tenant, since limit 1)
+       (select tenant, since from ${SESSIONS} where ${IDLE[idle].is} order by tenant, since limit 1)
        union all
        select n.tenant, n.since from next,
-         lateral (select s.tenant, s.since from ${SESSIONS} s where s.status = 'active' and s.tenant > next.tenant
+         lateral (select s.tenant, s.since from ${SESSIONS} s where ${IDLE[idle].is} and s.tenant > next.tenant
                   order by s.tenant, s.since limit 1) n
      )
      select tenant from next where since <= ${NOW} - ${ms('$1')} and tenant <> all ($2::text[])`,
@@ -188,26 +219,6 @@ export async function generatingSessions(
   return row?.count ?? 0;
 }
 
-/** Sessions of these lanes that have been expired for `deleteAfter` ms and are under no legal hold. */
-export async function longExpired(
-  models: ReadModels,
-  of: { readonly lanes: readonly number[]; readonly deleteAfter: number },
-  page: Page,
-): Promise<Found[]> {
-  const rows = await models.read<Row>(
-    SESSIONS,
-    EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy('since', '$1')} from ${SESSIONS}
-     where status = 'expired' and not legal_hold and since <= ${NOW} - ${ms('$1')}
-       and lane = any ($2::smallint[])
-       and ($3::timestamptz is null or (since, tenant, session_id) > ($3, $4::text collate "C", $5::text collate "C"))
-       and since >= coalesce($3, '-infinity')
-     order by since, tenant, session_id limit $6`,
-    [of.deleteAfter, of.lanes, ...placeOf(page)],
-  );
-  return rows.map(toCandidate);
-}
-
 /**
  * Sessions of these lanes whose running generation has no lease any more: the node that worked on it is gone.
  * @param leasePrefix the beginning of the name of a generation's lease
@@ -230,7 +241,7 @@ export async function abandonedGenerations(
   return rows.map((row) => ({ ...toCandidate(row), generationId: row.generation_id }));
 }
 
-const placeOf = ({ after, limit }: Page): unknown[] => [
+export const placeOf = ({ after, limit }: Page): unknown[] => [
   after?.since ?? null,
   after?.tenant ?? null,
   after?.sessionId ?? null,

@@ -17,8 +17,18 @@ export interface SessionRow {
   created_at: string;
   last_activity_at: string;
   lane: number;
-  /** Time from which on the session has been in its status without use, or somewhat earlier: see `SINCE_STEP_MS`. */
+  /** Time of the last use, or of an active session somewhat earlier: see `SINCE_STEP_MS` and `isOfHold`. */
   since: string;
+  /** Time since which the session has not been active; null while it is. */
+  ended_at: string | null;
+  /** The erasure that somebody asked for, and the incarnation in which the session was then. */
+  erase_at: string | null;
+  erase_incarnation: number | null;
+  /** The erasure that the policy of the tenant has scheduled, and the setting by which it did. */
+  policy_erase_at: string | null;
+  erase_after: number | null;
+  /** Whether the policy schedules none until the session was used again. */
+  erasure_off: boolean;
   /** Id of the running generation, if there is one. */
   generation_id: string | null;
   legal_hold: boolean;
@@ -46,6 +56,12 @@ const COLUMNS = {
   last_activity_at: 'timestamptz not null',
   lane: 'smallint not null',
   since: 'timestamptz not null',
+  ended_at: 'timestamptz',
+  erase_at: 'timestamptz',
+  erase_incarnation: 'integer',
+  policy_erase_at: 'timestamptz',
+  erase_after: 'bigint',
+  erasure_off: 'boolean not null default false',
   generation_id: 'text collate "C"',
   legal_hold: 'boolean not null',
   forked_from: 'jsonb',
@@ -74,7 +90,7 @@ const arrayType = (name: keyof SessionRow): string =>
  */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
-  version: 5,
+  version: 6,
   // No column that most appends change is indexed, so that their updates write no index (heap-only updates).
   createTable: (table) => `
     create table ${table} (
@@ -88,6 +104,13 @@ export const sessionsProjection: Projection<SessionRecord> = {
     create index ${table}_active on ${table} (since) where status = 'active';
     create index ${table}_active_of_tenant on ${table} (tenant, since) where status = 'active';
     create index ${table}_expired on ${table} (since) where status = 'expired' and not legal_hold;
+    create index ${table}_expired_of_tenant on ${table} (tenant, since) where status = 'expired' and not legal_hold;
+    create index ${table}_ended on ${table} (tenant, session_id)
+      where ended_at is not null and policy_erase_at is null and not erasure_off and not legal_hold;
+    create index ${table}_erasures on ${table} (erase_at) where erase_at is not null;
+    create index ${table}_policy_erasures on ${table} (policy_erase_at) where policy_erase_at is not null;
+    create index ${table}_planned on ${table} (tenant, session_id) where policy_erase_at is not null;
+    create index ${table}_erase_after on ${table} (tenant, erase_after) where policy_erase_at is not null;
     create index ${table}_forks on ${table} (tenant, (forked_from ->> 'sessionId'), created_at, session_id)
       where forked_from is not null;
     create index ${table}_generating on ${table} (generation_id) where generation_id is not null;
@@ -210,6 +233,12 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       last_activity_at: event.time,
       lane: event.lane,
       since: event.time,
+      ended_at: null,
+      erase_at: row?.erase_at ?? null,
+      erase_incarnation: row?.erase_incarnation ?? null,
+      policy_erase_at: null,
+      erase_after: null,
+      erasure_off: false,
       generation_id: null,
       legal_hold: false,
       forked_from: event.data.forkedFrom ?? null,
@@ -222,13 +251,14 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   }
   // A stream without `SessionCreated` is not a session: it holds the settings of a tenant.
   if (!row) return undefined;
-  const next = {
-    ...row,
-    version: event.version,
-    last_activity_at: isActivity(event) ? event.time : row.last_activity_at,
-  };
-  if (row.status === 'active' && Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS) {
-    next.since = event.time;
+  const next = { ...row, version: event.version };
+  if (isActivity(event)) {
+    next.last_activity_at = event.time;
+    const isLater =
+      row.status === 'active'
+        ? Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS
+        : !isOfHold(event);
+    if (isLater) next.since = event.time;
   }
   switch (event.type) {
     case 'SessionDetailsChanged':
@@ -263,19 +293,46 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       break;
     case 'SessionExpired':
       next.status = 'expired';
-      next.since = event.time;
+      next.since = row.last_activity_at;
+      next.ended_at = event.time;
       break;
     case 'SessionResumed':
       next.status = 'active';
-      next.since = event.time;
+      next.ended_at = null;
+      next.policy_erase_at = null;
+      next.erase_after = null;
+      next.erasure_off = false;
       break;
     case 'SessionDeleted':
       next.status = 'deleted';
+      next.legal_hold = false;
       next.generation_id = null;
+      next.ended_at = row.ended_at ?? event.time;
+      break;
+    case 'ErasureScheduled':
+      if (event.data.policy) {
+        next.policy_erase_at = event.data.at;
+        next.erase_after = event.data.policy.eraseAfter;
+      } else {
+        next.erase_at = event.data.at;
+        next.erase_incarnation = row.incarnation;
+      }
+      break;
+    case 'ErasureCancelled':
+      next.policy_erase_at = null;
+      next.erase_after = null;
+      if (event.data.cause === 'policy') break;
+      next.erase_at = null;
+      next.erase_incarnation = null;
+      next.erasure_off = row.ended_at !== null;
       break;
   }
   return next;
 }
+
+/** Whether an event only places or lifts a legal hold, which does not change how long an expired session is kept. */
+const isOfHold = (event: SessionRecord): boolean =>
+  event.type === 'SessionDetailsChanged' && Object.keys(event.data).every((name) => name === 'legalHold');
 
 /** The table's name, for queries. */
 export const SESSIONS = tableOf(sessionsProjection);

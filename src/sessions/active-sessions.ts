@@ -86,7 +86,7 @@ export class RoomMaker {
   private async makeRoom(tenant: string, asked: number): Promise<{ places: number; isFinal: boolean }> {
     const { maxSessions, sessionTTL, capPolicy } = this.policies.of(tenant);
     const expireOverdue = async (freshness: Freshness): Promise<number> => {
-      const of = { ttl: sessionTTL, freshness };
+      const of = { idle: 'active', ttl: sessionTTL, freshness } as const;
       const overdue = this.untried(await overdueSessionsOf(this.models, tenant, of, { limit: AT_ONCE }));
       await this.expireAll(overdue, 'ttl', sessionTTL);
       return overdue.length;

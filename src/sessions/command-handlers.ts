@@ -3,6 +3,7 @@ import { AsyncContext, CommandHandler, type CommandBus } from '@nestjs/cqrs';
 import {
   AbandonGeneration,
   AppendMessages,
+  CancelErasure,
   CancelGeneration,
   ChangeSessionDetails,
   CompleteGeneration,
@@ -17,6 +18,7 @@ import {
   ResetConversation,
   RevokeToolApproval,
   RewindHistory,
+  ScheduleErasure,
   type SessionCommand,
   StartGeneration,
 } from '../domain/session.commands.js';
@@ -44,6 +46,8 @@ const COMMANDS: { readonly [Command in SessionCommand as Command['type']]: Class
   ExpireSession,
   DeleteSession,
   EraseSession,
+  ScheduleErasure,
+  CancelErasure,
 };
 
 /** Carries the session and the context of a command through Nest's bus. */

@@ -5,8 +5,10 @@ import { NotaryKeys } from '../proof/notary-keys.js';
 import { ReadModels } from '../projection-engine/strong-reads.js';
 import { type SessionRecord } from '../read-models/session-record.js';
 import { forksBefore } from '../read-models/session-views.js';
+import { type SessionState } from '../domain/session.state.js';
+import { erasureWaitsFor } from '../domain/session.erasure.js';
 import { type SessionAddress } from './command-context.js';
-import { type Receipt } from './session.schemas.js';
+import { type Receipt, type Scheduled } from './session.schemas.js';
 
 /** What the log tells of the erasures of sessions. */
 @Injectable()
@@ -48,4 +50,20 @@ export class Erasures {
         }),
     );
   }
+}
+
+/** The erasures of a session that are to come, the earliest first. */
+export function scheduledErasures(sessionId: string, state: SessionState): Scheduled[] {
+  const { requested, byPolicy } = state.planned ?? {};
+  const waiting = (which: 'requested' | 'byPolicy') => {
+    const waitsFor = erasureWaitsFor(state, which);
+    return waitsFor ? { waitsFor } : {};
+  };
+  const scheduled: Scheduled[] = [];
+  if (byPolicy) scheduled.push({ sessionId, ...byPolicy, ...waiting('byPolicy') });
+  if (requested) {
+    const { at, reason } = requested;
+    scheduled.push({ sessionId, at, ...(reason !== undefined && { reason }), ...waiting('requested') });
+  }
+  return scheduled.sort((one, other) => Date.parse(one.at) - Date.parse(other.at));
 }

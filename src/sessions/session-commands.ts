@@ -13,6 +13,7 @@ import {
   RemoveMessage,
   ResetConversation,
   RewindHistory,
+  ScheduleErasure,
   type SessionCommand,
   type SessionDetails,
   StartGeneration,
@@ -81,7 +82,7 @@ export class SessionCommands {
       prepare: (command, state, { tenant, streamId }) =>
         command instanceof AppendMessages && command.replaceLast === 0
           ? command
-          : command instanceof EraseSession
+          : command instanceof EraseSession || isRequest(command)
             ? withErasure(store, { tenant, streamId }, command, state)
             : this.withPartial(command, state).then((one) =>
                 histories.prepare(anyOwner({ tenant, sessionId: streamId }), one, state),
@@ -168,23 +169,25 @@ export class SessionCommands {
     idleFor?: number,
   ): Promise<boolean> {
     const command = new ExpireSession(reason, lastActivityAt, idleFor);
-    return this.housekeep({ tenant, sessionId }, command, { ...by, ifMatch: [version] });
+    const happened = await this.housekeep({ tenant, sessionId }, command, { ...by, ifMatch: [version] });
+    return happened.length > 0;
   }
 
   /**
    * Carries out a command of the service itself. It does nothing when the command is out of date, or when only nodes of
    * a newer version can read the session.
+   * @returns what happened
    */
   async housekeep(
     session: SessionAddress,
     command: SessionCommand,
     context: CommandContext,
-  ): Promise<boolean> {
+  ): Promise<readonly SessionEvent[]> {
     try {
-      return (await this.append(anyOwner(session), command, context)).events.length > 0;
+      return (await this.append(anyOwner(session), command, context)).events;
     } catch (error) {
-      if (error instanceof VersionMismatch || error instanceof DomainError) return false;
-      if (error instanceof NewerEvent) return false;
+      if (error instanceof VersionMismatch || error instanceof DomainError) return [];
+      if (error instanceof NewerEvent) return [];
       throw error;
     }
   }
@@ -210,8 +213,8 @@ export class SessionCommands {
       },
       decided:
         command instanceof EraseSession
-          ? (_, before) => {
-              erasedReply = before.generation?.id;
+          ? (events, before) => {
+              if (events.some(({ type }) => type === 'SessionErased')) erasedReply = before.generation?.id;
             }
           : onDecided,
       key: idempotency && {
@@ -283,16 +286,20 @@ function owned({ ownedBy: owner }: SessionRef, command: SessionCommand): Session
   return command;
 }
 
-/** Adds to an erasure what is there to be erased, unless the state is a guess that the log has not reached. */
+/** Adds to an erasure, or to the request for one, what is there to be erased, unless the state is a guess that the log has not reached. */
 export async function withErasure(
   store: EventLog,
   stream: StreamId,
-  command: EraseSession,
+  command: EraseSession | ScheduleErasure,
   { version, erasedUpTo = 0 }: SessionState,
-): Promise<EraseSession> {
+): Promise<SessionCommand> {
   const { end, ...erasure } = await store.streams.keysOf(stream, erasedUpTo, version);
-  return end < version ? command : new EraseSession(command.reason, erasure);
+  return end < version ? command : withFields(command, { erasure });
 }
+
+/** Whether somebody schedules an erasure, who is told at once when it is not possible. */
+const isRequest = (command: SessionCommand): command is ScheduleErasure =>
+  command instanceof ScheduleErasure && command.policy === undefined;
 
 /** What a command may create a session with. */
 function detailsOf(command: SessionCommand): SessionDetails | undefined {

@@ -81,7 +81,28 @@ export const ChangeSessionBody = z.strictObject({
 export const ReasonBody = z.strictObject({ reason: reason.optional() }).default({});
 
 const { reason: erasureReason, ...erased } = sessionEvents.SessionErased.data.shape;
-export const EraseBody = z.strictObject({ reason: erasureReason }).default({});
+export const EraseBody = z
+  .strictObject({
+    at: moment.optional().meta({ description: 'a time to come; now unless given' }),
+    reason: erasureReason,
+  })
+  .default({});
+export const CancelErasureBody = z.strictObject({ reason: erasureReason }).default({});
+export const ScheduledErasure = z
+  .object({
+    sessionId,
+    at: time,
+    eraseAfter: z.int().optional().meta({
+      description: 'the setting of the tenant that scheduled it; absent where somebody asked for it',
+    }),
+    reason: erasureReason,
+    waitsFor: z.enum(['legal-hold', 'deletion']).optional().meta({
+      description:
+        'why it is not carried out at its time: a legal hold; or the id was used again since, and is to be deleted first',
+    }),
+  })
+  .meta({ id: 'ScheduledErasure' });
+export type Scheduled = z.infer<typeof ScheduledErasure>;
 export const ErasureReceipt = z
   .object({
     tenant: z.string(),
@@ -104,7 +125,12 @@ export const ErasureReceipt = z
   })
   .meta({ id: 'ErasureReceipt' });
 export type Receipt = z.infer<typeof ErasureReceipt>;
-export const ErasureReceipts = z.object({ data: z.array(ErasureReceipt) });
+export const ErasureReceipts = z.object({
+  data: z.array(ErasureReceipt),
+  scheduled: z
+    .array(ScheduledErasure)
+    .meta({ description: 'what is to come, the earliest first: asked for, or by the setting of the tenant' }),
+});
 
 /** Versions are PostgreSQL integers; a larger number would fail the query instead of finding nothing. */
 export const MAX_VERSION = 2_147_483_647;

@@ -12,12 +12,16 @@ import { type EventLog } from '../event-store/log.js';
 import { type HandleOptions, StreamHandler } from '../event-store/stream-handler.js';
 import { type ReservedState } from '../event-store/stream-reader.js';
 
-/** The limits of a tenant's sessions, and what happens at the cap. */
+/** The limits of a tenant's sessions, what happens at the cap, and how long sessions are kept. */
 export interface SessionPolicy {
   readonly maxSessions: number;
   /** Milliseconds without a write after which a session is due to expire. */
   readonly sessionTTL: number;
   readonly capPolicy: 'reject' | 'evict';
+  /** Milliseconds without a write after which a session is deleted; never unless given. */
+  readonly deleteAfter?: number | undefined;
+  /** Milliseconds after its end, be it deletion or expiry, after which a session is erased; never unless given. */
+  readonly eraseAfter?: number | undefined;
 }
 
 type Overrides = { readonly [K in keyof SessionPolicy]?: SessionPolicy[K] | null | undefined };
@@ -126,12 +130,25 @@ export class TenantPolicies {
     return this.remember(tenant, state);
   }
 
+  /** What the settings of a tenant would be after a change, which is not made. */
+  async preview(tenant: string, settings: EventData<'TenantSettingsChanged'>): Promise<TenantSettings> {
+    const { state } = await this.streams.load({ tenant, streamId: TENANT_STREAM });
+    const { events } = tenantDecider.decide(new ChangeTenantSettings(settings), state);
+    const { overrides: own } = events.reduce<TenantState>(
+      (before, event) => tenantDecider.evolve(before, event),
+      state,
+    );
+    return { version: state.version, effective: this.policy(tenant, own), own };
+  }
+
   private policy(tenant: string, own: Overrides | undefined): SessionPolicy {
     const file = Object.hasOwn(this.tenants, tenant) ? this.tenants[tenant] : undefined;
     return {
       maxSessions: own?.maxSessions ?? file?.maxSessions ?? this.defaults.maxSessions,
       sessionTTL: own?.sessionTTL ?? file?.sessionTTL ?? this.defaults.sessionTTL,
       capPolicy: own?.capPolicy ?? file?.capPolicy ?? this.defaults.capPolicy,
+      deleteAfter: own?.deleteAfter ?? file?.deleteAfter ?? this.defaults.deleteAfter,
+      eraseAfter: own?.eraseAfter ?? file?.eraseAfter ?? this.defaults.eraseAfter,
     };
   }
 

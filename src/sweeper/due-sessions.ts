@@ -1,13 +1,28 @@
 import { randomUUID } from 'node:crypto';
-import { AbandonGeneration, DeleteSession } from '../domain/session.commands.js';
+import {
+  AbandonGeneration,
+  CancelErasure,
+  DeleteSession,
+  EraseSession,
+  ScheduleErasure,
+  type SessionCommand,
+} from '../domain/session.commands.js';
 import { generationLease } from '../domain/session.js';
 import { type EventLog } from '../event-store/log.js';
 import { ProjectionLagging, type ReadModels } from '../projection-engine/strong-reads.js';
 import {
+  type DueErasure,
+  dueErasures,
+  type ErasurePlan,
+  tenantsWithUnplanned,
+  type Unplanned,
+  unplannedErasures,
+} from '../read-models/erasure-candidates.js';
+import {
   abandonedGenerations,
   type Candidate,
+  type Idle,
   leastRecentlyUsed,
-  longExpired,
   otherTenantsWithOverdue,
   overdueSessions,
   overdueSessionsOf,
@@ -18,16 +33,23 @@ import { ACTIVE_SESSIONS } from '../sessions/active-sessions.js';
 import { type SessionCommands } from '../sessions/session-commands.js';
 import { type TenantPolicies } from '../sessions/tenant-policies.js';
 
-/** Why a sweep touches a session: no write for its time to live, a lowered cap, a dead generation, or retention. */
-export type SweepReason = 'ttl' | 'cap' | 'lease' | 'retention';
+/**
+ * Why a sweep touches a session: no write for its time to live, a lowered cap, a dead generation, no write for as long as
+ * it is kept (`retention`), an end after which it is to be erased (`schedule`), or that the time for this has come
+ * (`erasure`).
+ */
+export type SweepReason = 'ttl' | 'cap' | 'lease' | 'retention' | 'schedule' | 'erasure';
 
 /** What a sweep would do to a session. */
 export interface SweepAction {
   readonly tenant: string;
   readonly sessionId: string;
-  readonly action: 'expire' | 'fail-generation' | 'delete';
+  readonly action:
+    'expire' | 'fail-generation' | 'delete' | 'schedule-erasure' | 'call-off-erasure' | 'erase';
   readonly reason: SweepReason;
   readonly lastActivityAt: string;
+  /** When the session is to be erased, as RFC 3339, of an action that schedules that. */
+  readonly at?: string;
   /** An explanation for people. */
   readonly why: string;
 }
@@ -35,8 +57,11 @@ export interface SweepAction {
 /** A session that is due, and the command that does what is due. */
 export interface DueSession extends SweepAction {
   readonly overdueMs: number;
-  /** Resolves to whether the session still was due when the command was decided on the log. */
-  readonly carryOut: () => Promise<boolean>;
+  /**
+   * Resolves to whether the session still was due when the command was decided on the log; `not-sealed`: it was, and
+   * cannot be erased.
+   */
+  readonly carryOut: () => Promise<boolean | 'not-sealed'>;
 }
 
 export interface DueSessionsParts {
@@ -44,8 +69,6 @@ export interface DueSessionsParts {
   readonly models: ReadModels;
   readonly policies: TenantPolicies;
   readonly commands: SessionCommands;
-  /** Milliseconds after which an expired session is deleted. Without it, expired sessions are kept. */
-  readonly deleteAfter?: number | undefined;
 }
 
 /**
@@ -66,18 +89,23 @@ const CAP_PAGE_SIZE = 256;
 export class DueSessions {
   /** When a check of all counters last found no tenant above its cap, by `performance.now()`. */
   private capsCheckedAt = -Infinity;
+  /**
+   * Whether erasures may stand that were scheduled by another common setting than now. That changes with a start of the
+   * service alone, so that the look for them, which reads over those of all tenants, is made until it has found none.
+   */
+  private hasStaleSchedules = true;
 
   constructor(private readonly parts: DueSessionsParts) {}
 
-  /** Makes the next sweep check all counters again. */
-  recheckCaps(): void {
+  /** Makes the next sweep check all counters again, and all schedules. */
+  recheck(): void {
     this.capsCheckedAt = -Infinity;
+    this.hasStaleSchedules = true;
   }
 
   /**
    * The sessions that are due for a reason, a page at a time. The next page is read when the one before is done.
-   * @param listed given in a dry run only: the sessions it has listed so far, which a sweep would have expired by
-   * then
+   * @param listed given in a dry run only: the sessions it has listed so far, with which a sweep would have dealt by then
    */
   due(
     reason: SweepReason,
@@ -93,34 +121,56 @@ export class DueSessions {
       case 'lease':
         return this.abandoned(lanes, origin);
       case 'retention':
-        return this.outOfRetention(lanes, origin);
+        return this.outOfRetention(lanes, origin, listed);
+      case 'schedule':
+        return this.toBePlanned(lanes, origin, listed);
+      case 'erasure':
+        return this.toBeErased(lanes, origin);
     }
   }
 
-  private async *overdue(lanes: readonly number[], origin: Origin): AsyncGenerator<DueSession[]> {
-    const { models, policies } = this.parts;
-    const defaultTtl = policies.defaults.sessionTTL;
-    const customTtls = [...policies.named()]
-      .map(([tenant, { sessionTTL }]) => ({ tenant, ttl: sessionTTL }))
-      .filter(({ ttl }) => ttl !== defaultTtl);
-    const customTenants = customTtls.map(({ tenant }) => tenant);
-    const toExpiry = (ttl: number) => (candidate: Candidate) => this.expiry(candidate, ttl, origin);
+  /** Whether some tenant has a policy of erasure, which the service cannot keep to without a master key. */
+  lacksMasterKey(): boolean {
+    const { store, policies } = this.parts;
+    if (store.isSealed) return false;
+    return [policies.defaults, ...[...policies.named()].map(([, policy]) => policy)].some(
+      ({ eraseAfter }) => eraseAfter !== undefined,
+    );
+  }
 
-    let tenants = await tenantsWithOverdue(models, customTtls);
-    if (customTtls.some(({ ttl }) => ttl > defaultTtl)) {
-      // Tenants with a longer time to live have sessions that have been idle for longer than the default without being
-      // due. A query over all tenants would read past all of them in every sweep, so each tenant is queried alone.
-      tenants = [...tenants, ...(await otherTenantsWithOverdue(models, defaultTtl, customTenants))];
-    } else {
-      const pages = paged((page) =>
-        overdueSessions(models, { lanes, ttl: defaultTtl, but: customTenants }, page),
-      );
-      for await (const page of pages) yield page.map(toExpiry(defaultTtl));
+  private async *overdue(lanes: readonly number[], origin: Origin): AsyncGenerator<DueSession[]> {
+    for await (const { candidates, ttl } of this.idle('active', 'sessionTTL', lanes))
+      yield candidates.map((candidate) => this.expiry(candidate, ttl, origin));
+  }
+
+  /** Pages of sessions that were not used for as long as a setting says, with its value for them. */
+  private async *idle(
+    idle: Idle,
+    setting: 'sessionTTL' | 'deleteAfter',
+    lanes: readonly number[],
+  ): AsyncGenerator<{ candidates: Candidate[]; ttl: number }> {
+    const { models, policies } = this.parts;
+    const common = policies.defaults[setting];
+    const custom = [...policies.named()].flatMap(([tenant, { [setting]: ttl }]) =>
+      ttl === undefined || ttl === common ? [] : [{ tenant, ttl }],
+    );
+    const but = custom.map(({ tenant }) => tenant);
+
+    let tenants = await tenantsWithOverdue(models, idle, custom);
+    if (common !== undefined && custom.some(({ ttl }) => ttl > common)) {
+      // Tenants with a longer time have sessions that have been idle for longer than the default without being due. A
+      // query over all tenants would read past all of them in every sweep, so each tenant is queried alone.
+      tenants = [...tenants, ...(await otherTenantsWithOverdue(models, idle, common, but))];
+    } else if (common !== undefined) {
+      const pages = paged((page) => overdueSessions(models, { idle, lanes, ttl: common, but }, page));
+      for await (const candidates of pages) yield { candidates, ttl: common };
     }
     for (const tenant of tenants) {
-      const { sessionTTL: ttl } = policies.of(tenant);
-      const pages = paged((page) => overdueSessionsOf(models, tenant, { lanes, ttl }, page));
-      for await (const page of pages) yield page.map(toExpiry(ttl));
+      const { [setting]: ttl } = policies.of(tenant);
+      // The setting was taken back meanwhile.
+      if (ttl === undefined) continue;
+      const pages = paged((page) => overdueSessionsOf(models, tenant, { idle, lanes, ttl }, page));
+      for await (const candidates of pages) yield { candidates, ttl };
     }
   }
 
@@ -202,30 +252,137 @@ export class DueSessions {
         action: 'fail-generation',
         reason: 'lease',
         why: `the node that worked on ${generationId} is gone`,
-        carryOut: () =>
-          commands.housekeep({ tenant, sessionId }, new AbandonGeneration(generationId), context),
+        carryOut: async () => {
+          const command = new AbandonGeneration(generationId);
+          return (await commands.housekeep({ tenant, sessionId }, command, context)).length > 0;
+        },
       };
     });
   }
 
-  private async *outOfRetention(lanes: readonly number[], origin: Origin): AsyncGenerator<DueSession[]> {
-    const { models, commands, deleteAfter } = this.parts;
-    if (deleteAfter === undefined) return;
-    for await (const page of paged((next) => longExpired(models, { lanes, deleteAfter }, next))) {
-      yield page.map((candidate) => {
-        const { tenant, sessionId, version } = candidate;
-        // The command holds for this version of the session only. A later use and expiry would raise the version, and
-        // the session would not have been expired for long enough.
-        const context = { ...origin, ifMatch: [version] };
-        return {
-          ...commonFields(candidate),
-          action: 'delete',
-          reason: 'retention',
-          why: `expired for ${candidate.overdueMs + deleteAfter} ms; deleteAfter is ${deleteAfter} ms`,
-          carryOut: () => commands.housekeep({ tenant, sessionId }, new DeleteSession('retention'), context),
-        };
-      });
+  private async *outOfRetention(
+    lanes: readonly number[],
+    origin: Origin,
+    listed?: ReadonlySet<string>,
+  ): AsyncGenerator<DueSession[]> {
+    for (const idle of ['active and free', 'expired and free'] as const) {
+      for await (const { candidates, ttl } of this.idle(idle, 'deleteAfter', lanes)) {
+        yield (
+          candidates
+            // A sweep would have expired those by then, and would delete them with the next one.
+            .filter((one) => !listed?.has(`${one.tenant}/${one.sessionId}`))
+            .map((candidate) => ({
+              ...commonFields(candidate),
+              action: 'delete',
+              reason: 'retention',
+              why: `no write for ${candidate.overdueMs + ttl} ms; deleteAfter is ${ttl} ms`,
+              carryOut: () =>
+                this.isDone(candidate, new DeleteSession(`retention: deleteAfter ${ttl} ms`), origin),
+            }))
+        );
+      }
     }
+  }
+
+  /** Ended sessions whose erasure the policies of their tenants have not scheduled yet, or not as they are now. */
+  private async *toBePlanned(
+    lanes: readonly number[],
+    origin: Origin,
+    listed?: ReadonlySet<string>,
+  ): AsyncGenerator<DueSession[]> {
+    const { store, models, policies } = this.parts;
+    // Nothing can be erased, and what is not scheduled need not be called off.
+    if (!store.isSealed) return;
+    const common = policies.defaults.eraseAfter;
+    const named = [...policies.named()].map(([tenant, { eraseAfter }]) => ({ tenant, eraseAfter }));
+    const but = named.map(({ tenant }) => tenant);
+    const pagesOf = (
+      kind: Unplanned,
+      eraseAfter: number | undefined,
+      tenants: Parameters<typeof unplannedErasures>[2]['tenants'],
+    ) => paged((page) => unplannedErasures(models, kind, { lanes, eraseAfter, tenants }, page));
+    const toPlan = (eraseAfter: number | undefined) => (candidate: ErasurePlan) =>
+      this.plan(candidate, eraseAfter, origin);
+
+    for (const tenant of await tenantsWithUnplanned(models, named)) {
+      const { eraseAfter } = policies.of(tenant);
+      for (const kind of eraseAfter === undefined ? (['changed'] as const) : (['changed', 'new'] as const))
+        for await (const page of pagesOf(kind, eraseAfter, { tenant })) yield page.map(toPlan(eraseAfter));
+    }
+    if (common !== undefined)
+      for await (const page of pagesOf('new', common, { but })) yield page.map(toPlan(common));
+    if (!this.hasStaleSchedules && !listed) return;
+    let isStale = false;
+    for await (const page of pagesOf('changed', common, { but })) {
+      isStale = true;
+      yield page.map(toPlan(common));
+    }
+    if (!listed) this.hasStaleSchedules = isStale;
+  }
+
+  private plan(candidate: ErasurePlan, eraseAfter: number | undefined, origin: Origin): DueSession {
+    const { at } = candidate;
+    if (at === null || eraseAfter === undefined) {
+      return {
+        ...commonFields(candidate),
+        action: 'call-off-erasure',
+        reason: 'schedule',
+        why: 'its erasure is scheduled; eraseAfter is not set any more',
+        carryOut: () => this.isDone(candidate, new CancelErasure(undefined, 'policy'), origin),
+      };
+    }
+    return {
+      ...commonFields(candidate),
+      action: 'schedule-erasure',
+      reason: 'schedule',
+      at,
+      why: `it has ended; eraseAfter is ${eraseAfter} ms`,
+      carryOut: () => this.isDone(candidate, new ScheduleErasure(at, undefined, { eraseAfter }), origin),
+    };
+  }
+
+  private async *toBeErased(lanes: readonly number[], origin: Origin): AsyncGenerator<DueSession[]> {
+    const { models } = this.parts;
+    for (const which of ['requested', 'byPolicy'] as const) {
+      for await (const page of paged((next) => dueErasures(models, which, lanes, next))) {
+        const due = which === 'byPolicy' ? await this.inForce(page) : page;
+        yield due.map((candidate) => ({
+          ...commonFields(candidate),
+          action: 'erase',
+          reason: 'erasure',
+          why:
+            candidate.eraseAfter === null
+              ? `its erasure was asked for, for ${candidate.at}`
+              : `its erasure was scheduled for ${candidate.at}; eraseAfter is ${candidate.eraseAfter} ms`,
+          carryOut: async () => {
+            const command = new EraseSession(undefined, undefined, which);
+            const [event] = await this.happened(candidate, command, origin);
+            return event?.type === 'ErasureCancelled' ? 'not-sealed' : event !== undefined;
+          },
+        }));
+      }
+    }
+  }
+
+  /**
+   * Those that are due by the settings as the log has them now. What a node remembers of settings may be a moment old,
+   * and an erasure cannot be undone. The others are planned anew by the next sweep.
+   */
+  private async inForce<Due extends DueErasure>(due: readonly Due[]): Promise<Due[]> {
+    const tenants = [...new Set(due.map(({ tenant }) => tenant))];
+    const settings = new Map<string, number | undefined>();
+    for (const tenant of tenants)
+      settings.set(tenant, (await this.parts.policies.read(tenant)).effective.eraseAfter);
+    return due.filter(({ tenant, eraseAfter }) => settings.get(tenant) === eraseAfter);
+  }
+
+  private async isDone(candidate: Candidate, command: SessionCommand, origin: Origin): Promise<boolean> {
+    return (await this.happened(candidate, command, origin)).length > 0;
+  }
+
+  /** Carries out a command, which holds for this version of the session only: it was not due at any later one. */
+  private happened({ tenant, sessionId, version }: Candidate, command: SessionCommand, origin: Origin) {
+    return this.parts.commands.housekeep({ tenant, sessionId }, command, { ...origin, ifMatch: [version] });
   }
 }
 

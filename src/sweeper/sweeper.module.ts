@@ -1,12 +1,4 @@
-import {
-  Inject,
-  Injectable,
-  Logger,
-  Module,
-  type OnApplicationShutdown,
-  type OnModuleInit,
-} from '@nestjs/common';
-import { type Config, SETTINGS } from '../config.js';
+import { Injectable, Logger, Module, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { DatabaseUnavailable } from '../database/connection.js';
 import { EventLog } from '../event-store/log.js';
 import { Leases } from '../event-store/leases.js';
@@ -25,12 +17,13 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
     policies: TenantPolicies,
     commands: SessionCommands,
     leases: Leases,
-    @Inject(SETTINGS) { sessions }: Config,
   ) {
     const logger = new Logger('sweeper');
     super({
       ...{ store, models, policies, commands, leases },
-      deleteAfter: sessions.deleteAfter,
+      warn: (message) => {
+        logger.warn(message);
+      },
       onError: (error) => {
         // The next sweep tries again. An unreachable database is not logged here, because every part of the service
         // meets it.
@@ -48,7 +41,7 @@ class NodeSweeper extends Sweeper implements OnModuleInit, OnApplicationShutdown
   }
 }
 
-/** Expires and deletes sessions that are due. */
+/** Expires, deletes and erases sessions that are due. */
 @Module({
   imports: [SessionsModule],
   providers: [{ provide: Sweeper, useClass: NodeSweeper }],

@@ -6,14 +6,17 @@ import { type CapCounts } from '../sessions/session-commands.js';
 import { DueSessions, type DueSessionsParts, type SweepAction, type SweepReason } from './due-sessions.js';
 import { Pacer } from './pacer.js';
 
-const REASONS: readonly SweepReason[] = ['lease', 'ttl', 'cap', 'retention'];
+const REASONS: readonly SweepReason[] = ['lease', 'ttl', 'cap', 'retention', 'schedule', 'erasure'];
 export type SweepCounts = Record<SweepReason, number>;
+const NONE: SweepCounts = { ttl: 0, cap: 0, lease: 0, retention: 0, schedule: 0, erasure: 0 };
 
 export interface SweepReport {
   /** Number of candidates that the read model named. */
   readonly found: SweepCounts;
   /** Number of candidates that were due on the log as well. */
   readonly swept: SweepCounts;
+  /** Number of sessions whose erasure was due, and that cannot be erased: a part of them is stored in plain. */
+  readonly notSealed: number;
   /** How many milliseconds ago the session that had waited longest became due. */
   readonly lagMs: number;
   readonly durationMs: number;
@@ -24,22 +27,26 @@ export interface SweeperStatus {
   readonly intervalMs: number;
   /** Number of lanes that this node sweeps. */
   readonly lanes: number;
+  /** Whether a policy of erasure is set that the service cannot keep to, because it has no master key. */
+  readonly lacksMasterKey: boolean;
   readonly last: SweepReport | null;
   /** Sessions that this process has swept, or expired to make room at a cap, since it was started. */
-  readonly totals: SweepCounts & CapCounts;
+  readonly totals: SweepCounts & CapCounts & { readonly notSealed: number };
 }
 
 export interface SweeperParts extends DueSessionsParts {
   readonly leases: Leases;
   readonly onError: (error: unknown) => void;
+  /** Called at most twice in a sweep, with what operators have to know of it. */
+  readonly warn: (message: string) => void;
 }
 
 const LONGEST_INTERVAL_MS = 60_000;
 const SHORTEST_INTERVAL_MS = 50;
 
 /**
- * Expires sessions that were not used for their time to live or that exceed a lowered cap, deletes sessions that have
- * been expired for the retention time, and fails generations whose node is gone.
+ * Expires sessions that were not used for their time to live or that exceed a lowered cap, deletes those that were not
+ * used for as long as they are kept, schedules and carries out erasures, and fails generations whose node is gone.
  *
  * Every node sweeps its share of the lanes, which only spreads the work. Two nodes that sweep the same lane do no harm,
  * because a sweep sends the same commands as clients do, and each command is decided on the log, at the version that
@@ -49,7 +56,7 @@ export class Sweeper {
   private readonly share: LaneShare;
   private readonly pacer: Pacer;
   private readonly dueSessions: DueSessions;
-  private readonly totals: SweepCounts = { ttl: 0, cap: 0, lease: 0, retention: 0 };
+  private readonly totals = { ...NONE, notSealed: 0 };
   private last: SweepReport | null = null;
   private timer: NodeJS.Timeout | undefined;
   /** When the last sweep began by the schedule, by `performance.now()`. */
@@ -67,7 +74,7 @@ export class Sweeper {
   async start(): Promise<void> {
     await this.share.balance();
     this.parts.policies.onChange(() => {
-      this.dueSessions.recheckCaps();
+      this.dueSessions.recheck();
       this.schedule();
     });
     this.schedule();
@@ -84,6 +91,7 @@ export class Sweeper {
     return {
       intervalMs: this.interval(),
       lanes: this.share.owned.size,
+      lacksMasterKey: this.dueSessions.lacksMasterKey(),
       last: this.last,
       totals: { ...this.totals, ...this.parts.commands.counts },
     };
@@ -112,11 +120,11 @@ export class Sweeper {
    */
   sweep(lanes: 'own' | 'all' = 'own'): Promise<SweepReport> {
     const sweep = this.running.then(() => {
-      if (lanes === 'all') this.dueSessions.recheckCaps();
+      if (lanes === 'all') this.dueSessions.recheck();
       return this.sweepLanes(lanes === 'all' ? this.allLanes() : [...this.share.owned.keys()]);
     });
     this.running = sweep.catch(() => {
-      this.dueSessions.recheckCaps();
+      this.dueSessions.recheck();
     });
     return sweep;
   }
@@ -124,8 +132,9 @@ export class Sweeper {
   private async sweepLanes(lanes: readonly number[]): Promise<SweepReport> {
     const { commands } = this.parts;
     const began = performance.now();
-    const found = { ttl: 0, cap: 0, lease: 0, retention: 0 };
-    const swept = { ttl: 0, cap: 0, lease: 0, retention: 0 };
+    const found = { ...NONE };
+    const swept = { ...NONE };
+    let notSealed = 0;
     let lagMs = 0;
     await this.parts.store.absences.refresh();
     for (const reason of lanes.length > 0 ? REASONS : []) {
@@ -138,7 +147,12 @@ export class Sweeper {
             found[reason] += 1;
             lagMs = Math.max(lagMs, one.overdueMs);
             try {
-              if (!(await one.carryOut())) return;
+              const outcome = await one.carryOut();
+              if (outcome === 'not-sealed') {
+                notSealed += 1;
+                this.totals.notSealed += 1;
+              }
+              if (outcome !== true) return;
             } catch (error) {
               // Moved since the sweep began.
               if (error instanceof TenantAbsent) return;
@@ -154,8 +168,18 @@ export class Sweeper {
         if (this.stopped) break;
       }
     }
-    this.last = { found, swept, lagMs, durationMs: Math.round(performance.now() - began) };
+    this.last = { found, swept, notSealed, lagMs, durationMs: Math.round(performance.now() - began) };
+    this.warn(notSealed);
     return this.last;
+  }
+
+  private warn(notSealed: number): void {
+    if (this.dueSessions.lacksMasterKey())
+      this.parts.warn('eraseAfter is set, and nothing can be erased: give the service a master key');
+    if (notSealed > 0)
+      this.parts.warn(
+        `${notSealed} sessions were due to be erased and cannot be, because a part of each is stored in plain: their trail has ErasureCancelled with the cause not-sealed`,
+      );
   }
 
   /** The sessions of a tenant that was moved are swept where it lives now. */
@@ -166,9 +190,11 @@ export class Sweeper {
   }
 
   private interval(): number {
-    const { policies, deleteAfter = Infinity } = this.parts;
-    let shortest = Math.min(policies.defaults.sessionTTL, deleteAfter);
-    for (const [, { sessionTTL }] of policies.named()) shortest = Math.min(shortest, sessionTTL);
+    const { policies } = this.parts;
+    const named = [...policies.named()].map(([, policy]) => policy);
+    let shortest = Infinity;
+    for (const { sessionTTL, deleteAfter = Infinity, eraseAfter = Infinity } of [policies.defaults, ...named])
+      shortest = Math.min(shortest, sessionTTL, deleteAfter, eraseAfter);
     return Math.max(SHORTEST_INTERVAL_MS, Math.min(LONGEST_INTERVAL_MS, Math.floor(shortest / 4)));
   }
 

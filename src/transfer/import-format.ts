@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { DomainError } from '../domain/decider.js';
 import { AppendMessages } from '../domain/session.commands.js';
-import { evolveErased, isActivity, type SessionState } from '../domain/session.state.js';
+import { evolveErased, isActivity, isErased, type SessionState } from '../domain/session.state.js';
 import { sessionDecider } from '../domain/session.js';
 import {
   type EventData,
@@ -62,17 +62,21 @@ const LINE_BYTES = 64 * 1024 * 1024;
  * @throws ImportRefused
  */
 export function checkFollows(
-  { status, version, incarnation }: SessionState,
+  state: SessionState,
   event: Pick<ExportedEvent, 'type' | 'version' | 'incarnation'>,
 ): void {
+  const { status, version, incarnation } = state;
   if (event.version !== version + 1) {
     throw new ImportRefused(`version ${event.version} comes after version ${version}`);
   }
+  const isThere = status !== 'none' && !isErased(state);
   const fits = {
     SessionCreated: status === 'none' || status === 'deleted',
     SessionExpired: status === 'active',
     SessionResumed: status === 'expired',
     SessionErased: status !== 'none',
+    ErasureScheduled: isThere,
+    ErasureCancelled: isThere,
     other: status === 'active' || status === 'expired',
   };
   if (!fits[event.type in fits ? (event.type as keyof typeof fits) : 'other']) {

@@ -1,3 +1,4 @@
+import { Agent } from '../../src/client/agent.js';
 import { colloquy } from '../support/colloquy.js';
 import { openEvents } from '../support/event-stream.js';
 import { conducted } from '../support/fake-openai.js';
@@ -135,7 +136,10 @@ it('given a talk that is still answered on another node, when it is erased, then
 
   // Again: the same receipt, and nothing is appended.
   expect((await api.post<Receipt>('/v1/sessions/talk/erase')).body).toEqual(erased.body);
-  expect((await two.api.get('/v1/sessions/talk/erasure')).body).toEqual({ data: [erased.body] });
+  expect((await two.api.get('/v1/sessions/talk/erasure')).body).toEqual({
+    data: [erased.body],
+    scheduled: [],
+  });
   expect((await api.get('/v1/sessions/copy/erasure')).status).toBe(404);
   expect((await api.post('/v1/sessions/nobody/erase')).status).toBe(404);
 
@@ -203,3 +207,110 @@ it('given conditions and keys of requests, when sessions are erased, then these 
     await other.end();
   }
 });
+
+it('given erasures for a time to come, when they are asked for, shown and called off over HTTP, by command and by the library, then the trail tells of each, and a repeated request takes effect once', async () => {
+  const node = await world.node(env);
+  const { api } = node;
+  const at = '2999-01-01T00:00:00.000Z';
+  await api.post('/v1/sessions', { id: 'later', title: 'Ochre title' });
+  const keyed = { 'idempotency-key': 'later-once', 'if-match': '"1"' };
+  const ask = () =>
+    api.post('/v1/sessions/later/erase', { at: '2999-01-01T02:00:00+02:00', reason: 'asked' }, keyed);
+  expect(await ask()).toMatchObject({ status: 202, body: { sessionId: 'later', at, reason: 'asked' } });
+  expect((await api.get('/v1/sessions/later/erasure')).body).toEqual({
+    data: [],
+    scheduled: [{ sessionId: 'later', at, reason: 'asked' }],
+  });
+  expect((await api.get('/v1/sessions/later/state')).body).toMatchObject({
+    planned: { requested: { at, incarnation: 1, reason: 'asked' } },
+  });
+  expect((await api.get('/v1/sessions/later')).body).toMatchObject({ version: 2, status: 'active' });
+  expect((await api.delete('/v1/sessions/later/erasure')).status).toBe(204);
+  expect((await ask()).status).toBe(202);
+  expect((await api.get('/v1/sessions/later/erasure')).status).toBe(404);
+
+  const cli = (...args: string[]) =>
+    colloquy(['erase', 'later', ...args], { env: { COLLOQUY_URL: api.url } });
+  const shown = await cli('--at', at, '--reason', 'by command');
+  expect(shown).toMatchObject({ code: 0 });
+  expect(JSON.parse(shown.out)).toEqual({ sessionId: 'later', at, reason: 'by command' });
+  expect(await cli('--cancel', '--reason', 'a mistake')).toMatchObject({ code: 0, out: '' });
+  expect((await cli('--cancel')).code).toBe(1);
+  expect((await cli('--cancel', '--at', at)).code).not.toBe(0);
+  expect((await cli('--at', '2020-01-01T00:00:00Z')).err).toMatch(/past/);
+
+  const agent = new Agent({ url: api.url });
+  await agent.start();
+  expect(await agent.eraseSession('later', { at: new Date(at), reason: 'by program' })).toEqual({
+    sessionId: 'later',
+    at,
+    reason: 'by program',
+  });
+  await agent.cancelErasure('later');
+  await expect(agent.cancelErasure('later')).rejects.toMatchObject({ code: 'not-found' });
+
+  // What is scheduled is no use of a deleted session, and its totals count until it was deleted.
+  await say(api, 'later', 'Where is it?');
+  await api.delete('/v1/sessions/later');
+  await agent.eraseSession('later', { at });
+  expect((await api.get('/v1/sessions/later/diff?from=1&incarnation=1')).body).toMatchObject({
+    status: { before: 'active', after: 'deleted' },
+    usage: { inputTokens: 0, outputTokens: 0 },
+  });
+  const trail = (await api.get<Trail>('/v1/sessions/later/events')).body.data;
+  expect(trail.map(({ type, data }) => [type, data?.['reason'] ?? data?.['cause'] ?? null])).toEqual([
+    ['SessionCreated', null],
+    ['ErasureScheduled', 'asked'],
+    ['ErasureCancelled', 'request'],
+    ['ErasureScheduled', 'by command'],
+    ['ErasureCancelled', 'a mistake'],
+    ['ErasureScheduled', 'by program'],
+    ['ErasureCancelled', 'request'],
+    ['MessageAppended', null],
+    ['SessionDeleted', null],
+    ['ErasureScheduled', null],
+  ]);
+
+  // The sweeper of the running service carries it out.
+  await world.database.setClock({ offsetMs: Date.parse(at) - Date.now() + 1_000 });
+  expect((await api.get('/v1/sessions?limit=1')).status).toBe(200);
+  expect((await api.post('/v1/admin/sweep')).body).toMatchObject({ swept: { erasure: 1 } });
+  expect((await api.get('/v1/sessions/later/erasure')).body).toMatchObject({
+    data: [{ actor: 'system:sweeper', incarnations: [{ incarnation: 1, from: 1, to: 10 }] }],
+    scheduled: [],
+  });
+  await agent.stop();
+  await node.service.stop();
+});
+
+it('given a node that is killed while it erases what a policy has scheduled, when another one sweeps, then each session is erased once, with its key', async () => {
+  const [doomed, other] = [await world.node(env), await world.node(env)];
+  const tenant = { 'colloquy-tenant': 'retained' };
+  const ids = Array.from({ length: 300 }, (_, index) => `s${index}`);
+  await other.api.put('/v1/admin/tenants/retained', { eraseAfter: 1, maxSessions: 1_000 });
+  await Promise.all(ids.map((id) => other.api.post('/v1/sessions', { id, title: 'Ochre' }, tenant)));
+  await Promise.all(ids.map((id) => other.api.delete(`/v1/sessions/${id}`, tenant)));
+  const count = async (condition: string): Promise<number> =>
+    (
+      await world.database.query<{ count: number }>(
+        `select count(*)::int as count from event where tenant = 'retained' and ${condition}`,
+      )
+    )[0]?.count ?? 0;
+  const erased = () => count(`type = 'SessionErased'`);
+
+  const cut = doomed.api.post('/v1/admin/sweep').catch(() => 'cut');
+  await eventually(async () => (await erased()) > 10);
+  await doomed.service.kill9();
+  await cut;
+  await eventually(async () => {
+    await other.api.post('/v1/admin/sweep');
+    return (await erased()) >= ids.length;
+  }, 60_000);
+  expect(await erased()).toBe(ids.length);
+  expect(
+    await count(`type = 'SessionErased' and exists (
+      select from event e join data_key k on k.id = e.key_id
+      where e.tenant = event.tenant and e.stream_id = event.stream_id and k.wrapped is not null)`),
+  ).toBe(0);
+  await other.service.stop();
+}, 120_000);

@@ -135,7 +135,13 @@ const REQUESTS: Readonly<Record<string, (t: Things) => Sent[]>> = {
   'PATCH /v1/sessions/{id}': ({ session }) => [{ path: `/v1/sessions/${session}`, body: { title: 'mine' } }],
   'DELETE /v1/sessions/{id}': ({ session }) => [{ path: `/v1/sessions/${session}`, body: {} }],
   'POST /v1/sessions/{id}/reset': ({ session }) => [{ path: `/v1/sessions/${session}/reset`, body: {} }],
-  'POST /v1/sessions/{id}/erase': ({ session }) => [{ path: `/v1/sessions/${session}/erase`, body: {} }],
+  'POST /v1/sessions/{id}/erase': ({ session }) => [
+    { path: `/v1/sessions/${session}/erase`, body: {} },
+    { path: `/v1/sessions/${session}/erase`, body: { at: '2999-01-01T00:00:00Z' } },
+  ],
+  'DELETE /v1/sessions/{id}/erasure': ({ session }) => [
+    { path: `/v1/sessions/${session}/erasure`, body: {} },
+  ],
   'GET /v1/sessions/{id}/erasure': ({ session }) => [{ path: `/v1/sessions/${session}/erasure` }],
   'POST /v1/sessions/{id}/messages': ({ session }) => [
     { path: `/v1/sessions/${session}/messages`, body: user('intruder') },

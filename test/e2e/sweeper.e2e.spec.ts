@@ -21,7 +21,7 @@ afterEach(async () => {
       await world.database.query(
         `select stream_id from (
            select stream_id, type, time, data, lag(type) over w as before,
-                  max(time) filter (where type <> 'SessionExpired')
+                  max(time) filter (where type not in ('SessionExpired', 'ErasureScheduled', 'ErasureCancelled'))
                     over (w rows between unbounded preceding and 1 preceding) as used
            from event window w as (partition by tenant, stream_id order by version)
          ) e where type = 'SessionExpired'

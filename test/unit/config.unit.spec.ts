@@ -84,7 +84,7 @@ describe('settings', () => {
   it('given a file with every setting, when it is loaded, then every setting applies', () => {
     const config = load(`
 llm: { provider: openai, model: gpt-5, apiKey: sk-1, baseURL: "http://127.0.0.1:9/v1", timeoutMs: 5, maxInputTokens: 7, maxOutputBytes: 9, maxConcurrency: 2, systemMessages: in-place }
-sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000 }
+sessions: { maxSessions: 1000, sessionTTL: 86400000, capPolicy: evict, deleteAfter: 86400000, eraseAfter: 3600000 }
 storage:
   cache: { type: redis, url: "redis://localhost:6379" }
   database:
@@ -117,7 +117,7 @@ auth:
 server:
   { host: 0.0.0.0, port: 8080, bodyLimit: 10, messageLimit: 20, shutdownGraceMs: 0, corsOrigins: ["https://app.example"], limits: { tenant: { generations: 3 }, key: { requestsPerSecond: 5 } } }
 tenants:
-  acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict, limits: { streams: 0 } }
+  acme: { maxSessions: 5, sessionTTL: 1, capPolicy: evict, deleteAfter: 2, eraseAfter: 3, limits: { streams: 0 } }
   constructor: {}
 `);
     expect(config).toMatchObject({
@@ -139,6 +139,7 @@ tenants:
         sessionTTL: 86_400_000,
         capPolicy: 'evict',
         deleteAfter: 86_400_000,
+        eraseAfter: 3_600_000,
       },
       storage: {
         database: {
@@ -168,7 +169,14 @@ tenants:
       },
     });
     expect({ ...config.tenants }).toEqual({
-      acme: { maxSessions: 5, sessionTTL: 1, capPolicy: 'evict', limits: { streams: 0 } },
+      acme: {
+        maxSessions: 5,
+        sessionTTL: 1,
+        capPolicy: 'evict',
+        deleteAfter: 2,
+        eraseAfter: 3,
+        limits: { streams: 0 },
+      },
       constructor: {},
     });
     expect(config.warnings).toEqual([]);
@@ -358,7 +366,7 @@ server: { host: localhost, port: 1 }
     ['colour: 1', /^colour \(colloquy\.yml\) is not a known key; known here: llm, sessions, storage/],
     [
       'sessions: { ttl: 1 }',
-      /^sessions\.ttl \(colloquy\.yml\) is not a known key; known here: maxSessions, sessionTTL, capPolicy, deleteAfter$/,
+      /^sessions\.ttl \(colloquy\.yml\) is not a known key; known here: maxSessions, sessionTTL, capPolicy, deleteAfter, eraseAfter$/,
     ],
     [
       'sessions: { maxSessions: 0 }',

@@ -53,6 +53,10 @@ export function anyCommand(random: Random, round: number): session.SessionComman
     () => new session.ExpireSession('ttl', '2026-11-22T10:00:00.000Z'),
     () => new session.DeleteSession(),
     () => new session.DeleteSession(),
+    () => new session.ScheduleErasure('2999-01-01T00:00:00.000Z', undefined, { eraseAfter: 1 + random(2) }),
+    () => new session.ScheduleErasure('2999-01-01T00:00:00.000Z', undefined, { eraseAfter: 1 + random(2) }),
+    () => new session.CancelErasure(undefined, random(2) ? 'request' : 'policy'),
+    () => new session.CancelErasure(undefined, random(2) ? 'request' : 'policy'),
   ];
   const make = commands[round === 0 ? 0 : random(commands.length)];
   if (!make) throw new Error('there is none');

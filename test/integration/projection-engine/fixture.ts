@@ -73,7 +73,7 @@ export class Node {
     this.sessions = new StreamHandler(store, {
       ...sessionKind,
       prepare: (command, state, { tenant, streamId }) =>
-        command instanceof session.EraseSession
+        command instanceof session.EraseSession || command instanceof session.ScheduleErasure
           ? withErasure(store, { tenant, streamId }, command, state)
           : histories.prepare({ tenant, sessionId: streamId, ownedBy: null }, command, state),
     });

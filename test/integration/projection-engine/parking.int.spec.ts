@@ -136,7 +136,7 @@ describe.each([
       { name: 'history', parked: 0 },
     ]);
     expect(node.notices.filter((notice) => notice.includes('parked session s7'))).toHaveLength(1);
-    expect(told).toEqual([{ projection: 'sessions_v5' }]);
+    expect(told).toEqual([{ projection: 'sessions_v6' }]);
     expect(projected).toBeGreaterThan(2 * 5 * ids.length);
     expect(node.errors).toEqual([]);
     // While the bug remains, a retry parks the session again at the same event.

@@ -8,6 +8,12 @@ import {
   readHistory,
   readHistoryIfUnmoved,
 } from '../../../src/read-models/history.projection.js';
+import {
+  dueErasures,
+  tenantsWithUnplanned,
+  unplannedErasures,
+} from '../../../src/read-models/erasure-candidates.js';
+import { SESSIONS } from '../../../src/read-models/sessions.projection.js';
 import { sessionUsage, usageProjection } from '../../../src/read-models/usage.projection.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
@@ -44,6 +50,18 @@ beforeAll(async () => {
      select $1, case when n <= 20 then $2 else 's' || n end, 'model-' || n % 4, date '2026-01-01' + n % 5, 1, 1, 1, 1, 1
      from generate_series(1, $3) as n on conflict do nothing`,
     [TENANT, LONG, ROWS],
+  );
+  // One half has ended and is not planned, the other is to be erased later, but for one in a thousand.
+  await db.query(
+    `insert into ${SESSIONS} (tenant, session_id, incarnation, version, status, metadata, message_count, created_at,
+       last_activity_at, lane, since, legal_hold, input_tokens, output_tokens, cached_tokens, reasoning_tokens, keys,
+       ended_at, policy_erase_at, erase_after)
+     select case when n % 3 = 0 then $1 else 't' || n % 50 end, 'e' || n, 1, 1, 'deleted', '{}', 0, now(), now(), n % 16,
+            now(), false, 0, 0, 0, 0, '{}', now(),
+            case when n % 2 = 0 then now() + (case when n % 1000 = 0 then -1 else 1 end) * interval '1 day' end,
+            case when n % 2 = 0 then 1000 end
+     from generate_series(1, $2) as n`,
+    [TENANT, ROWS],
   );
   pool = openWatched(db.url, (statement) => {
     last = statement;
@@ -96,3 +114,30 @@ it('given the usage of many sessions, when that of one is read, then an index le
   expect(await sessionUsage(models, 'eventual', TENANT, LONG)).toHaveLength(20);
   expect(await mostRows()).toBeLessThanOrEqual(25);
 });
+
+const lanes = Array.from({ length: 16 }, (_, lane) => lane);
+const page20 = { limit: 20 };
+const few = Array.from({ length: 50 }, (_, index) => ({ tenant: `t${index}`, eraseAfter: 1000 }));
+it.each([
+  [
+    'not planned, of a tenant',
+    () => unplannedErasures(models, 'new', { lanes, eraseAfter: 1, tenants: { tenant: TENANT } }, page20),
+  ],
+  [
+    'not planned, of all tenants',
+    () => unplannedErasures(models, 'new', { lanes, eraseAfter: 1, tenants: { but: ['t1'] } }, page20),
+  ],
+  [
+    'planned by another setting, of a tenant',
+    () => unplannedErasures(models, 'changed', { lanes, eraseAfter: 1, tenants: { tenant: TENANT } }, page20),
+  ],
+  ['due', () => dueErasures(models, 'byPolicy', lanes, page20)],
+  ['asked for', () => dueErasures(models, 'requested', lanes, page20)],
+  ['of tenants with something to plan', () => tenantsWithUnplanned(models, few)],
+])(
+  'given many sessions that have ended, when the sweeper asks for those that are %s, then an index leads to them',
+  async (_what, ask) => {
+    await ask();
+    expect(await mostRows()).toBeLessThan(120);
+  },
+);

@@ -30,6 +30,7 @@ export interface Settings {
   readonly sessions?: object;
   readonly tenants?: object;
   readonly auth?: object;
+  readonly storage?: object;
 }
 
 /** A whole node in this process, as the application module makes it. Requests are injected without a network. */
@@ -129,7 +130,7 @@ export async function activeInLog(db: TestDatabase, tenant = TENANT): Promise<nu
   const [row] = await db.query<{ active: number }>(
     `select count(*)::int as active from (
        select distinct on (stream_id) type from event
-       where tenant = $1 and type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted')
+       where tenant = $1 and type in ('SessionCreated', 'SessionResumed', 'SessionExpired', 'SessionDeleted', 'SessionErased')
        order by stream_id, version desc
      ) last where type in ('SessionCreated', 'SessionResumed')`,
     [tenant],
@@ -145,7 +146,7 @@ async function expectRightExpiries(db: TestDatabase, sessionTTL: number): Promis
   const wrong = await db.query(
     `select * from (
        select tenant, stream_id, version, type, time, data, lag(type) over w as before,
-              max(time) filter (where type <> 'SessionExpired')
+              max(time) filter (where type not in ('SessionExpired', 'ErasureScheduled', 'ErasureCancelled'))
                 over (w rows between unbounded preceding and 1 preceding) as used
        from event window w as (partition by tenant, stream_id order by version)
      ) expiry

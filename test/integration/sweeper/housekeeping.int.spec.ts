@@ -3,7 +3,7 @@ import { CompleteGeneration } from '../../../src/domain/session.commands.js';
 import { HOUR, logOf, World } from './fixture.js';
 
 const world = World.perTest();
-const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
+const none = { ttl: 0, cap: 0, lease: 0, retention: 0, schedule: 0, erasure: 0 };
 const DAY = 24 * HOUR;
 const hash = (key: string) => createHash('sha256').update(key).digest('hex');
 
@@ -62,7 +62,7 @@ describe('retention', () => {
     expect((await node.sweep()).found).toEqual(none);
   });
 
-  it('given deleteAfter, when sessions stayed expired for that long, then they are deleted, but not those that were used or are under legal hold', async () => {
+  it('given deleteAfter, when sessions were not used for that long, then they are deleted, but not those that were used or are under legal hold', async () => {
     const node = await world.start({ sessions: { deleteAfter: 30 * DAY } });
     for (const id of ['gone', 'held', 'used', 'active']) await node.create(id);
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: true });
@@ -73,16 +73,16 @@ describe('retention', () => {
     await world.db.setClock({ offsetMs: 20 * DAY + 2 * HOUR });
     await node.sweep();
 
-    await world.db.setClock({ offsetMs: 30 * DAY });
+    await world.db.setClock({ offsetMs: 30 * DAY - 60_000 });
     await node.say('active', 'here');
     expect((await node.sweep()).swept).toEqual(none);
-    await world.db.setClock({ offsetMs: 30 * DAY + 2 * HOUR + 60_000 });
+    await world.db.setClock({ offsetMs: 30 * DAY + 60_000 });
     await node.say('active', 'still here');
     expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
     expect(await logOf(world.db, 'gone')).toEqual([
       'SessionCreated',
       'SessionExpired:ttl',
-      'SessionDeleted:retention',
+      'SessionDeleted:retention: deleteAfter 2592000000 ms',
     ]);
     expect((await node.inject('GET', '/v1/sessions/gone')).status).toBe(404);
     expect(await logOf(world.db, 'held')).toEqual([
@@ -94,22 +94,24 @@ describe('retention', () => {
     // The session is kept as long as the hold lasts. Only a use restarts the time until deletion.
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: false });
     expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
-    expect(await logOf(world.db, 'held')).toContain('SessionDeleted:retention');
+    expect(await logOf(world.db, 'held')).toContain('SessionDeleted:retention: deleteAfter 2592000000 ms');
     await world.db.setClock({ offsetMs: 51 * DAY });
     await node.say('active', 'and still');
     expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
-    expect((await logOf(world.db, 'used')).at(-1)).toBe('SessionDeleted:retention');
+    expect((await logOf(world.db, 'used')).at(-1)).toBe(
+      'SessionDeleted:retention: deleteAfter 2592000000 ms',
+    );
   });
 });
 
-it('given a session that expires soon after its creation, when the sweeper runs, then its retention counts from the expiry', async () => {
+it('given a session that has expired, when it is not used, then its retention counts from its last use', async () => {
   const node = await world.start({ sessions: { sessionTTL: 60_000, deleteAfter: 600_000 } });
   await node.create('a');
   await world.db.setClock({ offsetMs: 120_000 });
   await node.sweep();
-  await world.db.setClock({ offsetMs: 690_000 });
+  await world.db.setClock({ offsetMs: 590_000 });
   expect((await node.sweep()).found).toEqual(none);
-  await world.db.setClock({ offsetMs: 730_000 });
+  await world.db.setClock({ offsetMs: 610_000 });
   expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
 });
 

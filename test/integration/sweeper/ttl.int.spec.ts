@@ -5,7 +5,7 @@ import { HOUR, logOf, nth, World } from './fixture.js';
 import { heavy } from '../../support/heavy.js';
 
 const world = World.perTest();
-const none = { ttl: 0, cap: 0, lease: 0, retention: 0 };
+const none = { ttl: 0, cap: 0, lease: 0, retention: 0, schedule: 0, erasure: 0 };
 
 describe('the time to live', () => {
   it('given sessions, when their time to live has passed since the last write, then they expire, and those in use do not', async () => {

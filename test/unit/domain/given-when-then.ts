@@ -25,6 +25,7 @@ export interface Refusal {
 export interface Conditions<Event> {
   readonly guard?: { readonly holds: GuardCondition; readonly otherwise: Refusal | Outcome<Event> };
   readonly counters?: Readonly<Record<string, number>>;
+  readonly destroys?: readonly string[];
 }
 export type Outcome<Event> = { readonly events: readonly Event[] } & Conditions<Event>;
 

@@ -167,7 +167,44 @@ export function recount(log: readonly SessionEvent[]): Recount {
     generation:
       last?.type === 'GenerationStarted' ? { id: last.data.generationId, model: last.data.model } : null,
     ...(erased >= 0 && { erasedUpTo: erased + 1 }),
+    ...plannedIn(log),
   };
+}
+
+/** What is scheduled or called off, by the events since the last erasure that tell of it. */
+function plannedIn(log: readonly SessionEvent[]): Pick<SessionState, 'planned'> {
+  const from = 1 + log.findLastIndex(({ type }) => type === 'SessionErased');
+  const hasEndedAt = (index: number): boolean =>
+    /SessionExpired|SessionDeleted/.test(
+      log.slice(from, index).findLast(({ type }) => /^Session(Created|Expired|Resumed|Deleted)$/.test(type))
+        ?.type ?? 'SessionDeleted',
+    );
+  const lastOf = (is: (one: SessionEvent, index: number) => boolean): number =>
+    log.findLastIndex((one, index) => index >= from && is(one, index));
+  const lastUse = lastOf(({ type }) => type === 'SessionCreated' || type === 'SessionResumed');
+  const lastEnd = lastOf((one) => one.type === 'ErasureCancelled' && one.data.cause !== 'policy');
+  const lastTakenBack = lastOf((one) => one.type === 'ErasureCancelled');
+
+  const requestedAt = lastOf((one) => one.type === 'ErasureScheduled' && !one.data.policy);
+  const request = requestedAt > lastEnd ? log[requestedAt] : undefined;
+  const policyAt = lastOf((one) => one.type === 'ErasureScheduled' && one.data.policy !== undefined);
+  const scheduled = policyAt > Math.max(lastTakenBack, lastUse) ? log[policyAt] : undefined;
+  const isCalledOff = lastEnd >= 0 && lastEnd > lastUse && hasEndedAt(lastEnd);
+  const planned = {
+    ...(request?.type === 'ErasureScheduled' && {
+      requested: {
+        at: request.data.at,
+        incarnation: log.slice(0, requestedAt).filter(({ type }) => type === 'SessionCreated').length,
+        ...(request.data.reason !== undefined && { reason: request.data.reason }),
+      },
+    }),
+    ...(scheduled?.type === 'ErasureScheduled' &&
+      scheduled.data.policy && {
+        byPolicy: { at: scheduled.data.at, eraseAfter: scheduled.data.policy.eraseAfter },
+      }),
+    ...(isCalledOff && { isCalledOff: true as const }),
+  };
+  return Object.keys(planned).length > 0 ? { planned } : {};
 }
 
 /** The last grant of each tool, unless something has ended it since. */
@@ -217,8 +254,54 @@ export function foretell(command: SessionCommand, log: readonly SessionEvent[], 
   });
   const isOfAnother = ({ owner }: SessionDetails): boolean =>
     owner !== undefined && now.version > 0 && now.version !== now.erasedUpTo && owner !== now.owner;
+  if (command.type === 'ScheduleErasure') {
+    const { at, reason, policy, erasure } = command;
+    const isGone = log.at(-1)?.type === 'SessionErased';
+    if (policy) {
+      const stays =
+        !['expired', 'deleted'].includes(now.status) ||
+        isGone ||
+        now.legalHold ||
+        now.planned?.isCalledOff === true ||
+        now.planned?.byPolicy?.eraseAfter === policy.eraseAfter;
+      return stays ? nothing : { events: [event('ErasureScheduled', { at, policy })], active: 0 };
+    }
+    if (now.version === 0) return { refused: 'session-not-found' };
+    if (now.legalHold) return { refused: 'legal-hold' };
+    if (isGone) return nothing;
+    if (!erasure || erasure.isPlain) return { refused: 'not-sealed' };
+    const why = reason === undefined ? {} : { reason };
+    const same = { at, incarnation: now.incarnation, ...why };
+    if (JSON.stringify(now.planned?.requested) === JSON.stringify(same)) return nothing;
+    const asked = { before: at };
+    if (!holds) return { refused: 'invalid-request', asked };
+    return { events: [event('ErasureScheduled', { at, ...why })], active: 0, asked };
+  }
+  if (command.type === 'CancelErasure') {
+    const { reason, cause } = command;
+    if (now.version === 0) return { refused: 'session-not-found' };
+    const data = { cause, ...(reason !== undefined && { reason }) };
+    const done: Foretold = { events: [event('ErasureCancelled', data)], active: 0 };
+    if (now.planned?.byPolicy) return done;
+    if (cause === 'policy') return nothing;
+    return now.planned?.requested ? done : { refused: 'not-found' };
+  }
   if (command.type === 'EraseSession') {
-    const { reason, erasure } = command;
+    const { erasure, planned } = command;
+    const plan = planned && now.planned?.[planned];
+    const isLaterLife =
+      planned === 'requested' &&
+      now.status !== 'deleted' &&
+      now.planned?.requested?.incarnation !== now.incarnation;
+    if (planned && (!plan || now.legalHold || isLaterLife)) return nothing;
+    const { byPolicy } = now.planned ?? {};
+    const reason = !planned
+      ? command.reason
+      : planned === 'requested'
+        ? now.planned?.requested?.reason
+        : `retention: eraseAfter ${byPolicy?.eraseAfter ?? 0} ms`;
+    if (planned && erasure?.isPlain)
+      return { events: [event('ErasureCancelled', { cause: 'not-sealed' })], active: 0 };
     if (now.version === 0) return { refused: 'session-not-found' };
     if (now.legalHold) return { refused: 'legal-hold' };
     if (log.at(-1)?.type === 'SessionErased') return nothing;

@@ -343,7 +343,11 @@ describe('deleting a session', () => {
 });
 
 describe('activity', () => {
-  it('is every event but the expiry', () => {
-    expect(Object.keys(sessionEvents).filter((type) => !isActivity({ type }))).toEqual(['SessionExpired']);
+  it('is every event but the expiry and what is planned about the session', () => {
+    expect(Object.keys(sessionEvents).filter((type) => !isActivity({ type }))).toEqual([
+      'SessionExpired',
+      'ErasureScheduled',
+      'ErasureCancelled',
+    ]);
   });
 });

@@ -5,6 +5,7 @@ import { type Json, type SessionEvent, sessionEvents } from '../../../src/domain
 import {
   AbandonGeneration,
   AppendMessages,
+  CancelErasure,
   CancelGeneration,
   ChangeSessionDetails,
   CompleteGeneration,
@@ -21,6 +22,7 @@ import {
   ResetConversation,
   RevokeToolApproval,
   RewindHistory,
+  ScheduleErasure,
   type SessionCommand,
   StartGeneration,
 } from '../../../src/domain/session.commands.js';
@@ -118,6 +120,12 @@ const reason = maybe(text);
 const details = partly({ owner: fc.constantFrom('alice', 'bob'), title: text, metadata }, []);
 const lastActivityAt = fc.constant('2026-01-01T00:00:00.000Z');
 const from = record({ sessionId: fc.constant('bob'), version: fc.integer({ min: 1, max: 2 }) });
+
+const erasureIf = (isSealed: boolean) => ({
+  incarnations: [{ incarnation: 1, from: 1, to: 2 }],
+  keys: ['0193a0e0-0000-7000-8000-000000000000'],
+  isPlain: !isSealed,
+});
 
 const often = (weight: number, arbitrary: fc.Arbitrary<SessionCommand>) => ({ weight, arbitrary });
 const command: fc.Arbitrary<SessionCommand> = fc.oneof(
@@ -232,15 +240,25 @@ const command: fc.Arbitrary<SessionCommand> = fc.oneof(
     reason.map((why) => new DeleteSession(why)),
   ),
   often(
-    2,
-    reason.map(
-      (why) =>
-        new EraseSession(why, {
-          incarnations: [{ incarnation: 1, from: 1, to: 2 }],
-          keys: ['0193a0e0-0000-7000-8000-000000000000'],
-          isPlain: why === 'b',
-        }),
-    ),
+    3,
+    fc
+      .tuple(reason, maybe(fc.constantFrom('requested', 'byPolicy')))
+      .map(([why, planned]) => new EraseSession(why, erasureIf(why !== 'b'), planned)),
+  ),
+  often(
+    6,
+    fc
+      .tuple(
+        fc.constantFrom('2026-02-01T00:00:00.000Z', '2026-03-01T00:00:00.000Z'),
+        reason,
+        maybe(record({ eraseAfter: fc.constantFrom(1_000, 2_000) })),
+        fc.boolean(),
+      )
+      .map(([at, why, policy, isSealed]) => new ScheduleErasure(at, why, policy, erasureIf(isSealed))),
+  ),
+  often(
+    3,
+    fc.tuple(reason, fc.constantFrom('request', 'policy')).map((parts) => new CancelErasure(...parts)),
   ),
 );
 
@@ -383,7 +401,7 @@ class Life {
       this.states.push(deepFreeze(evolve(this.state, event)));
       this.met.add(event.type);
       if (before?.type === 'SessionDeleted')
-        expectSame('what follows a delete', /Created|Erased/.test(event.type), true);
+        expectSame('what follows a delete', /Created|Erased|^Erasure/.test(event.type), true);
       if (event.type === 'GenerationStarted') this.checkContext(event.data.context, window);
       this.check(event);
     }
@@ -408,7 +426,7 @@ class Life {
       expectSame('the open tool calls', state.openToolCalls, []);
       expectSame('the generation', state.generation, null);
     }
-    if (event.type !== 'SessionDeleted' && event.type !== 'SessionErased') {
+    if (state.status !== 'deleted') {
       expectSame(
         'the begin of history',
         log[historyStart - 1]?.type.match(/SessionCreated|ConversationReset/)?.length,
@@ -500,7 +518,13 @@ describe('any sequence of commands', () => {
 describe('any sequence of tenant settings', () => {
   const number = fc.option(fc.integer({ min: 1, max: 3 }));
   const settings = partly(
-    { sessionTTL: number, maxSessions: number, capPolicy: fc.option(fc.constantFrom('reject', 'evict')) },
+    {
+      sessionTTL: number,
+      maxSessions: number,
+      capPolicy: fc.option(fc.constantFrom('reject', 'evict')),
+      deleteAfter: number,
+      eraseAfter: number,
+    },
     [],
   );
 
