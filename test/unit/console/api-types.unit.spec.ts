@@ -45,7 +45,9 @@ function reduced({ paths, ...rest }: Document): Document {
   const own = Object.entries(paths).filter(([path]) => /^\/(v1|health)\//.test(path));
   for (const [, operations] of own) {
     for (const operation of Object.values(operations)) {
-      operation.parameters = (operation.parameters ?? []).filter((one) => one.in === 'path' || one.in === 'query');
+      operation.parameters = (operation.parameters ?? []).filter(
+        (one) => one.in === 'path' || one.in === 'query',
+      );
       operation.responses = Object.fromEntries(
         Object.entries(operation.responses).filter(([status]) => status.startsWith('2')),
       );
@@ -61,7 +63,10 @@ describe('the types with which the console calls the API', () => {
       const file = join(folder, 'openapi.json');
       writeFileSync(file, JSON.stringify(reduced(await document())));
       const cli = join(ROOT, 'node_modules/openapi-typescript/bin/cli.js');
-      const types = execFileSync(process.execPath, [cli, file], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+      const types = execFileSync(process.execPath, [cli, file], {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
       if (process.env['UPDATE_DOCS'] === '1') writeFileSync(TYPES, types);
       // When this fails, run `npm run console:api`.
       expect(readFileSync(TYPES, 'utf8')).toBe(types);
