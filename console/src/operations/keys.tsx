@@ -74,18 +74,20 @@ export function Keys() {
                         ? timeOf(key.expiresAt)
                         : 'for ever'}
                   </td>
-                  <td class="buttons">
-                    {key.revokedAt === null && (
-                      <button
-                        type="button"
-                        aria-label={`Revoke ${key.name}`}
-                        onClick={() => {
-                          setRevoked(key);
-                        }}
-                      >
-                        Revoke
-                      </button>
-                    )}
+                  <td>
+                    <div class="buttons">
+                      {key.revokedAt === null && (
+                        <button
+                          type="button"
+                          aria-label={`Revoke ${key.name}`}
+                          onClick={() => {
+                            setRevoked(key);
+                          }}
+                        >
+                          Revoke
+                        </button>
+                      )}
+                    </div>
                   </td>
                 </tr>
               ))}

@@ -84,23 +84,25 @@ export function ReadModels() {
                           ? `equal, ${numberOf(result.rows)} rows`
                           : `differs, first at ${result.firstDifference?.sessionId ?? 'an unknown session'}`)}
                   </td>
-                  <td class="buttons">
-                    <button
-                      type="button"
-                      disabled={result === 'running'}
-                      aria-label={`Verify ${name}`}
-                      onClick={() => void attempt(() => verify(name))}
-                    >
-                      Verify
-                    </button>
-                    <button
-                      type="button"
-                      disabled={running !== null}
-                      aria-label={`Rebuild ${name}`}
-                      onClick={() => void attempt(() => rebuild(name))}
-                    >
-                      Rebuild
-                    </button>
+                  <td>
+                    <div class="buttons">
+                      <button
+                        type="button"
+                        disabled={result === 'running'}
+                        aria-label={`Verify ${name}`}
+                        onClick={() => void attempt(() => verify(name))}
+                      >
+                        Verify
+                      </button>
+                      <button
+                        type="button"
+                        disabled={running !== null}
+                        aria-label={`Rebuild ${name}`}
+                        onClick={() => void attempt(() => rebuild(name))}
+                      >
+                        Rebuild
+                      </button>
+                    </div>
                   </td>
                 </tr>
               );
@@ -153,19 +155,21 @@ function Parked() {
               <td class="figure">{numberOf(version)}</td>
               <td>{timeOf(parkedAt)}</td>
               <td>{error}</td>
-              <td class="buttons">
-                <button
-                  type="button"
-                  onClick={() => void resume('/v1/admin/parked/retry', { projection, tenant, sessionId })}
-                >
-                  Retry
-                </button>
-                <button
-                  type="button"
-                  onClick={() => void resume('/v1/admin/parked/skip', { projection, tenant, sessionId })}
-                >
-                  Skip the event
-                </button>
+              <td>
+                <div class="buttons">
+                  <button
+                    type="button"
+                    onClick={() => void resume('/v1/admin/parked/retry', { projection, tenant, sessionId })}
+                  >
+                    Retry
+                  </button>
+                  <button
+                    type="button"
+                    onClick={() => void resume('/v1/admin/parked/skip', { projection, tenant, sessionId })}
+                  >
+                    Skip the event
+                  </button>
+                </div>
               </td>
             </tr>
           ))}

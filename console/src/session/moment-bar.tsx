@@ -41,40 +41,42 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
   const isOfNow = event === undefined || event.incarnation === trail.at(end)?.incarnation || !isPast;
   return (
     <section class={`moment ${isPast ? 'past' : ''}`} aria-label="Moment">
-      <button
-        type="button"
-        class="quiet"
-        aria-label="One event back"
-        disabled={shown <= 1}
-        onClick={() => {
-          store.step(-1);
-        }}
-      >
-        ◂
-      </button>
-      <input
-        id="slider"
-        type="range"
-        aria-label="Moment of the session"
-        aria-valuetext={about}
-        min={1}
-        max={end}
-        value={shown}
-        onInput={(input) => {
-          store.look(input.currentTarget.valueAsNumber);
-        }}
-      />
-      <button
-        type="button"
-        class="quiet"
-        aria-label="One event on"
-        disabled={shown >= end}
-        onClick={() => {
-          store.step(1);
-        }}
-      >
-        ▸
-      </button>
+      <div class="way">
+        <button
+          type="button"
+          class="quiet"
+          aria-label="One event back"
+          disabled={shown <= 1}
+          onClick={() => {
+            store.step(-1);
+          }}
+        >
+          ◂
+        </button>
+        <input
+          id="slider"
+          type="range"
+          aria-label="Moment of the session"
+          aria-valuetext={about}
+          min={1}
+          max={end}
+          value={shown}
+          onInput={(input) => {
+            store.look(input.currentTarget.valueAsNumber);
+          }}
+        />
+        <button
+          type="button"
+          class="quiet"
+          aria-label="One event on"
+          disabled={shown >= end}
+          onClick={() => {
+            store.step(1);
+          }}
+        >
+          ▸
+        </button>
+      </div>
       <p class="about">
         {isPast ? (
           <span class="chip past">{store.isDeleted.value && shown === end ? 'as it ended' : 'past'}</span>

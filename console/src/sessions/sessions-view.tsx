@@ -72,6 +72,10 @@ export function SessionsView({ query }: Route) {
         >
           New session
         </button>
+        <p class="what-it-is">
+          Conversations of your applications. Each is kept as events: open one to read it, to go to any moment
+          of it, and to go on from there.
+        </p>
       </header>
       {store.problem.value && <Notice problem={store.problem.value} retry={() => void store.more()} />}
       {sessions.length > 0 && (
@@ -121,8 +125,7 @@ export function SessionsView({ query }: Route) {
           <p>{q || owner || status !== 'all' ? 'No session matches.' : 'There are no sessions yet.'}</p>
           {!q && !owner && status === 'all' && (
             <p>
-              A session is one conversation. Everything that happens to it is kept as an event, so that you
-              can read it, go back to any moment of it, and go on from there. Press <kbd>n</kbd> to begin one.
+              Press <kbd>n</kbd> to begin one, or send a message to <code>POST /v1/chat</code>.
             </p>
           )}
         </div>
