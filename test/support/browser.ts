@@ -58,7 +58,8 @@ export async function openConsole(
     globalThis.refused = [];
     document.addEventListener('securitypolicyviolation', (event) =>
       refused.push(event.violatedDirective + ' ' + event.blockedURI + ' ' + event.sample));
-    ${key === undefined ? '' : `sessionStorage.setItem('colloquy.key', ${JSON.stringify(key)});`}
+    // The empty page that a browser begins with has no storage.
+    ${key === undefined ? '' : `if (location.protocol !== 'about:') sessionStorage.setItem('colloquy.key', ${JSON.stringify(key)});`}
     ${script ?? ''}`);
   const page = await context.newPage();
   page.setDefaultTimeout(15_000);

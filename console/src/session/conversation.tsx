@@ -31,7 +31,11 @@ export function Conversation({
   const failure = store.reply.failure.value;
   const count = messages.length + (reply ? 1 : 0);
   return (
-    <section class="conversation" aria-label="Conversation">
+    <section
+      class="conversation"
+      aria-label="Conversation"
+      aria-busy={history.moment?.version !== store.version.value || !store.isLoaded.value}
+    >
       {problem && <Gone store={store} problem={problem} />}
       {count > 0 ? (
         <VirtualList

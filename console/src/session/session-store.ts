@@ -54,6 +54,9 @@ export class SessionStore {
   /** @param version the moment to begin with @returns what ends it */
   start(version: number | undefined): () => void {
     this.version.value = version;
+    // What is said now must not stand under the name of another moment, not even for a moment.
+    if (version !== undefined)
+      this.history.value = new HistoryStore(this.id, { version, incarnation: undefined }, this.ended.signal);
     void this.load();
     return () => {
       this.ended.abort();
