@@ -77,11 +77,11 @@ export function Changes({ store, from }: { store: SessionStore; from: number | u
           <del>no longer approved: {tool}</del>
         </p>
       ))}
-      <h3>Messages that came, {numberOf(added.count)}</h3>
+      <h2>Messages that came, {numberOf(added.count)}</h2>
       {added.data.map((message) => (
         <MessageView key={message.id} message={message} />
       ))}
-      <h3>Messages that left, {numberOf(removed.count)}</h3>
+      <h2>Messages that left, {numberOf(removed.count)}</h2>
       {removed.data.map((message) => (
         <MessageView key={message.id} message={message} />
       ))}

@@ -15,8 +15,11 @@ export function describeEvent({ type, data, erased }: Event): string {
     }
     case 'SessionDetailsChanged':
       return Object.keys(data).join(', ');
-    case 'MessageAppended':
-      return short(`${text('role')}: ${textOf(data['content'] as Content)}`);
+    case 'MessageAppended': {
+      const calls = (data['toolCalls'] as { name: string }[] | undefined) ?? [];
+      const words = [textOf(data['content'] as Content), ...calls.map(({ name }) => `calls ${name}`)];
+      return short(`${text('role')}: ${words.filter(Boolean).join(' ')}`);
+    }
     case 'GenerationStarted':
       return text('model');
     case 'GenerationCompleted': {

@@ -44,23 +44,23 @@ export function Prompt({ store, generationId }: { store: SessionStore; generatio
       {error !== null && <Text class="refusal" value={error} />}
       {prompt.instructions !== undefined && (
         <>
-          <h3>Instructions</h3>
+          <h2>Instructions</h2>
           <Text value={prompt.instructions} />
         </>
       )}
       {prompt.tools && (
         <>
-          <h3>Tools</h3>
+          <h2>Tools</h2>
           <Json value={prompt.tools} label="Tools" />
         </>
       )}
       {prompt.parameters && (
         <>
-          <h3>Parameters</h3>
+          <h2>Parameters</h2>
           <Json value={prompt.parameters} label="Parameters" />
         </>
       )}
-      <h3>Messages, {prompt.messages.length}</h3>
+      <h2>Messages, {prompt.messages.length}</h2>
       <Json value={prompt.messages} label="Messages of the prompt" />
     </div>
   );

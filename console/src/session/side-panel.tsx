@@ -175,11 +175,11 @@ function StateView({ store }: { store: SessionStore }) {
           </>
         )}
       </dl>
-      <h3>Metadata</h3>
+      <h2>Metadata</h2>
       <Json value={state.metadata} label="Metadata" />
       {event && (
         <>
-          <h3>The event of this moment</h3>
+          <h2>The event of this moment</h2>
           <Json value={event} label="Event" />
         </>
       )}
