@@ -4,3600 +4,3461 @@
  */
 
 export interface paths {
-  '/v1/admin/keys': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List API keys by creation time, those that were revoked or have run out as well */
+        get: operations["Keys_list"];
+        put?: never;
+        /** Create an API key */
+        post: operations["Keys_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** List API keys by creation time, those that were revoked or have run out as well */
-    get: operations['Keys_list'];
-    put?: never;
-    /** Create an API key */
-    post: operations['Keys_create'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/keys/{id}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/keys/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Revoke an API key; all nodes refuse it within five seconds */
+        delete: operations["Keys_revoke"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    post?: never;
-    /** Revoke an API key; all nodes refuse it within five seconds */
-    delete: operations['Keys_revoke'];
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List sessions by creation time and id */
+        get: operations["Sessions_list"];
+        put?: never;
+        /** Create a session */
+        post: operations["Sessions_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** List sessions by creation time and id */
-    get: operations['Sessions_list'];
-    put?: never;
-    /** Create a session */
-    post: operations['Sessions_create'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Get a session */
+        get: operations["Sessions_get"];
+        put?: never;
+        post?: never;
+        /** Delete a session; its audit trail stays */
+        delete: operations["Sessions_delete"];
+        options?: never;
+        head?: never;
+        /** Change title or metadata; a field that is given replaces the old value */
+        patch: operations["Sessions_change"];
+        trace?: never;
     };
-    /** Get a session */
-    get: operations['Sessions_get'];
-    put?: never;
-    post?: never;
-    /** Delete a session; its audit trail stays */
-    delete: operations['Sessions_delete'];
-    options?: never;
-    head?: never;
-    /** Change title or metadata; a field that is given replaces the old value */
-    patch: operations['Sessions_change'];
-    trace?: never;
-  };
-  '/v1/sessions/{id}/reset': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/reset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Empty the history and the tool approvals; title and usage stay */
+        post: operations["Sessions_reset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Empty the history and the tool approvals; title and usage stay */
-    post: operations['Sessions_reset'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/messages': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/messages": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read the messages, oldest first unless order=desc */
+        get: operations["Sessions_messages"];
+        put?: never;
+        /** Append one message, or up to 1000 in one piece */
+        post: operations["Sessions_append"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Read the messages, oldest first unless order=desc */
-    get: operations['Sessions_messages'];
-    put?: never;
-    /** Append one message, or up to 1000 in one piece */
-    post: operations['Sessions_append'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/messages/{messageId}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/messages/{messageId}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Take a message out of the history; a tool call and its results go together */
+        delete: operations["Sessions_removeMessage"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    post?: never;
-    /** Take a message out of the history; a tool call and its results go together */
-    delete: operations['Sessions_removeMessage'];
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/rewind': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/rewind": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Take all messages after a version out of the history */
+        post: operations["Sessions_rewind"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Take all messages after a version out of the history */
-    post: operations['Sessions_rewind'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/usage': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Tokens by model and day (UTC) */
+        get: operations["Sessions_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Tokens by model and day (UTC) */
-    get: operations['Sessions_usage'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/forks': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/forks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the sessions that were forked from this one, by creation time and id */
+        get: operations["Sessions_forks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** List the sessions that were forked from this one, by creation time and id */
-    get: operations['Sessions_forks'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/erase': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/erase": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Make unreadable, for ever, what was said in a session through all its incarnations */
+        post: operations["Erasure_erase"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Make unreadable, for ever, what was said in a session through all its incarnations */
-    post: operations['Erasure_erase'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/erasure': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/erasure": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The receipts of a session that was erased, the first erasure first */
+        get: operations["Erasure_receipts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** The receipts of a session that was erased, the first erasure first */
-    get: operations['Erasure_receipts'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/search': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/search": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Search the messages of all sessions, the newest first */
+        get: operations["Search_find"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Search the messages of all sessions, the newest first */
-    get: operations['Search_find'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/approvals': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/approvals": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the tool approvals of a session */
+        get: operations["Approvals_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** List the tool approvals of a session */
-    get: operations['Approvals_list'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/approvals/{tool}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/approvals/{tool}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Approve a tool */
+        put: operations["Approvals_grant"];
+        post?: never;
+        /** Take an approval back */
+        delete: operations["Approvals_revoke"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    /** Approve a tool */
-    put: operations['Approvals_grant'];
-    post?: never;
-    /** Take an approval back */
-    delete: operations['Approvals_revoke'];
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/tenants/{id}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/tenants/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What holds for a tenant, and what of it is its own */
+        get: operations["Tenants_get"];
+        /** Change settings of a tenant; null takes one back, one that is not given stays */
+        put: operations["Tenants_change"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** What holds for a tenant, and what of it is its own */
-    get: operations['Tenants_get'];
-    /** Change settings of a tenant; null takes one back, one that is not given stays */
-    put: operations['Tenants_change'];
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/usage': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Tokens of all sessions, by model and day (UTC) or owner */
+        get: operations["Usage_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Tokens of all sessions, by model and day (UTC) or owner */
-    get: operations['Usage_usage'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/events': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read all events of the tenant; with `Accept: text/event-stream` as they happen */
+        get: operations["Audit_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Read all events of the tenant; with `Accept: text/event-stream` as they happen */
-    get: operations['Audit_events'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/events': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read the audit trail of a session: all incarnations, also when it is deleted */
+        get: operations["Audit_trail"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Read the audit trail of a session: all incarnations, also when it is deleted */
-    get: operations['Audit_trail'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/state': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/state": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a session was at a version or time, without its messages */
+        get: operations["Audit_state"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** What a session was at a version or time, without its messages */
-    get: operations['Audit_state'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/diff': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/diff": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What changed between two versions or times */
+        get: operations["Audit_diff"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** What changed between two versions or times */
-    get: operations['Audit_diff'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/fork': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Make a session whose history is a copy of this one up to a version or time */
+        post: operations["Audit_fork"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Make a session whose history is a copy of this one up to a version or time */
-    post: operations['Audit_fork'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/generate': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/generate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Have the model answer; with `Accept: text/event-stream` as it arrives */
+        post: operations["Generation_generate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Have the model answer; with `Accept: text/event-stream` as it arrives */
-    post: operations['Generation_generate'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/chat': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/chat": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Get or create the session, then have the model answer */
+        post: operations["Generation_chat"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Get or create the session, then have the model answer */
-    post: operations['Generation_chat'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/cancel': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** End the generation that runs, if any; what has arrived is kept */
+        post: operations["Generation_cancel"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** End the generation that runs, if any; what has arrived is kept */
-    post: operations['Generation_cancel'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/generations/{generationId}': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/generations/{generationId}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What the model was given, to the letter, and how it ended */
+        get: operations["Generation_describe"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** What the model was given, to the letter, and how it ended */
-    get: operations['Generation_describe'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/generations/{generationId}/stream': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/generations/{generationId}/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Follow a generation from `Last-Event-ID` on, or from its beginning */
+        get: operations["Generation_follow"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Follow a generation from `Last-Event-ID` on, or from its beginning */
-    get: operations['Generation_follow'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/sessions/{id}/title': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/sessions/{id}/title": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Have the model make a title, unless there is one */
+        post: operations["Generation_title"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Have the model make a title, unless there is one */
-    post: operations['Generation_title'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/health/live': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/health/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Is the process alive? */
+        get: operations["Health_live"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Is the process alive? */
-    get: operations['Health_live'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/health/ready': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/health/ready": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Can requests be served? */
+        get: operations["Health_ready"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Can requests be served? */
-    get: operations['Health_ready'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/cells': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/cells": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The cells, and how many tenants live in each; the first one has the directory */
+        get: operations["Cells_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** The cells, and how many tenants live in each; the first one has the directory */
-    get: operations['Cells_list'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/log/generations': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/log/generations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The generations of the log: when it was set back, by a failover or restore, and what was gone */
+        get: operations["Log_generations"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** The generations of the log: when it was set back, by a failover or restore, and what was gone */
-    get: operations['Log_generations'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/relay': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/relay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How far Kafka is behind the log, over all nodes */
+        get: operations["Relay_status"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** How far Kafka is behind the log, over all nodes */
-    get: operations['Relay_status'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/sweep': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/sweep": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What the sweeper has done, and with dryRun=true what it would do now and why */
+        get: operations["Sweeper_status"];
+        put?: never;
+        /** Sweep all lanes now */
+        post: operations["Sweeper_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** What the sweeper has done, and with dryRun=true what it would do now and why */
-    get: operations['Sweeper_status'];
-    put?: never;
-    /** Sweep all lanes now */
-    post: operations['Sweeper_sweep'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/projections': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/projections": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The read models: how far they are, what is parked, and rebuilds that are under way */
+        get: operations["Projections_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** The read models: how far they are, what is parked, and rebuilds that are under way */
-    get: operations['Projections_list'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/projections/prune': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/projections/prune": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Drop the tables of versions that no node uses; those of a node that fell silent a minute later */
+        post: operations["Projections_prune"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Drop the tables of versions that no node uses; those of a node that fell silent a minute later */
-    post: operations['Projections_prune'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/projections/{name}/rebuild': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/projections/{name}/rebuild": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Build a read model anew from the log beside the one that serves, then put it in its place */
+        post: operations["Projections_rebuild"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Build a read model anew from the log beside the one that serves, then put it in its place */
-    post: operations['Projections_rebuild'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/projections/{name}/verify': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/projections/{name}/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Compare a read model with a fresh fold of the whole log; takes as long as a rebuild */
+        post: operations["Projections_verify"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Compare a read model with a fresh fold of the whole log; takes as long as a rebuild */
-    post: operations['Projections_verify'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/parked': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/parked": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Sessions that a read model could not take in, and why */
+        get: operations["Projections_parked"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    /** Sessions that a read model could not take in, and why */
-    get: operations['Projections_parked'];
-    put?: never;
-    post?: never;
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/parked/retry': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/parked/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Take a parked session in, from the event that it was parked at */
+        post: operations["Projections_retry"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Take a parked session in, from the event that it was parked at */
-    post: operations['Projections_retry'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
-  '/v1/admin/parked/skip': {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+    "/v1/admin/parked/skip": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Take a parked session in, without the event that it was parked at */
+        post: operations["Projections_skip"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
     };
-    get?: never;
-    put?: never;
-    /** Take a parked session in, without the event that it was parked at */
-    post: operations['Projections_skip'];
-    delete?: never;
-    options?: never;
-    head?: never;
-    patch?: never;
-    trace?: never;
-  };
 }
 export type webhooks = Record<string, never>;
 export interface components {
-  schemas: {
-    NewMessage:
-      | {
-          /** @constant */
-          role: 'system';
-          content:
-            | string
-            | (
-                | {
-                    /** @constant */
-                    type: 'text';
-                    text: string;
-                    /** @description as the model gave them */
-                    annotations?: {
-                      [key: string]: unknown;
-                    }[];
-                  }
-                | {
-                    /** @constant */
-                    type: 'image';
-                    url: string;
-                    /** @enum {string} */
-                    detail?: 'low' | 'high' | 'auto';
-                  }
-                | {
-                    /** @constant */
-                    type: 'file';
-                    url: string;
-                    name?: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'audio';
-                    url: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'refusal';
-                    text: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'reasoning';
-                    text?: string;
-                    summary?: string[];
-                    /** @description for the provider alone */
-                    encrypted?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'data';
-                    name: string;
-                    /** @description any JSON value */
-                    data: unknown;
-                  }
-              )[];
-          name?: string;
-          /** @description By protocol, any JSON; at most 65536 bytes in all */
-          extensions?: {
-            [key: string]: unknown;
-          };
-        }
-      | {
-          /** @constant */
-          role: 'developer';
-          content:
-            | string
-            | (
-                | {
-                    /** @constant */
-                    type: 'text';
-                    text: string;
-                    /** @description as the model gave them */
-                    annotations?: {
-                      [key: string]: unknown;
-                    }[];
-                  }
-                | {
-                    /** @constant */
-                    type: 'image';
-                    url: string;
-                    /** @enum {string} */
-                    detail?: 'low' | 'high' | 'auto';
-                  }
-                | {
-                    /** @constant */
-                    type: 'file';
-                    url: string;
-                    name?: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'audio';
-                    url: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'refusal';
-                    text: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'reasoning';
-                    text?: string;
-                    summary?: string[];
-                    /** @description for the provider alone */
-                    encrypted?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'data';
-                    name: string;
-                    /** @description any JSON value */
-                    data: unknown;
-                  }
-              )[];
-          name?: string;
-          /** @description By protocol, any JSON; at most 65536 bytes in all */
-          extensions?: {
-            [key: string]: unknown;
-          };
-        }
-      | {
-          /** @constant */
-          role: 'user';
-          content:
-            | string
-            | (
-                | {
-                    /** @constant */
-                    type: 'text';
-                    text: string;
-                    /** @description as the model gave them */
-                    annotations?: {
-                      [key: string]: unknown;
-                    }[];
-                  }
-                | {
-                    /** @constant */
-                    type: 'image';
-                    url: string;
-                    /** @enum {string} */
-                    detail?: 'low' | 'high' | 'auto';
-                  }
-                | {
-                    /** @constant */
-                    type: 'file';
-                    url: string;
-                    name?: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'audio';
-                    url: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'refusal';
-                    text: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'reasoning';
-                    text?: string;
-                    summary?: string[];
-                    /** @description for the provider alone */
-                    encrypted?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'data';
-                    name: string;
-                    /** @description any JSON value */
-                    data: unknown;
-                  }
-              )[];
-          name?: string;
-          /** @description By protocol, any JSON; at most 65536 bytes in all */
-          extensions?: {
-            [key: string]: unknown;
-          };
-        }
-      | {
-          /** @constant */
-          role: 'assistant';
-          /** @description may be missing, above all beside tool calls */
-          content?:
-            | (
-                | string
-                | (
-                    | {
-                        /** @constant */
-                        type: 'text';
-                        text: string;
-                        /** @description as the model gave them */
-                        annotations?: {
-                          [key: string]: unknown;
-                        }[];
-                      }
-                    | {
-                        /** @constant */
-                        type: 'image';
-                        url: string;
-                        /** @enum {string} */
-                        detail?: 'low' | 'high' | 'auto';
-                      }
-                    | {
-                        /** @constant */
-                        type: 'file';
-                        url: string;
-                        name?: string;
-                        mediaType?: string;
-                      }
-                    | {
-                        /** @constant */
-                        type: 'audio';
-                        url: string;
-                        mediaType?: string;
-                      }
-                    | {
-                        /** @constant */
-                        type: 'refusal';
-                        text: string;
-                      }
-                    | {
-                        /** @constant */
-                        type: 'reasoning';
-                        text?: string;
-                        summary?: string[];
-                        /** @description for the provider alone */
-                        encrypted?: string;
-                      }
-                    | {
-                        /** @constant */
-                        type: 'data';
-                        name: string;
-                        /** @description any JSON value */
-                        data: unknown;
-                      }
-                  )[]
-              )
-            | null;
-          name?: string;
-          /** @description By protocol, any JSON; at most 65536 bytes in all */
-          extensions?: {
-            [key: string]: unknown;
-          };
-          toolCalls?: {
-            id: string;
-            /** @example get_weather */
-            name: string;
-            /** @description JSON text, as the model wrote it */
-            arguments: string;
-          }[];
-        }
-      | {
-          /** @constant */
-          role: 'tool';
-          content:
-            | string
-            | (
-                | {
-                    /** @constant */
-                    type: 'text';
-                    text: string;
-                    /** @description as the model gave them */
-                    annotations?: {
-                      [key: string]: unknown;
-                    }[];
-                  }
-                | {
-                    /** @constant */
-                    type: 'image';
-                    url: string;
-                    /** @enum {string} */
-                    detail?: 'low' | 'high' | 'auto';
-                  }
-                | {
-                    /** @constant */
-                    type: 'file';
-                    url: string;
-                    name?: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'audio';
-                    url: string;
-                    mediaType?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'refusal';
-                    text: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'reasoning';
-                    text?: string;
-                    summary?: string[];
-                    /** @description for the provider alone */
-                    encrypted?: string;
-                  }
-                | {
-                    /** @constant */
-                    type: 'data';
-                    name: string;
-                    /** @description any JSON value */
-                    data: unknown;
-                  }
-              )[];
-          name?: string;
-          /** @description By protocol, any JSON; at most 65536 bytes in all */
-          extensions?: {
-            [key: string]: unknown;
-          };
-          toolCallId: string;
-        };
-    UiMessage: {
-      id: string;
-      /** @enum {string} */
-      role: 'system' | 'user' | 'assistant';
-      parts: ({
-        type: string;
-      } & {
-        [key: string]: unknown;
-      })[];
-    } & {
-      [key: string]: unknown;
-    };
-    CreatedApiKey: {
-      id: string;
-      /** @description the one tenant that the key reaches, or `*` for the key of an operator */
-      tenant: '*' | string;
-      /** @description unique among the keys of the tenant that are not revoked */
-      name: string;
-      scopes: ('sessions:read' | 'sessions:write' | 'generate' | 'audit:read' | 'erase' | 'admin')[];
-      /** Format: date-time */
-      createdAt: string;
-      createdBy: string;
-      expiresAt: string | null;
-      revokedAt: string | null;
-      /** @description what its holder presents; it is shown this once */
-      key: string;
-    };
-    ApiKey: {
-      id: string;
-      /** @description the one tenant that the key reaches, or `*` for the key of an operator */
-      tenant: '*' | string;
-      /** @description unique among the keys of the tenant that are not revoked */
-      name: string;
-      scopes: ('sessions:read' | 'sessions:write' | 'generate' | 'audit:read' | 'erase' | 'admin')[];
-      /** Format: date-time */
-      createdAt: string;
-      createdBy: string;
-      expiresAt: string | null;
-      revokedAt: string | null;
-    };
-    Session: {
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      id: string;
-      /** @enum {string} */
-      status: 'active' | 'expired';
-      /**
-       * @description absent where nobody was named
-       * @example user-alice
-       */
-      owner?: string;
-      title: string | null;
-      /** @description Any JSON object of at most 16384 bytes */
-      metadata: {
-        [key: string]: unknown;
-      };
-      /** @description messages of the present history */
-      messageCount: number;
-      version: number;
-      /** Format: date-time */
-      createdAt: string;
-      /** Format: date-time */
-      lastActivityAt: string;
-      /** @description when it is due to expire if nothing is written; null when expired */
-      expiresAt: string | null;
-      usage: {
-        inputTokens: number;
-        outputTokens: number;
-        cachedTokens: number;
-        reasoningTokens: number;
-      };
-      forkedFrom?: {
-        /**
-         * @description The id of a session within its tenant
-         * @example user-alice-support
-         */
-        sessionId: string;
-        version: number;
-      };
-    };
-    Message: {
-      id: string;
-      /** @enum {string} */
-      role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
-      content:
-        | string
-        | (
-            | {
+    schemas: {
+        NewMessage: {
+            /** @constant */
+            role: "system";
+            content: string | ({
                 /** @constant */
-                type: 'text';
+                type: "text";
                 text: string;
                 /** @description as the model gave them */
                 annotations?: {
-                  [key: string]: unknown;
+                    [key: string]: unknown;
                 }[];
-              }
-            | {
+            } | {
                 /** @constant */
-                type: 'image';
+                type: "image";
                 url: string;
                 /** @enum {string} */
-                detail?: 'low' | 'high' | 'auto';
-              }
-            | {
+                detail?: "low" | "high" | "auto";
+            } | {
                 /** @constant */
-                type: 'file';
+                type: "file";
                 url: string;
                 name?: string;
                 mediaType?: string;
-              }
-            | {
+            } | {
                 /** @constant */
-                type: 'audio';
+                type: "audio";
                 url: string;
                 mediaType?: string;
-              }
-            | {
+            } | {
                 /** @constant */
-                type: 'refusal';
+                type: "refusal";
                 text: string;
-              }
-            | {
+            } | {
                 /** @constant */
-                type: 'reasoning';
+                type: "reasoning";
                 text?: string;
                 summary?: string[];
                 /** @description for the provider alone */
                 encrypted?: string;
-              }
-            | {
+            } | {
                 /** @constant */
-                type: 'data';
+                type: "data";
                 name: string;
                 /** @description any JSON value */
                 data: unknown;
-              }
-          )[];
-      version: number;
-      /** Format: date-time */
-      createdAt: string;
-      /** @enum {string} */
-      status: 'complete' | 'incomplete';
-      name?: string;
-      toolCalls?: {
-        id: string;
-        /** @example get_weather */
-        name: string;
-        /** @description JSON text, as the model wrote it */
-        arguments: string;
-      }[];
-      toolCallId?: string;
-      generationId?: string;
-      /** @description By protocol, any JSON; at most 65536 bytes in all */
-      extensions?: {
-        [key: string]: unknown;
-      };
-      origin?: {
-        /**
-         * @description The id of a session within its tenant
-         * @example user-alice-support
-         */
-        sessionId: string;
-        messageId: string;
-        /** Format: date-time */
-        createdAt: string;
-      };
-    };
-    ErasureReceipt: {
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      /** Format: date-time */
-      erasedAt: string;
-      /** @description of the event `SessionErased` */
-      version: number;
-      actor: string;
-      /** @description the versions that were erased, both ends inclusive, by incarnation */
-      incarnations: {
-        incarnation: number;
-        from: number;
-        to: number;
-      }[];
-      /** @description ids of the keys that were destroyed */
-      keys: string[];
-      /** @description is kept, and must name nobody */
-      reason?: string;
-      /** @description sessions that copied from it before, and were not erased themselves */
-      forks: string[];
-    };
-    SearchHit: {
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      messageId: string;
-      version: number;
-      /** @enum {string} */
-      role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
-      /** Format: date-time */
-      createdAt: string;
-      /** @description a piece of the message, cut into what was asked for and what stands between */
-      snippet: {
-        text: string;
-        match: boolean;
-      }[];
-    };
-    ToolApproval: {
-      /** @example get_weather */
-      tool: string;
-      /** @enum {string} */
-      scope: 'once' | 'session';
-      /** Format: date-time */
-      expiresAt?: string;
-    };
-    Tenant: {
-      id: string;
-      /** @description of its own settings; 0 if there never were any */
-      version: number;
-      /** @description what holds: own settings over the settings file over the defaults */
-      effective: {
-        maxSessions: number;
-        sessionTTL: number;
-        /** @enum {string} */
-        capPolicy: 'reject' | 'evict';
-      };
-      /** @description what was set here */
-      own: {
-        maxSessions?: number;
-        sessionTTL?: number;
-        /** @enum {string} */
-        capPolicy?: 'reject' | 'evict';
-      };
-      activeSessions: number;
-    };
-    TenantUsage: {
-      /** Format: date */
-      from: string;
-      /** Format: date */
-      to: string;
-      data: {
-        inputTokens: number;
-        outputTokens: number;
-        cachedTokens: number;
-        reasoningTokens: number;
-        model: string;
-        /**
-         * Format: date
-         * @description of usage by day
-         */
-        day?: string;
-        /** @description of usage by owner; null: of nobody */
-        owner?: string | null;
-        generations: number;
-      }[];
-    };
-    Event: {
-      /** Format: uuid */
-      id: string;
-      type: string;
-      schemaVersion: number;
-      tenant: string;
-      /** @description `~tenant` for the settings of the tenant itself */
-      sessionId: string;
-      incarnation: number;
-      version: number;
-      /** @description opaque */
-      position: string;
-      /** @description the generation of the log in which it was appended; each failover and restore begins one */
-      logGeneration: number;
-      /** Format: date-time */
-      time: string;
-      actor: string;
-      correlationId: string;
-      causationId: string | null;
-      /** @description lifted to the current schema version, unless the event is newer than this service; null: it was erased */
-      data: {
-        [key: string]: unknown;
-      } | null;
-      /**
-       * @description there when the data was erased
-       * @constant
-       */
-      erased?: true;
-    };
-    SessionState: {
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      incarnation: number;
-      version: number;
-      /**
-       * Format: date-time
-       * @description of the event of this version
-       */
-      time: string;
-      /** @enum {string} */
-      status: 'active' | 'expired' | 'deleted';
-      owner: string | null;
-      title: string | null;
-      /** @description Any JSON object of at most 16384 bytes */
-      metadata: {
-        [key: string]: unknown;
-      };
-      legalHold: boolean;
-      forkedFrom: {
-        /**
-         * @description The id of a session within its tenant
-         * @example user-alice-support
-         */
-        sessionId: string;
-        version: number;
-      } | null;
-      /** @description version at which the history began: creation or the last reset */
-      historyStart: number;
-      messageCount: number;
-      openToolCalls: {
-        id: string;
-        /** @example get_weather */
-        name: string;
-      }[];
-      approvals: components['schemas']['ToolApproval'][];
-      usage: {
-        inputTokens: number;
-        outputTokens: number;
-        cachedTokens: number;
-        reasoningTokens: number;
-      };
-      generation: {
-        id: string;
-        model: string;
-      } | null;
-      /** @description version of the last erasure, if there was one */
-      erasedUpTo?: number;
-    };
-    Diff: {
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      incarnation: number;
-      from: number;
-      to: number;
-      /** @description how many events of each type lie between, `from` not included */
-      events: {
-        [key: string]: number;
-      };
-      status?: {
-        /** @enum {string} */
-        before: 'active' | 'expired' | 'deleted';
-        /** @enum {string} */
-        after: 'active' | 'expired' | 'deleted';
-      };
-      title?: {
-        before: string | null;
-        after: string | null;
-      };
-      metadata?: {
-        /** @description Any JSON object of at most 16384 bytes */
-        before: {
-          [key: string]: unknown;
-        };
-        /** @description Any JSON object of at most 16384 bytes */
-        after: {
-          [key: string]: unknown;
-        };
-      };
-      legalHold?: {
-        before: boolean;
-        after: boolean;
-      };
-      messages: {
-        /** @description in the history at `to`, not in the one at `from`; oldest first */
-        added: {
-          count: number;
-          data: components['schemas']['Message'][];
-        };
-        /** @description in the history at `from`, gone at `to` by a reset or delete */
-        removed: {
-          count: number;
-          data: components['schemas']['Message'][];
-        };
-      };
-      approvals: {
-        added: components['schemas']['ToolApproval'][];
-        removed: components['schemas']['ToolApproval'][];
-      };
-      generations: {
-        generationId: string;
-        model: string;
-        /** @enum {string} */
-        status: 'running' | 'completed' | 'failed' | 'cancelled';
-        /** @description version; null: before `from` */
-        started: number | null;
-        /** @description version; null: not by `to` */
-        ended: number | null;
-        finishReason?: string;
-        code?: string;
-      }[];
-      /** @description tokens used in between */
-      usage: {
-        inputTokens: number;
-        outputTokens: number;
-        cachedTokens: number;
-        reasoningTokens: number;
-      };
-    };
-    Generated: {
-      /** @description the text of the reply */
-      content: string;
-      /** @description the reply; null when it was cancelled before anything arrived */
-      message: {
-        id: string;
-        /** @enum {string} */
-        role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
-        content:
-          | string
-          | (
-              | {
-                  /** @constant */
-                  type: 'text';
-                  text: string;
-                  /** @description as the model gave them */
-                  annotations?: {
-                    [key: string]: unknown;
-                  }[];
-                }
-              | {
-                  /** @constant */
-                  type: 'image';
-                  url: string;
-                  /** @enum {string} */
-                  detail?: 'low' | 'high' | 'auto';
-                }
-              | {
-                  /** @constant */
-                  type: 'file';
-                  url: string;
-                  name?: string;
-                  mediaType?: string;
-                }
-              | {
-                  /** @constant */
-                  type: 'audio';
-                  url: string;
-                  mediaType?: string;
-                }
-              | {
-                  /** @constant */
-                  type: 'refusal';
-                  text: string;
-                }
-              | {
-                  /** @constant */
-                  type: 'reasoning';
-                  text?: string;
-                  summary?: string[];
-                  /** @description for the provider alone */
-                  encrypted?: string;
-                }
-              | {
-                  /** @constant */
-                  type: 'data';
-                  name: string;
-                  /** @description any JSON value */
-                  data: unknown;
-                }
-            )[];
-        version: number;
-        /** Format: date-time */
-        createdAt: string;
-        /** @enum {string} */
-        status: 'complete' | 'incomplete';
-        name?: string;
-        toolCalls?: {
-          id: string;
-          /** @example get_weather */
-          name: string;
-          /** @description JSON text, as the model wrote it */
-          arguments: string;
-          /**
-           * @description of a tool that needs one: whether the session has an approval for it
-           * @enum {string}
-           */
-          approval?: 'required' | 'granted';
-        }[];
-        toolCallId?: string;
-        generationId?: string;
-        /** @description By protocol, any JSON; at most 65536 bytes in all */
-        extensions?: {
-          [key: string]: unknown;
-        };
-        origin?: {
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          sessionId: string;
-          messageId: string;
-          /** Format: date-time */
-          createdAt: string;
-        };
-      } | null;
-      usage: {
-        inputTokens: number;
-        outputTokens: number;
-        cachedTokens?: number;
-        reasoningTokens?: number;
-      } | null;
-      finishReason: string;
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      generationId: string;
-    };
-    Generation: {
-      generationId: string;
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      /** @enum {string} */
-      status: 'running' | 'completed' | 'failed' | 'cancelled';
-      model: string;
-      /** Format: date-time */
-      startedAt: string;
-      prompt: {
-        instructions?: string;
-        tools?: {
-          /** @example get_weather */
-          name: string;
-          description?: string;
-          /** @description JSON Schema of the arguments */
-          parameters?: {
-            [key: string]: unknown;
-          };
-          /**
-           * @description a call needs an approval of the session
-           * @constant
-           */
-          approval?: 'required';
-          /** @description whether the provider holds the model to the schema; as the provider does it unless given */
-          strict?: boolean;
-        }[];
-        parameters?: {
-          [key: string]: unknown;
-        };
-        messages: {
-          [key: string]: unknown;
-        }[];
-      };
-      result: components['schemas']['Generated'] | null;
-      error: string | null;
-    };
-    OpenAiConversation: {
-      id: string;
-      /** @constant */
-      object: 'conversation';
-      /** @description seconds since 1970 */
-      created_at: number;
-      metadata: {
-        [key: string]: string;
-      };
-    };
-    OpenAiItemList: {
-      /** @constant */
-      object: 'list';
-      data: components['schemas']['OpenAiItem'][];
-      first_id: string | null;
-      last_id: string | null;
-      has_more: boolean;
-    };
-    OpenAiItem: {
-      id: string;
-      type: string;
-    } & {
-      [key: string]: unknown;
-    };
-    OpenAiResponse: {
-      id: string;
-      /** @constant */
-      object: 'response';
-      created_at: number;
-      completed_at: number | null;
-      /** @enum {string} */
-      status: 'completed' | 'failed' | 'in_progress' | 'cancelled' | 'incomplete';
-      error: {
-        code: string;
-        message: string;
-      } | null;
-      incomplete_details: {
-        reason: string;
-      } | null;
-      model: string;
-      output: components['schemas']['OpenAiItem'][];
-      conversation: {
-        id: string;
-      } | null;
-      previous_response_id: string | null;
-      usage: {
-        [key: string]: unknown;
-      } | null;
-    } & {
-      [key: string]: unknown;
-    };
-    OpenAiChatCompletion: {
-      id: string;
-      /** @constant */
-      object: 'chat.completion';
-      created: number;
-      model: string;
-      choices: ({
-        index: number;
-        finish_reason: string;
-      } & {
-        [key: string]: unknown;
-      })[];
-    } & {
-      [key: string]: unknown;
-    };
-    OpenAiModel: {
-      id: string;
-      /** @constant */
-      object: 'model';
-      created: number;
-      owned_by: string;
-    };
-    Health: {
-      /** @enum {string} */
-      status: 'ok' | 'unavailable';
-      checks: {
-        [key: string]: {
-          /** @enum {string} */
-          status: 'ok' | 'degraded' | 'unavailable';
-          /** @description for operators */
-          detail?: string;
-        };
-      };
-    };
-    CellList: {
-      data: {
-        name: string;
-        /** @description its part of the tenants that are new */
-        weight: number;
-        /** @description that live there; of the first cell without those that were there before there were cells */
-        tenants: number;
-        /**
-         * @description as this node sees it
-         * @enum {string}
-         */
-        status: 'ok' | 'unavailable';
-      }[];
-    };
-    LogGenerationList: {
-      data: {
-        generation: number;
-        /** Format: date-time */
-        since: string;
-        /** @description names the server on which it began */
-        server: string;
-        /** @description by lane: the last position that is what it was before. Empty for the first generation */
-        ends: number[];
-        /** @description positions of events that nodes had appended and that were gone */
-        lost: {
-          lane: number;
-          from: number;
-          to: number;
-        }[];
-      }[];
-    };
-    RelayStatus: {
-      /** @description brokers are named; without, events wait in the log */
-      isOn: boolean;
-      /** @description why nothing is published at the moment, on this node */
-      problem: string | null;
-      /** @description events of the log that the brokers have not acknowledged */
-      behind: number;
-      lanes: {
-        lane: number;
-        behind: number;
-      }[];
-    };
-    SweepStatus: {
-      intervalMs: number;
-      /** @description lanes that this node sweeps */
-      lanes: number;
-      last: components['schemas']['SweepReport'] | null;
-      /** @description of this node since it was started */
-      totals: {
-        ttl: number;
-        cap: number;
-        lease: number;
-        retention: number;
-        restored: number;
-        rejected: number;
-        overdue: number;
-        evicted: number;
-      };
-      /** @description what a sweep of all lanes would do now */
-      dryRun?: {
-        actions: {
-          tenant: string;
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          sessionId: string;
-          /** @enum {string} */
-          action: 'expire' | 'fail-generation' | 'delete';
-          /** @enum {string} */
-          reason: 'ttl' | 'cap' | 'lease' | 'retention';
-          /** Format: date-time */
-          lastActivityAt: string;
-          why: string;
-        }[];
-        /** @description false: there are more than `limit` */
-        isComplete: boolean;
-      };
-    };
-    SweepReport: {
-      found: {
-        ttl: number;
-        cap: number;
-        lease: number;
-        retention: number;
-      };
-      swept: {
-        ttl: number;
-        cap: number;
-        lease: number;
-        retention: number;
-      };
-      /** @description how long the session that waited longest had been due */
-      lagMs: number;
-      durationMs: number;
-    };
-    Projection: {
-      name: string;
-      table: string;
-      version: number;
-      /**
-       * @description building: so far behind the log that this node is not ready
-       * @enum {string}
-       */
-      status: 'live' | 'building';
-      /** @description events of the log that the read model has not seen yet */
-      behind: number;
-      /** @description sessions that it could not take in */
-      parked: number;
-      rebuild: {
-        /** @description events that the new table has seen */
-        processed: number;
-        /** @description events in the log by now */
-        total: number;
-        /** Format: date-time */
-        startedAt: string;
-      } | null;
-    };
-    Verification: {
-      name: string;
-      ok: boolean;
-      /** @description of the read model, without sessions that are left out */
-      rows: number;
-      /** @description of all columns of these rows */
-      hash: string;
-      expectedRows: number;
-      expectedHash: string;
-      /** @description sessions left out: parked, or not to be folded at all */
-      parked: number;
-      /** @description the first session that differs, by tenant and id */
-      firstDifference: {
-        tenant: string;
-        /**
-         * @description The id of a session within its tenant
-         * @example user-alice-support
-         */
-        sessionId: string;
-      } | null;
-    };
-    ParkedSession: {
-      projection: string;
-      tenant: string;
-      /**
-       * @description The id of a session within its tenant
-       * @example user-alice-support
-       */
-      sessionId: string;
-      /** @description of the first event that the read model lacks */
-      version: number;
-      error: string;
-      /** Format: date-time */
-      parkedAt: string;
-    };
-    /** @description RFC 9457 problem details. */
-    Problem: {
-      /** @description `urn:colloquy:problem:<code>` */
-      type: string;
-      title: string;
-      status: number;
-      /** @description For people; programs go by `code`. */
-      detail: string;
-      /** @enum {string} */
-      code:
-        | 'invalid-request'
-        | 'invalid-json'
-        | 'invalid-cursor'
-        | 'unauthenticated'
-        | 'forbidden'
-        | 'session-not-found'
-        | 'not-found'
-        | 'method-not-allowed'
-        | 'session-busy'
-        | 'idempotency-key-reused'
-        | 'name-taken'
-        | 'legal-hold'
-        | 'not-sealed'
-        | 'cursor-expired'
-        | 'session-erased'
-        | 'position-gone'
-        | 'version-mismatch'
-        | 'body-too-large'
-        | 'unsupported-media-type'
-        | 'session-limit-reached'
-        | 'rate-limited'
-        | 'internal-error'
-        | 'model-failed'
-        | 'model-timeout'
-        | 'issuer-unavailable'
-        | 'overloaded'
-        | 'projection-lagging'
-        | 'moving'
-        | 'upgrade-in-progress'
-        | 'database-unavailable';
-      /** @description The path of the request. */
-      instance?: string;
-      /** @description Of `invalid-request`: what is wrong, and where. */
-      errors?: {
-        /** @description A JSON pointer (RFC 6901). */
-        pointer: string;
-        /** @enum {string} */
-        in: 'body' | 'query' | 'path' | 'header';
-        detail: string;
-      }[];
-    };
-  };
-  responses: never;
-  parameters: {
-    /** @description The tenant that an operator acts for. A key of one tenant may only name that one. */
-    Tenant: string;
-    /** @description Is echoed, logged and kept with the events; made up when it is missing. */
-    CorrelationId: string;
-  };
-  requestBodies: never;
-  headers: never;
-  pathItems: never;
-}
-export type $defs = Record<string, never>;
-export interface operations {
-  Keys_list: {
-    parameters: {
-      query?: {
-        /** @description the one tenant that the key reaches, or `*` for the key of an operator */
-        tenant?: '*' | string;
-        limit?: number;
-        cursor?: string;
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['ApiKey'][];
-            nextCursor: string | null;
-          };
-        };
-      };
-    };
-  };
-  Keys_create: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          /** @description the one tenant that the key reaches, or `*` for the key of an operator */
-          tenant: '*' | string;
-          /** @description the actor of what its holder does */
-          name: string;
-          /** @description all but `admin` unless given; all for an operator */
-          scopes?: ('sessions:read' | 'sessions:write' | 'generate' | 'audit:read' | 'erase' | 'admin')[];
-          /**
-           * Format: date-time
-           * @description without it the key holds until it is revoked
-           */
-          expiresAt?: string;
-        };
-      };
-    };
-    responses: {
-      201: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['CreatedApiKey'];
-        };
-      };
-    };
-  };
-  Keys_revoke: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      204: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content?: never;
-      };
-    };
-  };
-  Sessions_list: {
-    parameters: {
-      query?: {
-        status?: 'active' | 'expired' | 'all';
-        limit?: number;
-        /** @description `nextCursor` of the page before */
-        cursor?: string;
-        order?: 'asc' | 'desc';
-        /** @description text in title or metadata; case does not matter */
-        q?: string;
-        /** @description of sessions of this owner alone */
-        owner?: string;
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['Session'][];
-            nextCursor: string | null;
-          };
-        };
-      };
-    };
-  };
-  Sessions_create: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          id?: string;
-          /**
-           * @description stays with the id for ever; a token of one owner may name that alone
-           * @example user-alice
-           */
-          owner?: string;
-          title?: string;
-          /** @description Any JSON object of at most 16384 bytes */
-          metadata?: {
-            [key: string]: unknown;
-          };
-        };
-      };
-    };
-    responses: {
-      /** @description The session existed; if it was expired, it is active again. */
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-      201: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Sessions_get: {
-    parameters: {
-      query?: {
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Sessions_delete: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          reason?: string;
-        };
-      };
-    };
-    responses: {
-      204: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content?: never;
-      };
-    };
-  };
-  Sessions_change: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          title?: string | null;
-          /** @description Any JSON object of at most 16384 bytes */
-          metadata?: {
-            [key: string]: unknown;
-          };
-          /** @description keeps it from being deleted; operators only */
-          legalHold?: boolean;
-        };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Sessions_reset: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          reason?: string;
-        };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Sessions_messages: {
-    parameters: {
-      query?: {
-        limit?: number;
-        /** @description `nextCursor` of the page before */
-        cursor?: string;
-        order?: 'asc' | 'desc';
-        /** @description a version, or an RFC 3339 time, inside the incarnation */
-        at?: number | string;
-        /** @description the present one unless given; one that is over is read only when it is named */
-        incarnation?: number;
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['Message'][];
-            nextCursor: string | null;
-            version: number;
-          };
-        };
-      };
-    };
-  };
-  Sessions_append: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json':
-          | {
-              messages: components['schemas']['NewMessage'][];
-              /** @description so many messages at the end of the history leave it first, in the same piece */
-              replaceLast?: number;
-            }
-          | components['schemas']['NewMessage'];
-      };
-    };
-    responses: {
-      201: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            messages: {
-              messageId: string;
-              version: number;
-            }[];
-            version: number;
-            /** @description opaque */
-            position: string;
-          };
-        };
-      };
-    };
-  };
-  Sessions_removeMessage: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-        messageId: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      /** @description The log keeps it, and `at=` shows it. */
-      204: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content?: never;
-      };
-    };
-  };
-  Sessions_rewind: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          /** @description a version of the present history; the messages of later versions leave it */
-          toVersion: number;
-          reason?: string;
-        };
-      };
-    };
-    responses: {
-      /** @description The log keeps them, and `at=` shows them. */
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Sessions_usage: {
-    parameters: {
-      query?: {
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: {
-              inputTokens: number;
-              outputTokens: number;
-              cachedTokens: number;
-              reasoningTokens: number;
-              model: string;
-              /** Format: date */
-              day: string;
-              generations: number;
-            }[];
-          };
-        };
-      };
-    };
-  };
-  Sessions_forks: {
-    parameters: {
-      query?: {
-        limit?: number;
-        /** @description `nextCursor` of the page before */
-        cursor?: string;
-        /** @description the present one unless given; one that is over is read only when it is named */
-        incarnation?: number;
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['Session'][];
-            nextCursor: string | null;
-          };
-        };
-      };
-    };
-  };
-  Erasure_erase: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /** @description is kept, and must name nobody */
-          reason?: string;
-        };
-      };
-    };
-    responses: {
-      /** @description Also in a deleted or expired session. Events stay, without their data. When nothing is left to erase, this is the receipt of the last time. */
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['ErasureReceipt'];
-        };
-      };
-    };
-  };
-  Erasure_receipts: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['ErasureReceipt'][];
-          };
-        };
-      };
-    };
-  };
-  Search_find: {
-    parameters: {
-      query: {
-        /** @description words, or phrases within quotes, that a message must contain, also within other words; case does not matter */
-        q: string;
-        role?: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
-        /** @description of sessions of this owner alone */
-        owner?: string;
-        /** @description messages of this time or later */
-        from?: string;
-        /** @description messages before this time */
-        to?: string;
-        limit?: number;
-        /** @description `nextCursor` of the page before */
-        cursor?: string;
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['SearchHit'][];
-            nextCursor: string | null;
-          };
-        };
-      };
-    };
-  };
-  Approvals_list: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['ToolApproval'][];
-          };
-        };
-      };
-    };
-  };
-  Approvals_grant: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-        tool: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /**
-           * @description once: used up by the next result of this tool; session: until revoked, reset or deleted
-           * @default once
-           * @enum {string}
-           */
-          scope?: 'once' | 'session';
-          /** Format: date-time */
-          expiresAt?: string;
-        };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['ToolApproval'];
-        };
-      };
-    };
-  };
-  Approvals_revoke: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-        tool: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      204: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content?: never;
-      };
-    };
-  };
-  Tenants_get: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Tenant'];
-        };
-      };
-    };
-  };
-  Tenants_change: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          maxSessions?: number | null;
-          sessionTTL?: number | null;
-          capPolicy?: ('reject' | 'evict') | null;
-        };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Tenant'];
-        };
-      };
-    };
-  };
-  Usage_usage: {
-    parameters: {
-      query?: {
-        /** @description a row for each day (UTC) and model, or for each owner and model, the 500 with the most tokens */
-        by?: 'day' | 'owner';
-        /** @description the first day; 30 days unless given */
-        from?: string;
-        /** @description the last day; today unless given */
-        to?: string;
-        /** @description of sessions of this owner alone */
-        owner?: string;
-        /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
-        consistency?: 'strong' | 'eventual';
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['TenantUsage'];
-        };
-      };
-    };
-  };
-  Audit_events: {
-    parameters: {
-      query?: {
-        /** @description `nextCursor` or `cursor` of a page, or the id of a streamed event; `end`: what comes from now on */
-        after?: string;
-        limit?: number;
-        /** @description event types, comma-separated */
-        type?: string;
-        /** @description who did it: the name of an API key */
-        actor?: string;
-        /** @description RFC 3339, inclusive */
-        from?: string;
-        /** @description RFC 3339, exclusive */
-        to?: string;
-        /** @description The id of a session within its tenant */
-        session?: string;
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      /** @description Per session by version, across sessions by time. Streams begin after `Last-Event-ID`, else after `after`. */
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['Event'][];
-            /** @description null at the end of the log; a filtered page may be short, or empty, before that */
-            nextCursor: string | null;
-            /** @description the place after this page: ask with it later for what came since */
-            cursor: string;
-          };
-          'text/event-stream': {
-            id?: string;
-            event?: string;
-            data?: string;
-          };
-        };
-      };
-    };
-  };
-  Audit_trail: {
-    parameters: {
-      query?: {
-        /** @description the last version that is known */
-        after?: number;
-        limit?: number;
-        /** @description event types, comma-separated */
-        type?: string;
-        /** @description who did it: the name of an API key */
-        actor?: string;
-        /** @description RFC 3339, inclusive */
-        from?: string;
-        /** @description RFC 3339, exclusive */
-        to?: string;
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      /** @description With `Accept: text/event-stream` as it happens; the id of an event is its version. */
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            data: components['schemas']['Event'][];
-          };
-          'text/event-stream': {
-            id?: string;
-            event?: string;
-            data?: string;
-          };
-        };
-      };
-    };
-  };
-  Audit_state: {
-    parameters: {
-      query?: {
-        /** @description a version, or an RFC 3339 time, inside the incarnation */
-        at?: number | string;
-        /** @description the present one unless given; one that is over is read only when it is named */
-        incarnation?: number;
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['SessionState'];
-        };
-      };
-    };
-  };
-  Audit_diff: {
-    parameters: {
-      query: {
-        from: number | string;
-        /** @description a version, or an RFC 3339 time, inside the incarnation */
-        to?: number | string;
-        /** @description the present one unless given; one that is over is read only when it is named */
-        incarnation?: number;
-        /** @description of the messages and generations listed; the counts are exact */
-        limit?: number;
-      };
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Diff'];
-        };
-      };
-    };
-  };
-  Audit_fork: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /** @description a version, or an RFC 3339 time, inside the present incarnation; now unless given */
-          at?: number | string;
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          id?: string;
-        };
-      };
-    };
-    responses: {
-      /** @description The same fork existed under the id that was given. */
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-      /** @description Title and metadata are those of then; approvals are not inherited. `If-Match` is about the source. */
-      201: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': components['schemas']['Session'];
-        };
-      };
-    };
-  };
-  Generation_generate: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /** @description a text of the user, or a message; without it the history as it stands is answered */
-          message?: string | components['schemas']['NewMessage'];
-          model?: string;
-          instructions?: string;
-          tools?: {
-            /** @example get_weather */
-            name: string;
-            description?: string;
-            /** @description JSON Schema of the arguments */
-            parameters?: {
-              [key: string]: unknown;
+            })[];
+            name?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
             };
-            /**
-             * @description a call needs an approval of the session
-             * @enum {string}
-             */
-            approval?: 'required';
-            /** @description whether the provider holds the model to the schema; as the provider does it unless given */
-            strict?: boolean;
-          }[];
-          temperature?: number;
-          topP?: number;
-          maxOutputTokens?: number;
-          /** @description texts at which the reply ends */
-          stop?: string[];
-          seed?: number;
-          /** @description whether a tool is called, or which one */
-          toolChoice?:
-            | ('auto' | 'none' | 'required')
-            | {
+        } | {
+            /** @constant */
+            role: "developer";
+            content: string | ({
+                /** @constant */
+                type: "text";
+                text: string;
+                /** @description as the model gave them */
+                annotations?: {
+                    [key: string]: unknown;
+                }[];
+            } | {
+                /** @constant */
+                type: "image";
+                url: string;
+                /** @enum {string} */
+                detail?: "low" | "high" | "auto";
+            } | {
+                /** @constant */
+                type: "file";
+                url: string;
+                name?: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "audio";
+                url: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "refusal";
+                text: string;
+            } | {
+                /** @constant */
+                type: "reasoning";
+                text?: string;
+                summary?: string[];
+                /** @description for the provider alone */
+                encrypted?: string;
+            } | {
+                /** @constant */
+                type: "data";
+                name: string;
+                /** @description any JSON value */
+                data: unknown;
+            })[];
+            name?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
+            };
+        } | {
+            /** @constant */
+            role: "user";
+            content: string | ({
+                /** @constant */
+                type: "text";
+                text: string;
+                /** @description as the model gave them */
+                annotations?: {
+                    [key: string]: unknown;
+                }[];
+            } | {
+                /** @constant */
+                type: "image";
+                url: string;
+                /** @enum {string} */
+                detail?: "low" | "high" | "auto";
+            } | {
+                /** @constant */
+                type: "file";
+                url: string;
+                name?: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "audio";
+                url: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "refusal";
+                text: string;
+            } | {
+                /** @constant */
+                type: "reasoning";
+                text?: string;
+                summary?: string[];
+                /** @description for the provider alone */
+                encrypted?: string;
+            } | {
+                /** @constant */
+                type: "data";
+                name: string;
+                /** @description any JSON value */
+                data: unknown;
+            })[];
+            name?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
+            };
+        } | {
+            /** @constant */
+            role: "assistant";
+            /** @description may be missing, above all beside tool calls */
+            content?: (string | ({
+                /** @constant */
+                type: "text";
+                text: string;
+                /** @description as the model gave them */
+                annotations?: {
+                    [key: string]: unknown;
+                }[];
+            } | {
+                /** @constant */
+                type: "image";
+                url: string;
+                /** @enum {string} */
+                detail?: "low" | "high" | "auto";
+            } | {
+                /** @constant */
+                type: "file";
+                url: string;
+                name?: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "audio";
+                url: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "refusal";
+                text: string;
+            } | {
+                /** @constant */
+                type: "reasoning";
+                text?: string;
+                summary?: string[];
+                /** @description for the provider alone */
+                encrypted?: string;
+            } | {
+                /** @constant */
+                type: "data";
+                name: string;
+                /** @description any JSON value */
+                data: unknown;
+            })[]) | null;
+            name?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
+            };
+            toolCalls?: {
+                id: string;
                 /** @example get_weather */
                 name: string;
-              };
-          parallelToolCalls?: boolean;
-          responseFormat?:
-            | {
+                /** @description JSON text, as the model wrote it */
+                arguments: string;
+            }[];
+        } | {
+            /** @constant */
+            role: "tool";
+            content: string | ({
+                /** @constant */
+                type: "text";
+                text: string;
+                /** @description as the model gave them */
+                annotations?: {
+                    [key: string]: unknown;
+                }[];
+            } | {
+                /** @constant */
+                type: "image";
+                url: string;
                 /** @enum {string} */
-                type: 'text';
-              }
-            | {
-                /** @enum {string} */
-                type: 'json_object';
-              }
-            | {
-                /** @enum {string} */
-                type: 'json_schema';
+                detail?: "low" | "high" | "auto";
+            } | {
+                /** @constant */
+                type: "file";
+                url: string;
+                name?: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "audio";
+                url: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "refusal";
+                text: string;
+            } | {
+                /** @constant */
+                type: "reasoning";
+                text?: string;
+                summary?: string[];
+                /** @description for the provider alone */
+                encrypted?: string;
+            } | {
+                /** @constant */
+                type: "data";
                 name: string;
-                description?: string;
-                /** @description JSON Schema of the reply */
-                schema: {
-                  [key: string]: unknown;
-                };
-                strict?: boolean;
-              };
-          /** @description how long the model thinks before it answers */
-          reasoning?: {
-            effort?: string;
-          };
-          /**
-           * @description how much the model says, of models that know this
-           * @enum {string}
-           */
-          verbosity?: 'low' | 'medium' | 'high';
-          /**
-           * @description the last reply leaves the history first, so that the message before it is answered again; not together with `message`
-           * @enum {boolean}
-           */
-          regenerate?: true;
-          /**
-           * @description while another generation runs: answer 409 `session-busy`, or wait for its end, at most a minute and behind at most 15 others
-           * @default reject
-           * @enum {string}
-           */
-          onBusy?: 'reject' | 'queue';
+                /** @description any JSON value */
+                data: unknown;
+            })[];
+            name?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
+            };
+            toolCallId: string;
         };
-      };
-    };
-    responses: {
-      /** @description With `Idempotency-Key` the model is called once: a retry gets the recorded outcome. */
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
+        UiMessage: {
+            id: string;
+            /** @enum {string} */
+            role: "system" | "user" | "assistant";
+            parts: ({
+                type: string;
+            } & {
+                [key: string]: unknown;
+            })[];
+        } & {
+            [key: string]: unknown;
         };
-        content: {
-          'application/json': components['schemas']['Generated'];
-          /**
-           * @example id: 0-0
-           *     event: generation.started
-           *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
-           *
-           *     id: 2-0
-           *     event: message.delta
-           *     data: {"text":"A "}
-           *
-           *     id: 10-0
-           *     event: message.delta
-           *     data: {"text":"library."}
-           *
-           *     id: 10-0
-           *     event: message.completed
-           *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
-           */
-          'text/event-stream':
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.started';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'reasoning.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'tool.call';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.completed';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.cancelled';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.failed';
-                data: string;
-              };
+        CreatedApiKey: {
+            id: string;
+            /** @description the one tenant that the key reaches, or `*` for the key of an operator */
+            tenant: "*" | string;
+            /** @description unique among the keys of the tenant that are not revoked */
+            name: string;
+            scopes: ("sessions:read" | "sessions:write" | "generate" | "audit:read" | "erase" | "admin")[];
+            /** Format: date-time */
+            createdAt: string;
+            createdBy: string;
+            expiresAt: string | null;
+            revokedAt: string | null;
+            /** @description what its holder presents; it is shown this once */
+            key: string;
         };
-      };
-    };
-  };
-  Generation_chat: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          message: string;
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          sessionId?: string;
-          temperature?: number;
-          topP?: number;
-          maxOutputTokens?: number;
-          /** @description texts at which the reply ends */
-          stop?: string[];
-          seed?: number;
-          responseFormat?:
-            | {
+        ApiKey: {
+            id: string;
+            /** @description the one tenant that the key reaches, or `*` for the key of an operator */
+            tenant: "*" | string;
+            /** @description unique among the keys of the tenant that are not revoked */
+            name: string;
+            scopes: ("sessions:read" | "sessions:write" | "generate" | "audit:read" | "erase" | "admin")[];
+            /** Format: date-time */
+            createdAt: string;
+            createdBy: string;
+            expiresAt: string | null;
+            revokedAt: string | null;
+        };
+        Session: {
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            id: string;
+            /** @enum {string} */
+            status: "active" | "expired";
+            /**
+             * @description absent where nobody was named
+             * @example user-alice
+             */
+            owner?: string;
+            title: string | null;
+            /** @description Any JSON object of at most 16384 bytes */
+            metadata: {
+                [key: string]: unknown;
+            };
+            /** @description messages of the present history */
+            messageCount: number;
+            version: number;
+            /** Format: date-time */
+            createdAt: string;
+            /** Format: date-time */
+            lastActivityAt: string;
+            /** @description when it is due to expire if nothing is written; null when expired */
+            expiresAt: string | null;
+            usage: {
+                inputTokens: number;
+                outputTokens: number;
+                cachedTokens: number;
+                reasoningTokens: number;
+            };
+            forkedFrom?: {
+                /**
+                 * @description The id of a session within its tenant
+                 * @example user-alice-support
+                 */
+                sessionId: string;
+                version: number;
+            };
+        };
+        Message: {
+            id: string;
+            /** @enum {string} */
+            role: "system" | "developer" | "user" | "assistant" | "tool";
+            content: string | ({
+                /** @constant */
+                type: "text";
+                text: string;
+                /** @description as the model gave them */
+                annotations?: {
+                    [key: string]: unknown;
+                }[];
+            } | {
+                /** @constant */
+                type: "image";
+                url: string;
                 /** @enum {string} */
-                type: 'text';
-              }
-            | {
-                /** @enum {string} */
-                type: 'json_object';
-              }
-            | {
-                /** @enum {string} */
-                type: 'json_schema';
+                detail?: "low" | "high" | "auto";
+            } | {
+                /** @constant */
+                type: "file";
+                url: string;
+                name?: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "audio";
+                url: string;
+                mediaType?: string;
+            } | {
+                /** @constant */
+                type: "refusal";
+                text: string;
+            } | {
+                /** @constant */
+                type: "reasoning";
+                text?: string;
+                summary?: string[];
+                /** @description for the provider alone */
+                encrypted?: string;
+            } | {
+                /** @constant */
+                type: "data";
                 name: string;
-                description?: string;
-                /** @description JSON Schema of the reply */
-                schema: {
-                  [key: string]: unknown;
-                };
-                strict?: boolean;
-              };
-          /** @description how long the model thinks before it answers */
-          reasoning?: {
-            effort?: string;
-          };
-          /**
-           * @description how much the model says, of models that know this
-           * @enum {string}
-           */
-          verbosity?: 'low' | 'medium' | 'high';
+                /** @description any JSON value */
+                data: unknown;
+            })[];
+            version: number;
+            /** Format: date-time */
+            createdAt: string;
+            /** @enum {string} */
+            status: "complete" | "incomplete";
+            name?: string;
+            toolCalls?: {
+                id: string;
+                /** @example get_weather */
+                name: string;
+                /** @description JSON text, as the model wrote it */
+                arguments: string;
+            }[];
+            toolCallId?: string;
+            generationId?: string;
+            /** @description By protocol, any JSON; at most 65536 bytes in all */
+            extensions?: {
+                [key: string]: unknown;
+            };
+            origin?: {
+                /**
+                 * @description The id of a session within its tenant
+                 * @example user-alice-support
+                 */
+                sessionId: string;
+                messageId: string;
+                /** Format: date-time */
+                createdAt: string;
+            };
         };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
-            response: string;
+        ErasureReceipt: {
             /**
              * @description The id of a session within its tenant
              * @example user-alice-support
              */
             sessionId: string;
-          };
-          /**
-           * @example id: 0-0
-           *     event: generation.started
-           *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
-           *
-           *     id: 2-0
-           *     event: message.delta
-           *     data: {"text":"A "}
-           *
-           *     id: 10-0
-           *     event: message.delta
-           *     data: {"text":"library."}
-           *
-           *     id: 10-0
-           *     event: message.completed
-           *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
-           */
-          'text/event-stream':
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.started';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'reasoning.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'tool.call';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.completed';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.cancelled';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.failed';
-                data: string;
-              };
+            /** Format: date-time */
+            erasedAt: string;
+            /** @description of the event `SessionErased` */
+            version: number;
+            actor: string;
+            /** @description the versions that were erased, both ends inclusive, by incarnation */
+            incarnations: {
+                incarnation: number;
+                from: number;
+                to: number;
+            }[];
+            /** @description ids of the keys that were destroyed */
+            keys: string[];
+            /** @description is kept, and must name nobody */
+            reason?: string;
+            /** @description sessions that copied from it before, and were not erased themselves */
+            forks: string[];
         };
-      };
-    };
-  };
-  Generation_cancel: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        SearchHit: {
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            messageId: string;
+            version: number;
+            /** @enum {string} */
+            role: "system" | "developer" | "user" | "assistant" | "tool";
+            /** Format: date-time */
+            createdAt: string;
+            /** @description a piece of the message, cut into what was asked for and what stands between */
+            snippet: {
+                text: string;
+                match: boolean;
+            }[];
         };
-        content: {
-          'application/json': {
-            cancelled: boolean;
-          };
+        ToolApproval: {
+            /** @example get_weather */
+            tool: string;
+            /** @enum {string} */
+            scope: "once" | "session";
+            /** Format: date-time */
+            expiresAt?: string;
         };
-      };
-    };
-  };
-  Generation_describe: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-        generationId: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        Tenant: {
+            id: string;
+            /** @description of its own settings; 0 if there never were any */
+            version: number;
+            /** @description what holds: own settings over the settings file over the defaults */
+            effective: {
+                maxSessions: number;
+                sessionTTL: number;
+                /** @enum {string} */
+                capPolicy: "reject" | "evict";
+            };
+            /** @description what was set here */
+            own: {
+                maxSessions?: number;
+                sessionTTL?: number;
+                /** @enum {string} */
+                capPolicy?: "reject" | "evict";
+            };
+            activeSessions: number;
         };
-        content: {
-          'application/json': components['schemas']['Generation'];
+        TenantUsage: {
+            /** Format: date */
+            from: string;
+            /** Format: date */
+            to: string;
+            data: {
+                inputTokens: number;
+                outputTokens: number;
+                cachedTokens: number;
+                reasoningTokens: number;
+                model: string;
+                /**
+                 * Format: date
+                 * @description of usage by day
+                 */
+                day?: string;
+                /** @description of usage by owner; null: of nobody */
+                owner?: string | null;
+                generations: number;
+            }[];
         };
-      };
-    };
-  };
-  Generation_follow: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-        generationId: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        Event: {
+            /** Format: uuid */
+            id: string;
+            type: string;
+            schemaVersion: number;
+            tenant: string;
+            /** @description `~tenant` for the settings of the tenant itself */
+            sessionId: string;
+            incarnation: number;
+            version: number;
+            /** @description opaque */
+            position: string;
+            /** @description the generation of the log in which it was appended; each failover and restore begins one */
+            logGeneration: number;
+            /** Format: date-time */
+            time: string;
+            actor: string;
+            correlationId: string;
+            causationId: string | null;
+            /** @description lifted to the current schema version, unless the event is newer than this service; null: it was erased */
+            data: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * @description there when the data was erased
+             * @constant
+             */
+            erased?: true;
         };
-        content: {
-          /**
-           * @example id: 0-0
-           *     event: generation.started
-           *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
-           *
-           *     id: 2-0
-           *     event: message.delta
-           *     data: {"text":"A "}
-           *
-           *     id: 10-0
-           *     event: message.delta
-           *     data: {"text":"library."}
-           *
-           *     id: 10-0
-           *     event: message.completed
-           *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
-           */
-          'text/event-stream':
-            | {
+        SessionState: {
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            incarnation: number;
+            version: number;
+            /**
+             * Format: date-time
+             * @description of the event of this version
+             */
+            time: string;
+            /** @enum {string} */
+            status: "active" | "expired" | "deleted";
+            owner: string | null;
+            title: string | null;
+            /** @description Any JSON object of at most 16384 bytes */
+            metadata: {
+                [key: string]: unknown;
+            };
+            legalHold: boolean;
+            forkedFrom: {
+                /**
+                 * @description The id of a session within its tenant
+                 * @example user-alice-support
+                 */
+                sessionId: string;
+                version: number;
+            } | null;
+            /** @description version at which the history began: creation or the last reset */
+            historyStart: number;
+            messageCount: number;
+            openToolCalls: {
                 id: string;
-                /** @constant */
-                event: 'generation.started';
-                data: string;
-              }
-            | {
+                /** @example get_weather */
+                name: string;
+            }[];
+            approvals: components["schemas"]["ToolApproval"][];
+            usage: {
+                inputTokens: number;
+                outputTokens: number;
+                cachedTokens: number;
+                reasoningTokens: number;
+            };
+            generation: {
                 id: string;
-                /** @constant */
-                event: 'reasoning.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.delta';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'tool.call';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'message.completed';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.cancelled';
-                data: string;
-              }
-            | {
-                id: string;
-                /** @constant */
-                event: 'generation.failed';
-                data: string;
-              };
+                model: string;
+            } | null;
+            /** @description version of the last erasure, if there was one */
+            erasedUpTo?: number;
         };
-      };
-    };
-  };
-  Generation_title: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        /** @description The id of a session within its tenant */
-        id: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: {
-      content: {
-        'application/json': {
-          /** @default false */
-          overwrite?: boolean;
+        Diff: {
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            incarnation: number;
+            from: number;
+            to: number;
+            /** @description how many events of each type lie between, `from` not included */
+            events: {
+                [key: string]: number;
+            };
+            status?: {
+                /** @enum {string} */
+                before: "active" | "expired" | "deleted";
+                /** @enum {string} */
+                after: "active" | "expired" | "deleted";
+            };
+            title?: {
+                before: string | null;
+                after: string | null;
+            };
+            metadata?: {
+                /** @description Any JSON object of at most 16384 bytes */
+                before: {
+                    [key: string]: unknown;
+                };
+                /** @description Any JSON object of at most 16384 bytes */
+                after: {
+                    [key: string]: unknown;
+                };
+            };
+            legalHold?: {
+                before: boolean;
+                after: boolean;
+            };
+            messages: {
+                /** @description in the history at `to`, not in the one at `from`; oldest first */
+                added: {
+                    count: number;
+                    data: components["schemas"]["Message"][];
+                };
+                /** @description in the history at `from`, gone at `to` by a reset or delete */
+                removed: {
+                    count: number;
+                    data: components["schemas"]["Message"][];
+                };
+            };
+            approvals: {
+                added: components["schemas"]["ToolApproval"][];
+                removed: components["schemas"]["ToolApproval"][];
+            };
+            generations: {
+                generationId: string;
+                model: string;
+                /** @enum {string} */
+                status: "running" | "completed" | "failed" | "cancelled";
+                /** @description version; null: before `from` */
+                started: number | null;
+                /** @description version; null: not by `to` */
+                ended: number | null;
+                finishReason?: string;
+                code?: string;
+            }[];
+            /** @description tokens used in between */
+            usage: {
+                inputTokens: number;
+                outputTokens: number;
+                cachedTokens: number;
+                reasoningTokens: number;
+            };
         };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          ETag?: string;
-          [name: string]: unknown;
+        Generated: {
+            /** @description the text of the reply */
+            content: string;
+            /** @description the reply; null when it was cancelled before anything arrived */
+            message: {
+                id: string;
+                /** @enum {string} */
+                role: "system" | "developer" | "user" | "assistant" | "tool";
+                content: string | ({
+                    /** @constant */
+                    type: "text";
+                    text: string;
+                    /** @description as the model gave them */
+                    annotations?: {
+                        [key: string]: unknown;
+                    }[];
+                } | {
+                    /** @constant */
+                    type: "image";
+                    url: string;
+                    /** @enum {string} */
+                    detail?: "low" | "high" | "auto";
+                } | {
+                    /** @constant */
+                    type: "file";
+                    url: string;
+                    name?: string;
+                    mediaType?: string;
+                } | {
+                    /** @constant */
+                    type: "audio";
+                    url: string;
+                    mediaType?: string;
+                } | {
+                    /** @constant */
+                    type: "refusal";
+                    text: string;
+                } | {
+                    /** @constant */
+                    type: "reasoning";
+                    text?: string;
+                    summary?: string[];
+                    /** @description for the provider alone */
+                    encrypted?: string;
+                } | {
+                    /** @constant */
+                    type: "data";
+                    name: string;
+                    /** @description any JSON value */
+                    data: unknown;
+                })[];
+                version: number;
+                /** Format: date-time */
+                createdAt: string;
+                /** @enum {string} */
+                status: "complete" | "incomplete";
+                name?: string;
+                toolCalls?: {
+                    id: string;
+                    /** @example get_weather */
+                    name: string;
+                    /** @description JSON text, as the model wrote it */
+                    arguments: string;
+                    /**
+                     * @description of a tool that needs one: whether the session has an approval for it
+                     * @enum {string}
+                     */
+                    approval?: "required" | "granted";
+                }[];
+                toolCallId?: string;
+                generationId?: string;
+                /** @description By protocol, any JSON; at most 65536 bytes in all */
+                extensions?: {
+                    [key: string]: unknown;
+                };
+                origin?: {
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    sessionId: string;
+                    messageId: string;
+                    /** Format: date-time */
+                    createdAt: string;
+                };
+            } | null;
+            usage: {
+                inputTokens: number;
+                outputTokens: number;
+                cachedTokens?: number;
+                reasoningTokens?: number;
+            } | null;
+            finishReason: string;
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            generationId: string;
         };
-        content: {
-          'application/json': components['schemas']['Session'];
+        Generation: {
+            generationId: string;
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            /** @enum {string} */
+            status: "running" | "completed" | "failed" | "cancelled";
+            model: string;
+            /** Format: date-time */
+            startedAt: string;
+            prompt: {
+                instructions?: string;
+                tools?: {
+                    /** @example get_weather */
+                    name: string;
+                    description?: string;
+                    /** @description JSON Schema of the arguments */
+                    parameters?: {
+                        [key: string]: unknown;
+                    };
+                    /**
+                     * @description a call needs an approval of the session
+                     * @constant
+                     */
+                    approval?: "required";
+                    /** @description whether the provider holds the model to the schema; as the provider does it unless given */
+                    strict?: boolean;
+                }[];
+                parameters?: {
+                    [key: string]: unknown;
+                };
+                messages: {
+                    [key: string]: unknown;
+                }[];
+            };
+            result: components["schemas"]["Generated"] | null;
+            error: string | null;
         };
-      };
-    };
-  };
-  Health_live: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
-        };
-        content: {
-          'application/json': {
+        OpenAiConversation: {
+            id: string;
             /** @constant */
-            status: 'ok';
-          };
+            object: "conversation";
+            /** @description seconds since 1970 */
+            created_at: number;
+            metadata: {
+                [key: string]: string;
+            };
         };
-      };
+        OpenAiItemList: {
+            /** @constant */
+            object: "list";
+            data: components["schemas"]["OpenAiItem"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        OpenAiItem: {
+            id: string;
+            type: string;
+        } & {
+            [key: string]: unknown;
+        };
+        OpenAiResponse: {
+            id: string;
+            /** @constant */
+            object: "response";
+            created_at: number;
+            completed_at: number | null;
+            /** @enum {string} */
+            status: "completed" | "failed" | "in_progress" | "cancelled" | "incomplete";
+            error: {
+                code: string;
+                message: string;
+            } | null;
+            incomplete_details: {
+                reason: string;
+            } | null;
+            model: string;
+            output: components["schemas"]["OpenAiItem"][];
+            conversation: {
+                id: string;
+            } | null;
+            previous_response_id: string | null;
+            usage: {
+                [key: string]: unknown;
+            } | null;
+        } & {
+            [key: string]: unknown;
+        };
+        OpenAiChatCompletion: {
+            id: string;
+            /** @constant */
+            object: "chat.completion";
+            created: number;
+            model: string;
+            choices: ({
+                index: number;
+                finish_reason: string;
+            } & {
+                [key: string]: unknown;
+            })[];
+        } & {
+            [key: string]: unknown;
+        };
+        OpenAiModel: {
+            id: string;
+            /** @constant */
+            object: "model";
+            created: number;
+            owned_by: string;
+        };
+        Health: {
+            /** @enum {string} */
+            status: "ok" | "unavailable";
+            checks: {
+                [key: string]: {
+                    /** @enum {string} */
+                    status: "ok" | "degraded" | "unavailable";
+                    /** @description for operators */
+                    detail?: string;
+                };
+            };
+        };
+        CellList: {
+            data: {
+                name: string;
+                /** @description its part of the tenants that are new */
+                weight: number;
+                /** @description that live there; of the first cell without those that were there before there were cells */
+                tenants: number;
+                /**
+                 * @description as this node sees it
+                 * @enum {string}
+                 */
+                status: "ok" | "unavailable";
+            }[];
+        };
+        LogGenerationList: {
+            data: {
+                generation: number;
+                /** Format: date-time */
+                since: string;
+                /** @description names the server on which it began */
+                server: string;
+                /** @description by lane: the last position that is what it was before. Empty for the first generation */
+                ends: number[];
+                /** @description positions of events that nodes had appended and that were gone */
+                lost: {
+                    lane: number;
+                    from: number;
+                    to: number;
+                }[];
+            }[];
+        };
+        RelayStatus: {
+            /** @description brokers are named; without, events wait in the log */
+            isOn: boolean;
+            /** @description why nothing is published at the moment, on this node */
+            problem: string | null;
+            /** @description events of the log that the brokers have not acknowledged */
+            behind: number;
+            lanes: {
+                lane: number;
+                behind: number;
+            }[];
+        };
+        SweepStatus: {
+            intervalMs: number;
+            /** @description lanes that this node sweeps */
+            lanes: number;
+            last: components["schemas"]["SweepReport"] | null;
+            /** @description of this node since it was started */
+            totals: {
+                ttl: number;
+                cap: number;
+                lease: number;
+                retention: number;
+                restored: number;
+                rejected: number;
+                overdue: number;
+                evicted: number;
+            };
+            /** @description what a sweep of all lanes would do now */
+            dryRun?: {
+                actions: {
+                    tenant: string;
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    sessionId: string;
+                    /** @enum {string} */
+                    action: "expire" | "fail-generation" | "delete";
+                    /** @enum {string} */
+                    reason: "ttl" | "cap" | "lease" | "retention";
+                    /** Format: date-time */
+                    lastActivityAt: string;
+                    why: string;
+                }[];
+                /** @description false: there are more than `limit` */
+                isComplete: boolean;
+            };
+        };
+        SweepReport: {
+            found: {
+                ttl: number;
+                cap: number;
+                lease: number;
+                retention: number;
+            };
+            swept: {
+                ttl: number;
+                cap: number;
+                lease: number;
+                retention: number;
+            };
+            /** @description how long the session that waited longest had been due */
+            lagMs: number;
+            durationMs: number;
+        };
+        Projection: {
+            name: string;
+            table: string;
+            version: number;
+            /**
+             * @description building: so far behind the log that this node is not ready
+             * @enum {string}
+             */
+            status: "live" | "building";
+            /** @description events of the log that the read model has not seen yet */
+            behind: number;
+            /** @description sessions that it could not take in */
+            parked: number;
+            rebuild: {
+                /** @description events that the new table has seen */
+                processed: number;
+                /** @description events in the log by now */
+                total: number;
+                /** Format: date-time */
+                startedAt: string;
+            } | null;
+        };
+        Verification: {
+            name: string;
+            ok: boolean;
+            /** @description of the read model, without sessions that are left out */
+            rows: number;
+            /** @description of all columns of these rows */
+            hash: string;
+            expectedRows: number;
+            expectedHash: string;
+            /** @description sessions left out: parked, or not to be folded at all */
+            parked: number;
+            /** @description the first session that differs, by tenant and id */
+            firstDifference: {
+                tenant: string;
+                /**
+                 * @description The id of a session within its tenant
+                 * @example user-alice-support
+                 */
+                sessionId: string;
+            } | null;
+        };
+        ParkedSession: {
+            projection: string;
+            tenant: string;
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            /** @description of the first event that the read model lacks */
+            version: number;
+            error: string;
+            /** Format: date-time */
+            parkedAt: string;
+        };
+        /** @description RFC 9457 problem details. */
+        Problem: {
+            /** @description `urn:colloquy:problem:<code>` */
+            type: string;
+            title: string;
+            status: number;
+            /** @description For people; programs go by `code`. */
+            detail: string;
+            /** @enum {string} */
+            code: "invalid-request" | "invalid-json" | "invalid-cursor" | "unauthenticated" | "forbidden" | "session-not-found" | "not-found" | "method-not-allowed" | "session-busy" | "idempotency-key-reused" | "name-taken" | "legal-hold" | "not-sealed" | "cursor-expired" | "session-erased" | "position-gone" | "version-mismatch" | "body-too-large" | "unsupported-media-type" | "session-limit-reached" | "rate-limited" | "internal-error" | "model-failed" | "model-timeout" | "issuer-unavailable" | "overloaded" | "projection-lagging" | "moving" | "upgrade-in-progress" | "database-unavailable";
+            /** @description The path of the request. */
+            instance?: string;
+            /** @description Of `invalid-request`: what is wrong, and where. */
+            errors?: {
+                /** @description A JSON pointer (RFC 6901). */
+                pointer: string;
+                /** @enum {string} */
+                in: "body" | "query" | "path" | "header";
+                detail: string;
+            }[];
+        };
     };
-  };
-  Health_ready: {
+    responses: never;
     parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
+        /** @description The tenant that an operator acts for. A key of one tenant may only name that one. */
+        Tenant: string;
+        /** @description Is echoed, logged and kept with the events; made up when it is missing. */
+        CorrelationId: string;
     };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    requestBodies: never;
+    headers: never;
+    pathItems: never;
+}
+export type $defs = Record<string, never>;
+export interface operations {
+    Keys_list: {
+        parameters: {
+            query?: {
+                /** @description the one tenant that the key reaches, or `*` for the key of an operator */
+                tenant?: "*" | string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['Health'];
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["ApiKey"][];
+                        nextCursor: string | null;
+                    };
+                };
+            };
         };
-      };
     };
-  };
-  Cells_list: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Keys_create: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['CellList'];
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @description the one tenant that the key reaches, or `*` for the key of an operator */
+                    tenant: "*" | string;
+                    /** @description the actor of what its holder does */
+                    name: string;
+                    /** @description all but `admin` unless given; all for an operator */
+                    scopes?: ("sessions:read" | "sessions:write" | "generate" | "audit:read" | "erase" | "admin")[];
+                    /**
+                     * Format: date-time
+                     * @description without it the key holds until it is revoked
+                     */
+                    expiresAt?: string;
+                };
+            };
         };
-      };
-    };
-  };
-  Log_generations: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedApiKey"];
+                };
+            };
         };
-        content: {
-          'application/json': components['schemas']['LogGenerationList'];
-        };
-      };
     };
-  };
-  Relay_status: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Keys_revoke: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['RelayStatus'];
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
         };
-      };
     };
-  };
-  Sweeper_status: {
-    parameters: {
-      query?: {
-        dryRun?: 'true' | 'false';
-        limit?: number;
-      };
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_list: {
+        parameters: {
+            query?: {
+                status?: "active" | "expired" | "all";
+                limit?: number;
+                /** @description `nextCursor` of the page before */
+                cursor?: string;
+                order?: "asc" | "desc";
+                /** @description text in title or metadata; case does not matter */
+                q?: string;
+                /** @description of sessions of this owner alone */
+                owner?: string;
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['SweepStatus'];
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Session"][];
+                        nextCursor: string | null;
+                    };
+                };
+            };
         };
-      };
     };
-  };
-  Sweeper_sweep: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_create: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['SweepReport'];
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    id?: string;
+                    /**
+                     * @description stays with the id for ever; a token of one owner may name that alone
+                     * @example user-alice
+                     */
+                    owner?: string;
+                    title?: string;
+                    /** @description Any JSON object of at most 16384 bytes */
+                    metadata?: {
+                        [key: string]: unknown;
+                    };
+                };
+            };
         };
-      };
-    };
-  };
-  Projections_list: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        responses: {
+            /** @description The session existed; if it was expired, it is active again. */
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            201: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
         };
-        content: {
-          'application/json': {
-            data: components['schemas']['Projection'][];
-          };
-        };
-      };
     };
-  };
-  Projections_prune: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_get: {
+        parameters: {
+            query?: {
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
         };
-        content: {
-          'application/json': {
-            dropped: string[];
-          };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
         };
-      };
     };
-  };
-  Projections_rebuild: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        name: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      /** @description Begun, or under way already. */
-      202: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
         };
-        content: {
-          'application/json': components['schemas']['Projection'];
+        requestBody?: {
+            content: {
+                "application/json": {
+                    reason?: string;
+                };
+            };
         };
-      };
-    };
-  };
-  Projections_verify: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path: {
-        name: string;
-      };
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
         };
-        content: {
-          'application/json': components['schemas']['Verification'];
-        };
-      };
     };
-  };
-  Projections_parked: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody?: never;
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_change: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
         };
-        content: {
-          'application/json': {
-            data: components['schemas']['ParkedSession'][];
-          };
+        requestBody: {
+            content: {
+                "application/json": {
+                    title?: string | null;
+                    /** @description Any JSON object of at most 16384 bytes */
+                    metadata?: {
+                        [key: string]: unknown;
+                    };
+                    /** @description keeps it from being deleted; operators only */
+                    legalHold?: boolean;
+                };
+            };
         };
-      };
-    };
-  };
-  Projections_retry: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          projection: string;
-          tenant: string;
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          sessionId: string;
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
         };
-      };
     };
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+    Sessions_reset: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
         };
-        content: {
-          'application/json': {
-            /** @description how it is parked now; null: it is not any more */
-            parked: components['schemas']['ParkedSession'] | null;
-          };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    reason?: string;
+                };
+            };
         };
-      };
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+        };
     };
-  };
-  Projections_skip: {
-    parameters: {
-      query?: never;
-      header?: never;
-      path?: never;
-      cookie?: never;
-    };
-    requestBody: {
-      content: {
-        'application/json': {
-          projection: string;
-          tenant: string;
-          /**
-           * @description The id of a session within its tenant
-           * @example user-alice-support
-           */
-          sessionId: string;
+    Sessions_messages: {
+        parameters: {
+            query?: {
+                limit?: number;
+                /** @description `nextCursor` of the page before */
+                cursor?: string;
+                order?: "asc" | "desc";
+                /** @description a version, or an RFC 3339 time, inside the incarnation */
+                at?: number | string;
+                /** @description the present one unless given; one that is over is read only when it is named */
+                incarnation?: number;
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
         };
-      };
-    };
-    responses: {
-      200: {
-        headers: {
-          [name: string]: unknown;
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Message"][];
+                        nextCursor: string | null;
+                        version: number;
+                    };
+                };
+            };
         };
-        content: {
-          'application/json': {
-            /** @description how it is parked now; null: it is not any more */
-            parked: components['schemas']['ParkedSession'] | null;
-          };
-        };
-      };
     };
-  };
+    Sessions_append: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    messages: components["schemas"]["NewMessage"][];
+                    /** @description so many messages at the end of the history leave it first, in the same piece */
+                    replaceLast?: number;
+                } | components["schemas"]["NewMessage"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        messages: {
+                            messageId: string;
+                            version: number;
+                        }[];
+                        version: number;
+                        /** @description opaque */
+                        position: string;
+                    };
+                };
+            };
+        };
+    };
+    Sessions_removeMessage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+                messageId: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The log keeps it, and `at=` shows it. */
+            204: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    Sessions_rewind: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @description a version of the present history; the messages of later versions leave it */
+                    toVersion: number;
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description The log keeps them, and `at=` shows them. */
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+        };
+    };
+    Sessions_usage: {
+        parameters: {
+            query?: {
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: {
+                            inputTokens: number;
+                            outputTokens: number;
+                            cachedTokens: number;
+                            reasoningTokens: number;
+                            model: string;
+                            /** Format: date */
+                            day: string;
+                            generations: number;
+                        }[];
+                    };
+                };
+            };
+        };
+    };
+    Sessions_forks: {
+        parameters: {
+            query?: {
+                limit?: number;
+                /** @description `nextCursor` of the page before */
+                cursor?: string;
+                /** @description the present one unless given; one that is over is read only when it is named */
+                incarnation?: number;
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Session"][];
+                        nextCursor: string | null;
+                    };
+                };
+            };
+        };
+    };
+    Erasure_erase: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /** @description is kept, and must name nobody */
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Also in a deleted or expired session. Events stay, without their data. When nothing is left to erase, this is the receipt of the last time. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErasureReceipt"];
+                };
+            };
+        };
+    };
+    Erasure_receipts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["ErasureReceipt"][];
+                    };
+                };
+            };
+        };
+    };
+    Search_find: {
+        parameters: {
+            query: {
+                /** @description words, or phrases within quotes, that a message must contain, also within other words; case does not matter */
+                q: string;
+                role?: "system" | "developer" | "user" | "assistant" | "tool";
+                /** @description of sessions of this owner alone */
+                owner?: string;
+                /** @description messages of this time or later */
+                from?: string;
+                /** @description messages before this time */
+                to?: string;
+                limit?: number;
+                /** @description `nextCursor` of the page before */
+                cursor?: string;
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["SearchHit"][];
+                        nextCursor: string | null;
+                    };
+                };
+            };
+        };
+    };
+    Approvals_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["ToolApproval"][];
+                    };
+                };
+            };
+        };
+    };
+    Approvals_grant: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+                tool: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /**
+                     * @description once: used up by the next result of this tool; session: until revoked, reset or deleted
+                     * @default once
+                     * @enum {string}
+                     */
+                    scope?: "once" | "session";
+                    /** Format: date-time */
+                    expiresAt?: string;
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ToolApproval"];
+                };
+            };
+        };
+    };
+    Approvals_revoke: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+                tool: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    Tenants_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Tenant"];
+                };
+            };
+        };
+    };
+    Tenants_change: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    maxSessions?: number | null;
+                    sessionTTL?: number | null;
+                    capPolicy?: ("reject" | "evict") | null;
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Tenant"];
+                };
+            };
+        };
+    };
+    Usage_usage: {
+        parameters: {
+            query?: {
+                /** @description a row for each day (UTC) and model, or for each owner and model, the 500 with the most tokens */
+                by?: "day" | "owner";
+                /** @description the first day; 30 days unless given */
+                from?: string;
+                /** @description the last day; today unless given */
+                to?: string;
+                /** @description of sessions of this owner alone */
+                owner?: string;
+                /** @description strong: sees every write acknowledged before the request; eventual: answers at once */
+                consistency?: "strong" | "eventual";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TenantUsage"];
+                };
+            };
+        };
+    };
+    Audit_events: {
+        parameters: {
+            query?: {
+                /** @description `nextCursor` or `cursor` of a page, or the id of a streamed event; `end`: what comes from now on */
+                after?: string;
+                limit?: number;
+                /** @description event types, comma-separated */
+                type?: string;
+                /** @description who did it: the name of an API key */
+                actor?: string;
+                /** @description RFC 3339, inclusive */
+                from?: string;
+                /** @description RFC 3339, exclusive */
+                to?: string;
+                /** @description The id of a session within its tenant */
+                session?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Per session by version, across sessions by time. Streams begin after `Last-Event-ID`, else after `after`. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Event"][];
+                        /** @description null at the end of the log; a filtered page may be short, or empty, before that */
+                        nextCursor: string | null;
+                        /** @description the place after this page: ask with it later for what came since */
+                        cursor: string;
+                    };
+                    "text/event-stream": {
+                        id?: string;
+                        event?: string;
+                        data?: string;
+                    };
+                };
+            };
+        };
+    };
+    Audit_trail: {
+        parameters: {
+            query?: {
+                /** @description the last version that is known */
+                after?: number;
+                limit?: number;
+                /** @description event types, comma-separated */
+                type?: string;
+                /** @description who did it: the name of an API key */
+                actor?: string;
+                /** @description RFC 3339, inclusive */
+                from?: string;
+                /** @description RFC 3339, exclusive */
+                to?: string;
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description With `Accept: text/event-stream` as it happens; the id of an event is its version. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Event"][];
+                    };
+                    "text/event-stream": {
+                        id?: string;
+                        event?: string;
+                        data?: string;
+                    };
+                };
+            };
+        };
+    };
+    Audit_state: {
+        parameters: {
+            query?: {
+                /** @description a version, or an RFC 3339 time, inside the incarnation */
+                at?: number | string;
+                /** @description the present one unless given; one that is over is read only when it is named */
+                incarnation?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionState"];
+                };
+            };
+        };
+    };
+    Audit_diff: {
+        parameters: {
+            query: {
+                from: number | string;
+                /** @description a version, or an RFC 3339 time, inside the incarnation */
+                to?: number | string;
+                /** @description the present one unless given; one that is over is read only when it is named */
+                incarnation?: number;
+                /** @description of the messages and generations listed; the counts are exact */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Diff"];
+                };
+            };
+        };
+    };
+    Audit_fork: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /** @description a version, or an RFC 3339 time, inside the present incarnation; now unless given */
+                    at?: number | string;
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    id?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description The same fork existed under the id that was given. */
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            /** @description Title and metadata are those of then; approvals are not inherited. `If-Match` is about the source. */
+            201: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+        };
+    };
+    Generation_generate: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /** @description a text of the user, or a message; without it the history as it stands is answered */
+                    message?: string | components["schemas"]["NewMessage"];
+                    model?: string;
+                    instructions?: string;
+                    tools?: {
+                        /** @example get_weather */
+                        name: string;
+                        description?: string;
+                        /** @description JSON Schema of the arguments */
+                        parameters?: {
+                            [key: string]: unknown;
+                        };
+                        /**
+                         * @description a call needs an approval of the session
+                         * @enum {string}
+                         */
+                        approval?: "required";
+                        /** @description whether the provider holds the model to the schema; as the provider does it unless given */
+                        strict?: boolean;
+                    }[];
+                    temperature?: number;
+                    topP?: number;
+                    maxOutputTokens?: number;
+                    /** @description texts at which the reply ends */
+                    stop?: string[];
+                    seed?: number;
+                    /** @description whether a tool is called, or which one */
+                    toolChoice?: ("auto" | "none" | "required") | {
+                        /** @example get_weather */
+                        name: string;
+                    };
+                    parallelToolCalls?: boolean;
+                    responseFormat?: {
+                        /** @enum {string} */
+                        type: "text";
+                    } | {
+                        /** @enum {string} */
+                        type: "json_object";
+                    } | {
+                        /** @enum {string} */
+                        type: "json_schema";
+                        name: string;
+                        description?: string;
+                        /** @description JSON Schema of the reply */
+                        schema: {
+                            [key: string]: unknown;
+                        };
+                        strict?: boolean;
+                    };
+                    /** @description how long the model thinks before it answers */
+                    reasoning?: {
+                        effort?: string;
+                    };
+                    /**
+                     * @description how much the model says, of models that know this
+                     * @enum {string}
+                     */
+                    verbosity?: "low" | "medium" | "high";
+                    /**
+                     * @description the last reply leaves the history first, so that the message before it is answered again; not together with `message`
+                     * @enum {boolean}
+                     */
+                    regenerate?: true;
+                    /**
+                     * @description while another generation runs: answer 409 `session-busy`, or wait for its end, at most a minute and behind at most 15 others
+                     * @default reject
+                     * @enum {string}
+                     */
+                    onBusy?: "reject" | "queue";
+                };
+            };
+        };
+        responses: {
+            /** @description With `Idempotency-Key` the model is called once: a retry gets the recorded outcome. */
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Generated"];
+                    /**
+                     * @example id: 0-0
+                     *     event: generation.started
+                     *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
+                     *
+                     *     id: 2-0
+                     *     event: message.delta
+                     *     data: {"text":"A "}
+                     *
+                     *     id: 10-0
+                     *     event: message.delta
+                     *     data: {"text":"library."}
+                     *
+                     *     id: 10-0
+                     *     event: message.completed
+                     *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
+                     */
+                    "text/event-stream": {
+                        id: string;
+                        /** @constant */
+                        event: "generation.started";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "reasoning.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "tool.call";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.completed";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.cancelled";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.failed";
+                        data: string;
+                    };
+                };
+            };
+        };
+    };
+    Generation_chat: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    message: string;
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    sessionId?: string;
+                    temperature?: number;
+                    topP?: number;
+                    maxOutputTokens?: number;
+                    /** @description texts at which the reply ends */
+                    stop?: string[];
+                    seed?: number;
+                    responseFormat?: {
+                        /** @enum {string} */
+                        type: "text";
+                    } | {
+                        /** @enum {string} */
+                        type: "json_object";
+                    } | {
+                        /** @enum {string} */
+                        type: "json_schema";
+                        name: string;
+                        description?: string;
+                        /** @description JSON Schema of the reply */
+                        schema: {
+                            [key: string]: unknown;
+                        };
+                        strict?: boolean;
+                    };
+                    /** @description how long the model thinks before it answers */
+                    reasoning?: {
+                        effort?: string;
+                    };
+                    /**
+                     * @description how much the model says, of models that know this
+                     * @enum {string}
+                     */
+                    verbosity?: "low" | "medium" | "high";
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        response: string;
+                        /**
+                         * @description The id of a session within its tenant
+                         * @example user-alice-support
+                         */
+                        sessionId: string;
+                    };
+                    /**
+                     * @example id: 0-0
+                     *     event: generation.started
+                     *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
+                     *
+                     *     id: 2-0
+                     *     event: message.delta
+                     *     data: {"text":"A "}
+                     *
+                     *     id: 10-0
+                     *     event: message.delta
+                     *     data: {"text":"library."}
+                     *
+                     *     id: 10-0
+                     *     event: message.completed
+                     *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
+                     */
+                    "text/event-stream": {
+                        id: string;
+                        /** @constant */
+                        event: "generation.started";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "reasoning.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "tool.call";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.completed";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.cancelled";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.failed";
+                        data: string;
+                    };
+                };
+            };
+        };
+    };
+    Generation_cancel: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        cancelled: boolean;
+                    };
+                };
+            };
+        };
+    };
+    Generation_describe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+                generationId: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Generation"];
+                };
+            };
+        };
+    };
+    Generation_follow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+                generationId: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example id: 0-0
+                     *     event: generation.started
+                     *     data: {"generationId":"gen_1","sessionId":"user-123","model":"gpt-5-mini"}
+                     *
+                     *     id: 2-0
+                     *     event: message.delta
+                     *     data: {"text":"A "}
+                     *
+                     *     id: 10-0
+                     *     event: message.delta
+                     *     data: {"text":"library."}
+                     *
+                     *     id: 10-0
+                     *     event: message.completed
+                     *     data: {"content":"A library.","message":{"id":"msg_1","role":"assistant","content":"A library.","version":4,"createdAt":"2026-11-22T02:20:52.302Z","status":"complete","generationId":"gen_1"},"usage":{"inputTokens":9,"outputTokens":3},"finishReason":"stop","sessionId":"user-123","generationId":"gen_1"}
+                     */
+                    "text/event-stream": {
+                        id: string;
+                        /** @constant */
+                        event: "generation.started";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "reasoning.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.delta";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "tool.call";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "message.completed";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.cancelled";
+                        data: string;
+                    } | {
+                        id: string;
+                        /** @constant */
+                        event: "generation.failed";
+                        data: string;
+                    };
+                };
+            };
+        };
+    };
+    Generation_title: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /** @default false */
+                    overwrite?: boolean;
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+        };
+    };
+    Health_live: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @constant */
+                        status: "ok";
+                    };
+                };
+            };
+        };
+    };
+    Health_ready: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Health"];
+                };
+            };
+        };
+    };
+    Cells_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CellList"];
+                };
+            };
+        };
+    };
+    Log_generations: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LogGenerationList"];
+                };
+            };
+        };
+    };
+    Relay_status: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RelayStatus"];
+                };
+            };
+        };
+    };
+    Sweeper_status: {
+        parameters: {
+            query?: {
+                dryRun?: "true" | "false";
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepStatus"];
+                };
+            };
+        };
+    };
+    Sweeper_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepReport"];
+                };
+            };
+        };
+    };
+    Projections_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["Projection"][];
+                    };
+                };
+            };
+        };
+    };
+    Projections_prune: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        dropped: string[];
+                    };
+                };
+            };
+        };
+    };
+    Projections_rebuild: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Begun, or under way already. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Projection"];
+                };
+            };
+        };
+    };
+    Projections_verify: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Verification"];
+                };
+            };
+        };
+    };
+    Projections_parked: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        data: components["schemas"]["ParkedSession"][];
+                    };
+                };
+            };
+        };
+    };
+    Projections_retry: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    projection: string;
+                    tenant: string;
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    sessionId: string;
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @description how it is parked now; null: it is not any more */
+                        parked: components["schemas"]["ParkedSession"] | null;
+                    };
+                };
+            };
+        };
+    };
+    Projections_skip: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    projection: string;
+                    tenant: string;
+                    /**
+                     * @description The id of a session within its tenant
+                     * @example user-alice-support
+                     */
+                    sessionId: string;
+                };
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @description how it is parked now; null: it is not any more */
+                        parked: components["schemas"]["ParkedSession"] | null;
+                    };
+                };
+            };
+        };
+    };
 }

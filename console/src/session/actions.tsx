@@ -3,7 +3,7 @@ import { call } from '../api/client.js';
 import { go } from '../router.js';
 import { announce, attempt } from '../ui/announce.js';
 import { ActionDialog, textIn } from '../ui/dialog.js';
-import { download } from '../ui/format.js';
+import { download } from '../ui/download.js';
 import { exportOf } from './export.js';
 import { type SessionStore } from './session-store.js';
 

@@ -39,16 +39,3 @@ export const visible = (text: string): string =>
   text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (one) =>
     String.fromCharCode(one === '\u007f' ? 0x2421 : 0x2400 + one.charCodeAt(0)),
   );
-
-/** Offers a text as a file to keep. */
-export function download(name: string, type: string, text: string): void {
-  const url = URL.createObjectURL(new Blob([text], { type }));
-  const link = document.createElement('a');
-  link.href = url;
-  link.download = name;
-  link.click();
-  // Some browsers read the file only after this turn of the event loop.
-  setTimeout(() => {
-    URL.revokeObjectURL(url);
-  }, 10_000);
-}

@@ -1,10 +1,12 @@
 import { useEffect, useMemo } from 'preact/hooks';
 import { type Usage } from '../api/client.js';
 import { adjust, type Route } from '../router.js';
-import { download, numberOf, visible } from '../ui/format.js';
+import { download } from '../ui/download.js';
+import { numberOf, visible } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { Bars } from './bars.js';
-import { csvOf, daysOf, UsageStore, type UsageAsked, type UsageRow } from './usage-store.js';
+import { csvOf, daysOf, type UsageRow } from './rows.js';
+import { type UsageAsked, UsageStore } from './usage-store.js';
 
 const PERIODS = [7, 30, 90, 365] as const;
 const MOST_BARS = 40;
