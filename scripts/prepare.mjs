@@ -63,7 +63,8 @@ function build(say) {
   const sources = ['tsconfig.json', 'tsconfig.build.json', 'nest-cli.json', 'package-lock.json'];
   for (const folder of ['src', 'console']) {
     for (const entry of readdirSync(join(root, folder), { recursive: true, withFileTypes: true })) {
-      if (entry.isFile()) sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
+      if (entry.isFile())
+        sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
     }
   }
   const parts = sources.sort().flatMap((file) => [file, readFileSync(join(root, file))]);

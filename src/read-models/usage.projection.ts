@@ -14,7 +14,13 @@ interface UsageRow {
   reasoning_tokens: number;
 }
 const KEY = ['tenant', 'session_id', 'model', 'day'] as const;
-export const SUMS = ['generations', 'input_tokens', 'output_tokens', 'cached_tokens', 'reasoning_tokens'] as const;
+export const SUMS = [
+  'generations',
+  'input_tokens',
+  'output_tokens',
+  'cached_tokens',
+  'reasoning_tokens',
+] as const;
 
 /** Tokens per session, model and day (UTC), through all incarnations. */
 export const usageProjection: Projection<SessionRecord> = {

@@ -271,7 +271,8 @@ const DAY_MS = 86_400_000;
 export const TenantUsageQuery = z
   .strictObject({
     by: z.enum(['day', 'owner']).default('day').meta({
-      description: 'a row for each day (UTC) and model, or for each owner and model, the 500 with the most tokens',
+      description:
+        'a row for each day (UTC) and model, or for each owner and model, the 500 with the most tokens',
     }),
     from: z.iso.date().optional().meta({ description: 'the first day; 30 days unless given' }),
     to: z.iso.date().optional().meta({ description: 'the last day; today unless given' }),

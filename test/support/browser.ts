@@ -1,5 +1,4 @@
 import { existsSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core';
 import { describeUnless } from './programs.js';
 
@@ -24,9 +23,9 @@ export interface ConsolePage {
   readonly page: Page;
   readonly context: BrowserContext;
   /** What the policy of the page refused, and what was thrown and not caught. */
-  faults(): Promise<string[]>;
+  readonly faults: () => Promise<string[]>;
   /** Opens a view, e.g. `/sessions/user-alice?at=3`. */
-  open(view: string): Promise<void>;
+  readonly open: (view: string) => Promise<void>;
 }
 
 export interface PageOptions {
@@ -73,7 +72,7 @@ export async function openConsole(
   };
 }
 
-const AXE = readFileSync(createRequire(__filename).resolve('axe-core/axe.min.js'), 'utf8');
+const AXE = readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 
 /** What axe finds in the page as it is (WCAG 2.2 AA and best practices): one line for each rule and element. */
 export async function axeFaults(page: Page): Promise<string[]> {

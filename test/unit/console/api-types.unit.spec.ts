@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { NestFactory } from '@nestjs/core';
 import { type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from '../../../src/app.module.js';
@@ -62,7 +62,7 @@ describe('the types with which the console calls the API', () => {
     try {
       const file = join(folder, 'openapi.json');
       writeFileSync(file, JSON.stringify(reduced(await document())));
-      const cli = join(ROOT, 'node_modules/openapi-typescript/bin/cli.js');
+      const cli = join(dirname(require.resolve('openapi-typescript')), '../bin/cli.js');
       const types = execFileSync(process.execPath, [cli, file], {
         encoding: 'utf8',
         stdio: ['ignore', 'pipe', 'pipe'],
