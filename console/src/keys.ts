@@ -36,10 +36,10 @@ const SECOND_KEY_MS = 1_500;
 export const HELP: readonly (readonly [keys: string, what: string])[] = [
   ['g s, g f, g u, g o', 'sessions, search, usage, operations'],
   ['/', 'the field to search or filter in'],
-  ['j, k', 'the next, the previous line of a list'],
+  ['j, k', 'the next, the previous line of a list; in a session the next, the previous event'],
   ['Enter', 'open the line'],
   ['n', 'a new session'],
-  ['[ , ]', 'one event back, one on'],
+  ['[, ]', 'one event back, one on'],
   ['.', 'back to now'],
   ['c', 'the field to write in'],
   ['Esc', 'close, or back'],

@@ -1,7 +1,7 @@
 import { signal } from '@preact/signals';
 import { createParser } from 'eventsource-parser';
 import { credentials, isSignedOut } from './access.js';
-import { asProblem, isAbort, type Problem, problemOf } from './problem.js';
+import { asProblem, isAbort, type Problem, problemOf, unreachable } from './problem.js';
 import { type components, type paths } from './types.js';
 
 type Method = 'get' | 'post' | 'put' | 'patch' | 'delete';
@@ -104,7 +104,7 @@ export async function stream<M extends 'get' | 'post', P extends PathFor<M>>(
   const reader = response.body?.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const piece = await reader?.read().catch((error: unknown) => {
-      throw isAbort(error) ? error : asProblem(error);
+      throw isAbort(error) ? error : unreachable();
     });
     if (!piece || piece.done) return;
     parser.feed(piece.value);
@@ -178,7 +178,7 @@ async function send(
     cache: 'no-store',
     credentials: 'omit',
   }).catch((error: unknown) => {
-    throw isAbort(error) ? error : asProblem(error);
+    throw isAbort(error) ? error : unreachable();
   });
   if (response.ok) return response;
   const problem = await problemOf(response);

@@ -3,7 +3,7 @@ export class Problem extends Error {
   override readonly name = 'Problem';
 
   /**
-   * @param status 0 when nobody answered
+   * @param status 0 when nobody answered, -1 when it was the page itself that failed
    * @param retryAfterMs how long the service asks to wait
    */
   constructor(
@@ -35,10 +35,13 @@ export async function problemOf(response: Response): Promise<Problem> {
   );
 }
 
+/** Nobody answered: `fetch` does not say why. */
+export const unreachable = (): Problem => new Problem(0, 'unreachable', 'The service does not answer.');
+
 /** What was thrown, as something that can be shown. */
 export function asProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
-  return new Problem(0, 'unreachable', 'The service does not answer.');
+  return new Problem(-1, 'console', error instanceof Error ? error.message : String(error));
 }
 
 export const isAbort = (error: unknown): boolean =>

@@ -1,6 +1,6 @@
 import { credentials } from '../api/access.js';
 import { call } from '../api/client.js';
-import { asProblem } from '../api/problem.js';
+import { isAbort, unreachable } from '../api/problem.js';
 import { timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from './resource.js';
@@ -14,7 +14,7 @@ const REFRESH_MS = 3_000;
 async function ready(signal: AbortSignal): Promise<Ready> {
   const response = await fetch('/health/ready', { headers: credentials(), signal, cache: 'no-store' }).catch(
     (error: unknown) => {
-      throw asProblem(error);
+      throw isAbort(error) ? error : unreachable();
     },
   );
   return (await response.json()) as Ready;

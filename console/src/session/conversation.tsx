@@ -36,6 +36,9 @@ export function Conversation({
       aria-label="Conversation"
       aria-busy={history.moment?.version !== store.version.value || !store.isLoaded.value}
     >
+      <p class="unseen" role="status">
+        {reply ? 'A reply is being written.' : ''}
+      </p>
       {problem && <Gone store={store} problem={problem} />}
       {count > 0 ? (
         <VirtualList

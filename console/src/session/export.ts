@@ -6,7 +6,9 @@ import { type Event } from '../api/client.js';
  */
 export async function exportOf(events: readonly Event[]): Promise<string> {
   const last = events.at(-1);
-  if (!last) throw new Error('there is nothing to export');
+  if (!last) throw new Error('There is nothing to export.');
+  if (!isSecureContext)
+    throw new Error('An export has a checksum, which browsers make over HTTPS or on this machine alone.');
   const lines = events.map(
     ({ id, type, schemaVersion, tenant, sessionId, incarnation, version, time, ...rest }) => {
       const { actor, correlationId, causationId, data, erased } = rest;

@@ -25,13 +25,17 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
       clearTimeout(timer);
     };
   }, [version]);
+  const back = (): void => {
+    store.step(-1);
+  };
+  const on = (): void => {
+    store.step(1);
+  };
   useKeys({
-    '[': () => {
-      store.step(-1);
-    },
-    ']': () => {
-      store.step(1);
-    },
+    '[': back,
+    ']': on,
+    k: back,
+    j: on,
     '.': () => {
       store.look(undefined);
     },
@@ -42,15 +46,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
   return (
     <section class={`moment ${isPast ? 'past' : ''}`} aria-label="Moment">
       <div class="way">
-        <button
-          type="button"
-          class="quiet"
-          aria-label="One event back"
-          disabled={shown <= 1}
-          onClick={() => {
-            store.step(-1);
-          }}
-        >
+        <button type="button" class="quiet" aria-label="One event back" disabled={shown <= 1} onClick={back}>
           ◂
         </button>
         <input
@@ -65,15 +61,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
             store.look(input.currentTarget.valueAsNumber);
           }}
         />
-        <button
-          type="button"
-          class="quiet"
-          aria-label="One event on"
-          disabled={shown >= end}
-          onClick={() => {
-            store.step(1);
-          }}
-        >
+        <button type="button" class="quiet" aria-label="One event on" disabled={shown >= end} onClick={on}>
           ▸
         </button>
       </div>
@@ -127,6 +115,10 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
           type="button"
           onClick={() =>
             void attempt(async () => {
+              if (!isSecureContext)
+                throw new Error(
+                  'Browsers copy over HTTPS or on this machine alone. The address of the page is the link.',
+                );
               await navigator.clipboard.writeText(location.href.replace(/#.*/, '') + linkTo(store.id, shown));
               announce('The link to this moment is copied.');
             })
