@@ -153,6 +153,22 @@ describeInChromium('the console at its edges', () => {
     await proxy.close();
   });
 
+  it('given a list and a connection that is lost before anything has happened, when it is back, then the sessions of meanwhile are there', async () => {
+    await acme.post('/v1/sessions', { id: 'of-before' });
+    const proxy = await startProxy(url);
+    view = await openConsole(browser, new URL(proxy.url).origin, { key: 'key-of-acme' });
+    ({ page } = view);
+    await view.open('/sessions');
+    await page.getByText('live', { exact: true }).waitFor();
+    await page.locator('.row', { hasText: 'of-before' }).waitFor();
+    proxy.down();
+    await page.getByText('The service does not answer. It is tried again.').waitFor();
+    await acme.post('/v1/sessions', { id: 'of-meanwhile' });
+    proxy.up();
+    await page.locator('.row', { hasText: 'of-meanwhile' }).waitFor();
+    await proxy.close();
+  });
+
   it('given markup, scripts and addresses in everything that others write, when it is shown, then it is text, nothing runs and nothing is fetched', async () => {
     const title = HOSTILE[1] ?? '';
     await acme.post('/v1/sessions', {

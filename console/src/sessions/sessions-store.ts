@@ -34,8 +34,8 @@ export class SessionsStore {
   constructor(readonly filter: SessionFilter) {}
 
   start(): () => void {
-    void this.more();
     void this.listen();
+    void this.more();
     return () => {
       this.ended.abort();
       clearTimeout(this.timer);
@@ -70,8 +70,11 @@ export class SessionsStore {
 
   private async listen(): Promise<void> {
     try {
+      const { signal: aborted } = this.ended;
+      // The place from which the feed is read is kept: after a lost connection nothing of meanwhile is missed.
+      const place = await call('get', '/v1/events', { query: { after: 'end', limit: 1 }, signal: aborted });
       this.isLive.value = true;
-      await follow('/v1/events', { query: { after: 'end' }, signal: this.ended.signal }, ({ data }) => {
+      await follow('/v1/events', { query: { after: place.cursor }, signal: aborted }, ({ data }) => {
         this.changed.add((data as { sessionId: string }).sessionId);
         this.timer ??= setTimeout(() => void this.refresh(), REFRESH_MS);
       });
