@@ -7,6 +7,8 @@
  *
  * A cell is a whole application; `cells` gives requests to them, and only `service`, `ops` and `cli` know of it.
  *
+ * The page of `console/` is built by itself; `src/console` serves its files.
+ *
  * `http`, `access`, `config`, `database` and `embedded-postgres` know no feature. A feature's `*.module.ts` wires it
  * into the application; `storage.module.ts` gives all of them the settings, the connections and the log.
  */
@@ -114,6 +116,23 @@ module.exports = {
       '^src/config/',
       'import src/config.ts instead',
     ),
+    forbid(
+      'the-console-is-a-client',
+      '^console/',
+      '^src/',
+      'it knows the service by its OpenAPI document alone',
+    ),
+    forbid('nothing-imports-the-page', '^src/', '^console/'),
+    forbid('parts-of-the-page-know-no-view', '^console/src/(api|ui)/', '^console/src/(?!api/|ui/)'),
+    {
+      name: 'views-know-no-other-view',
+      severity: 'error',
+      from: { path: '^console/src/(sessions|session|search|usage|operations)/' },
+      to: {
+        path: '^console/src/(sessions|session|search|usage|operations)/|^console/src/app',
+        pathNot: '^console/src/$1/',
+      },
+    },
     {
       name: 'leaves',
       severity: 'error',
@@ -125,6 +144,6 @@ module.exports = {
     doNotFollow: { path: 'node_modules' },
     tsPreCompilationDeps: true,
     tsConfig: { fileName: 'tsconfig.json' },
-    enhancedResolveOptions: { extensions: ['.ts', '.js'] },
+    enhancedResolveOptions: { extensions: ['.ts', '.tsx', '.js'] },
   },
 };

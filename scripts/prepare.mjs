@@ -61,20 +61,22 @@ function installedAlready(lock) {
 
 function build(say) {
   const sources = ['tsconfig.json', 'tsconfig.build.json', 'nest-cli.json', 'package-lock.json'];
-  for (const entry of readdirSync(join(root, 'src'), { recursive: true, withFileTypes: true })) {
-    if (entry.isFile()) sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
+  for (const folder of ['src', 'console']) {
+    for (const entry of readdirSync(join(root, folder), { recursive: true, withFileTypes: true })) {
+      if (entry.isFile())
+        sources.push(join(entry.parentPath ?? entry.path, entry.name).slice(root.length + 1));
+    }
   }
   const parts = sources.sort().flatMap((file) => [file, readFileSync(join(root, file))]);
   const stamp = join(root, 'dist', '.colloquy-build');
   const wanted = hash(parts);
   if (readIfThere(stamp) === wanted && existsSync(join(root, 'dist', 'main.js'))) return;
   say('Building …');
-  run(
-    process.execPath,
-    [join(root, 'node_modules/@nestjs/cli/bin/nest.js'), 'build'],
-    say === console.log ? 'inherit' : process.stderr,
-    'The build',
-  );
+  const stdout = say === console.log ? 'inherit' : process.stderr;
+  const tool = (file, ...options) => [join(root, 'node_modules', file), ...options];
+  run(process.execPath, tool('@nestjs/cli/bin/nest.js', 'build'), stdout, 'The build');
+  const page = tool('vite/bin/vite.js', 'build', 'console', '--logLevel', 'warn');
+  run(process.execPath, page, stdout, 'The build of the console');
   // The hash was computed before the build, so files that were edited during the build are built next time.
   writeFileSync(stamp, wanted);
 }

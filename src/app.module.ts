@@ -5,6 +5,7 @@ import { AiSdkModule } from './ai-sdk/ai-sdk.module.js';
 import { AuditModule } from './audit/audit.module.js';
 import { type Cells } from './cells/cells.js';
 import { type Config } from './config.js';
+import { ConsoleModule } from './console/console.module.js';
 import { GenerationModule } from './generation/generation.module.js';
 import { KafkaModule } from './kafka/kafka.module.js';
 import { OpenAiModule } from './openai/openai.module.js';
@@ -40,6 +41,7 @@ export class AppModule {
         SweeperModule,
         KafkaModule,
         OpsModule,
+        ConsoleModule,
       ],
     };
   }

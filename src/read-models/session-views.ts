@@ -79,6 +79,8 @@ export async function findSession(
 export interface SessionFilter {
   readonly status: 'active' | 'expired' | 'all';
   readonly limit: number;
+  /** By creation time and id: `asc` unless given. */
+  readonly order?: 'asc' | 'desc';
   /** The last session of the previous page. */
   readonly after?: { readonly createdAt: string; readonly id: string } | undefined;
   /** Text to find in the title or in a value of the metadata, without regard to case. */
@@ -95,7 +97,7 @@ const LOOK = { text: 500, metadata: 3_000 };
 /** Conditions on metadata that stand in the text of a statement. */
 const MOST_ONE_BY_ONE = 4;
 
-/** The sessions of a tenant, ordered by creation time and id; deleted ones are left out. */
+/** The sessions of a tenant, in the order that is asked for; deleted ones are left out. */
 export async function listSessions(
   models: ReadModels,
   freshness: Freshness,
@@ -104,6 +106,10 @@ export async function listSessions(
 ): Promise<SessionView[]> {
   const values: unknown[] = [tenant, filter.limit];
   const parameter = (value: unknown): string => `$${values.push(value)}`;
+  const isDescending = filter.order === 'desc';
+  const behind = isDescending ? '<' : '>';
+  const order = isDescending ? 'created_at desc, session_id desc' : 'created_at, session_id';
+  const reversed = isDescending ? 'created_at, session_id' : 'created_at desc, session_id desc';
   // Only the conditions that are asked for: a plan that serves all of them would read the tenant from the start.
   const conditions = [
     filter.status === 'all' ? `status <> 'deleted'` : `status = ${parameter(filter.status)}`,
@@ -111,7 +117,7 @@ export async function listSessions(
   if (filter.owner !== undefined) conditions.push(`owner = ${parameter(filter.owner)}`);
   if (filter.after) {
     const { createdAt, id } = filter.after;
-    conditions.push(`(created_at, session_id) > (${parameter(createdAt)}, ${parameter(id)})`);
+    conditions.push(`(created_at, session_id) ${behind} (${parameter(createdAt)}, ${parameter(id)})`);
   }
   const asked = conditions.join(' and ');
 
@@ -141,7 +147,7 @@ export async function listSessions(
   const columns = VIEW_COLUMNS.join();
   const inOrder = (condition: string, limit: string): string => `
     select ${columns} from ${SESSIONS} where tenant = $1 and ${condition}
-    order by created_at, session_id limit ${limit}`;
+    order by ${order} limit ${limit}`;
   const sql =
     matches.length === 0
       ? inOrder(asked, '$2')
@@ -150,20 +156,20 @@ export async function listSessions(
         : `
     with looked as materialized (${inOrder(asked, String(look))}),
     near as materialized (
-      select * from looked where ${matches.join(' and ')} order by created_at, session_id limit $2
+      select * from looked where ${matches.join(' and ')} order by ${order} limit $2
     ),
     -- By the keys alone: "is not distinct from" keeps the other indexes of the tenant out of it.
     far as materialized (
       select ${columns} from ${SESSIONS}
       where keys @> ${parameter([...keys])}::integer[]
         and tenant is not distinct from $1 and ${asked} and ${matches.join(' and ')}
-        and (created_at, session_id) > (
-          select created_at, session_id from looked order by created_at desc, session_id desc limit 1)
+        and (created_at, session_id) ${behind} (
+          select created_at, session_id from looked order by ${reversed} limit 1)
         and (select count(*) from looked) = ${look} and (select count(*) from near) < $2
-      order by created_at, session_id limit $2
+      order by ${order} limit $2
     )
     select * from near union all select * from far
-    order by created_at, session_id limit $2`;
+    order by ${order} limit $2`;
   const rows = await models.read<ViewRow>(SESSIONS, freshness, sql, values);
   return rows.map(toView);
 }

@@ -14,7 +14,13 @@ interface UsageRow {
   reasoning_tokens: number;
 }
 const KEY = ['tenant', 'session_id', 'model', 'day'] as const;
-const SUMS = ['generations', 'input_tokens', 'output_tokens', 'cached_tokens', 'reasoning_tokens'] as const;
+export const SUMS = [
+  'generations',
+  'input_tokens',
+  'output_tokens',
+  'cached_tokens',
+  'reasoning_tokens',
+] as const;
 
 /** Tokens per session, model and day (UTC), through all incarnations. */
 export const usageProjection: Projection<SessionRecord> = {
@@ -86,7 +92,8 @@ export interface UsageView {
   readonly reasoningTokens: number;
 }
 
-const TABLE = tableOf(usageProjection);
+/** The table's name, for queries. */
+export const USAGE = tableOf(usageProjection);
 
 /** By day and model. */
 export async function sessionUsage(
@@ -96,9 +103,9 @@ export async function sessionUsage(
   sessionId: string,
 ): Promise<UsageView[]> {
   const rows = await models.read<UsageRow>(
-    TABLE,
+    USAGE,
     freshness,
-    `select model, day::text, ${SUMS.join()} from ${TABLE} where tenant = $1 and session_id = $2 order by day, model`,
+    `select model, day::text, ${SUMS.join()} from ${USAGE} where tenant = $1 and session_id = $2 order by day, model`,
     [tenant, sessionId],
     { tenant, sessionId },
   );

@@ -15,6 +15,7 @@ import { Erased } from '../event-store/refusals.js';
 import { ReadModels, type Freshness } from '../projection-engine/strong-reads.js';
 import { findSession, listForks, listSessions, type SessionView } from '../read-models/session-views.js';
 import { sessionUsage, type UsageView } from '../read-models/usage.projection.js';
+import { tenantUsage } from '../read-models/tenant-usage.js';
 import { type Reach, refTo, type SessionRef } from './command-context.js';
 import { notFound, SessionCommands } from './session-commands.js';
 import {
@@ -24,6 +25,8 @@ import {
   MAX_VERSION,
   type SessionAnswer,
   SessionCursor,
+  type TenantUsage,
+  type TenantUsageQuery,
 } from './session.schemas.js';
 import { TenantPolicies } from './tenant-policies.js';
 
@@ -78,16 +81,21 @@ export class SessionQueries {
     reach: Reach,
     query: z.infer<typeof ListSessionsQuery>,
   ): Promise<{ data: SessionAnswer[]; nextCursor: string | null }> {
-    const { status, limit, cursor, q, owner: asked, consistency, ...others } = query;
+    const { status, limit, cursor, order, q, owner: asked, consistency, ...others } = query;
     const { tenant } = reach;
     const metadata = metadataFilter(others);
     const owner = ownerIn(reach, asked);
     if (owner === NOBODY) return { data: [], nextCursor: null };
-    const scope = cursorScope(['sessions', tenant, status, q ?? null, metadata], owner);
+    const scope = cursorScope(
+      // Cursors that were given out before there was an order are still good.
+      ['sessions', tenant, status, q ?? null, metadata, ...(order === 'asc' ? [] : [order])],
+      owner,
+    );
     const after = cursor === undefined ? undefined : decodeCursor(scope, cursor, SessionCursor);
     const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
     const found = await listSessions(this.models, wanted, tenant, {
       status,
+      order,
       q,
       owner,
       metadata,
@@ -246,6 +254,18 @@ export class SessionQueries {
     const loaded = await this.existing(session);
     const wanted = consistency === 'strong' ? endOf(loaded) : EVENTUAL;
     return sessionUsage(this.models, wanted, session.tenant, session.sessionId);
+  }
+
+  /** What the sessions within reach have used, through all of their incarnations and also when they are deleted. */
+  async usageOf(
+    reach: Reach,
+    { owner: asked, consistency, ...query }: z.infer<typeof TenantUsageQuery>,
+  ): Promise<z.infer<typeof TenantUsage>> {
+    const { from, to } = query;
+    const owner = ownerIn(reach, asked);
+    if (owner === NOBODY) return { from, to, data: [] };
+    const wanted = consistency === 'strong' ? await this.models.ends() : EVENTUAL;
+    return { from, to, data: await tenantUsage(this.models, wanted, reach.tenant, { ...query, owner }) };
   }
 
   async approvals(session: SessionRef): Promise<SessionState['approvals']> {

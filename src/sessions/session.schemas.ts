@@ -214,6 +214,7 @@ const consistency = z.enum(['strong', 'eventual']).default('strong').meta({
   description: 'strong: sees every write acknowledged before the request; eventual: answers at once',
 });
 
+const order = z.enum(['asc', 'desc']).default('asc');
 const ownedBy = owner.optional().meta({ description: 'of sessions of this owner alone' });
 
 export const ConsistencyQuery = z.strictObject({ consistency });
@@ -224,6 +225,7 @@ export const ListSessionsQuery = z
     status: z.enum(['active', 'expired', 'all']).default('all'),
     limit,
     cursor,
+    order,
     q: z
       .string()
       .min(1)
@@ -249,7 +251,7 @@ export const incarnation = z.coerce.number().int().positive().optional().meta({
 export const ListMessagesQuery = z.strictObject({
   limit,
   cursor,
-  order: z.enum(['asc', 'desc']).default('asc'),
+  order,
   at,
   incarnation,
   consistency,
@@ -296,17 +298,56 @@ export const SearchHit = z
   .meta({ id: 'SearchHit' });
 export const SearchResult = z.object({ data: z.array(SearchHit), nextCursor: z.string().nullable() });
 
+/** A year and a day, so that the same day of two years is in it. */
+const MOST_DAYS = 367;
+const DAY_MS = 86_400_000;
+
+export const TenantUsageQuery = z
+  .strictObject({
+    by: z.enum(['day', 'owner']).default('day').meta({
+      description:
+        'a row for each day (UTC) and model, or for each owner and model, the 500 with the most tokens',
+    }),
+    from: z.iso.date().optional().meta({ description: 'the first day; 30 days unless given' }),
+    to: z.iso.date().optional().meta({ description: 'the last day; today unless given' }),
+    owner: ownedBy,
+    consistency,
+  })
+  .transform(({ from, to, ...query }) => {
+    const last = to ?? dayOf(Date.now());
+    return { ...query, from: from ?? dayOf(Date.parse(last) - 29 * DAY_MS), to: last };
+  })
+  .refine(({ from, to }) => from <= to, { path: ['to'], error: 'must not be before from' })
+  .refine(({ from, to }) => Date.parse(to) - Date.parse(from) < MOST_DAYS * DAY_MS, {
+    path: ['from'],
+    error: `must be at most ${MOST_DAYS} days before to`,
+  });
+const dayOf = (time: number): string => new Date(time).toISOString().slice(0, 10);
+
 export const SessionList = z.object({ data: z.array(Session), nextCursor: z.string().nullable() });
 export const MessageList = z.object({
   data: z.array(Message),
   nextCursor: z.string().nullable(),
   version: z.int().positive(),
 });
+const generations = z.int().nonnegative();
 export const UsageList = z.object({
-  data: z.array(
-    usageTotals.extend({ model: z.string(), day: z.iso.date(), generations: z.int().nonnegative() }),
-  ),
+  data: z.array(usageTotals.extend({ model: z.string(), day: z.iso.date(), generations })),
 });
+export const TenantUsage = z
+  .object({
+    from: z.iso.date(),
+    to: z.iso.date(),
+    data: z.array(
+      usageTotals.extend({
+        model: z.string(),
+        day: z.iso.date().optional().meta({ description: 'of usage by day' }),
+        owner: owner.nullable().optional().meta({ description: 'of usage by owner; null: of nobody' }),
+        generations,
+      }),
+    ),
+  })
+  .meta({ id: 'TenantUsage' });
 
 export type NewMessageInput = z.infer<typeof NewMessage>;
 export type SessionAnswer = z.infer<typeof Session>;

@@ -16,6 +16,7 @@ import { SessionQueries } from './session-queries.js';
 import { SessionsController } from './sessions.controller.js';
 import { TenantPolicies } from './tenant-policies.js';
 import { TenantsController } from './tenants.controller.js';
+import { UsageController } from './usage.controller.js';
 
 @Injectable()
 class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplicationShutdown {
@@ -50,6 +51,7 @@ class NodePolicies extends TenantPolicies implements OnModuleInit, OnApplication
     SearchController,
     ApprovalsController,
     TenantsController,
+    UsageController,
   ],
   exports: [CqrsModule, ReadModelsModule, TenantPolicies, PartialReplies, SessionCommands, SessionQueries],
 })

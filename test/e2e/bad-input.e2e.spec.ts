@@ -355,6 +355,13 @@ describe('bad input', () => {
       ['/v1/sessions/s/events?after=9007199254740991', '/after'],
       ['/v1/sessions/s/events?cursor=x', '/cursor'],
       ['/v1/sessions/s/usage?day=today', '/day'],
+      ['/v1/sessions?order=newest', '/order'],
+      ['/v1/usage?by=model', '/by'],
+      ['/v1/usage?from=yesterday', '/from'],
+      ['/v1/usage?to=2026-02-30', '/to'],
+      ['/v1/usage?from=2026-02-02&to=2026-02-01', '/to'],
+      ['/v1/usage?from=2024-01-01&to=2026-01-01', '/from'],
+      ['/v1/usage?limit=1', '/limit'],
     ])('given GET %s, then 400 names the parameter', async (path, pointer) => {
       const problem = expectProblem(await api.get(path), 400, 'invalid-request', pointer);
       expect(problem.errors?.[0]?.in).toBe('query');

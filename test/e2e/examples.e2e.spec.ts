@@ -4,7 +4,8 @@ import { existsSync } from 'node:fs';
 import { cp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import puppeteer, { type Browser, type Page } from 'puppeteer-core';
+import { type Browser, type Page } from 'playwright-core';
+import { describeInChromium, launch } from '../support/browser.js';
 import { callsTools, conducted, type FakeOpenAi, fails, says } from '../support/fake-openai.js';
 import { heavyDescribe } from '../support/heavy.js';
 import { type Api, eventually } from '../support/http.js';
@@ -13,9 +14,6 @@ import { createWorld, type World } from './fixture.js';
 
 const run = promisify(execFile);
 const ROOT = join(__dirname, '../..');
-const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(
-  existsSync,
-);
 
 let world: World;
 let model: FakeOpenAi;
@@ -106,8 +104,7 @@ heavyDescribe('the examples that need more than Node', () => {
     });
   });
 
-  const chromium = { what: 'Chromium', variable: 'REQUIRE_PROGRAMS' };
-  describeUnless(CHROMIUM ? undefined : 'it is not installed', chromium, 'a page with useChat', () => {
+  describeInChromium('a page with useChat', () => {
     let server: ChildProcess;
     let browser: Browser;
     let url: string;
@@ -134,10 +131,7 @@ heavyDescribe('the examples that need more than Node', () => {
         stdio: 'ignore',
       });
       await eventually(async () => (await fetch(url, { redirect: 'manual' }).catch(() => undefined)) !== undefined, 60_000); // prettier-ignore
-      browser = await puppeteer.launch({
-        executablePath: CHROMIUM ?? '',
-        args: ['--no-sandbox', '--disable-dev-shm-usage'],
-      });
+      browser = await launch();
     }, 600_000);
     afterAll(async () => {
       await browser.close();
@@ -147,11 +141,9 @@ heavyDescribe('the examples that need more than Node', () => {
     });
 
     const texts = (page: Page): Promise<string[]> =>
-      page.evaluate(`[...document.querySelectorAll('article')].map((one) => one.textContent)`) as Promise<
-        string[]
-      >;
+      page.evaluate<string[]>(`[...document.querySelectorAll('article')].map((one) => one.textContent)`);
     const ids = (page: Page): Promise<string[]> =>
-      page.evaluate(`[...document.querySelectorAll('article')].map((one) => one.id)`) as Promise<string[]>;
+      page.evaluate<string[]>(`[...document.querySelectorAll('article')].map((one) => one.id)`);
     const shows = (page: Page, ...expected: string[]): Promise<boolean> =>
       eventually(async () => JSON.stringify(await texts(page)) === JSON.stringify(expected), 20_000);
     const isReady = (page: Page): Promise<boolean> =>
@@ -160,7 +152,7 @@ heavyDescribe('the examples that need more than Node', () => {
         20_000,
       );
     const send = async (page: Page, text: string): Promise<void> => {
-      await page.type('input', text);
+      await page.locator('input').pressSequentially(text);
       await page.click('form button');
     };
     const press = async (page: Page, label: string): Promise<void> => {
@@ -172,7 +164,7 @@ heavyDescribe('the examples that need more than Node', () => {
     it('given a chat in a browser, when it is used, reloaded in the middle of a reply, stopped and answered again, then the page shows what is recorded', async () => {
       const page = await browser.newPage();
       model.next(says('First.'));
-      await page.goto(url, { waitUntil: 'networkidle0' });
+      await page.goto(url, { waitUntil: 'networkidle' });
       await send(page, 'one');
       await shows(page, 'one', 'First.');
       await isReady(page);
@@ -208,7 +200,7 @@ heavyDescribe('the examples that need more than Node', () => {
       const id = new URL(page.url()).pathname.slice(1);
       const { body } = await api.get<{ data: { content: string }[] }>(`/v1/sessions/${id}/messages`);
       expect(body.data.map(({ content }) => content)).toEqual(await texts(page));
-      await page.reload({ waitUntil: 'networkidle0' });
+      await page.reload({ waitUntil: 'networkidle' });
       await shows(page, 'one', 'First.', 'two', 'Second.', 'three', 'Whole.');
     }, 120_000);
   });

@@ -127,6 +127,7 @@ const REQUESTS: Readonly<Record<string, (t: Things) => Sent[]>> = {
     { path: `/v1/sessions?metadata.${MARK}=${MARK}` },
     { path: '/v1/sessions?owner=alice' },
     { path: `/v1/sessions?cursor=${cursors['sessions']}` },
+    { path: '/v1/sessions?order=desc' },
   ],
   'GET /v1/sessions/{id}': ({ session }) => [
     { path: `/v1/sessions/${session}` },
@@ -165,6 +166,11 @@ const REQUESTS: Readonly<Record<string, (t: Things) => Sent[]>> = {
     { path: `/v1/search?q=${MARK}` },
     { path: `/v1/search?q=${MARK}&owner=alice` },
     { path: `/v1/search?q=${MARK}&limit=1&cursor=${cursors['search']}` },
+  ],
+  'GET /v1/usage': () => [
+    { path: '/v1/usage' },
+    { path: '/v1/usage?by=owner' },
+    { path: '/v1/usage?owner=alice' },
   ],
   'GET /v1/sessions/{id}/approvals': ({ session }) => [{ path: `/v1/sessions/${session}/approvals` }],
   'PUT /v1/sessions/{id}/approvals/{tool}': ({ session, tool }) => [

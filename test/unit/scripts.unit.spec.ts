@@ -45,10 +45,14 @@ describe('npm start', () => {
        console.error('npm ' + process.argv[2]);
        mkdirSync('node_modules/@nestjs/cli/bin', { recursive: true });
        writeFileSync('node_modules/@nestjs/cli/bin/nest.js',
-         "console.error('nest build'); require('fs').cpSync('src', 'dist', { recursive: true });");`,
+         "console.error('nest build'); require('fs').cpSync('src', 'dist', { recursive: true });");
+       mkdirSync('node_modules/vite/bin', { recursive: true });
+       writeFileSync('node_modules/vite/bin/vite.js',
+         "console.error('vite ' + process.argv.slice(2, 4).join(' '));");`,
     );
     for (const file of ['tsconfig.json', 'tsconfig.build.json', 'nest-cli.json']) write(file, '{}');
     write('package-lock.json', lockWith('1.0.0'));
+    write('console/index.html', '');
     write('src/main.js', `console.log('service', process.ppid); process.exitCode = 7;`);
   });
 
@@ -85,7 +89,7 @@ describe('npm start', () => {
     expect(start()).toEqual({
       status: 7,
       stdout: ['Installing dependencies …', 'Building …', service],
-      stderr: ['npm ci', 'nest build'],
+      stderr: ['npm ci', 'nest build', 'vite build console'],
     });
   });
 
@@ -95,13 +99,16 @@ describe('npm start', () => {
     expect(start()).toEqual({ status: 7, stdout: [service], stderr: [''] });
   });
 
-  it('given a changed source, when it is started again, then it builds', () => {
-    start();
-    write('src/deep/new.js', '');
+  it.each(['src/deep/new.js', 'console/src/new.tsx'])(
+    'given the changed source %s, when it is started again, then it builds',
+    (file) => {
+      start();
+      write(file, '');
 
-    expect(start().stdout).toEqual(['Building …', service]);
-    expect(start().stdout).toEqual([service]);
-  });
+      expect(start().stdout).toEqual(['Building …', service]);
+      expect(start().stdout).toEqual([service]);
+    },
+  );
 
   it('given a changed lock file, when it is started again, then it installs and builds', () => {
     start();

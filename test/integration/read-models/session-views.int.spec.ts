@@ -116,11 +116,13 @@ describe('a list of sessions', () => {
         { note: 'x' },
       ]);
       const status = pick(['all', 'all', 'active', 'expired'] as const);
+      const order = pick(['asc', 'desc'] as const);
       if (q === undefined && Object.keys(metadata).length === 0) continue;
 
-      const found = await all({ q, metadata, status, limit: 200 });
+      const found = await all({ q, metadata, status, order, limit: 200 });
 
-      const matching = everything.filter((session) => {
+      const ordered = order === 'asc' ? everything : everything.toReversed();
+      const matching = ordered.filter((session) => {
         const text = (value: unknown) =>
           typeof value === 'object' ? undefined : JSON.stringify(value).replaceAll('"', '');
         const values = session.metadata as Record<string, unknown>;
@@ -145,8 +147,16 @@ describe('a list of sessions', () => {
     }
   }, 120_000);
 
+  it('given no filter, when all pages are read from the newest on, then they are those from the oldest on, turned round', async () => {
+    const forwards = await all({ limit: 333 });
+    const backwards = await all({ limit: 333, order: 'desc' });
+    expect(backwards.map(({ id }) => id)).toEqual(forwards.map(({ id }) => id).reverse());
+  });
+
   it.each<[string, Partial<SessionFilter>, string]>([
     ['no filter', {}, `${SESSIONS}_created`],
+    ['no filter, from the newest on', { order: 'desc' }, `${SESSIONS}_created`],
+    ['a text that one session has, from the newest on', { q: 'Order 2 ', order: 'desc' }, `${SESSIONS}_keys`],
     ['a text that no session has', { q: 'nowhere to be found' }, `${SESSIONS}_keys`],
     ['a text that one session has', { q: `Order ${SESSIONS_OF_TENANT - 2} ` }, `${SESSIONS}_keys`],
     ['metadata that no session has', { metadata: { plan: 'gold' } }, `${SESSIONS}_keys`],

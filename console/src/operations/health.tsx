@@ -1,0 +1,90 @@
+import { credentials } from '../api/access.js';
+import { call } from '../api/client.js';
+import { isAbort, unreachable } from '../api/problem.js';
+import { timeOf } from '../ui/format.js';
+import { Notice } from '../ui/notice.js';
+import { useResource } from './resource.js';
+
+type Cells = Awaited<ReturnType<typeof call<'get', '/v1/admin/cells'>>>['data'];
+type Ready = Awaited<ReturnType<typeof call<'get', '/health/ready'>>>;
+
+const REFRESH_MS = 3_000;
+
+/** A node that is not ready answers 503 with the same body, which is what one wants to see. */
+async function ready(signal: AbortSignal): Promise<Ready> {
+  const response = await fetch('/health/ready', { headers: credentials(), signal, cache: 'no-store' }).catch(
+    (error: unknown) => {
+      throw isAbort(error) ? error : unreachable();
+    },
+  );
+  return (await response.json()) as Ready;
+}
+
+/** The node that answers, the databases, and what befell the log. */
+export function Health({ cells }: { cells: Cells | undefined }) {
+  const health = useResource(ready, REFRESH_MS);
+  return (
+    <section aria-labelledby="health">
+      <h2 id="health">Health</h2>
+      {health.problem && <Notice problem={health.problem} />}
+      {health.data && (
+        <>
+          <p>
+            The node that answers is <span class={`chip ${health.data.status}`}>{health.data.status}</span>
+          </p>
+          <ul class="checks">
+            {Object.entries(health.data.checks).map(([name, check]) => (
+              <li key={name}>
+                <span class={`chip ${check.status}`}>{check.status}</span> {name}
+                {check.detail !== undefined && <span class="what"> {check.detail}</span>}
+              </li>
+            ))}
+          </ul>
+        </>
+      )}
+      {cells && (
+        <div class="wide" role="region" aria-label="Table of cells" tabIndex={0}>
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Cell</th>
+                <th scope="col">Status</th>
+                <th scope="col" class="figure">
+                  Tenants
+                </th>
+                <th scope="col" class="figure">
+                  Weight
+                </th>
+              </tr>
+            </thead>
+            <tbody>
+              {cells.map(({ name, status, tenants, weight }) => (
+                <tr key={name}>
+                  <th scope="row">{name}</th>
+                  <td>
+                    <span class={`chip ${status}`}>{status}</span>
+                  </td>
+                  <td class="figure">{tenants}</td>
+                  <td class="figure">{weight}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+      {cells && <Generations />}
+    </section>
+  );
+}
+
+function Generations() {
+  const found = useResource((signal) => call('get', '/v1/admin/log/generations', { signal }));
+  const all = found.data?.data ?? [];
+  if (all.length < 2) return null;
+  return (
+    <p>
+      The log was set back {all.length - 1} times, by a failover or restore, the last time at{' '}
+      {timeOf(all.at(-1)?.since ?? '')}.
+    </p>
+  );
+}

@@ -1,0 +1,180 @@
+import { useSignal } from '@preact/signals';
+import { call } from '../api/client.js';
+import { address } from '../router.js';
+import { announce, attempt } from '../ui/announce.js';
+import { numberOf, timeOf } from '../ui/format.js';
+import { Notice } from '../ui/notice.js';
+import { useResource } from './resource.js';
+
+type Verification = Awaited<ReturnType<typeof call<'post', '/v1/admin/projections/{name}/verify'>>>;
+
+const REFRESH_MS = 1_000;
+
+/** How far the read models are, with what mends them; and the sessions that they could not take in. */
+export function ReadModels() {
+  const models = useResource((signal) => call('get', '/v1/admin/projections', { signal }), REFRESH_MS);
+  const verified = useSignal<ReadonlyMap<string, Verification | 'running'>>(new Map());
+  const note = (name: string, result: Verification | 'running' | undefined): void => {
+    const next = new Map(verified.value);
+    if (result) next.set(name, result);
+    else next.delete(name);
+    verified.value = next;
+  };
+  const verify = async (name: string): Promise<void> => {
+    note(name, 'running');
+    try {
+      note(name, await call('post', '/v1/admin/projections/{name}/verify', { path: { name } }));
+    } catch (error) {
+      note(name, undefined);
+      throw error;
+    }
+  };
+  const rebuild = async (name: string): Promise<void> => {
+    await call('post', '/v1/admin/projections/{name}/rebuild', { path: { name } });
+    announce(`${name} is built anew; it goes on to answer meanwhile.`);
+    await models.load();
+  };
+  if (models.problem) return <Notice problem={models.problem} retry={() => void models.load()} />;
+  return (
+    <>
+      <div class="wide" role="region" aria-label="Table of read models" tabIndex={0}>
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Name</th>
+              <th scope="col">Status</th>
+              <th scope="col" class="figure">
+                Events behind
+              </th>
+              <th scope="col" class="figure">
+                Parked
+              </th>
+              <th scope="col">Rebuild</th>
+              <th scope="col">Verification</th>
+              <th scope="col">Actions</th>
+            </tr>
+          </thead>
+          <tbody>
+            {models.data?.data.map(({ name, version, status, behind, parked, rebuild: running }) => {
+              const result = verified.value.get(name);
+              return (
+                <tr key={name}>
+                  <th scope="row">
+                    {name} {version}
+                  </th>
+                  <td>
+                    <span class={`chip ${status}`}>{status}</span>
+                  </td>
+                  <td class="figure">{numberOf(behind)}</td>
+                  <td class="figure">{numberOf(parked)}</td>
+                  <td>
+                    {running && (
+                      <progress
+                        value={running.processed}
+                        max={Math.max(running.total, 1)}
+                        aria-label={`Rebuild of ${name}`}
+                      />
+                    )}
+                  </td>
+                  <td>
+                    {result === 'running'
+                      ? 'running …'
+                      : result &&
+                        (result.ok
+                          ? `equal, ${numberOf(result.rows)} rows`
+                          : `differs, first at ${result.firstDifference?.sessionId ?? 'an unknown session'}`)}
+                  </td>
+                  <td>
+                    <div class="buttons">
+                      <button
+                        type="button"
+                        disabled={result === 'running'}
+                        aria-label={`Verify ${name}`}
+                        onClick={() => void attempt(() => verify(name))}
+                      >
+                        Verify
+                      </button>
+                      <button
+                        type="button"
+                        disabled={running !== null}
+                        aria-label={`Rebuild ${name}`}
+                        onClick={() => void attempt(() => rebuild(name))}
+                      >
+                        Rebuild
+                      </button>
+                    </div>
+                  </td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </div>
+      <Parked />
+    </>
+  );
+}
+
+const PARKED_MS = 3_000;
+
+function Parked() {
+  const parked = useResource((signal) => call('get', '/v1/admin/parked', { signal }), PARKED_MS);
+  if (parked.problem) return <Notice problem={parked.problem} />;
+  if (!parked.data) return null;
+  if (parked.data.data.length === 0) return <p>No session is parked.</p>;
+  const resume = (
+    path: '/v1/admin/parked/retry' | '/v1/admin/parked/skip',
+    body: { projection: string; tenant: string; sessionId: string },
+  ) =>
+    attempt(async () => {
+      const { parked: left } = await call('post', path, { body });
+      announce(left ? `${body.sessionId} is parked still.` : `${body.sessionId} is taken in.`);
+      await parked.load();
+    });
+  return (
+    <div class="wide" role="region" aria-label="Table of parked sessions" tabIndex={0}>
+      <table>
+        <caption>Parked sessions</caption>
+        <thead>
+          <tr>
+            {['Read model', 'Tenant', 'Session', 'At version', 'Since', 'Why', 'Actions'].map((name) => (
+              <th key={name} scope="col">
+                {name}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {parked.data.data.map(({ projection, tenant, sessionId, version, error, parkedAt }) => (
+            <tr key={`${projection} ${tenant} ${sessionId}`}>
+              <th scope="row">{projection}</th>
+              <td>{tenant}</td>
+              <td>
+                <a href={address(['sessions', sessionId])}>{sessionId}</a>
+              </td>
+              <td class="figure">{numberOf(version)}</td>
+              <td>{timeOf(parkedAt)}</td>
+              <td>{error}</td>
+              <td>
+                <div class="buttons">
+                  <button
+                    type="button"
+                    onClick={() => void resume('/v1/admin/parked/retry', { projection, tenant, sessionId })}
+                  >
+                    Retry
+                  </button>
+                  <button
+                    type="button"
+                    onClick={() => void resume('/v1/admin/parked/skip', { projection, tenant, sessionId })}
+                  >
+                    Skip the event
+                  </button>
+                </div>
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}

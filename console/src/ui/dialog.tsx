@@ -1,0 +1,91 @@
+import { type ComponentChildren } from 'preact';
+import { useEffect, useId, useRef, useState } from 'preact/hooks';
+import { attempt } from './announce.js';
+
+/**
+ * A dialog that is open as long as it is rendered. The browser keeps the focus inside, closes it with Esc, and gives the
+ * focus back to what had it before.
+ */
+export function Dialog(props: { title: string; onClose: () => void; children: ComponentChildren }) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const title = useId();
+  useEffect(() => {
+    const element = dialog.current;
+    const before = document.activeElement as HTMLElement | null;
+    element?.showModal();
+    return () => {
+      element?.close();
+      before?.focus();
+    };
+  }, []);
+  return (
+    <dialog ref={dialog} aria-labelledby={title} onClose={props.onClose}>
+      <h2 id={title}>{props.title}</h2>
+      {props.children}
+    </dialog>
+  );
+}
+
+/** A dialog with a form that does one thing. It stays open when that fails. */
+export function ActionDialog(props: {
+  title: string;
+  action: string;
+  isDangerous?: boolean;
+  /** Must be typed before the action can be taken. */
+  confirm?: string;
+  onClose: () => void;
+  run: (form: FormData) => Promise<unknown>;
+  children?: ComponentChildren;
+}) {
+  const [isBusy, setBusy] = useState(false);
+  const [typed, setTyped] = useState('');
+  const isConfirmed = props.confirm === undefined || typed === props.confirm;
+  const submit = async (event: SubmitEvent): Promise<void> => {
+    event.preventDefault();
+    if (!isConfirmed || isBusy) return;
+    const form = new FormData(event.currentTarget as HTMLFormElement);
+    setBusy(true);
+    const isDone = await attempt(() => props.run(form));
+    setBusy(false);
+    if (isDone) props.onClose();
+  };
+  return (
+    <Dialog title={props.title} onClose={props.onClose}>
+      <form onSubmit={(event) => void submit(event)}>
+        {props.children}
+        {props.confirm !== undefined && (
+          <label>
+            <span>
+              Type <b class="id">{props.confirm}</b> to confirm
+            </span>
+            <input
+              autocomplete="off"
+              value={typed}
+              onInput={(event) => {
+                setTyped(event.currentTarget.value);
+              }}
+            />
+          </label>
+        )}
+        <div class="buttons">
+          <button type="button" onClick={props.onClose}>
+            Cancel
+          </button>
+          <button
+            type="submit"
+            class={props.isDangerous ? 'danger' : 'primary'}
+            disabled={!isConfirmed || isBusy}
+          >
+            {props.action}
+          </button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+/** What was typed into a field of a form; undefined when that is nothing. */
+export function textIn(form: FormData, name: string): string | undefined {
+  const value = form.get(name);
+  return typeof value === 'string' && value !== '' ? value : undefined;
+}
