@@ -1,6 +1,8 @@
+import { readFile } from 'node:fs/promises';
 import { type Browser, type Page } from 'playwright-core';
 import { describeInChromium, launch, openConsole, type ConsolePage } from '../support/browser.js';
 import { type Api, apiOf, eventually } from '../support/http.js';
+import { masterKey } from '../support/master-keys.js';
 import { bearer } from '../support/tokens.js';
 import { createWorld, say, type World } from './fixture.js';
 
@@ -16,7 +18,10 @@ describeInChromium('operations in the console', () => {
   let page: Page;
   beforeAll(async () => {
     world = await createWorld();
-    const node = await world.node({ COLLOQUY_API_KEYS: 'ops:*:key-of-ops,app:acme:key-of-acme' });
+    const node = await world.node({
+      COLLOQUY_API_KEYS: 'ops:*:key-of-ops,app:acme:key-of-acme',
+      COLLOQUY_MASTER_KEY: masterKey('one'),
+    });
     ({ url } = node.service);
     ops = apiOf(url, bearer('key-of-ops'));
     acme = apiOf(url, bearer('key-of-acme'));
@@ -119,6 +124,35 @@ describeInChromium('operations in the console', () => {
     await press('Change');
     await page.getByText('Active sessions at most (holds: 100)').waitFor();
     expect((await ops.get('/v1/admin/tenants/acme')).body).toMatchObject({ own: {} });
+    await page.getByLabel(/^Erased so many ms/).fill('864000000');
+    await press('Change');
+    await page.getByText('Erased so many ms after its end (holds: 10 d)').waitFor();
+    expect((await ops.get('/v1/admin/tenants/acme')).body).toMatchObject({
+      own: { eraseAfter: 864_000_000 },
+    });
+    await page.getByLabel(/^Erased so many ms/).fill('');
+    await press('Change');
+    await page.getByText('Erased so many ms after its end (holds: never)').waitFor();
+  });
+
+  it('given what the notary has signed, when an event of it is proven, then its envelope is shown, and proof, checkpoints and public keys can be kept', async () => {
+    const { data } = await eventually(async () => {
+      const { body } = await ops.get<{ data: { lane: number; note: string }[] }>('/v1/checkpoints');
+      return body.data.length > 0 && body;
+    });
+    const [{ lane, note } = { lane: 0, note: '' }] = data;
+    await begin('key-of-ops');
+    await page.getByText(/^signed by [0-9a-f]{8}$/).waitFor();
+    const kept = async (button: string): Promise<string> => {
+      const [file] = await Promise.all([page.waitForEvent('download'), press(button)]);
+      return readFile(await file.path(), 'utf8');
+    };
+    expect(await kept('Public keys')).toMatch(/^colloquy\/[0-9a-f]{16}\+[0-9a-f]{8}\+/);
+    expect(await kept('Checkpoints')).toContain(note);
+    await page.getByLabel(`Position in lane ${lane}`).fill('1');
+    await press(`Prove an event of lane ${lane}`);
+    await page.getByRole('dialog').getByText('"position": 1').waitFor();
+    expect(await kept('Keep the proof')).toMatch(/^c2sp\.org\/tlog-proof@v1\nextra /);
   });
 
   it('given no keys in the database, when one is made and revoked, then it is shown once, works, and works no longer', async () => {

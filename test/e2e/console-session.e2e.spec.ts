@@ -295,6 +295,26 @@ describeInChromium('a session in the console', () => {
     await shows('in the second life');
   });
 
+  it('given a session, when its erasure is scheduled, then the page says when, and it can be called off', async () => {
+    await api.post('/v1/sessions', { id: 'planned' });
+    await say(api, 'planned', 'a secret');
+    await open('planned');
+    const dialog = page.getByRole('dialog');
+    await press('Erase');
+    await dialog.getByLabel(/^When/).fill('2037-01-02T03:04');
+    await dialog.getByLabel('Type planned to confirm').fill('planned');
+    await dialog.getByRole('button', { name: 'Erase for ever' }).click();
+    await page
+      .getByRole('status')
+      .getByText(/^To be erased on .*2037/)
+      .waitFor();
+    await page.getByRole('button', { name: /ErasureScheduled\s*for 2037-01-02T03:04/ }).waitFor();
+    await press('Call off');
+    await page.getByText(/^To be erased on/).waitFor({ state: 'detached' });
+    await page.getByRole('button', { name: /ErasureCancelled/ }).waitFor();
+    expect((await api.get('/v1/sessions/planned/messages')).text).toContain('a secret');
+  });
+
   it('given a session, when it is erased, then what was said is gone from every moment, and the page says that it was erased', async () => {
     await api.post('/v1/sessions', { id: 'erased' });
     await say(api, 'erased', 'a secret');

@@ -39,6 +39,74 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/checkpoints": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What was signed last of each lane of the log, and the public keys */
+        get: operations["Checkpoints_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/checkpoints/{lane}/inclusion": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** That an event is in the tree of a lane (RFC 6962, section 2.1.1) */
+        get: operations["Checkpoints_inclusion"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/checkpoints/{lane}/consistency": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** That a tree of a lane begins with a smaller one (RFC 6962, section 2.1.2) */
+        get: operations["Checkpoints_consistency"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/checkpoints/{lane}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A checkpoint of a lane, the last one or that of a size */
+        get: operations["Checkpoints_one"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/sessions": {
         parameters: {
             query?: never;
@@ -203,11 +271,12 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The receipts of a session that was erased, the first erasure first */
+        /** The receipts of a session that was erased, the first erasure first, and what is scheduled */
         get: operations["Erasure_receipts"];
         put?: never;
         post?: never;
-        delete?: never;
+        /** Call off the scheduled erasures of a session */
+        delete: operations["Erasure_cancel"];
         options?: never;
         head?: never;
         patch?: never;
@@ -379,6 +448,23 @@ export interface paths {
         put?: never;
         /** Make a session whose history is a copy of this one up to a version or time */
         post: operations["Audit_fork"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The key of a sealed value of the topic */
+        get: operations["DataKeys_key"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1018,6 +1104,51 @@ export interface components {
             expiresAt: string | null;
             revokedAt: string | null;
         };
+        CheckpointList: {
+            /** @description what the origin of each checkpoint begins with */
+            log: string;
+            /** @description all keys that have signed, the oldest first; none without a master key */
+            keys: {
+                id: string;
+                name: string;
+                /** @description the public key: `name+id+base64`, as verifiers take it */
+                verifier: string;
+                /** Format: date-time */
+                createdAt: string;
+                retiredAt: string | null;
+            }[];
+            /** @description events that no tree has taken in yet */
+            behind: number;
+            /** @description the last checkpoint of each lane */
+            data: components["schemas"]["Checkpoint"][];
+        };
+        Checkpoint: {
+            lane: number;
+            /** @description number of events, and so the position of the last of them */
+            size: number;
+            /** Format: date-time */
+            time: string;
+            /** @description a signed note (C2SP tlog-checkpoint) */
+            note: string;
+        };
+        InclusionProof: {
+            lane: number;
+            position: number;
+            /** @description the envelope of the event and its commitment, which the leaf is the hash of */
+            leaf: string;
+            /** @description SHA-256 each, in base64 */
+            path: string[];
+            checkpoint: components["schemas"]["Checkpoint"];
+            /** @description the same as C2SP tlog-proof has it, with the leaf as its extra data */
+            tlogProof: string;
+        };
+        ConsistencyProof: {
+            lane: number;
+            from: number;
+            size: number;
+            /** @description SHA-256 each, in base64 */
+            path: string[];
+        };
         Session: {
             /**
              * @description The id of a session within its tenant
@@ -1138,6 +1269,7 @@ export interface components {
             };
         };
         ErasureReceipt: {
+            tenant: string;
             /**
              * @description The id of a session within its tenant
              * @example user-alice-support
@@ -1160,6 +1292,31 @@ export interface components {
             reason?: string;
             /** @description sessions that copied from it before, and were not erased themselves */
             forks: string[];
+            /** @description what the erased events commit to, as the trees of the notary have it: SHA-256 in hex digits; null for an event that was sealed before there were commitments */
+            commitments: {
+                version: number;
+                commitment: string | null;
+            }[];
+            /** @description the receipt as the notary signed it (a C2SP signed note), for `colloquy verify-export` */
+            statement: string | null;
+        };
+        ScheduledErasure: {
+            /**
+             * @description The id of a session within its tenant
+             * @example user-alice-support
+             */
+            sessionId: string;
+            /** Format: date-time */
+            at: string;
+            /** @description the setting of the tenant that scheduled it; absent where somebody asked for it */
+            eraseAfter?: number;
+            /** @description is kept, and must name nobody */
+            reason?: string;
+            /**
+             * @description why it is not carried out at its time: a legal hold; or the id was used again since, and is to be deleted first
+             * @enum {string}
+             */
+            waitsFor?: "legal-hold" | "deletion";
         };
         SearchHit: {
             /**
@@ -1197,6 +1354,8 @@ export interface components {
                 sessionTTL: number;
                 /** @enum {string} */
                 capPolicy: "reject" | "evict";
+                deleteAfter?: number;
+                eraseAfter?: number;
             };
             /** @description what was set here */
             own: {
@@ -1204,8 +1363,16 @@ export interface components {
                 sessionTTL?: number;
                 /** @enum {string} */
                 capPolicy?: "reject" | "evict";
+                deleteAfter?: number;
+                eraseAfter?: number;
             };
             activeSessions: number;
+            /** @description how many sessions the next sweep would deal with by these settings */
+            dryRun?: {
+                delete: number;
+                scheduleErasure: number;
+                callOffErasure: number;
+            };
         };
         TenantUsage: {
             /** Format: date */
@@ -1308,6 +1475,22 @@ export interface components {
             } | null;
             /** @description version of the last erasure, if there was one */
             erasedUpTo?: number;
+            /** @description erasures that are scheduled, or whether one was called off */
+            planned?: {
+                requested?: {
+                    /** Format: date-time */
+                    at: string;
+                    incarnation: number;
+                    reason?: string;
+                };
+                byPolicy?: {
+                    /** Format: date-time */
+                    at: string;
+                    eraseAfter: number;
+                };
+                /** @constant */
+                isCalledOff?: true;
+            };
         };
         Diff: {
             /**
@@ -1381,6 +1564,14 @@ export interface components {
                 cachedTokens: number;
                 reasoningTokens: number;
             };
+        };
+        DataKey: {
+            /** Format: uuid */
+            id: string;
+            /** @description base64 of 32 bytes: an AES-256 key */
+            key: string;
+            /** @description seconds from the request on after which it must be forgotten */
+            maxAgeSeconds: number;
         };
         Generated: {
             /** @description the text of the reply */
@@ -1654,6 +1845,8 @@ export interface components {
             intervalMs: number;
             /** @description lanes that this node sweeps */
             lanes: number;
+            /** @description true: `eraseAfter` is set, and nothing can be erased, because the service has no master key */
+            lacksMasterKey: boolean;
             last: components["schemas"]["SweepReport"] | null;
             /** @description of this node since it was started */
             totals: {
@@ -1661,6 +1854,10 @@ export interface components {
                 cap: number;
                 lease: number;
                 retention: number;
+                schedule: number;
+                erasure: number;
+                /** @description sessions that were due to be erased and cannot be, because a part of them is stored in plain */
+                notSealed: number;
                 restored: number;
                 rejected: number;
                 overdue: number;
@@ -1676,11 +1873,16 @@ export interface components {
                      */
                     sessionId: string;
                     /** @enum {string} */
-                    action: "expire" | "fail-generation" | "delete";
+                    action: "expire" | "fail-generation" | "delete" | "schedule-erasure" | "call-off-erasure" | "erase";
                     /** @enum {string} */
-                    reason: "ttl" | "cap" | "lease" | "retention";
+                    reason: "ttl" | "cap" | "lease" | "retention" | "schedule" | "erasure";
                     /** Format: date-time */
                     lastActivityAt: string;
+                    /**
+                     * Format: date-time
+                     * @description when it is to be erased, of an erasure that is scheduled
+                     */
+                    at?: string;
                     why: string;
                 }[];
                 /** @description false: there are more than `limit` */
@@ -1693,13 +1895,19 @@ export interface components {
                 cap: number;
                 lease: number;
                 retention: number;
+                schedule: number;
+                erasure: number;
             };
             swept: {
                 ttl: number;
                 cap: number;
                 lease: number;
                 retention: number;
+                schedule: number;
+                erasure: number;
             };
+            /** @description sessions that were due to be erased and cannot be, because a part of them is stored in plain */
+            notSealed: number;
             /** @description how long the session that waited longest had been due */
             lagMs: number;
             durationMs: number;
@@ -1770,7 +1978,7 @@ export interface components {
             /** @description For people; programs go by `code`. */
             detail: string;
             /** @enum {string} */
-            code: "invalid-request" | "invalid-json" | "invalid-cursor" | "unauthenticated" | "forbidden" | "session-not-found" | "not-found" | "method-not-allowed" | "session-busy" | "idempotency-key-reused" | "name-taken" | "legal-hold" | "not-sealed" | "cursor-expired" | "session-erased" | "position-gone" | "version-mismatch" | "body-too-large" | "unsupported-media-type" | "session-limit-reached" | "rate-limited" | "internal-error" | "model-failed" | "model-timeout" | "issuer-unavailable" | "overloaded" | "projection-lagging" | "moving" | "upgrade-in-progress" | "database-unavailable";
+            code: "invalid-request" | "invalid-json" | "invalid-cursor" | "unauthenticated" | "forbidden" | "session-not-found" | "not-found" | "key-not-found" | "method-not-allowed" | "session-busy" | "idempotency-key-reused" | "name-taken" | "legal-hold" | "not-sealed" | "cursor-expired" | "session-erased" | "key-destroyed" | "position-gone" | "version-mismatch" | "body-too-large" | "unsupported-media-type" | "session-limit-reached" | "rate-limited" | "internal-error" | "model-failed" | "model-timeout" | "issuer-unavailable" | "overloaded" | "projection-lagging" | "moving" | "upgrade-in-progress" | "database-unavailable";
             /** @description The path of the request. */
             instance?: string;
             /** @description Of `invalid-request`: what is wrong, and where. */
@@ -1874,6 +2082,100 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+        };
+    };
+    Checkpoints_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointList"];
+                };
+            };
+        };
+    };
+    Checkpoints_inclusion: {
+        parameters: {
+            query: {
+                position: number;
+                /** @description number of events that the tree is of; default: that of the last checkpoint */
+                size?: number;
+            };
+            header?: never;
+            path: {
+                lane: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InclusionProof"];
+                };
+            };
+        };
+    };
+    Checkpoints_consistency: {
+        parameters: {
+            query: {
+                /** @description number of events of the smaller tree */
+                from: number;
+                /** @description number of events that the tree is of; default: that of the last checkpoint */
+                size?: number;
+            };
+            header?: never;
+            path: {
+                lane: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsistencyProof"];
+                };
+            };
+        };
+    };
+    Checkpoints_one: {
+        parameters: {
+            query?: {
+                /** @description number of events that the tree is of; default: that of the last checkpoint */
+                size?: number;
+            };
+            header?: never;
+            path: {
+                lane: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Checkpoint"];
+                };
             };
         };
     };
@@ -2291,6 +2593,11 @@ export interface operations {
         requestBody?: {
             content: {
                 "application/json": {
+                    /**
+                     * Format: date-time
+                     * @description a time to come; now unless given
+                     */
+                    at?: string;
                     /** @description is kept, and must name nobody */
                     reason?: string;
                 };
@@ -2304,6 +2611,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ErasureReceipt"];
+                };
+            };
+            /** @description It is scheduled for the time that was given, in place of what was asked for before, and can be called off until then. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScheduledErasure"];
                 };
             };
         };
@@ -2327,8 +2643,38 @@ export interface operations {
                 content: {
                     "application/json": {
                         data: components["schemas"]["ErasureReceipt"][];
+                        /** @description what is to come, the earliest first: asked for, or by the setting of the tenant */
+                        scheduled: components["schemas"]["ScheduledErasure"][];
                     };
                 };
+            };
+        };
+    };
+    Erasure_cancel: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a session within its tenant */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /** @description is kept, and must name nobody */
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description The policy of the tenant schedules none until the session was used again and has ended again. What was erased stays erased. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };
@@ -2474,7 +2820,10 @@ export interface operations {
     };
     Tenants_change: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description true: changes nothing, and says what the change would lead to */
+                dryRun?: "true" | "false";
+            };
             header?: never;
             path: {
                 id: string;
@@ -2487,10 +2836,15 @@ export interface operations {
                     maxSessions?: number | null;
                     sessionTTL?: number | null;
                     capPolicy?: ("reject" | "evict") | null;
+                    /** @description milliseconds without a write after which a session is deleted */
+                    deleteAfter?: number | null;
+                    /** @description milliseconds after its deletion or expiry after which a session is erased */
+                    eraseAfter?: number | null;
                 };
             };
         };
         responses: {
+            /** @description With dryRun=true nothing is changed, and the answer is what it would be. */
             200: {
                 headers: {
                     ETag?: string;
@@ -2719,6 +3073,33 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Session"];
+                };
+            };
+        };
+    };
+    DataKeys_key: {
+        parameters: {
+            query: {
+                /** @description the session of the event: `ce_subject` of the record */
+                session: string | "~tenant";
+                /** @description the version of the event: `ce_sessionversion` of the record */
+                version: number;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Of an event of the tenant, which `session` and `version` name. Whoever has it must forget it after `maxAgeSeconds`. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataKey"];
                 };
             };
         };

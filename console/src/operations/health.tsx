@@ -3,7 +3,7 @@ import { call } from '../api/client.js';
 import { isAbort, unreachable } from '../api/problem.js';
 import { timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 type Cells = Awaited<ReturnType<typeof call<'get', '/v1/admin/cells'>>>['data'];
 type Ready = Awaited<ReturnType<typeof call<'get', '/health/ready'>>>;

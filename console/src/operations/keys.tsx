@@ -4,7 +4,7 @@ import { announce } from '../ui/announce.js';
 import { ActionDialog, Dialog, textIn } from '../ui/dialog.js';
 import { timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 type Key = Awaited<ReturnType<typeof call<'get', '/v1/admin/keys'>>>['data'][number];
 

@@ -1,10 +1,11 @@
 import { call } from '../api/client.js';
 import { Notice } from '../ui/notice.js';
+import { Checkpoints } from './checkpoints.js';
 import { Health } from './health.js';
 import { Keys } from './keys.js';
 import { ReadModels } from './read-models.js';
 import { Relay } from './relay.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 import { Sweeper } from './sweeper.js';
 import { Tenants } from './tenants.js';
 
@@ -17,6 +18,7 @@ const SECTIONS = [
   { id: 'sweeper', name: 'Sweeper', Section: Sweeper },
   { id: 'tenants', name: 'Tenants', Section: Tenants },
   { id: 'keys', name: 'Keys', Section: Keys },
+  { id: 'checkpoints', name: 'Checkpoints', Section: Checkpoints },
 ] as const;
 
 /** For operators: what the service does, and what can be done about it. */

@@ -4,7 +4,7 @@ import { address } from '../router.js';
 import { announce, attempt } from '../ui/announce.js';
 import { numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 type Verification = Awaited<ReturnType<typeof call<'post', '/v1/admin/projections/{name}/verify'>>>;
 

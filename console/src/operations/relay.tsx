@@ -1,7 +1,7 @@
 import { call } from '../api/client.js';
 import { numberOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 const REFRESH_MS = 2_000;
 

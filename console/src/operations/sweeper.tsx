@@ -4,7 +4,7 @@ import { announce, attempt } from '../ui/announce.js';
 import { ActionDialog } from '../ui/dialog.js';
 import { durationOf, numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 type Plan = NonNullable<Awaited<ReturnType<typeof call<'get', '/v1/admin/sweep'>>>['dryRun']>;
 

@@ -5,7 +5,7 @@ import { announce, attempt } from '../ui/announce.js';
 import { textIn } from '../ui/dialog.js';
 import { durationOf, numberOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
-import { useResource } from './resource.js';
+import { useResource } from '../ui/resource.js';
 
 /** What holds for a tenant, and what of it is its own. */
 export function Tenants() {
@@ -24,6 +24,8 @@ export function Tenants() {
       body: {
         maxSessions: number('maxSessions'),
         sessionTTL: number('sessionTTL'),
+        deleteAfter: number('deleteAfter'),
+        eraseAfter: number('eraseAfter'),
         capPolicy: policy === 'reject' || policy === 'evict' ? policy : null,
       },
     });
@@ -68,15 +70,24 @@ export function Tenants() {
               defaultValue={settings.own.maxSessions?.toString() ?? ''}
             />
           </label>
-          <label>
-            <span>Time to live in ms (holds: {durationOf(settings.effective.sessionTTL)})</span>
-            <input
-              name="sessionTTL"
-              type="number"
-              min={1}
-              defaultValue={settings.own.sessionTTL?.toString() ?? ''}
-            />
-          </label>
+          <Duration
+            name="sessionTTL"
+            what="Time to live in ms"
+            own={settings.own.sessionTTL}
+            holds={settings.effective.sessionTTL}
+          />
+          <Duration
+            name="deleteAfter"
+            what="Deleted so many ms after its last use"
+            own={settings.own.deleteAfter}
+            holds={settings.effective.deleteAfter}
+          />
+          <Duration
+            name="eraseAfter"
+            what="Erased so many ms after its end"
+            own={settings.own.eraseAfter}
+            holds={settings.effective.eraseAfter}
+          />
           <label>
             <span>At the cap (holds: {settings.effective.capPolicy})</span>
             <select name="capPolicy" defaultValue={settings.own.capPolicy ?? ''}>
@@ -91,5 +102,17 @@ export function Tenants() {
         </form>
       )}
     </>
+  );
+}
+
+function Duration(props: { name: string; what: string; own: number | undefined; holds: number | undefined }) {
+  const { name, what, own, holds } = props;
+  return (
+    <label>
+      <span>
+        {what} (holds: {holds === undefined ? 'never' : durationOf(holds)})
+      </span>
+      <input name={name} type="number" min={1} defaultValue={own?.toString() ?? ''} />
+    </label>
   );
 }

@@ -4,6 +4,7 @@ import { go } from '../router.js';
 import { announce, attempt } from '../ui/announce.js';
 import { ActionDialog, textIn } from '../ui/dialog.js';
 import { download } from '../ui/download.js';
+import { timeOf } from '../ui/format.js';
 import { exportOf } from './export.js';
 import { type SessionStore } from './session-store.js';
 
@@ -104,12 +105,15 @@ export function Actions({ store }: { store: SessionStore }) {
           confirm={id}
           onClose={close}
           run={async (form) => {
-            const receipt = await call('post', '/v1/sessions/{id}/erase', {
+            const at = textIn(form, 'at');
+            const done = await call('post', '/v1/sessions/{id}/erase', {
               path: { id },
-              body: reasonIn(form),
+              body: { ...reasonIn(form), ...(at !== undefined && { at: new Date(at).toISOString() }) },
             });
             announce(
-              `Erased at ${receipt.erasedAt}; forks that copied from it: ${receipt.forks.join(', ') || 'none'}.`,
+              'erasedAt' in done
+                ? `Erased at ${done.erasedAt}; forks that copied from it: ${done.forks.join(', ') || 'none'}.`
+                : `It is going to be erased on ${timeOf(done.at)}.`,
             );
           }}
         >
@@ -117,6 +121,10 @@ export function Actions({ store }: { store: SessionStore }) {
             Destroys the keys of this session: what was said in it cannot be read again by anybody, at any
             moment of it. This cannot be taken back. That things happened, when and by whom, stays.
           </p>
+          <label>
+            <span>When (now unless given; until then it can be called off)</span>
+            <input name="at" type="datetime-local" />
+          </label>
           <Reason hint="Is kept, and must name nobody" />
         </ActionDialog>
       )}

@@ -36,6 +36,9 @@ export function describeEvent({ type, data, erased }: Event): string {
       return text('tool');
     case 'HistoryRewound':
       return `to ${String(data['toVersion'])}`;
+    case 'ErasureScheduled':
+      return `for ${text('at')}`;
+    case 'ErasureCancelled':
     case 'SessionErased':
     case 'ConversationReset':
     case 'SessionDeleted':

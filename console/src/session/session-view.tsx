@@ -6,6 +6,7 @@ import { Notice } from '../ui/notice.js';
 import { Actions } from './actions.js';
 import { Conversation } from './conversation.js';
 import { MomentBar } from './moment-bar.js';
+import { PlannedErasures } from './planned-erasures.js';
 import { SessionStore } from './session-store.js';
 import { SidePanel, type Tab } from './side-panel.js';
 
@@ -65,6 +66,7 @@ export function SessionView({ id, query }: { id: string; query: URLSearchParams 
       ) : (
         <>
           <MomentBar store={store} from={from} />
+          {store.isLoaded.value && <PlannedErasures store={store} />}
           <div class="split">
             <Conversation
               store={store}

@@ -31,7 +31,11 @@ export const durationOf = (ms: number): string =>
     ? `${ms} ms`
     : ms < 120_000
       ? `${numberOf(ms / 1000)} s`
-      : `${numberOf(Math.round(ms / 60_000))} min`;
+      : ms < 7_200_000
+        ? `${numberOf(Math.round(ms / 60_000))} min`
+        : ms < 172_800_000
+          ? `${numberOf(Math.round(ms / 3_600_000))} h`
+          : `${numberOf(Math.round(ms / 86_400_000))} d`;
 
 /** Control characters have no look of their own and could hide what is said, so each is shown by its picture. */
 export const visible = (text: string): string =>
