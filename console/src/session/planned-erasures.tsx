@@ -12,13 +12,13 @@ const WAITS = {
 /** When a session is going to be erased, and that it can be called off until then. */
 export function PlannedErasures({ store }: { store: SessionStore }) {
   const { id } = store;
-  // Asked again when something has happened to the session.
-  const { data, load } = useResource(
+  // Asked again when something has happened to the session. Of one that was never erased, nor is to be, it is 404.
+  const { data, problem, load } = useResource(
     (signal) => call('get', '/v1/sessions/{id}/erasure', { path: { id }, signal }),
     0,
     `${id} ${String(store.trail.end.value)}`,
   );
-  const scheduled = data?.scheduled ?? [];
+  const scheduled = problem ? [] : (data?.scheduled ?? []);
   if (scheduled.length === 0) return null;
   return (
     <div class="planned" role="status">
