@@ -19,6 +19,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
   const version = store.version.value;
   useEffect(() => {
     const timer = setTimeout(() => {
+      store.addressed = version;
       adjust({ at: version });
     }, ADDRESS_MS);
     return () => {

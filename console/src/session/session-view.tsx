@@ -20,7 +20,9 @@ export function SessionView({ id, query }: { id: string; query: URLSearchParams 
   useEffect(() => store.start(at), [store]);
   // Somebody has followed a link to another moment, or stepped back in the browser.
   useEffect(() => {
-    if (store.isLoaded.value && at !== store.version.value) store.look(at);
+    if (!store.isLoaded.value || at === store.addressed) return;
+    store.addressed = at;
+    store.look(at);
   }, [at]);
   useEffect(() => {
     if (from !== undefined) setTab('changes');
