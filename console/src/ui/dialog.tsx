@@ -15,7 +15,9 @@ export function Dialog(props: { title: string; onClose: () => void; children: Co
     element?.showModal();
     return () => {
       element?.close();
-      before?.focus();
+      // The browser has done so already, unless what had the focus was shown again meanwhile; somebody may be elsewhere by now.
+      const { activeElement } = document;
+      if (!activeElement || activeElement === document.body) before?.focus();
     };
   }, []);
   return (
