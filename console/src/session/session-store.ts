@@ -20,6 +20,8 @@ export class SessionStore {
   readonly stateProblem = signal<Problem | undefined>(undefined);
   /** The version that is looked at; undefined: now, also when that goes on. */
   readonly version = signal<number | undefined>(undefined);
+  /** The version that stands in the address because the slider has put it there. */
+  addressed: number | undefined;
   readonly trail: TrailStore;
   readonly reply: ReplyStore;
   readonly history = signal<HistoryStore>(undefined as never);
@@ -54,6 +56,7 @@ export class SessionStore {
   /** @param version the moment to begin with @returns what ends it */
   start(version: number | undefined): () => void {
     this.version.value = version;
+    this.addressed = version;
     // What is said now must not stand under the name of another moment, not even for a moment.
     if (version !== undefined)
       this.history.value = new HistoryStore(this.id, { version, incarnation: undefined }, this.ended.signal);
