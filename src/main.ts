@@ -79,6 +79,7 @@ function announce(
 ): void {
   const { llm, kafka, auth, server } = config;
   const facts = {
+    console: `${url}/console`,
     database: embedded
       ? `embedded PostgreSQL ${embedded.serverVersion} in ${embedded.dataDir}`
       : `PostgreSQL at ${hostsOf(config.storage.database?.url ?? '')

@@ -18,7 +18,8 @@ window.addEventListener('hashchange', () => {
 
 export const route = computed<Route>(() => {
   const [path = '', query = ''] = hash.value.replace(/^#\/?/, '').split('?', 2);
-  return { path: path.split('/').filter(Boolean).map(decoded), query: new URLSearchParams(query) };
+  const parts = path.split('/').filter(Boolean).map(decoded);
+  return { path: parts.length > 0 ? parts : ['sessions'], query: new URLSearchParams(query) };
 });
 
 function decoded(text: string): string {
@@ -43,9 +44,13 @@ export function go(path: readonly string[], query?: Query): void {
   location.hash = address(path, query);
 }
 
-/** Changes parameters of the present address, without a step in the history of the browser. */
-export function adjust(query: Query): void {
-  const { path, query: before } = route.peek();
+/**
+ * Changes parameters of the address of a view, without a step in the history of the browser; nothing when another view has
+ * come meanwhile.
+ */
+export function adjust(path: readonly string[], query: Query): void {
+  const { path: present, query: before } = route.peek();
+  if (address(present) !== address(path)) return;
   const to = address(path, { ...Object.fromEntries(before), ...query });
   if (to === location.hash) return;
   history.replaceState(null, '', to);

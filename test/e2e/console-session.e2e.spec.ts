@@ -189,8 +189,17 @@ describeInChromium('a session in the console', () => {
     const picture = page.getByAltText('Picture in the message');
     await picture.waitFor();
     expect(await page.evaluate('[...document.images].map((one) => one.naturalWidth)')).toEqual([1]);
+    // The line has room for it: the next one begins where it ends.
+    await say(api, 'pictures', 'below');
+    await message('below').waitFor();
+    await eventually(() =>
+      page.evaluate<boolean>(`(() => {
+        const [first, second] = [...document.querySelectorAll('.conversation .line')].map((one) => one.getBoundingClientRect());
+        return Math.abs(first.bottom - second.top) < 1;
+      })()`),
+    );
     expect(fetched.filter((url) => url.includes('?picture'))).toEqual([]);
-    await shows('Look', `${api.url}/health/live?picture`);
+    await shows('Look', `${api.url}/health/live?picture`, 'below');
   });
 
   describe('its past', () => {

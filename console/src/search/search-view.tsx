@@ -106,7 +106,7 @@ export function SearchView({ query }: Route) {
               const { value } = event.currentTarget;
               clearTimeout(timer.current);
               timer.current = setTimeout(() => {
-                adjust({ q: value });
+                adjust(['search'], { q: value });
               }, TYPING_MS);
             }}
           />
@@ -119,7 +119,7 @@ export function SearchView({ query }: Route) {
               const { value } = event.currentTarget;
               clearTimeout(timer.current);
               timer.current = setTimeout(() => {
-                adjust({ owner: value });
+                adjust(['search'], { owner: value });
               }, TYPING_MS);
             }}
           />
@@ -127,7 +127,7 @@ export function SearchView({ query }: Route) {
             aria-label="Of the role"
             value={role}
             onChange={(event) => {
-              adjust({ role: event.currentTarget.value });
+              adjust(['search'], { role: event.currentTarget.value });
             }}
           >
             <option value="">any role</option>

@@ -20,7 +20,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
   useEffect(() => {
     const timer = setTimeout(() => {
       store.addressed = version;
-      adjust({ at: version });
+      adjust(['sessions', store.id], { at: version });
     }, ADDRESS_MS);
     return () => {
       clearTimeout(timer);
@@ -91,7 +91,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
           <button
             type="button"
             onClick={() => {
-              adjust({ from: shown });
+              adjust(['sessions', store.id], { from: shown });
               announce('Move the slider to the other moment: what changed in between is under Changes.');
             }}
           >
@@ -101,7 +101,7 @@ export function MomentBar({ store, from }: { store: SessionStore; from: number |
           <button
             type="button"
             onClick={() => {
-              adjust({ from: undefined });
+              adjust(['sessions', store.id], { from: undefined });
             }}
           >
             Stop comparing with {numberOf(from)}

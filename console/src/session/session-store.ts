@@ -20,10 +20,7 @@ export class SessionStore {
   readonly stateProblem = signal<Problem | undefined>(undefined);
   /** The version that is looked at; undefined: now, also when that goes on. */
   readonly version = signal<number | undefined>(undefined);
-  /**
-   * The version that the page has written into its address last. Only another one there is the wish of somebody: by the
-   * time that the page hears of its own, the slider may have been moved on.
-   */
+  /** The version that stands in the address because the slider has put it there. */
   addressed: number | undefined;
   readonly trail: TrailStore;
   readonly reply: ReplyStore;

@@ -18,11 +18,10 @@ export function SessionView({ id, query }: { id: string; query: URLSearchParams 
   const at = numberIn(query, 'at');
   const from = numberIn(query, 'from');
   useEffect(() => store.start(at), [store]);
-  // Somebody has followed a link to another moment, or stepped back in the browser.
+  // Somebody has followed a link to another moment, or stepped back in the browser. The slider itself may be elsewhere by the
+  // time that its own change of the address is noticed here.
   useEffect(() => {
-    if (!store.isLoaded.value || at === store.addressed) return;
-    store.addressed = at;
-    store.look(at);
+    if (at !== store.addressed) store.look(at);
   }, [at]);
   useEffect(() => {
     if (from !== undefined) setTab('changes');

@@ -149,7 +149,7 @@ function Filters({ filter }: { filter: SessionFilter }) {
   const type = (name: 'q' | 'owner', value: string): void => {
     clearTimeout(timer.current);
     timer.current = setTimeout(() => {
-      adjust({ [name]: value });
+      adjust(['sessions'], { [name]: value });
     }, TYPING_MS);
   };
   return (
@@ -183,7 +183,9 @@ function Filters({ filter }: { filter: SessionFilter }) {
         aria-label="Filter by status"
         value={filter.status}
         onChange={(event) => {
-          adjust({ status: event.currentTarget.value === 'all' ? undefined : event.currentTarget.value });
+          adjust(['sessions'], {
+            status: event.currentTarget.value === 'all' ? undefined : event.currentTarget.value,
+          });
         }}
       >
         <option value="all">any status</option>

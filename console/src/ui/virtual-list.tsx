@@ -112,14 +112,14 @@ export function VirtualList(props: Props) {
     const growth = new MutationObserver(() => {
       if (measure()) draw();
     });
-    // A line that grows while it is drawn, as a reply does that is being written.
+    // A line that grows while it is drawn, as a reply does that is being written. Lines that come and go were measured when
+    // they were drawn; to hear of them as well would double the work of scrolling.
     if (lines.current && !props.isFixed)
       growth.observe(lines.current, {
         subtree: true,
         characterData: true,
-        childList: true,
         attributes: true,
-        attributeFilter: ['open', 'src'],
+        attributeFilter: ['open'],
       });
     return () => {
       observer.disconnect();
@@ -180,7 +180,14 @@ export function VirtualList(props: Props) {
         draw();
       }}
     >
-      <div ref={lines} role="list" aria-label={label} style={{ height: `${places.tops(count)}px` }}>
+      <div
+        ref={lines}
+        role="list"
+        aria-label={label}
+        style={{ height: `${places.tops(count)}px` }}
+        // A picture has its height only when it is there.
+        onLoadCapture={draw}
+      >
         {drawn}
       </div>
     </div>

@@ -27,7 +27,7 @@ export function UsageView({ query }: Route) {
             aria-label="Period"
             value={days}
             onChange={(event) => {
-              adjust({ days: event.currentTarget.value });
+              adjust(['usage'], { days: event.currentTarget.value });
             }}
           >
             {PERIODS.map((one) => (
@@ -40,7 +40,7 @@ export function UsageView({ query }: Route) {
             aria-label="By"
             value={by}
             onChange={(event) => {
-              adjust({ by: event.currentTarget.value });
+              adjust(['usage'], { by: event.currentTarget.value });
             }}
           >
             <option value="day">by day</option>
@@ -52,7 +52,7 @@ export function UsageView({ query }: Route) {
             placeholder="Owner"
             defaultValue={owner}
             onChange={(event) => {
-              adjust({ owner: event.currentTarget.value });
+              adjust(['usage'], { owner: event.currentTarget.value });
             }}
           />
         </div>
