@@ -44,6 +44,7 @@ export class WakeUp {
   private closed = false;
   /** When this node last heard that a lane has grown, by `performance.now()`. */
   private grownAt = performance.now();
+  private lookedAt = -Infinity;
 
   constructor(
     private readonly url: string,
@@ -55,14 +56,10 @@ export class WakeUp {
     private readonly telemetry: Telemetry,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
-    let looked = -Infinity;
     this.poll = setInterval(() => {
       this.ensureConnected();
-      const now = performance.now();
-      const isQuiet = this.client !== undefined && now - this.grownAt > QUIET_MS;
-      if (isQuiet && now - looked < QUIET_POLL_MS) return;
-      looked = now;
-      this.emit(this.all);
+      const isQuiet = this.client !== undefined && performance.now() - this.grownAt > QUIET_MS;
+      if (!isQuiet || performance.now() - this.lookedAt >= QUIET_POLL_MS) this.look();
     }, POLL_MS);
     this.poll.unref();
   }
@@ -124,6 +121,8 @@ export class WakeUp {
 
   /** Tells that a reader waits until this node has caught up with the log in this work. */
   readerWaits(work: string): void {
+    // It may wait for what another node has appended and this one has not heard of.
+    if (performance.now() - this.lookedAt >= POLL_MS) this.look();
     for (const [listener, waited] of this.waitListeners) if (waited === work) listener();
   }
 
@@ -135,6 +134,11 @@ export class WakeUp {
     await this.connecting;
     if (!this.client) return;
     await endConnection(this.client).catch(this.telemetry.failed('closing the connection for notifications'));
+  }
+
+  private look(): void {
+    this.lookedAt = performance.now();
+    this.emit(this.all);
   }
 
   private emitForeign(lanes: readonly number[]): void {
