@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { sessionEvents, sessionId } from '../domain/session.events.js';
 import { TENANT_ID } from '../domain/tenant.js';
+import { canonicalJson } from '../event-store/canonical-json.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 
 /*
@@ -83,7 +84,8 @@ export function exported(event: RecordedEvent): ExportedEvent {
     actor,
     correlationId,
     causationId,
-    data: data as ExportedEvent['data'],
+    // In one order of members, whether the log has it sealed or in plain.
+    data: JSON.parse(canonicalJson(data)) as ExportedEvent['data'],
     ...(erased && { erased }),
   };
 }

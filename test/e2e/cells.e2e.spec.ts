@@ -51,8 +51,10 @@ async function homes(): Promise<Map<string, string[]>> {
 /** A tenant of each cell, with a session `s` that has one message. */
 async function settle(node: Node): Promise<Record<(typeof NAMES)[number], string>> {
   for (const tenant of TENANTS) {
-    await of(node, tenant).post('/v1/sessions', { id: 's' });
-    await say(of(node, tenant), 's', `Said by ${tenant}`);
+    const made = await of(node, tenant).post('/v1/sessions', { id: 's' });
+    expect({ status: made.status, text: made.text }).toMatchObject({ status: 201 });
+    const said = await say(of(node, tenant), 's', `Said by ${tenant}`);
+    expect({ status: said.status, text: said.text }).toMatchObject({ status: 201 });
   }
   const found = await homes();
   const in_ = (name: string): string =>
@@ -70,6 +72,7 @@ describe('cells', () => {
       const list = await api.get<{ data: { id: string }[] }>('/v1/sessions');
       expect(list.body.data.map(({ id }) => id)).toEqual(['s']);
       const chat = await api.post<{ sessionId: string }>('/v1/chat', { message: 'Hello' });
+      expect({ status: chat.status, text: chat.text }).toMatchObject({ status: 200 });
       expect(await texts(of(nodes[0], tenant), chat.body.sessionId)).toHaveLength(2);
       const events = await api.get<{ data: { tenant: string }[] }>('/v1/events');
       expect(new Set(events.body.data.map((event) => event.tenant))).toEqual(new Set([tenant]));

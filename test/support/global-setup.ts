@@ -28,7 +28,8 @@ export default async function globalSetup(): Promise<void> {
     '../../src/embedded-postgres/embedded-postgres.ts',
   ) as typeof embedded;
   // No test cuts the power of this server, so data need not be flushed to the disk.
-  const settings = { fsync: 'off', full_page_writes: 'off' };
+  // Two files at a time may have six applications each, of which each may use 30 connections.
+  const settings = { fsync: 'off', full_page_writes: 'off', max_connections: '500' };
   const postgres = await startEmbeddedPostgres({ dataDir: folder, settings });
   process.env['COLLOQUY_TEST_ADMIN_URL'] = postgres.url;
 

@@ -244,6 +244,16 @@ it('given two nodes, when each sweeps its own lanes, then they share the work', 
     await pause(50);
   }
   await world.db.setClock({ offsetMs: 2 * HOUR });
+  // All leases have run out by this clock. Whoever comes first takes them, and the nodes share them anew.
+  const isShared = async (): Promise<boolean> => {
+    const held = await world.db.query<{ lanes: number }>(
+      `select count(*)::int as lanes from lease
+       where starts_with(name, 'sweeper/lane/') and until > colloquy_now() group by owner`,
+    );
+    const known = [one, two].map(({ sweeper }) => sweeper.status().lanes);
+    return [...held.map(({ lanes }) => lanes), ...known].join() === '8,8,8,8';
+  };
+  while (!(await isShared())) await pause(50);
   await one.caughtUp();
   const reports = [await one.sweeper.sweep(), await two.sweeper.sweep()];
   expect(reports.map((report) => report.swept.ttl).reduce((a, b) => a + b)).toBe(200);
