@@ -6,7 +6,7 @@ import { type Leases } from './leases.js';
  */
 export class LaneShare {
   private readonly member: string;
-  private readonly stopBalancing: () => void;
+  private stopBalancing: (() => void) | undefined;
   private balancing: Promise<void> = Promise.resolve();
   private left = false;
 
@@ -17,7 +17,6 @@ export class LaneShare {
     private readonly onTaken: (lanes: readonly number[]) => void,
   ) {
     this.member = LaneShare.members(work);
-    this.stopBalancing = leases.onBeat(() => this.balance());
   }
 
   /** Prefix of the leases by which nodes announce that they take part in a kind of work. */
@@ -33,7 +32,7 @@ export class LaneShare {
 
   /** Stops taking part: the other nodes can take this node's lanes at once. */
   async leave(): Promise<void> {
-    this.stopBalancing();
+    this.stopBalancing?.();
     this.left = true;
     // Lanes that are being taken at this moment must be released too, or this node would renew them without using them.
     await this.balancing.catch(() => undefined);
@@ -56,7 +55,12 @@ export class LaneShare {
     await this.leases.take([...this.owned.keys()].map((lane) => this.lease(lane)));
   }
 
+  /**
+   * Takes or gives up lanes, now and from then on with every beat of the leases. Before the first call no lane is taken: the
+   * work may not be ready for it yet.
+   */
   balance(): Promise<void> {
+    this.stopBalancing ??= this.leases.onBeat(() => this.balance());
     return (this.balancing = this.left ? Promise.resolve() : this.takeShare());
   }
 
