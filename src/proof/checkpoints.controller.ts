@@ -11,8 +11,8 @@ import { NotaryKeys } from './notary-keys.js';
 import { Proofs } from './proofs.js';
 
 const whole = z.int().nonnegative();
-const position = z.coerce.number().pipe(z.int().positive().max(Number.MAX_SAFE_INTEGER));
-const lanePath = z.coerce.number().pipe(whole.max(32_767));
+const position = z.coerce.number().int().min(1).max(Number.MAX_SAFE_INTEGER);
+const lanePath = z.coerce.number().int().min(0).max(32_767);
 const hashes = z.array(z.base64()).meta({ description: 'SHA-256 each, in base64' });
 const size = position.meta({
   description: 'number of events that the tree is of; default: that of the last checkpoint',

@@ -11,6 +11,7 @@ BEYOND_SCHEMAS = re.compile(
         [
             "cursor was not given out",
             "must be later than from",
+            "must be at most 367 days before to",
             "is not inside incarnation",
             "must be in the future",
             # What PostgreSQL takes of RFC 3339.
