@@ -112,6 +112,7 @@ describeInChromium('operations in the console', () => {
     await begin('key-of-ops');
     await page.getByLabel('Tenant', { exact: true }).last().fill('acme');
     await page.keyboard.press('Enter');
+    await page.getByText(/^acme: /).waitFor();
     await page.getByLabel(/^Active sessions at most/).fill('7');
     await page.getByLabel(/^At the cap/).selectOption('evict');
     await press('Change');

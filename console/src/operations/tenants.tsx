@@ -32,7 +32,8 @@ export function Tenants() {
     announce(`The settings of ${id} are changed.`);
     await found.load();
   };
-  const settings = found.data;
+  // Those of the tenant before must not be changed under the name of this one.
+  const settings = found.data?.id === id ? found.data : undefined;
   return (
     <>
       <label class="inline">
@@ -58,8 +59,8 @@ export function Tenants() {
           }}
         >
           <p>
-            {numberOf(settings.activeSessions)} active sessions. An empty field takes back what the tenant has
-            of its own.
+            {settings.id}: {numberOf(settings.activeSessions)} active sessions. An empty field takes back what
+            the tenant has of its own.
           </p>
           <label>
             <span>Active sessions at most (holds: {numberOf(settings.effective.maxSessions)})</span>
