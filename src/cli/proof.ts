@@ -8,7 +8,7 @@ import { openLog } from '../open-log.js';
 import { auditLog, type AuditedLog } from '../proof/audit-log.js';
 import { ExportProof } from '../proof/export-proof.js';
 import { MerkleStore } from '../proof/merkle-store.js';
-import { type NotaryKey, NotaryKeys } from '../proof/notary-keys.js';
+import { NoNotaryKey, type NotaryKey, NotaryKeys } from '../proof/notary-keys.js';
 import { notesIn } from '../proof/signed-note.js';
 import { TreeKeeper } from '../proof/tree-keeper.js';
 import {
@@ -76,6 +76,7 @@ export async function auditLogOf({
       keyFile === undefined
         ? known.map(({ verifier }) => verifier).join('\n')
         : await readFile(keyFile, 'utf8');
+    if (text === '') throw new NoNotaryKey();
     const bar = progressBar('events');
     try {
       return await auditLog({ log, store, keys: readKeys(text), kept, onProgress: bar.update });

@@ -114,8 +114,6 @@ export interface ImportOptions {
 export async function importFrom(file: string, options: ImportOptions): Promise<void> {
   const report = await withFile(file, (path) =>
     withDatabase({ create: true, cell: options.cell }, async (database) => {
-      // Loaded here: it brings the whole service, which no other command needs.
-      await import('reflect-metadata');
       await migrate(database.url, migrations);
       return withStore(database, (store) => importFile(store, path, options));
     }),

@@ -1,10 +1,13 @@
 import { type RecordedEvent } from './recorded-event.js';
 
-export const EVENT_COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
-  e.time, e.actor, e.correlation_id, e.causation_id, e.data, e.sealed, e.key_id`;
+/** The columns of an event's envelope. */
+export const ENVELOPE_COLUMNS = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position,
+  e.time, e.actor, e.correlation_id, e.causation_id`;
 
-/** A row of `event`, without the columns that only indexes need. */
-export interface EventRow {
+export const EVENT_COLUMNS = `${ENVELOPE_COLUMNS}, e.data, e.sealed, e.key_id`;
+
+/** The columns of a row of `event` that say what it is, and not what it holds. */
+interface EnvelopeRow {
   id: string;
   type: string;
   schema_version: number;
@@ -18,6 +21,10 @@ export interface EventRow {
   actor: string;
   correlation_id: string;
   causation_id: string | null;
+}
+
+/** A row of `event`, without the columns that only indexes need. */
+export interface EventRow extends EnvelopeRow {
   data: unknown;
   sealed: Buffer | null;
   key_id: string | null;
@@ -74,7 +81,7 @@ export interface StateRow {
 }
 
 /** The metadata of an event, without its data. */
-export const envelope = (row: EventRow): Omit<RecordedEvent, 'data'> => ({
+export const envelope = (row: EnvelopeRow): Omit<RecordedEvent, 'data'> => ({
   id: row.id,
   type: row.type,
   schemaVersion: row.schema_version,

@@ -1,7 +1,7 @@
 import { type Pool } from 'pg';
 import { rowsOf } from '../database/query.js';
 import { commitmentTo, plainCommitment, SALT } from './commitment.js';
-import { HELD_SIZE } from './event-rows.js';
+import { ENVELOPE_COLUMNS, envelope, type EventRow, HELD_SIZE } from './event-rows.js';
 import { type StreamId } from './lane.js';
 import { type PayloadCodec } from './payload-codec.js';
 import { type RecordedEvent } from './recorded-event.js';
@@ -24,27 +24,10 @@ export interface Opening {
   readonly fault: string | null;
 }
 
-const ENVELOPE = `e.id, e.type, e.schema_version, e.tenant, e.stream_id, e.incarnation, e.version, e.lane, e.position, e.time,
-  e.actor, e.correlation_id, e.causation_id`;
-
-interface LeafRow {
-  readonly id: string;
-  readonly type: string;
-  readonly schema_version: number;
-  readonly tenant: string;
-  readonly stream_id: string;
-  readonly incarnation: number;
-  readonly version: number;
-  readonly lane: number;
-  readonly position: number;
-  readonly time: string;
-  readonly actor: string;
-  readonly correlation_id: string;
-  readonly causation_id: string | null;
-  readonly data: unknown;
+type LeafRow = Omit<EventRow, 'sealed' | 'key_id'> & {
   readonly isSealed: boolean;
   readonly commitment: string | null;
-}
+};
 
 /** Most bytes of plain data that are read of a lane at once; of sealed data only the commitment is read. */
 const PAGE_BYTES = 4 * 1024 * 1024;
@@ -66,7 +49,7 @@ export class LeafReader {
   async read(after: ReadonlyMap<number, number>, limit: number): Promise<CommittedEvent[]> {
     const rows = await rowsOf<LeafRow>(this.pool, {
       name: 'read_leaves',
-      text: `select ${ENVELOPE}, e.data, e.sealed is not null as "isSealed", ${commitmentIn('e.sealed')} as commitment
+      text: `select ${ENVELOPE_COLUMNS}, e.data, e.sealed is not null as "isSealed", ${commitmentIn('e.sealed')} as commitment
              from unnest($1::smallint[], $2::bigint[]) as reader (lane, "position")
              cross join lateral (
                select * from (
@@ -101,7 +84,7 @@ export class LeafReader {
   async openings(places: readonly Readonly<Record<'lane' | 'position', number>>[]): Promise<Opening[]> {
     const rows = await rowsOf<LeafRow & { sealed: Buffer | null; key_id: string | null }>(this.pool, {
       name: 'open_leaves',
-      text: `select ${ENVELOPE}, e.data, e.sealed is not null as "isSealed", ${commitmentIn('e.sealed')} as commitment,
+      text: `select ${ENVELOPE_COLUMNS}, e.data, e.sealed is not null as "isSealed", ${commitmentIn('e.sealed')} as commitment,
                     e.sealed, e.key_id
              from unnest($1::smallint[], $2::bigint[]) as place (lane, "position")
              join event e on e.lane = place.lane and e.position = place.position`,
@@ -140,18 +123,6 @@ export class LeafReader {
 }
 
 const committedEvent = (row: LeafRow): CommittedEvent => ({
-  id: row.id,
-  type: row.type,
-  schemaVersion: row.schema_version,
-  tenant: row.tenant,
-  streamId: row.stream_id,
-  incarnation: row.incarnation,
-  version: row.version,
-  lane: row.lane,
-  position: row.position,
-  time: row.time,
-  actor: row.actor,
-  correlationId: row.correlation_id,
-  causationId: row.causation_id,
+  ...envelope(row),
   commitment: row.isSealed ? row.commitment : plainCommitment(row.data),
 });

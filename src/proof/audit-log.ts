@@ -46,7 +46,7 @@ interface Checkpoint {
 /**
  * Holds a log against what was signed of it: every event against the leaf that the notary took in, every tree against the
  * checkpoints of the database, and against those that were kept where its owner could not change them. Memory does not grow
- * with the log.
+ * with the log, but with what is found.
  *
  * @throws DatabaseUnavailable; NoKeys where payloads are sealed and there is no master key
  */

@@ -68,18 +68,24 @@ export class TreeKeeper {
     this.trees.clear();
     const limit = Math.ceil(BATCH / after.size);
     const { count, broken } = await this.grow(growing, after, limit);
-    const signer = await this.keys.signer();
+    const due = new Set(
+      [...after.keys()].filter((lane) => {
+        const { edge, signed = 0 } = growing.get(lane) ?? {};
+        return edge !== undefined && edge.size > signed && isDue(lane, edge.size);
+      }),
+    );
+    const signer = due.size > 0 ? await this.keys.signer() : undefined;
     const steps: Step[] = [];
     for (const lane of after.keys()) {
       const tree = growing.get(lane);
       if (!tree) continue;
-      const { head, edge, signed } = tree;
-      const signs = edge.size > signed && isDue(lane, edge.size);
-      if (edge.size === head.size && !signs) continue;
+      const { head, edge } = tree;
+      if (edge.size === head.size && !due.has(lane)) continue;
       const to = { lane, size: edge.size, root: edge.root() };
-      const note = signs
+      const note = due.has(lane)
         ? signer?.sign(checkpointText(originOf(this.log, lane), to.size, to.root))
         : undefined;
+      if (to.size === head.size && note === undefined) continue;
       steps.push({ from: head, to, tiles: edge.takeChanged(), note });
     }
     const taken = await this.store.take(steps);

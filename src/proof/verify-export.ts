@@ -357,7 +357,7 @@ class Verification {
 }
 
 /**
- * Checks an export. It is read once, and memory does not grow with it.
+ * Checks an export. It is read once, and memory grows with what is found alone.
  * @param keys the text of a file of public keys
  * @throws when a file cannot be read, or the keys are none
  */
