@@ -221,7 +221,8 @@ describeInChromium('the console at its edges', () => {
     ];
     await acme.post('/v1/sessions/scripts/messages', { messages: said.map(user) });
     await begin('/sessions/scripts');
-    await page.getByText('𝒲𝒾𝒹ℯ').waitFor();
+    // The list of events shows the same text, sooner or later.
+    await page.locator('.conversation').getByText('𝒲𝒾𝒹ℯ').waitFor();
     const directions = await page.evaluate(
       `[...document.querySelectorAll('.conversation .message .text')].map((one) => getComputedStyle(one).direction + ' ' + getComputedStyle(one).unicodeBidi)`,
     );
