@@ -178,7 +178,6 @@ export class Relay {
 
   /** Publishes batch after batch until the relay stops. @throws whatever makes it necessary to connect anew */
   private async publish(publisher: Publisher): Promise<void> {
-    this.connected = true;
     const { current: generation } = this.store.generations;
     this.reader.restart();
     this.wakeAll();
@@ -232,6 +231,8 @@ export class Relay {
 
   private recordSuccess(): void {
     this.pauseMs = FIRST_PAUSE_MS;
+    // Not earlier: until the first batch is there, nobody has been told of events that are gone.
+    this.connected = true;
     if (!this.trouble) return;
     this.trouble = undefined;
     this.options.onRecovered();
