@@ -169,7 +169,7 @@ export const settings = section({
     sessionTTL: sessionTTL.default(3_600_000),
     /** What happens to a create or resume at the cap; with `evict` the least recently used session leaves. Default `reject`. */
     capPolicy: capPolicy.default('reject'),
-    /** Milliseconds without a write after which a session is deleted, unless it is under legal hold. Default: never. */
+    /** Milliseconds after its expiry after which a session is deleted, unless it is under legal hold. Default: never. */
     deleteAfter: deleteAfter.optional(),
     /**
      * Milliseconds after its end, be it deletion or expiry, after which a session is erased, unless it is under legal hold

@@ -159,14 +159,11 @@ export async function retentionPreview(
     eraseAfter,
   }: { readonly deleteAfter?: number | undefined; readonly eraseAfter?: number | undefined },
 ): Promise<RetentionPreview> {
-  const idle = (['active and free', 'expired and free'] as const).map((one) => {
-    const { is, used } = IDLE[one];
-    return `(select count(*) from ${SESSIONS} where tenant = $1 and ${is} and since <= ${NOW} - ${ms('$3')} and ${used} <= ${NOW} - ${ms('$3')})`;
-  });
+  const { is, from } = IDLE.expired;
   const [row] = await models.read<{ deleted: number; unplanned: number; changed: number }>(
     SESSIONS,
     await models.ends(),
-    `select ${idle.join(' + ')} as deleted,
+    `select (select count(*) from ${SESSIONS} where tenant = $1 and ${is} and ${from} <= ${NOW} - ${ms('$3')}) as deleted,
             (select count(*) from ${SESSIONS} where tenant = $1 and ${UNPLANNED.new}) as unplanned,
             (select count(*) from ${SESSIONS} where tenant = $1 and ${UNPLANNED.changed}) as changed`,
     [tenant, eraseAfter ?? null, deleteAfter ?? null],

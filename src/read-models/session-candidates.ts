@@ -59,25 +59,17 @@ const COLUMNS = 'tenant, session_id, version, last_activity_at, since';
 export const overdueBy = (from: string, wait: string): string =>
   `(extract(epoch from ${NOW} - ${from}) * 1000)::bigint - ${wait}::bigint as overdue_ms`;
 
-/** Which sessions leave after a time without use: all active ones, or those that no legal hold keeps. */
-export type Idle = 'active' | 'active and free' | 'expired and free';
+/** Which sessions leave after a time: active ones that are not generating, or expired ones that no legal hold keeps. */
+export type Idle = 'active' | 'expired';
 
-/**
- * The conditions of the partial indexes, and where the time of the last use is. Of a session that has expired that is
- * `since`: that a legal hold was placed or lifted counts as activity, but does not prolong how long it is kept.
- */
-export const IDLE: Readonly<Record<Idle, { readonly is: string; readonly used: string }>> = {
-  active: { is: `status = 'active' and generation_id is null`, used: 'last_activity_at' },
-  'active and free': {
-    is: `status = 'active' and generation_id is null and not legal_hold`,
-    used: 'last_activity_at',
-  },
-  'expired and free': { is: `status = 'expired' and not legal_hold`, used: 'since' },
+/** The conditions of the partial indexes, and from when the time counts: the last use, or the expiry. */
+export const IDLE: Readonly<Record<Idle, { readonly is: string; readonly from: string }>> = {
+  active: { is: `status = 'active' and generation_id is null`, from: 'last_activity_at' },
+  expired: { is: `status = 'expired' and not legal_hold`, from: 'since' },
 };
 
 /**
- * Sessions of these lanes that were not used for `ttl` ms, in the order of `since`. Sessions with a running generation
- * and sessions of the tenants `but` are left out.
+ * Sessions of these lanes that have been idle for `ttl` ms, in the order of `since`, without those of the tenants `but`.
  */
 export async function overdueSessions(
   models: ReadModels,
@@ -89,13 +81,13 @@ export async function overdueSessions(
   },
   page: Page,
 ): Promise<Found[]> {
-  const { is, used } = IDLE[of.idle];
+  const { is, from } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+    `select ${COLUMNS}, ${overdueBy(from, '$1')} from ${SESSIONS}
      where ${is}
-       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
+       and since <= ${NOW} - ${ms('$1')} and ${from} <= ${NOW} - ${ms('$1')}
        and lane = any ($2::smallint[]) and tenant <> all ($3::text[])
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -117,13 +109,13 @@ export async function overdueSessionsOf(
   },
   page: Page,
 ): Promise<Found[]> {
-  const { is, used } = IDLE[of.idle];
+  const { is, from } = IDLE[of.idle];
   const rows = await models.read<Row>(
     SESSIONS,
     of.freshness ?? EVENTUAL,
-    `select ${COLUMNS}, ${overdueBy(used, '$1')} from ${SESSIONS}
+    `select ${COLUMNS}, ${overdueBy(from, '$1')} from ${SESSIONS}
      where tenant = $2 and ${is}
-       and since <= ${NOW} - ${ms('$1')} and ${used} <= ${NOW} - ${ms('$1')}
+       and since <= ${NOW} - ${ms('$1')} and ${from} <= ${NOW} - ${ms('$1')}
        and ($3::smallint[] is null or lane = any ($3))
        and ($4::timestamptz is null or (since, tenant, session_id) > ($4, $5::text collate "C", $6::text collate "C"))
        and since >= coalesce($4, '-infinity')
@@ -152,7 +144,7 @@ export async function tenantsWithOverdue(
 }
 
 /**
- * Tenants with a session that was not used for `ttl` ms, without the tenants `but`. Reads one index entry per tenant.
+ * Tenants with a session that has been idle for `ttl` ms, without the tenants `but`. Reads one index entry per tenant.
  * It takes the place of `overdueSessions` where that would read over many sessions of tenants with a longer time to
  * live.
  */

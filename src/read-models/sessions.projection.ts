@@ -17,7 +17,10 @@ export interface SessionRow {
   created_at: string;
   last_activity_at: string;
   lane: number;
-  /** Time of the last use, or of an active session somewhat earlier: see `SINCE_STEP_MS` and `isOfHold`. */
+  /**
+   * Of an active session the time of its last use, or somewhat earlier: see `SINCE_STEP_MS`. Of an expired one the time of
+   * its expiry.
+   */
   since: string;
   /** Time since which the session has not been active; null while it is. */
   ended_at: string | null;
@@ -90,7 +93,7 @@ const arrayType = (name: keyof SessionRow): string =>
  */
 export const sessionsProjection: Projection<SessionRecord> = {
   name: 'sessions',
-  version: 6,
+  version: 7,
   // No column that most appends change is indexed, so that their updates write no index (heap-only updates).
   createTable: (table) => `
     create table ${table} (
@@ -254,11 +257,8 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   const next = { ...row, version: event.version };
   if (isActivity(event)) {
     next.last_activity_at = event.time;
-    const isLater =
-      row.status === 'active'
-        ? Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS
-        : !isOfHold(event);
-    if (isLater) next.since = event.time;
+    if (row.status === 'active' && Date.parse(event.time) - Date.parse(row.since) >= SINCE_STEP_MS)
+      next.since = event.time;
   }
   switch (event.type) {
     case 'SessionDetailsChanged':
@@ -293,11 +293,12 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
       break;
     case 'SessionExpired':
       next.status = 'expired';
-      next.since = row.last_activity_at;
+      next.since = event.time;
       next.ended_at = event.time;
       break;
     case 'SessionResumed':
       next.status = 'active';
+      next.since = event.time;
       next.ended_at = null;
       next.policy_erase_at = null;
       next.erase_after = null;
@@ -329,10 +330,6 @@ function evolve(row: SessionRow | undefined, event: SessionRecord): SessionRow |
   }
   return next;
 }
-
-/** Whether an event only places or lifts a legal hold, which does not change how long an expired session is kept. */
-const isOfHold = (event: SessionRecord): boolean =>
-  event.type === 'SessionDetailsChanged' && Object.keys(event.data).every((name) => name === 'legalHold');
 
 /** The table's name, for queries. */
 export const SESSIONS = tableOf(sessionsProjection);

@@ -31,7 +31,7 @@ const ChangeTenantBody = z.strictObject({
   sessionTTL: duration.nullable().optional(),
   capPolicy: capPolicy.nullable().optional(),
   deleteAfter: duration.nullable().optional().meta({
-    description: 'milliseconds without a write after which a session is deleted',
+    description: 'milliseconds after its expiry after which a session is deleted',
   }),
   eraseAfter: duration.nullable().optional().meta({
     description: 'milliseconds after its deletion or expiry after which a session is erased',

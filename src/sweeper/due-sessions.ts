@@ -34,9 +34,9 @@ import { type SessionCommands } from '../sessions/session-commands.js';
 import { type TenantPolicies } from '../sessions/tenant-policies.js';
 
 /**
- * Why a sweep touches a session: no write for its time to live, a lowered cap, a dead generation, no write for as long as
- * it is kept (`retention`), an end after which it is to be erased (`schedule`), or that the time for this has come
- * (`erasure`).
+ * Why a sweep touches a session: no write for its time to live, a lowered cap, a dead generation, that it has been expired
+ * for as long as such are kept (`retention`), an end after which it is to be erased (`schedule`), or that the time for
+ * this has come (`erasure`).
  */
 export type SweepReason = 'ttl' | 'cap' | 'lease' | 'retention' | 'schedule' | 'erasure';
 
@@ -121,7 +121,7 @@ export class DueSessions {
       case 'lease':
         return this.abandoned(lanes, origin);
       case 'retention':
-        return this.outOfRetention(lanes, origin, listed);
+        return this.outOfRetention(lanes, origin);
       case 'schedule':
         return this.toBePlanned(lanes, origin, listed);
       case 'erasure':
@@ -143,7 +143,7 @@ export class DueSessions {
       yield candidates.map((candidate) => this.expiry(candidate, ttl, origin));
   }
 
-  /** Pages of sessions that were not used for as long as a setting says, with its value for them. */
+  /** Pages of sessions that have been idle for as long as a setting says, with its value for them. */
   private async *idle(
     idle: Idle,
     setting: 'sessionTTL' | 'deleteAfter',
@@ -260,28 +260,15 @@ export class DueSessions {
     });
   }
 
-  private async *outOfRetention(
-    lanes: readonly number[],
-    origin: Origin,
-    listed?: ReadonlySet<string>,
-  ): AsyncGenerator<DueSession[]> {
-    for (const idle of ['active and free', 'expired and free'] as const) {
-      for await (const { candidates, ttl } of this.idle(idle, 'deleteAfter', lanes)) {
-        yield (
-          candidates
-            // A sweep would have expired those by then, and would delete them with the next one.
-            .filter((one) => !listed?.has(`${one.tenant}/${one.sessionId}`))
-            .map((candidate) => ({
-              ...commonFields(candidate),
-              action: 'delete',
-              reason: 'retention',
-              why: `no write for ${candidate.overdueMs + ttl} ms; deleteAfter is ${ttl} ms`,
-              carryOut: () =>
-                this.isDone(candidate, new DeleteSession(`retention: deleteAfter ${ttl} ms`), origin),
-            }))
-        );
-      }
-    }
+  private async *outOfRetention(lanes: readonly number[], origin: Origin): AsyncGenerator<DueSession[]> {
+    for await (const { candidates, ttl } of this.idle('expired', 'deleteAfter', lanes))
+      yield candidates.map((candidate) => ({
+        ...commonFields(candidate),
+        action: 'delete',
+        reason: 'retention',
+        why: `expired for ${candidate.overdueMs + ttl} ms; deleteAfter is ${ttl} ms`,
+        carryOut: () => this.isDone(candidate, new DeleteSession(`retention: deleteAfter ${ttl} ms`), origin),
+      }));
   }
 
   /** Ended sessions whose erasure the policies of their tenants have not scheduled yet, or not as they are now. */

@@ -2836,7 +2836,7 @@ export interface operations {
                     maxSessions?: number | null;
                     sessionTTL?: number | null;
                     capPolicy?: ("reject" | "evict") | null;
-                    /** @description milliseconds without a write after which a session is deleted */
+                    /** @description milliseconds after its expiry after which a session is deleted */
                     deleteAfter?: number | null;
                     /** @description milliseconds after its deletion or expiry after which a session is erased */
                     eraseAfter?: number | null;

@@ -79,7 +79,7 @@ export function Tenants() {
           />
           <Duration
             name="deleteAfter"
-            what="Deleted so many ms after its last use"
+            what="Deleted so many ms after its expiry"
             own={settings.own.deleteAfter}
             holds={settings.effective.deleteAfter}
           />

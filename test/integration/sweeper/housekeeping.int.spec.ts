@@ -62,7 +62,7 @@ describe('retention', () => {
     expect((await node.sweep()).found).toEqual(none);
   });
 
-  it('given deleteAfter, when sessions were not used for that long, then they are deleted, but not those that were used or are under legal hold', async () => {
+  it('given deleteAfter, when sessions stayed expired for that long, then they are deleted, but not those that were used or are under legal hold', async () => {
     const node = await world.start({ sessions: { deleteAfter: 30 * DAY } });
     for (const id of ['gone', 'held', 'used', 'active']) await node.create(id);
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: true });
@@ -73,10 +73,10 @@ describe('retention', () => {
     await world.db.setClock({ offsetMs: 20 * DAY + 2 * HOUR });
     await node.sweep();
 
-    await world.db.setClock({ offsetMs: 30 * DAY - 60_000 });
+    await world.db.setClock({ offsetMs: 30 * DAY });
     await node.say('active', 'here');
     expect((await node.sweep()).swept).toEqual(none);
-    await world.db.setClock({ offsetMs: 30 * DAY + 60_000 });
+    await world.db.setClock({ offsetMs: 30 * DAY + 2 * HOUR + 60_000 });
     await node.say('active', 'still here');
     expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
     expect(await logOf(world.db, 'gone')).toEqual([
@@ -104,14 +104,14 @@ describe('retention', () => {
   });
 });
 
-it('given a session that has expired, when it is not used, then its retention counts from its last use', async () => {
+it('given a session that expires soon after its creation, when the sweeper runs, then its retention counts from the expiry', async () => {
   const node = await world.start({ sessions: { sessionTTL: 60_000, deleteAfter: 600_000 } });
   await node.create('a');
   await world.db.setClock({ offsetMs: 120_000 });
   await node.sweep();
-  await world.db.setClock({ offsetMs: 590_000 });
+  await world.db.setClock({ offsetMs: 690_000 });
   expect((await node.sweep()).found).toEqual(none);
-  await world.db.setClock({ offsetMs: 610_000 });
+  await world.db.setClock({ offsetMs: 730_000 });
   expect((await node.sweep()).swept).toEqual({ ...none, retention: 1 });
 });
 

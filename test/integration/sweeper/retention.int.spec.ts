@@ -50,7 +50,7 @@ const eraseAt = (node: Node, id: string, at: string, reason?: string) =>
 const callOff = (node: Node, id: string) => node.inject('DELETE', `/v1/sessions/${id}/erasure`);
 
 describe('deleteAfter of a tenant', () => {
-  it('given another value than that of the file, when sessions are not used for so long, then those of the tenant are deleted, active ones too, with a reason that names the policy', async () => {
+  it('given another value than that of the file, when sessions have been expired for so long, then those of the tenant are deleted, active ones never, with a reason that names the policy', async () => {
     const node = await world.start({
       sessions: { deleteAfter: 3 * DAY },
       tenants: { early: { deleteAfter: HOUR / 2 }, late: { deleteAfter: 9 * DAY } },
@@ -72,13 +72,18 @@ describe('deleteAfter of a tenant', () => {
       return statuses;
     };
 
+    // Longer without use than `deleteAfter` of one tenant, and not for as long as a session lives.
     await hours(0.75);
+    expect(await left()).toEqual(['default', 'early', 'late', 'own']);
+    await hours(1.25);
+    expect(await left()).toEqual(['default', 'early', 'late', 'own']);
+    await hours(2);
     expect(await left()).toEqual(['default', 'late', 'own']);
     // One that is under legal hold is not looked at again and again.
     expect((await node.sweep()).found).toEqual(none);
-    // It was never expired: its time to live is longer.
     expect(await trailOf(node, 's', { 'colloquy-tenant': 'early' })).toEqual([
       'SessionCreated',
+      'SessionExpired:ttl',
       `SessionDeleted:retention: deleteAfter ${HOUR / 2} ms`,
     ]);
     await hours(4 * 24);
@@ -96,6 +101,7 @@ describe('deleteAfter of a tenant', () => {
     await node.inject('PATCH', '/v1/sessions/held', { legalHold: true });
     await hours(2);
     await node.sweep();
+    await hours(3.25);
     await node.say('c', 'here');
     await node.create('d');
     await node.inject('DELETE', '/v1/sessions/d');
@@ -180,7 +186,7 @@ describe('eraseAfter of a tenant', () => {
     await node.inject('DELETE', '/v1/sessions/before');
     await node.inject('PUT', tenantPath, { eraseAfter: 10 * DAY });
     expect(await sweptIn(node)).toEqual({ ...none, schedule: 2 });
-    await hours(25);
+    await hours(27);
     expect(await sweptIn(node)).toEqual({ ...none, retention: 1 });
     expect(await sweptIn(node)).toEqual(none);
     for (const id of ['before', 'after']) expect(inHours((await scheduledOf(node, id))[0]?.at)).toBe(242);
@@ -537,8 +543,8 @@ describe('any history of sessions and policies', () => {
   /** Everything that sweeps would do at a time. */
   function settle(one: Model, { deleteAfter, eraseAfter }: Policy, now: number): void {
     if (one.status === 'active' && now - one.used >= 1) Object.assign(one, { status: 'expired', ended: now });
-    if (deleteAfter !== undefined && isThere(one) && !one.held && now - one.used >= deleteAfter)
-      Object.assign(one, { status: 'deleted', ended: one.status === 'active' ? now : one.ended });
+    if (deleteAfter !== undefined && one.status === 'expired' && !one.held && now - one.ended >= deleteAfter)
+      one.status = 'deleted';
     const hasEnded = one.status === 'expired' || one.status === 'deleted';
     if (hasEnded && !one.held) {
       if (eraseAfter === undefined) one.policy = undefined;
