@@ -110,6 +110,10 @@ export const migrations: readonly Migration[] = [
     file: 'proof/migrations/0026-proof.sql',
     sha256: '47bf13230ff8713dcab1083be431c1ecbc61907ba00734287873916063045c0e',
   },
+  {
+    file: 'event-store/migrations/0027-node.sql',
+    sha256: 'ddbee7447a723de084352495acc94c9918e7c440244f3bee4e2ead831462fac0',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -136,6 +140,7 @@ export const rights: Rights = {
     counter: ALL,
     generation_chunk: ALL,
     lease: ALL,
+    node: ['select', 'insert', 'delete'],
     projection_checkpoint: ALL,
     projection_parked: ALL,
     projection_rebuild: ALL,

@@ -19,8 +19,10 @@ import { PLANS_BY_INDEX } from './database/server-settings.js';
 import { upcast } from './domain/session.events.js';
 import { EventLog } from './event-store/log.js';
 import { Leases } from './event-store/leases.js';
+import { NodeList } from './event-store/node-list.js';
 import { repeat } from './housekeeping.js';
 import { openLog } from './open-log.js';
+import { version } from './version.js';
 
 /** Where the database is, for those who need a connection of their own. */
 export const DATABASE_URL = Symbol('URL of the database');
@@ -40,6 +42,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   constructor(
     private readonly store: EventLog,
     private readonly leases: Leases,
+    private readonly nodes: NodeList,
     private readonly relaxed: RelaxedPool,
     @Inject(RedisLink) private readonly redis: RedisLink | null,
   ) {}
@@ -91,8 +94,13 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           useFactory: (store: EventLog) => store.leases(randomUUID()),
           inject: [EventLog],
         },
+        {
+          provide: NodeList,
+          useFactory: (store: EventLog, { owner }: Leases) => store.nodes(owner, version),
+          inject: [EventLog, Leases],
+        },
       ],
-      exports: [SETTINGS, DATABASE_URL, Cells, RelaxedPool, RedisLink, EventLog, Leases],
+      exports: [SETTINGS, DATABASE_URL, Cells, RelaxedPool, RedisLink, EventLog, Leases, NodeList],
     };
   }
 
@@ -100,8 +108,10 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
     this.stopPruning = repeat(
       PRUNE_MS,
       async () => {
+        await this.nodes.announce();
         await this.store.keyed.prune();
         await this.leases.prune();
+        await this.nodes.prune();
       },
       (error) => {
         this.logger.warn(
@@ -116,7 +126,12 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
     this.stopPruning();
     // Each is closed whatever becomes of the others; the leases go back through the log's connections.
     const results = [
-      ...(await Promise.allSettled([this.leases.close(), this.relaxed.close(), this.redis?.close()])),
+      ...(await Promise.allSettled([
+        this.nodes.leave(),
+        this.leases.close(),
+        this.relaxed.close(),
+        this.redis?.close(),
+      ])),
       ...(await Promise.allSettled([this.store.close()])),
     ];
     for (const result of results) if (result.status === 'rejected') this.logger.error(result.reason);

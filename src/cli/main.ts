@@ -467,6 +467,29 @@ program
     ]);
   });
 
+interface NodeRow {
+  readonly id: string;
+  readonly host: string;
+  readonly pid: number;
+  readonly version: string;
+  readonly status: string;
+  readonly startedAt: string;
+  readonly seenAt: string | null;
+  readonly lanes: Readonly<Record<string, readonly number[]>>;
+}
+
+program
+  .command('nodes')
+  .description('the processes of the service, whether they live, and how many lanes each one works on')
+  .action(async () => {
+    const nodes = async (connection: Connection): Promise<NodeRow[]> =>
+      (await connection.json<{ data: NodeRow[] }>('GET', '/v1/admin/nodes')).data;
+    await printOfCells(nodes, [
+      ...columns<NodeRow>('id', 'host', 'pid', 'version', 'status', 'startedAt', 'seenAt'),
+      { title: 'lanes', of: ({ lanes }) => Object.values(lanes).reduce((sum, some) => sum + some.length, 0) },
+    ]);
+  });
+
 const parked = program.command('parked').description('sessions that a read model could not take in');
 interface ParkedRow {
   readonly projection: string;

@@ -25,6 +25,7 @@ import { type EncodedPayload, payloadAt, type PayloadCodec, plainCodec, STATE } 
 import { type LanePosition, PositionTokens } from './position-tokens.js';
 import { type RecordedEvent } from './recorded-event.js';
 import { MovedPositions } from './moved-positions.js';
+import { NodeList } from './node-list.js';
 import { DataKeys, type KeyOfEvent } from './sealing/data-keys.js';
 import { checkMasterKeys } from './sealing/master-key-use.js';
 import { MasterKeys } from './sealing/master-keys.js';
@@ -461,6 +462,11 @@ export class EventLog {
    */
   leases(owner: string): Leases {
     return new Leases(this.pool, owner, this.wakeUp, this.telemetry);
+  }
+
+  /** @param self UUID of the process, the owner of its leases */
+  nodes(self: string, version: string): NodeList {
+    return new NodeList(this.pool, self, version);
   }
 
   /** This log as one side of a copy of a tenant. */

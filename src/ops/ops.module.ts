@@ -12,6 +12,7 @@ import { LogController } from './log.controller.js';
 import { FailureLog } from './failure-log.js';
 import { Metrics } from './metrics.js';
 import { MetricsController } from './metrics.controller.js';
+import { NodesController } from './nodes.controller.js';
 import { ProjectionsController } from './projections.controller.js';
 import { RelayController } from './relay.controller.js';
 import { SweeperController } from './sweeper.controller.js';
@@ -26,6 +27,7 @@ import { SweeperController } from './sweeper.controller.js';
     CellsController,
     LogController,
     MetricsController,
+    NodesController,
     RelayController,
     SweeperController,
     ProjectionsController,

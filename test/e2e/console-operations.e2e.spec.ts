@@ -52,10 +52,13 @@ describeInChromium('operations in the console', () => {
     expect(await page.getByRole('heading', { level: 2 }).allTextContents()).toEqual(['Health']);
   });
 
-  it('given an operator, when the page is opened, then it tells of the node, the cells, the relay by lane and the read models', async () => {
+  it('given an operator, when the page is opened, then it tells of the nodes, the cells, the relay by lane and the read models', async () => {
     await begin('key-of-ops');
     await page.getByText('The node that answers is ok').waitFor();
     await line('default').waitFor();
+    const nodes = page.getByRole('region', { name: 'Table of nodes' });
+    await nodes.getByText('this one').waitFor();
+    await nodes.getByText(/generations 16, history 16, .*sweeper 16/).waitFor();
     await page.getByText('2 events behind').waitFor();
     expect(await page.getByRole('meter').count()).toBe(16);
     for (const name of ['sessions', 'history', 'usage', 'search', 'generations'])

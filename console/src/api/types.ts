@@ -641,6 +641,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/admin/nodes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The processes of the service, whether they live, and which lanes each one works on */
+        get: operations["Nodes_list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/admin/relay": {
         parameters: {
             query?: never;
@@ -1827,6 +1844,31 @@ export interface components {
                     from: number;
                     to: number;
                 }[];
+            }[];
+        };
+        NodeList: {
+            data: {
+                /** Format: uuid */
+                id: string;
+                host: string;
+                pid: number;
+                /** @description of the service */
+                version: string;
+                /** Format: date-time */
+                startedAt: string;
+                /** @description when it last renewed its leases; null: not yet */
+                seenAt: string | null;
+                /**
+                 * @description away: its leases ran out; it is dead, suspended, or cut off from the database
+                 * @enum {string}
+                 */
+                status: "ok" | "away";
+                /** @description it is the one that answers this request */
+                isAnswering: boolean;
+                /** @description by kind of work: the lanes that it has taken */
+                lanes: {
+                    [key: string]: number[];
+                };
             }[];
         };
         RelayStatus: {
@@ -3604,6 +3646,25 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["LogGenerationList"];
+                };
+            };
+        };
+    };
+    Nodes_list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NodeList"];
                 };
             };
         };

@@ -72,8 +72,56 @@ export function Health({ cells }: { cells: Cells | undefined }) {
           </table>
         </div>
       )}
+      {cells && <Nodes />}
       {cells && <Generations />}
     </section>
+  );
+}
+
+/** What a kind of work is called by people: `projection/sessions_v7` is the read model `sessions`. */
+const workOf = (lease: string): string => lease.replace(/^projection\/(.*)_v\d+$/, '$1');
+
+function Nodes() {
+  const found = useResource((signal) => call('get', '/v1/admin/nodes', { signal }), REFRESH_MS);
+  if (!found.data) return found.problem && <Notice problem={found.problem} />;
+  return (
+    <div class="wide" role="region" aria-label="Table of nodes" tabIndex={0}>
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">Node</th>
+            <th scope="col">Status</th>
+            <th scope="col">Version</th>
+            <th scope="col">Since</th>
+            <th scope="col">Seen</th>
+            <th scope="col">Lanes by work</th>
+          </tr>
+        </thead>
+        <tbody>
+          {found.data.data.map(
+            ({ id, host, pid, status, version, startedAt, seenAt, isAnswering, lanes }) => (
+              <tr key={id}>
+                <th scope="row" title={id}>
+                  {host}, process {pid}
+                  {isAnswering && <span class="what"> this one</span>}
+                </th>
+                <td>
+                  <span class={`chip ${status === 'ok' ? 'ok' : 'unavailable'}`}>{status}</span>
+                </td>
+                <td>{version}</td>
+                <td>{timeOf(startedAt)}</td>
+                <td>{seenAt === null ? 'not yet' : timeOf(seenAt)}</td>
+                <td>
+                  {Object.entries(lanes)
+                    .map(([work, some]) => `${workOf(work)} ${some.length}`)
+                    .join(', ')}
+                </td>
+              </tr>
+            ),
+          )}
+        </tbody>
+      </table>
+    </div>
   );
 }
 
