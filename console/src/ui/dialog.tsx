@@ -9,11 +9,19 @@ import { attempt } from './announce.js';
 export function Dialog(props: { title: string; onClose: () => void; children: ComponentChildren }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const title = useId();
+  const onClose = useRef(props.onClose);
+  onClose.current = props.onClose;
   useEffect(() => {
     const element = dialog.current;
     const before = document.activeElement as HTMLElement | null;
+    const tell = (): void => {
+      onClose.current();
+    };
+    element?.addEventListener('close', tell);
     element?.showModal();
     return () => {
+      // The browser tells of it later, when the next dialog may be open already, and would be closed instead.
+      element?.removeEventListener('close', tell);
       element?.close();
       // The browser has done so already, unless what had the focus was shown again meanwhile; somebody may be elsewhere by now.
       const { activeElement } = document;
@@ -21,7 +29,7 @@ export function Dialog(props: { title: string; onClose: () => void; children: Co
     };
   }, []);
   return (
-    <dialog ref={dialog} aria-labelledby={title} onClose={props.onClose}>
+    <dialog ref={dialog} aria-labelledby={title}>
       <h2 id={title}>{props.title}</h2>
       {props.children}
     </dialog>
