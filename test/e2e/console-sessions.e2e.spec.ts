@@ -71,7 +71,7 @@ describeInChromium('sessions, search and usage in the console', () => {
     await post('/v1/sessions', { id: 'b' });
     await shows('b', 'a');
     await post('/v1/sessions/a/messages', user('hello'));
-    await row('The first').getByText('1 messages').waitFor();
+    await row('The first').getByText('1 message', { exact: true }).waitFor();
     await api.send('PATCH', '/v1/sessions/a', '{"title":"Renamed"}', {
       'content-type': 'application/json',
       'colloquy-tenant': 'live',
@@ -190,7 +190,7 @@ describeInChromium('sessions, search and usage in the console', () => {
     await page.getByText('2 messages').waitFor();
     expect(await page.locator('mark').allTextContents()).toEqual(['parcel', 'parcel']);
     await page.getByLabel('Of the owner').fill('alice');
-    await page.getByText('1 messages').waitFor();
+    await page.getByText('1 message', { exact: true }).waitFor();
     await page.getByLabel('Of the owner').fill('');
     await page.getByText('2 messages').waitFor();
     await page.getByLabel('Of the role').selectOption('assistant');

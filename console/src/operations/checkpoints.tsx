@@ -3,7 +3,7 @@ import { call } from '../api/client.js';
 import { attempt } from '../ui/announce.js';
 import { Dialog } from '../ui/dialog.js';
 import { download } from '../ui/download.js';
-import { numberOf, timeOf } from '../ui/format.js';
+import { countOf, numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { Json } from '../ui/text.js';
 import { Time } from '../ui/time.js';
@@ -35,7 +35,7 @@ export function Checkpoints() {
         ) : (
           <span class="chip ok">signed by {keys.find((key) => key.retiredAt === null)?.id}</span>
         )}{' '}
-        {numberOf(behind)} events behind
+        {countOf(behind, 'event')} behind
       </p>
       <div class="buttons">
         <button

@@ -1,7 +1,7 @@
 import { credentials } from '../api/access.js';
 import { call } from '../api/client.js';
 import { isAbort, unreachable } from '../api/problem.js';
-import { timeOf } from '../ui/format.js';
+import { countOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
 
@@ -131,7 +131,7 @@ function Generations() {
   if (all.length < 2) return null;
   return (
     <p>
-      The log was set back {all.length - 1} times, by a failover or restore, the last time at{' '}
+      The log was set back {countOf(all.length - 1, 'time')}, by a failover or restore, the last time at{' '}
       {timeOf(all.at(-1)?.since ?? '')}.
     </p>
   );

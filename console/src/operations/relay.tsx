@@ -1,5 +1,5 @@
 import { call } from '../api/client.js';
-import { numberOf } from '../ui/format.js';
+import { countOf, numberOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
 
@@ -20,7 +20,7 @@ export function Relay() {
         ) : (
           <span class="chip">off: no brokers are named, events wait in the log</span>
         )}{' '}
-        {numberOf(behind)} events behind
+        {countOf(behind, 'event')} behind
       </p>
       {problem !== null && <p class="refusal">{problem}</p>}
       <ul class="lanes" aria-label="Events behind, by lane">

@@ -4,7 +4,7 @@ import { call } from '../api/client.js';
 import { asProblem, isAbort, type Problem } from '../api/problem.js';
 import { focusOn, useKeys } from '../keys.js';
 import { address, adjust, type Route } from '../router.js';
-import { visible } from '../ui/format.js';
+import { countOf, visible } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { Time } from '../ui/time.js';
 
@@ -145,7 +145,9 @@ export function SearchView({ query }: Route) {
           {hits.value?.length === 0
             ? 'Nothing was found.'
             : hits.value
-              ? `${hits.value.length}${next.value ? ' or more' : ''} messages`
+              ? next.value
+                ? `${hits.value.length} or more messages`
+                : countOf(hits.value.length, 'message')
               : 'Searches what is said in all sessions now.'}
         </p>
         <ol class="hits">

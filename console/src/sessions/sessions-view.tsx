@@ -4,7 +4,7 @@ import { focusOn, useKeys } from '../keys.js';
 import { address, adjust, go, type Route } from '../router.js';
 import { announce } from '../ui/announce.js';
 import { ActionDialog, textIn } from '../ui/dialog.js';
-import { numberOf, visible } from '../ui/format.js';
+import { countOf, visible } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { Time } from '../ui/time.js';
 import { type ListControl, VirtualList } from '../ui/virtual-list.js';
@@ -112,8 +112,8 @@ export function SessionsView({ query }: Route) {
                   {session.owner ?? ''}
                 </span>
                 <span class={`chip ${session.status}`}>{session.status}</span>
-                <span class="figure">{numberOf(session.messageCount)} messages</span>
-                <span class="figure">{numberOf(inputTokens + outputTokens)} tokens</span>
+                <span class="figure">{countOf(session.messageCount, 'message')}</span>
+                <span class="figure">{countOf(inputTokens + outputTokens, 'token')}</span>
                 <Time at={session.lastActivityAt} />
               </a>
             );

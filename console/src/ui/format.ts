@@ -16,6 +16,9 @@ const STEPS = [
 
 export const timeOf = (text: string): string => TIME.format(new Date(text));
 export const numberOf = (value: number): string => NUMBER.format(value);
+/** e.g. `1 message`, `2 messages`. */
+export const countOf = (value: number, what: string): string =>
+  `${numberOf(value)} ${what}${value === 1 ? '' : 's'}`;
 
 /** e.g. `5 min. ago`; times that are more than a month away as they are. */
 export function agoOf(text: string, now = Date.now()): string {
