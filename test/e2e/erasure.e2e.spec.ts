@@ -1,9 +1,11 @@
+import { readdir } from 'node:fs/promises';
 import { Agent } from '../../src/client/agent.js';
 import { colloquy } from '../support/colloquy.js';
 import { openEvents } from '../support/event-stream.js';
 import { conducted } from '../support/fake-openai.js';
 import { eventually } from '../support/http.js';
 import { masterKey } from '../support/master-keys.js';
+import { startTraceCollector } from '../support/trace-collector.js';
 import { createWorld, type EventAnswer, say, texts, type World } from './fixture.js';
 
 interface Receipt {
@@ -46,7 +48,10 @@ async function tablesWith(word: RegExp): Promise<string[]> {
 
 it('given a talk that is still answered on another node, when it is erased, then nothing of it is anywhere, the trail shows what there was, and the id begins anew', async () => {
   const model = await world.model();
-  const [one, two] = [await world.node(env), await world.node(env)];
+  const collector = await startTraceCollector();
+  const temporary = await world.folder();
+  const watched = { ...env, OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, TMPDIR: temporary };
+  const [one, two] = [await world.node(watched), await world.node(watched)];
   const { api } = one;
   await api.post('/v1/sessions', { id: 'talk', title: 'Vermilion title', metadata: { note: 'Cerulean' } });
   await say(api, 'talk', 'Where is the Ochre parcel?');
@@ -164,8 +169,14 @@ it('given a talk that is still answered on another node, when it is erased, then
   expect((await two.api.get<{ data: Receipt[] }>('/v1/sessions/talk/erasure')).body.data[0]?.forks).toEqual(
     [],
   );
-  expect(world.output()).not.toMatch(SECRET);
+  for (const node of [one, two]) expect((await node.api.get('/metrics')).text).not.toMatch(SECRET);
   await Promise.all([one.service.stop(), two.service.stop()]);
+  expect(world.output()).not.toMatch(SECRET);
+  // A node sends its last spans before it ends.
+  await collector.close();
+  expect(collector.spans.length).toBeGreaterThan(50);
+  expect(JSON.stringify(collector.spans)).not.toMatch(SECRET);
+  expect(await readdir(temporary, { recursive: true })).toEqual([]);
 });
 
 it('given conditions and keys of requests, when sessions are erased, then these hold, and a legal hold, a missing scope and plain sessions refuse', async () => {
