@@ -1,4 +1,5 @@
 import { type Pool } from 'pg';
+import { alignedInterval } from './aligned-interval.js';
 import { available, connect } from '../database/connection.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
@@ -45,7 +46,7 @@ export async function forgetLeases(url: string): Promise<void> {
  */
 export class Leases {
   private readonly held = new Map<string, number>();
-  private readonly timer: NodeJS.Timeout;
+  private readonly stopBeating: () => void;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
   /** Whether leases became free during the beat in progress, which may have looked at them before. */
@@ -72,10 +73,9 @@ export class Leases {
       if (this.beating) this.beatsAgain = true;
       else void this.beat();
     });
-    this.timer = setInterval(() => {
+    this.stopBeating = alignedInterval(RENEW_MS, () => {
       void this.beat();
-    }, RENEW_MS);
-    this.timer.unref();
+    });
   }
 
   /** Describes a lease that an append is to begin. After the append, call `adopt`. */
@@ -231,7 +231,7 @@ export class Leases {
 
   async close(): Promise<void> {
     this.closed = true;
-    clearInterval(this.timer);
+    this.stopBeating();
     this.stopListening();
     await this.beating;
     if (this.held.size === 0) return;

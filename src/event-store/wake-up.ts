@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
+import { alignedInterval } from './aligned-interval.js';
 import { connect, endConnection, keepsProcessAlive } from '../database/connection.js';
 import { type Telemetry } from './telemetry.js';
 
@@ -40,10 +41,10 @@ export class WakeUp {
   private emitting: NodeJS.Immediate | undefined;
   private client: Client | undefined;
   private connecting: Promise<void> | undefined;
-  private readonly poll: NodeJS.Timeout;
+  private readonly stopPolling: () => void;
   private closed = false;
   /** When this node last heard that a lane has grown, by `performance.now()`. */
-  private grownAt = performance.now();
+  private grownAt = -Infinity;
   private lookedAt = -Infinity;
 
   constructor(
@@ -56,12 +57,11 @@ export class WakeUp {
     private readonly telemetry: Telemetry,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
-    this.poll = setInterval(() => {
+    this.stopPolling = alignedInterval(POLL_MS, () => {
       this.ensureConnected();
       const isQuiet = this.client !== undefined && performance.now() - this.grownAt > QUIET_MS;
       if (!isQuiet || performance.now() - this.lookedAt >= QUIET_POLL_MS) this.look();
-    }, POLL_MS);
-    this.poll.unref();
+    });
   }
 
   /**
@@ -129,7 +129,7 @@ export class WakeUp {
   async close(): Promise<void> {
     this.closed = true;
     clearImmediate(this.emitting);
-    clearInterval(this.poll);
+    this.stopPolling();
     this.listeners.clear();
     await this.connecting;
     if (!this.client) return;
@@ -183,7 +183,9 @@ export class WakeUp {
     try {
       this.client = await this.listeningClient();
       this.telemetry.emit('wakeUp', { connected: true });
-      this.emitForeign(this.all);
+      // Others may have appended before.
+      this.onForeign(this.all);
+      this.emit(this.all);
       // Whatever was said before is not heard any more.
       this.tellReleased('');
       void this.announce();

@@ -3,29 +3,42 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { isHandedOver } from './front-door.js';
 import { sendError } from './errors.js';
 
-interface Waiting {
+/** A request in the list of those that wait; the list's own entry stands before the first and behind the last. */
+interface Entry {
+  before: Entry;
+  after: Entry;
+}
+interface Waiting extends Entry {
   readonly request: FastifyRequest;
   readonly reply: FastifyReply;
   /** By `performance.now()`. */
   readonly since: number;
 }
 
-/** The requests that an application has not begun to answer, so that somebody else can when it is not going to. */
+const WAITING = Symbol('waits for an answer');
+type Raw = ServerResponse & { [WAITING]?: Waiting };
+
+/**
+ * The requests that an application has not begun to answer, so that somebody else can when it is not going to.
+ *
+ * They are linked to each other in the order in which they came. In a Map, all that had ever been in it outlived several
+ * collections of young garbage, which cost a fifth of all reads (measured).
+ */
 export class Unanswered {
-  /** In the order in which they came. */
-  private readonly waiting = new Map<ServerResponse, Waiting>();
+  private readonly list: Entry;
   private isOn = false;
+
+  constructor() {
+    const list = {} as Entry;
+    this.list = Object.assign(list, { before: list, after: list });
+  }
 
   /** To be called before any other hook that may wait. Nothing is kept until `begin`. */
   install(fastify: FastifyInstance): void {
     fastify.addHook('onRequest', (request, reply, done) => {
       // Operators and machines that look after the service ask about all of it, and may have to wait.
       const { url = '', config } = request.routeOptions;
-      if (this.isOn && config.access !== 'public' && !url.startsWith('/v1/admin/')) {
-        const { raw } = reply;
-        this.waiting.set(raw, { request, reply, since: performance.now() });
-        raw.once('close', () => this.waiting.delete(raw));
-      }
+      if (this.isOn && config.access !== 'public' && !url.startsWith('/v1/admin/')) this.add(request, reply);
       done();
     });
   }
@@ -36,19 +49,52 @@ export class Unanswered {
 
   /** For how long the one that has waited longest has, in milliseconds; 0 when none waits. */
   get longestMs(): number {
-    for (const [raw, { request, since }] of this.waiting) {
-      if (!raw.headersSent && !isHandedOver(request)) return performance.now() - since;
-      this.waiting.delete(raw);
+    for (const waiting of this.all()) {
+      if (isOpen(waiting)) return performance.now() - waiting.since;
+      leave(waiting);
     }
     return 0;
   }
 
   /** Answers all that have waited for so long with an error. What the application answers later goes nowhere. */
   refuse(error: Error, ms: number): void {
-    for (const [raw, { request, reply, since }] of [...this.waiting]) {
-      if (performance.now() - since < ms) return;
-      this.waiting.delete(raw);
-      if (!raw.headersSent && !isHandedOver(request)) sendError(error, request, reply);
+    for (const waiting of this.all()) {
+      if (performance.now() - waiting.since < ms) return;
+      leave(waiting);
+      if (isOpen(waiting)) sendError(error, waiting.request, waiting.reply);
     }
   }
+
+  private add(request: FastifyRequest, reply: FastifyReply): void {
+    const raw: Raw = reply.raw;
+    // The application that has given it to this one waits no longer.
+    if (raw[WAITING]) leave(raw[WAITING]);
+    else raw.on('close', leaveAtEnd);
+    const { list } = this;
+    const waiting = { request, reply, since: performance.now(), before: list.before, after: list };
+    list.before.after = waiting;
+    list.before = waiting;
+    raw[WAITING] = waiting;
+  }
+
+  private *all(): Generator<Waiting> {
+    for (let entry = this.list.after, next: Entry; entry !== this.list; entry = next) {
+      next = entry.after;
+      yield entry as Waiting;
+    }
+  }
+}
+
+/** Whether the application has still to answer. */
+const isOpen = ({ request, reply }: Waiting): boolean => !reply.raw.headersSent && !isHandedOver(request);
+
+function leave(waiting: Waiting): void {
+  waiting.before.after = waiting.after;
+  waiting.after.before = waiting.before;
+  // One that was left may live for a while, and would keep alive all that came behind it.
+  waiting.before = waiting.after = waiting;
+}
+
+function leaveAtEnd(this: Raw): void {
+  if (this[WAITING]) leave(this[WAITING]);
 }

@@ -18,6 +18,14 @@ const RETRY_MS = 500;
  * cost more processor time than the appends themselves (measured).
  */
 const GATHER_MS = 50;
+/**
+ * The pause is so many times as long as the turn was: each read model works for a quarter of the time at most while nobody
+ * waits for it. Where processors are busy turns take longer, so that pauses do as well, and the fixed cost of a turn is
+ * paid for more events. Otherwise cells that share a processor, each with turns of its own, would have less for appends.
+ */
+const REST = 3;
+/** What is read without a demand for freshness is not older than this for want of a turn. */
+const MOST_REST_MS = 250;
 
 /**
  * One timer for the pauses of all runners, so that they read at the same time: as long as they are at the same
@@ -113,9 +121,10 @@ export class Runner {
   private async run(): Promise<void> {
     while (this.dirty.size > 0 && !this.stopped) {
       this.skipsPause = false;
+      const began = performance.now();
       try {
         await this.turn();
-        await this.pause();
+        await this.pause(Math.min(MOST_REST_MS, REST * (performance.now() - began)));
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
@@ -130,14 +139,15 @@ export class Runner {
     this.endPause?.();
   }
 
-  private async pause(): Promise<void> {
-    if (this.skipsPause || this.stopped) return;
-    await Promise.race([
-      this.beat.wait(),
-      new Promise<void>((resolve) => {
-        this.endPause = resolve;
-      }),
-    ]);
+  /** Waits for at least one beat, and for as many as there are in so many milliseconds, unless somebody ends it. */
+  private async pause(ms: number): Promise<void> {
+    const ended = new Promise<void>((resolve) => {
+      this.endPause = resolve;
+    });
+    for (let left = ms; !this.skipsPause && !this.stopped; left -= GATHER_MS) {
+      await Promise.race([this.beat.wait(), ended]);
+      if (left <= GATHER_MS) break;
+    }
     this.endPause = undefined;
   }
 
