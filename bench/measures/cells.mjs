@@ -1,11 +1,13 @@
 import { measurePairs } from '../support/pairs.mjs';
 import { cpuSeconds, memoryOf, startService } from '../support/process.mjs';
-import { sleep } from '../support/stats.mjs';
+import { median, sleep } from '../support/stats.mjs';
 
 /** As many tenants as sessions, so that each cell has about its part. */
 const tenantOf = (side) => (n) => [`Colloquy-Tenant: ${side}-${n}`];
-const IDLE = [1, 6, 11];
-const IDLE_SECONDS = 10;
+const IDLE = [1, 11];
+const SETTLED_SECONDS = 20;
+const IDLE_ROUNDS = 9;
+const IDLE_SECONDS = 5;
 
 /**
  * Measures what cells cost: three of them, on one server, in comparison with one; and what one more costs that is idle.
@@ -31,17 +33,19 @@ export async function cells(server, options) {
     { what: 'three cells', beside: 'one', atLeast: 0.95 },
   );
   const idle = [];
-  for (const count of IDLE) {
-    const service = await withCells(count);
-    try {
-      await sleep(5_000);
-      const before = cpuSeconds(service.pid);
+  try {
+    for (const count of IDLE) idle.push({ count, service: await withCells(count), shares: [] });
+    await sleep(SETTLED_SECONDS * 1_000);
+    // The same moments for all, and several of them: what a process happens to collect is more than what is looked for.
+    for (let round = 0; round < IDLE_ROUNDS; round += 1) {
+      const before = idle.map(({ service }) => cpuSeconds(service.pid));
       await sleep(IDLE_SECONDS * 1_000);
-      const share = (cpuSeconds(service.pid) - before) / IDLE_SECONDS;
-      idle.push({ count, share, bytes: memoryOf(service.pid) });
-    } finally {
-      await service.stop();
+      for (const [n, { service, shares }] of idle.entries())
+        shares.push((cpuSeconds(service.pid) - before[n]) / IDLE_SECONDS);
     }
+    for (const one of idle) Object.assign(one, { share: median(one.shares), bytes: memoryOf(one.service.pid) });
+  } finally {
+    await Promise.all(idle.map(({ service }) => service.stop()));
   }
   const [first, last] = [idle[0], idle.at(-1)];
   const each = (of) => (of(last) - of(first)) / (last.count - first.count);

@@ -1,5 +1,5 @@
 import { randomBytes, randomUUID } from 'node:crypto';
-import { WrittenSession } from '../support/messages.mjs';
+import { WrittenSession, writeSessions } from '../support/messages.mjs';
 import { product } from '../support/product.mjs';
 import { median, quantile, rate, ratio, sideBySide, sleep, spread, timed } from '../support/stats.mjs';
 
@@ -50,21 +50,20 @@ async function catchUp(server, { full }) {
     ['plain', ['plain', ...masterKeys]],
   ]) {
     const { log, keeper, close } = await parts(server, `notary_${kind}`, keys);
-    const wanted = full ? 400_000 : 60_000;
-    let events = 0;
-    const writers = Array.from({ length: 200 }, (_, n) => new WrittenSession(log, `session-${n}`));
-    while (events < wanted) {
-      await Promise.all(writers.map((writer) => writer.append()));
-      events += writers.length;
-    }
+    const events = full && kind === 'sealed' ? 10_000_000 : 60_000;
+    await writeSessions(log, events / 50, 50);
     const ends = await log.lanes.ends();
+    const tenth = ends.map((end) => Math.ceil(end / 10));
+    let seconds = (await timed(() => keeper.cover(tenth))) / 1_000;
     const before = process.memoryUsage().rss;
-    const seconds = (await timed(() => keeper.cover(ends))) / 1_000;
-    const growth = (process.memoryUsage().rss - before) / 1e6;
+    let most = before;
+    const watching = setInterval(() => (most = Math.max(most, process.memoryUsage().rss)), 100);
+    seconds += (await timed(() => keeper.cover(ends))) / 1_000;
+    clearInterval(watching);
     rows.push({
       name: `catch-up of the notary, ${events} ${kind} events`,
       ours: `${Math.round(events / seconds)} events/s`,
-      other: `memory +${growth.toFixed(0)} MB`,
+      other: `memory at a tenth ${(before / 1e6).toFixed(0)} MB, then at most ${(most / 1e6).toFixed(0)} MB`,
       target: '≥ 20 000/s',
       pass: events / seconds >= 20_000,
     });
@@ -158,7 +157,7 @@ async function following(server, { full }) {
 
 /** Proofs of a tree of ten million leaves. The leaves are random: nothing of the events is read for a proof. */
 async function proofs(server) {
-  const { store, close } = await parts(server, 'notary_proofs');
+  const { store, pool, close } = await parts(server, 'notary_proofs');
   const [head] = await store.heads([0]);
   const edge = new TreeEdge();
   let from = head;
@@ -172,6 +171,9 @@ async function proofs(server) {
       from = to;
     }
   });
+  // In a service the tree grew over months. Here the disk would still be busy with it.
+  await pool.query('vacuum analyze merkle_tile');
+  await pool.query('checkpoint');
   const times = [];
   for (let n = 0; n < PROOFS; n += 1) {
     // Of a process that has no tile in memory.

@@ -1,6 +1,5 @@
-import { randomUUID } from 'node:crypto';
 import { connect } from '../support/database.mjs';
-import { message, WrittenSession } from '../support/messages.mjs';
+import { WrittenSession, writeSessions } from '../support/messages.mjs';
 import { measurePairs } from '../support/pairs.mjs';
 import { startService } from '../support/process.mjs';
 import { product } from '../support/product.mjs';
@@ -115,7 +114,7 @@ async function rebuilds(server, { full }) {
 /** A log with so many sessions, and a projector of the read model `history` that has caught up. */
 async function rebuilding(url, sessions, options, projection = historyProjection) {
   const store = await EventLog.open(url, { upcast, ...options });
-  await write(store, sessions);
+  await writeSessions(store, sessions, SESSION_LENGTH);
   const client = await connect(url, 'bench', { statementMs: 600_000 });
   await client.query('vacuum analyze event');
   await client.end();
@@ -127,41 +126,4 @@ async function rebuilding(url, sessions, options, projection = historyProjection
       await store.close();
     },
   };
-}
-
-async function write(store, sessions) {
-  const log = await store.beginImport();
-  const time = '2026-01-01T00:00:00.000Z';
-  const by = {
-    schemaVersion: 1,
-    incarnation: 1,
-    time,
-    actor: 'bench',
-    correlationId: 'bench',
-    causationId: null,
-  };
-  const PAGE = 20;
-  for (let from = 0; from < sessions; from += PAGE) {
-    const ids = Array.from({ length: Math.min(PAGE, sessions - from) }, (_, n) => `session-${from + n}`);
-    await log.add(
-      ids.map((streamId) => ({
-        stream: { tenant: 'default', streamId },
-        begins: true,
-        events: Array.from({ length: SESSION_LENGTH }, (_, n) => ({
-          ...by,
-          id: randomUUID(),
-          version: n + 1,
-          ...(n === 0 ? { type: 'SessionCreated', data: {} } : { type: 'MessageAppended', data: message() }),
-        })),
-      })),
-    );
-    await log.commit(
-      ids.map((streamId) => ({
-        ...{ tenant: 'default', streamId, version: SESSION_LENGTH, incarnation: 1, time },
-        ...{ createdAt: time, lastActivityAt: time, stamped: false, state: {} },
-      })),
-      1,
-    );
-  }
-  await log.close();
 }

