@@ -15,5 +15,7 @@ const found = Object.values(report.vulnerabilities).filter(({ severity }) =>
   ['high', 'critical'].includes(severity),
 );
 for (const { name, severity, range, fixAvailable } of found)
-  console.log(`${name} ${range}: ${severity}${fixAvailable ? '' : ', and no version is known that mends it'}`);
+  console.log(
+    `${name} ${range}: ${severity}${fixAvailable ? '' : ', and no version is known that mends it'}`,
+  );
 if (found.some(({ fixAvailable }) => fixAvailable)) process.exit(1);

@@ -43,7 +43,8 @@ export async function cells(server, options) {
       for (const [n, { service, shares }] of idle.entries())
         shares.push((cpuSeconds(service.pid) - before[n]) / IDLE_SECONDS);
     }
-    for (const one of idle) Object.assign(one, { share: median(one.shares), bytes: memoryOf(one.service.pid) });
+    for (const one of idle)
+      Object.assign(one, { share: median(one.shares), bytes: memoryOf(one.service.pid) });
   } finally {
     await Promise.all(idle.map(({ service }) => service.stop()));
   }

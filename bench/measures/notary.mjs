@@ -57,9 +57,13 @@ async function catchUp(server, { full }) {
     let seconds = (await timed(() => keeper.cover(tenth))) / 1_000;
     const before = process.memoryUsage().rss;
     let most = before;
-    const watching = setInterval(() => (most = Math.max(most, process.memoryUsage().rss)), 100);
+    let isOver = false;
+    const watching = (async () => {
+      for (; !isOver; await sleep(100)) most = Math.max(most, process.memoryUsage().rss);
+    })();
     seconds += (await timed(() => keeper.cover(ends))) / 1_000;
-    clearInterval(watching);
+    isOver = true;
+    await watching;
     rows.push({
       name: `catch-up of the notary, ${events} ${kind} events`,
       ours: `${Math.round(events / seconds)} events/s`,
