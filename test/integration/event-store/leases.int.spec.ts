@@ -224,7 +224,7 @@ describe('sharing lanes', () => {
     await balance(members);
     const [stopped, ...rest] = members as [Member, ...Member[]];
     // The suspended node sends no heartbeats and still believes that it holds its lanes.
-    clearInterval((stopped.leases as unknown as { timer: NodeJS.Timeout }).timer);
+    (stopped.leases as unknown as { stopBeating: () => void }).stopBeating();
     const before = stopped.share.owned;
     expect(before.size).toBeGreaterThan(0);
     await balance(rest);
