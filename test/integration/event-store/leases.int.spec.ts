@@ -3,6 +3,7 @@ import { type EventLog } from '../../../src/event-store/log.js';
 import { LaneShare } from '../../../src/event-store/lane-share.js';
 import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { suspend } from '../../support/suspended.js';
 import { eventually } from '../../support/http.js';
 import { Nodes } from './fixture.js';
 
@@ -213,7 +214,7 @@ describe('sharing lanes', () => {
     await balance(members);
     const [gone, left] = members as [Member, Member];
     // Without its timer nothing but the word of the other makes it look.
-    clearInterval((left.leases as unknown as { timer: NodeJS.Timeout }).timer);
+    (left.leases as unknown as { stopBeating: () => void }).stopBeating();
     await gone.leases.close();
     await eventually(() => Promise.resolve(lanesOf(left).length === LANES));
     expectEachLaneOnce([left]);
@@ -224,7 +225,7 @@ describe('sharing lanes', () => {
     await balance(members);
     const [stopped, ...rest] = members as [Member, ...Member[]];
     // The suspended node sends no heartbeats and still believes that it holds its lanes.
-    (stopped.leases as unknown as { stopBeating: () => void }).stopBeating();
+    await suspend(stopped.leases);
     const before = stopped.share.owned;
     expect(before.size).toBeGreaterThan(0);
     await balance(rest);
@@ -234,7 +235,11 @@ describe('sharing lanes', () => {
     for (const { share, leases } of rest) {
       await leases.take([...share.owned.keys()].map((lane) => `work/lane/${lane}`));
     }
-    await balance(rest);
+    // A beat that is under way may have counted three nodes; the next one counts two.
+    await eventually(async () => {
+      await balance(rest);
+      return rest.flatMap(lanesOf).length === LANES;
+    });
 
     expectEachLaneOnce(rest);
     for (const [lane, epochBefore] of before) {

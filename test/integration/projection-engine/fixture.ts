@@ -121,7 +121,7 @@ export class Node {
 
   /** Stops renewing the leases of the node, as if the process were suspended; everything else goes on. */
   stopBeating(): void {
-    clearInterval((this.leases as unknown as { timer: NodeJS.Timeout }).timer);
+    (this.leases as unknown as { stopBeating: () => void }).stopBeating();
   }
 
   handle(sessionId: string, command: SessionCommand): Promise<Handled<SessionState, SessionEvent>> {
