@@ -137,7 +137,7 @@ export class EventLog {
   private readonly writer: BatchWriter;
   /**
    * Number of appends that the codec works on and the writer does not know of yet. They are counted and not kept: a set
-   * that much goes through leaves copies of itself in memory, with what was in it (measured: a fifth of all collections).
+   * that much goes through leaves copies of itself in memory, with what was in it (ADR 53).
    */
   private encodings = 0;
   /** Called when there are none of them any more. */

@@ -3,8 +3,8 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { type Caller } from '../access/caller.js';
 
 /**
- * On requests that the application which took them has admitted and given to another one, in the same process. A property
- * and not an entry of a WeakMap, which each collection of young garbage walks through: a third of all requests (measured).
+ * On requests that the application which took them has admitted and given to another one, in the same process. It is looked
+ * at several times for each request, and a property costs less than a WeakMap (ADR 53).
  */
 const HANDED = Symbol('handed over');
 type Handed = IncomingMessage & { [HANDED]?: { readonly from: FastifyRequest; readonly caller: Caller } };

@@ -21,8 +21,8 @@ type Raw = ServerResponse & { [WAITING]?: Waiting };
 /**
  * The requests that an application has not begun to answer, so that somebody else can when it is not going to.
  *
- * They are linked to each other in the order in which they came. In a Map, all that had ever been in it outlived several
- * collections of young garbage, which cost a fifth of all reads (measured).
+ * They are linked to each other in the order in which they came. In a Map, what had left it outlived many collections of
+ * young garbage, which cost a fifth of all reads (ADR 53).
  */
 export class Unanswered {
   private readonly list: Entry;
