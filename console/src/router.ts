@@ -16,11 +16,13 @@ window.addEventListener('hashchange', () => {
   hash.value = location.hash;
 });
 
-export const route = computed<Route>(() => {
-  const [path = '', query = ''] = hash.value.replace(/^#\/?/, '').split('?', 2);
+export const route = computed<Route>(() => routeOf(hash.value));
+
+function routeOf(text: string): Route {
+  const [path = '', query = ''] = text.replace(/^#\/?/, '').split('?', 2);
   const parts = path.split('/').filter(Boolean).map(decoded);
   return { path: parts.length > 0 ? parts : ['sessions'], query: new URLSearchParams(query) };
-});
+}
 
 function decoded(text: string): string {
   try {
@@ -49,7 +51,8 @@ export function go(path: readonly string[], query?: Query): void {
  * come meanwhile.
  */
 export function adjust(path: readonly string[], query: Query): void {
-  const { path: present, query: before } = route.peek();
+  // The browser tells of a new address in a later task, and to write over it meanwhile would lead back.
+  const { path: present, query: before } = routeOf(location.hash);
   if (address(present) !== address(path)) return;
   const to = address(path, { ...Object.fromEntries(before), ...query });
   if (to === location.hash) return;

@@ -19,6 +19,8 @@ export class HistoryStore {
   readonly problem = signal<Problem | undefined>(undefined);
   readonly isComplete = signal(false);
   private cursor: string | undefined;
+  /** Changes when messages leave the history: a page that was asked for before may still have them. */
+  private epoch = 0;
   private running: Promise<void> | undefined;
 
   constructor(
@@ -73,7 +75,7 @@ export class HistoryStore {
       case 'ConversationReset':
       case 'SessionCreated':
       case 'SessionErased':
-        this.messages.value = [];
+        this.keep(() => false);
         return type === 'SessionCreated';
       default:
         return false;
@@ -81,11 +83,13 @@ export class HistoryStore {
   }
 
   private keep(isKept: (message: Message) => boolean): void {
+    this.epoch += 1;
     this.messages.value = this.messages.value.filter(isKept);
   }
 
   private async readPage(): Promise<void> {
     const isFirst = this.cursor === undefined;
+    const { epoch } = this;
     try {
       const page = await call('get', '/v1/sessions/{id}/messages', {
         path: { id: this.id },
@@ -98,6 +102,11 @@ export class HistoryStore {
         },
         signal: this.signal,
       });
+      if (epoch !== this.epoch) {
+        this.cursor = undefined;
+        await this.readPage();
+        return;
+      }
       const read = page.data.reverse();
       // What was appended meanwhile is newer than the first page.
       const newer = isFirst

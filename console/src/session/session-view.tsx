@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useState } from 'preact/hooks';
 import { useKeys } from '../keys.js';
-import { address, go } from '../router.js';
+import { address, go, route } from '../router.js';
 import { visible } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { Actions } from './actions.js';
@@ -19,9 +19,10 @@ export function SessionView({ id, query }: { id: string; query: URLSearchParams 
   const from = numberIn(query, 'from');
   useEffect(() => store.start(at), [store]);
   // Somebody has followed a link to another moment, or stepped back in the browser. The slider itself may be elsewhere by the
-  // time that its own change of the address is noticed here.
+  // time that its own change of the address is noticed here, and the address as well.
   useEffect(() => {
-    if (at !== store.addressed) store.look(at);
+    const now = numberIn(route.peek().query, 'at');
+    if (now !== store.addressed) store.look(now);
   }, [at]);
   useEffect(() => {
     if (from !== undefined) setTab('changes');
