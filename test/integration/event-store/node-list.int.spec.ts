@@ -4,6 +4,7 @@ import { LaneShare } from '../../../src/event-store/lane-share.js';
 import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { type NodeList } from '../../../src/event-store/node-list.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { suspend } from '../../support/suspended.js';
 import { Nodes } from './fixture.js';
 
 let db: TestDatabase;
@@ -59,7 +60,7 @@ describe('the list of nodes', () => {
   it('given a node that is gone without a word, when its leases have run out, then it is away and has no lanes; after a day it is forgotten', async () => {
     const [dead, alive] = [await startNode(), await startNode()];
     await dead.share.balance();
-    // Nothing renews its leases in the time to come.
+    await suspend(dead.leases);
     await later(LEASE_MS + 1_000);
     await alive.share.join();
     await alive.leases.take([`work/member/${alive.leases.owner}`]);
