@@ -38,6 +38,7 @@ const PRUNE_MS = 3_600_000;
 export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   private readonly logger = new Logger('log');
   private stopPruning = (): void => undefined;
+  private stopAnnouncing = (): void => undefined;
 
   constructor(
     private readonly store: EventLog,
@@ -105,10 +106,19 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   }
 
   onModuleInit(): void {
+    this.stopAnnouncing = repeat(
+      PRUNE_MS,
+      () => this.nodes.announce(),
+      (error) => {
+        this.logger.warn(
+          'This node could not be put on the list of nodes, where operators miss it; it is tried again in an hour.',
+          error,
+        );
+      },
+    );
     this.stopPruning = repeat(
       PRUNE_MS,
       async () => {
-        await this.nodes.announce();
         await this.store.keyed.prune();
         await this.leases.prune();
         await this.nodes.prune();
@@ -123,6 +133,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
   }
 
   async onApplicationShutdown(): Promise<void> {
+    this.stopAnnouncing();
     this.stopPruning();
     // Each is closed whatever becomes of the others; the leases go back through the log's connections.
     const results = [

@@ -72,7 +72,7 @@ export async function writeSessions(store, sessions, length) {
       ids.map((streamId) => ({
         stream: { tenant: 'default', streamId },
         begins: true,
-        events: Array.from({ length: length }, (_, n) => ({
+        events: Array.from({ length }, (_, n) => ({
           ...by,
           id: randomUUID(),
           version: n + 1,

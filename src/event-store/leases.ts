@@ -1,6 +1,6 @@
 import { type Pool } from 'pg';
-import { alignedInterval } from './aligned-interval.js';
 import { available, connect } from '../database/connection.js';
+import { alignedInterval } from './aligned-interval.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';

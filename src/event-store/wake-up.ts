@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
-import { alignedInterval } from './aligned-interval.js';
 import { connect, endConnection, keepsProcessAlive } from '../database/connection.js';
+import { alignedInterval } from './aligned-interval.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';

@@ -8,6 +8,7 @@ import { Notice } from '../ui/notice.js';
 import { Json } from '../ui/text.js';
 import { Time } from '../ui/time.js';
 import { useResource } from '../ui/resource.js';
+import { Table } from '../ui/table.js';
 
 const REFRESH_MS = 5_000;
 
@@ -58,52 +59,39 @@ export function Checkpoints() {
         </button>
       </div>
       {data.length > 0 && (
-        <div class="wide" role="region" aria-label="Table of checkpoints" tabIndex={0}>
-          <table>
-            <thead>
-              <tr>
-                {['Lane', 'Events', 'Signed', 'Proof of an event'].map((name) => (
-                  <th key={name} scope="col">
-                    {name}
-                  </th>
-                ))}
-              </tr>
-            </thead>
-            <tbody>
-              {data.map(({ lane, size, time }) => (
-                <tr key={lane}>
-                  <th scope="row">{lane}</th>
-                  <td class="figure">{numberOf(size)}</td>
-                  <td>
-                    <Time at={time} />
-                  </td>
-                  <td>
-                    <form
-                      class="buttons"
-                      onSubmit={(event) => {
-                        event.preventDefault();
-                        const position = new FormData(event.currentTarget).get('position');
-                        void prove(lane, Number(position));
-                      }}
-                    >
-                      <input
-                        name="position"
-                        type="number"
-                        min={1}
-                        max={size}
-                        required
-                        aria-label={`Position in lane ${lane}`}
-                      />
-                      <button type="submit" aria-label={`Prove an event of lane ${lane}`}>
-                        Prove
-                      </button>
-                    </form>
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+        <Table of="checkpoints" columns={['Lane', 'Events', 'Signed', 'Proof of an event']}>
+          {data.map(({ lane, size, time }) => (
+            <tr key={lane}>
+              <th scope="row">{lane}</th>
+              <td class="figure">{numberOf(size)}</td>
+              <td>
+                <Time at={time} />
+              </td>
+              <td>
+                <form
+                  class="buttons"
+                  onSubmit={(event) => {
+                    event.preventDefault();
+                    const position = new FormData(event.currentTarget).get('position');
+                    void prove(lane, Number(position));
+                  }}
+                >
+                  <input
+                    name="position"
+                    type="number"
+                    min={1}
+                    max={size}
+                    required
+                    aria-label={`Position in lane ${lane}`}
+                  />
+                  <button type="submit" aria-label={`Prove an event of lane ${lane}`}>
+                    Prove
+                  </button>
+                </form>
+              </td>
+            </tr>
+          ))}
+        </Table>
       )}
       {proof && (
         <Dialog

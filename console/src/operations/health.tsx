@@ -4,6 +4,7 @@ import { isAbort, unreachable } from '../api/problem.js';
 import { countOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
+import { Table } from '../ui/table.js';
 
 type Cells = Awaited<ReturnType<typeof call<'get', '/v1/admin/cells'>>>['data'];
 type Ready = Awaited<ReturnType<typeof call<'get', '/health/ready'>>>;
@@ -43,34 +44,18 @@ export function Health({ cells }: { cells: Cells | undefined }) {
         </>
       )}
       {cells && (
-        <div class="wide" role="region" aria-label="Table of cells" tabIndex={0}>
-          <table>
-            <thead>
-              <tr>
-                <th scope="col">Cell</th>
-                <th scope="col">Status</th>
-                <th scope="col" class="figure">
-                  Tenants
-                </th>
-                <th scope="col" class="figure">
-                  Weight
-                </th>
-              </tr>
-            </thead>
-            <tbody>
-              {cells.map(({ name, status, tenants, weight }) => (
-                <tr key={name}>
-                  <th scope="row">{name}</th>
-                  <td>
-                    <span class={`chip ${status}`}>{status}</span>
-                  </td>
-                  <td class="figure">{tenants}</td>
-                  <td class="figure">{weight}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+        <Table of="cells" columns={['Cell', 'Status', { figure: 'Tenants' }, { figure: 'Weight' }]}>
+          {cells.map(({ name, status, tenants, weight }) => (
+            <tr key={name}>
+              <th scope="row">{name}</th>
+              <td>
+                <span class={`chip ${status}`}>{status}</span>
+              </td>
+              <td class="figure">{tenants}</td>
+              <td class="figure">{weight}</td>
+            </tr>
+          ))}
+        </Table>
       )}
       {cells && <Nodes />}
       {cells && <Generations />}
@@ -85,43 +70,27 @@ function Nodes() {
   const found = useResource((signal) => call('get', '/v1/admin/nodes', { signal }), REFRESH_MS);
   if (!found.data) return found.problem && <Notice problem={found.problem} />;
   return (
-    <div class="wide" role="region" aria-label="Table of nodes" tabIndex={0}>
-      <table>
-        <thead>
-          <tr>
-            <th scope="col">Node</th>
-            <th scope="col">Status</th>
-            <th scope="col">Version</th>
-            <th scope="col">Since</th>
-            <th scope="col">Seen</th>
-            <th scope="col">Lanes by work</th>
-          </tr>
-        </thead>
-        <tbody>
-          {found.data.data.map(
-            ({ id, host, pid, status, version, startedAt, seenAt, isAnswering, lanes }) => (
-              <tr key={id}>
-                <th scope="row" title={id}>
-                  {host}, process {pid}
-                  {isAnswering && <span class="what"> this one</span>}
-                </th>
-                <td>
-                  <span class={`chip ${status === 'ok' ? 'ok' : 'unavailable'}`}>{status}</span>
-                </td>
-                <td>{version}</td>
-                <td>{timeOf(startedAt)}</td>
-                <td>{seenAt === null ? 'not yet' : timeOf(seenAt)}</td>
-                <td>
-                  {Object.entries(lanes)
-                    .map(([work, some]) => `${workOf(work)} ${some.length}`)
-                    .join(', ')}
-                </td>
-              </tr>
-            ),
-          )}
-        </tbody>
-      </table>
-    </div>
+    <Table of="nodes" columns={['Node', 'Status', 'Version', 'Since', 'Seen', 'Lanes by work']}>
+      {found.data.data.map(({ id, host, pid, status, version, startedAt, seenAt, isAnswering, lanes }) => (
+        <tr key={id}>
+          <th scope="row" title={id}>
+            {host}, process {pid}
+            {isAnswering && <span class="what"> this one</span>}
+          </th>
+          <td>
+            <span class={`chip ${status === 'ok' ? 'ok' : 'unavailable'}`}>{status}</span>
+          </td>
+          <td>{version}</td>
+          <td>{timeOf(startedAt)}</td>
+          <td>{seenAt === null ? 'not yet' : timeOf(seenAt)}</td>
+          <td>
+            {Object.entries(lanes)
+              .map(([work, some]) => `${workOf(work)} ${some.length}`)
+              .join(', ')}
+          </td>
+        </tr>
+      ))}
+    </Table>
   );
 }
 

@@ -5,6 +5,7 @@ import { ActionDialog, Dialog, textIn } from '../ui/dialog.js';
 import { timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
+import { Table } from '../ui/table.js';
 
 type Key = Awaited<ReturnType<typeof call<'get', '/v1/admin/keys'>>>['data'][number];
 
@@ -47,53 +48,40 @@ export function Keys() {
       {keys.data.data.length === 0 ? (
         <p>There are no keys in the database; those of the settings are not listed.</p>
       ) : (
-        <div class="wide" role="region" aria-label="Table of keys" tabIndex={0}>
-          <table>
-            <thead>
-              <tr>
-                {['Name', 'Tenant', 'Scopes', 'Made', 'Until', 'Actions'].map((name) => (
-                  <th key={name} scope="col">
-                    {name}
-                  </th>
-                ))}
-              </tr>
-            </thead>
-            <tbody>
-              {keys.data.data.map((key) => (
-                <tr key={key.id}>
-                  <th scope="row">{key.name}</th>
-                  <td>{key.tenant}</td>
-                  <td>{key.scopes.join(', ')}</td>
-                  <td>
-                    {timeOf(key.createdAt)} by {key.createdBy}
-                  </td>
-                  <td>
-                    {key.revokedAt !== null
-                      ? `revoked ${timeOf(key.revokedAt)}`
-                      : key.expiresAt !== null
-                        ? timeOf(key.expiresAt)
-                        : 'for ever'}
-                  </td>
-                  <td>
-                    <div class="buttons">
-                      {key.revokedAt === null && (
-                        <button
-                          type="button"
-                          aria-label={`Revoke ${key.name}`}
-                          onClick={() => {
-                            setRevoked(key);
-                          }}
-                        >
-                          Revoke
-                        </button>
-                      )}
-                    </div>
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+        <Table of="keys" columns={['Name', 'Tenant', 'Scopes', 'Made', 'Until', 'Actions']}>
+          {keys.data.data.map((key) => (
+            <tr key={key.id}>
+              <th scope="row">{key.name}</th>
+              <td>{key.tenant}</td>
+              <td>{key.scopes.join(', ')}</td>
+              <td>
+                {timeOf(key.createdAt)} by {key.createdBy}
+              </td>
+              <td>
+                {key.revokedAt !== null
+                  ? `revoked ${timeOf(key.revokedAt)}`
+                  : key.expiresAt !== null
+                    ? timeOf(key.expiresAt)
+                    : 'for ever'}
+              </td>
+              <td>
+                <div class="buttons">
+                  {key.revokedAt === null && (
+                    <button
+                      type="button"
+                      aria-label={`Revoke ${key.name}`}
+                      onClick={() => {
+                        setRevoked(key);
+                      }}
+                    >
+                      Revoke
+                    </button>
+                  )}
+                </div>
+              </td>
+            </tr>
+          ))}
+        </Table>
       )}
       {keys.data.nextCursor !== null && <p>There are more; `colloquy keys list` has all of them.</p>}
       {isCreating && (

@@ -5,6 +5,7 @@ import { announce, attempt } from '../ui/announce.js';
 import { numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
+import { Table } from '../ui/table.js';
 
 type Verification = Awaited<ReturnType<typeof call<'post', '/v1/admin/projections/{name}/verify'>>>;
 
@@ -37,79 +38,71 @@ export function ReadModels() {
   if (models.problem) return <Notice problem={models.problem} retry={() => void models.load()} />;
   return (
     <>
-      <div class="wide" role="region" aria-label="Table of read models" tabIndex={0}>
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">Name</th>
-              <th scope="col">Status</th>
-              <th scope="col" class="figure">
-                Events behind
+      <Table
+        of="read models"
+        columns={[
+          'Name',
+          'Status',
+          { figure: 'Events behind' },
+          { figure: 'Parked' },
+          'Rebuild',
+          'Verification',
+          'Actions',
+        ]}
+      >
+        {models.data?.data.map(({ name, version, status, behind, parked, rebuild: running }) => {
+          const result = verified.value.get(name);
+          return (
+            <tr key={name}>
+              <th scope="row">
+                {name} {version}
               </th>
-              <th scope="col" class="figure">
-                Parked
-              </th>
-              <th scope="col">Rebuild</th>
-              <th scope="col">Verification</th>
-              <th scope="col">Actions</th>
+              <td>
+                <span class={`chip ${status}`}>{status}</span>
+              </td>
+              <td class="figure">{numberOf(behind)}</td>
+              <td class="figure">{numberOf(parked)}</td>
+              <td>
+                {running && (
+                  <progress
+                    value={running.processed}
+                    max={Math.max(running.total, 1)}
+                    aria-label={`Rebuild of ${name}`}
+                  />
+                )}
+              </td>
+              <td>
+                {result === 'running'
+                  ? 'running …'
+                  : result &&
+                    (result.ok
+                      ? `equal, ${numberOf(result.rows)} rows`
+                      : `differs, first at ${result.firstDifference?.sessionId ?? 'an unknown session'}`)}
+              </td>
+              <td>
+                <div class="buttons">
+                  <button
+                    type="button"
+                    disabled={result === 'running'}
+                    aria-label={`Verify ${name}`}
+                    onClick={() => void attempt(() => verify(name))}
+                  >
+                    Verify
+                  </button>
+                  <button
+                    type="button"
+                    disabled={running !== null}
+                    aria-label={`Rebuild ${name}`}
+                    onClick={() => void attempt(() => rebuild(name))}
+                  >
+                    Rebuild
+                  </button>
+                </div>
+              </td>
             </tr>
-          </thead>
-          <tbody>
-            {models.data?.data.map(({ name, version, status, behind, parked, rebuild: running }) => {
-              const result = verified.value.get(name);
-              return (
-                <tr key={name}>
-                  <th scope="row">
-                    {name} {version}
-                  </th>
-                  <td>
-                    <span class={`chip ${status}`}>{status}</span>
-                  </td>
-                  <td class="figure">{numberOf(behind)}</td>
-                  <td class="figure">{numberOf(parked)}</td>
-                  <td>
-                    {running && (
-                      <progress
-                        value={running.processed}
-                        max={Math.max(running.total, 1)}
-                        aria-label={`Rebuild of ${name}`}
-                      />
-                    )}
-                  </td>
-                  <td>
-                    {result === 'running'
-                      ? 'running …'
-                      : result &&
-                        (result.ok
-                          ? `equal, ${numberOf(result.rows)} rows`
-                          : `differs, first at ${result.firstDifference?.sessionId ?? 'an unknown session'}`)}
-                  </td>
-                  <td>
-                    <div class="buttons">
-                      <button
-                        type="button"
-                        disabled={result === 'running'}
-                        aria-label={`Verify ${name}`}
-                        onClick={() => void attempt(() => verify(name))}
-                      >
-                        Verify
-                      </button>
-                      <button
-                        type="button"
-                        disabled={running !== null}
-                        aria-label={`Rebuild ${name}`}
-                        onClick={() => void attempt(() => rebuild(name))}
-                      >
-                        Rebuild
-                      </button>
-                    </div>
-                  </td>
-                </tr>
-              );
-            })}
-          </tbody>
-        </table>
-      </div>
+          );
+        })}
+      </Table>
       <Parked />
     </>
   );
@@ -132,49 +125,39 @@ function Parked() {
       await parked.load();
     });
   return (
-    <div class="wide" role="region" aria-label="Table of parked sessions" tabIndex={0}>
-      <table>
-        <caption>Parked sessions</caption>
-        <thead>
-          <tr>
-            {['Read model', 'Tenant', 'Session', 'At version', 'Since', 'Why', 'Actions'].map((name) => (
-              <th key={name} scope="col">
-                {name}
-              </th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {parked.data.data.map(({ projection, tenant, sessionId, version, error, parkedAt }) => (
-            <tr key={`${projection} ${tenant} ${sessionId}`}>
-              <th scope="row">{projection}</th>
-              <td>{tenant}</td>
-              <td>
-                <a href={address(['sessions', sessionId])}>{sessionId}</a>
-              </td>
-              <td class="figure">{numberOf(version)}</td>
-              <td>{timeOf(parkedAt)}</td>
-              <td>{error}</td>
-              <td>
-                <div class="buttons">
-                  <button
-                    type="button"
-                    onClick={() => void resume('/v1/admin/parked/retry', { projection, tenant, sessionId })}
-                  >
-                    Retry
-                  </button>
-                  <button
-                    type="button"
-                    onClick={() => void resume('/v1/admin/parked/skip', { projection, tenant, sessionId })}
-                  >
-                    Skip the event
-                  </button>
-                </div>
-              </td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
+    <Table
+      of="parked sessions"
+      caption="Parked sessions"
+      columns={['Read model', 'Tenant', 'Session', 'At version', 'Since', 'Why', 'Actions']}
+    >
+      {parked.data.data.map(({ projection, tenant, sessionId, version, error, parkedAt }) => (
+        <tr key={`${projection} ${tenant} ${sessionId}`}>
+          <th scope="row">{projection}</th>
+          <td>{tenant}</td>
+          <td>
+            <a href={address(['sessions', sessionId])}>{sessionId}</a>
+          </td>
+          <td class="figure">{numberOf(version)}</td>
+          <td>{timeOf(parkedAt)}</td>
+          <td>{error}</td>
+          <td>
+            <div class="buttons">
+              <button
+                type="button"
+                onClick={() => void resume('/v1/admin/parked/retry', { projection, tenant, sessionId })}
+              >
+                Retry
+              </button>
+              <button
+                type="button"
+                onClick={() => void resume('/v1/admin/parked/skip', { projection, tenant, sessionId })}
+              >
+                Skip the event
+              </button>
+            </div>
+          </td>
+        </tr>
+      ))}
+    </Table>
   );
 }

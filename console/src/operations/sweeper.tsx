@@ -5,6 +5,7 @@ import { ActionDialog } from '../ui/dialog.js';
 import { durationOf, numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
+import { Table } from '../ui/table.js';
 
 type Plan = NonNullable<Awaited<ReturnType<typeof call<'get', '/v1/admin/sweep'>>>['dryRun']>;
 
@@ -56,33 +57,25 @@ export function Sweeper() {
         </button>
       </div>
       {plan && (
-        <div class="wide" role="region" aria-label="Table of what a sweep would do" tabIndex={0}>
-          <table>
-            <caption>
+        <Table
+          of="what a sweep would do"
+          caption={
+            <>
               A sweep now would do {numberOf(plan.actions.length)} things{plan.isComplete ? '' : ' and more'}
-            </caption>
-            <thead>
-              <tr>
-                {['Tenant', 'Session', 'What', 'Last activity', 'Why'].map((name) => (
-                  <th key={name} scope="col">
-                    {name}
-                  </th>
-                ))}
-              </tr>
-            </thead>
-            <tbody>
-              {plan.actions.map(({ tenant, sessionId, action, lastActivityAt, why }) => (
-                <tr key={`${tenant} ${sessionId} ${action}`}>
-                  <td>{tenant}</td>
-                  <th scope="row">{sessionId}</th>
-                  <td>{action}</td>
-                  <td>{timeOf(lastActivityAt)}</td>
-                  <td>{why}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+            </>
+          }
+          columns={['Tenant', 'Session', 'What', 'Last activity', 'Why']}
+        >
+          {plan.actions.map(({ tenant, sessionId, action, lastActivityAt, why }) => (
+            <tr key={`${tenant} ${sessionId} ${action}`}>
+              <td>{tenant}</td>
+              <th scope="row">{sessionId}</th>
+              <td>{action}</td>
+              <td>{timeOf(lastActivityAt)}</td>
+              <td>{why}</td>
+            </tr>
+          ))}
+        </Table>
       )}
       {isAsked && (
         <ActionDialog

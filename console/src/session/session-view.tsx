@@ -18,8 +18,8 @@ export function SessionView({ id, query }: { id: string; query: URLSearchParams 
   const at = numberIn(query, 'at');
   const from = numberIn(query, 'from');
   useEffect(() => store.start(at), [store]);
-  // Somebody has followed a link to another moment, or stepped back in the browser. The slider itself may be elsewhere by the
-  // time that its own change of the address is noticed here, and the address as well.
+  // Somebody has followed a link to another moment, or stepped back in the browser. The address may also be one that the
+  // slider has made, and has changed again since this was rendered: so the present one is compared.
   useEffect(() => {
     const now = numberIn(route.peek().query, 'at');
     if (now !== store.addressed) store.look(now);

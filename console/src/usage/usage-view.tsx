@@ -4,6 +4,7 @@ import { adjust, type Route } from '../router.js';
 import { download } from '../ui/download.js';
 import { numberOf, visible } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
+import { Table } from '../ui/table.js';
 import { Bars } from './bars.js';
 import { csvOf, daysOf, type UsageRow } from './rows.js';
 import { type UsageAsked, UsageStore } from './usage-store.js';
@@ -98,42 +99,30 @@ function Found({ usage, by }: { usage: Usage; by: UsageAsked['by'] }) {
           bars={bars}
         />
       )}
-      <div class="wide" role="region" aria-label="Table of usage" tabIndex={0}>
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">{by === 'day' ? 'Day' : 'Owner'}</th>
-              <th scope="col">Model</th>
-              {['Generations', 'In', 'Out', 'Cached', 'Thoughts'].map((name) => (
-                <th key={name} scope="col" class="figure">
-                  {name}
-                </th>
-              ))}
-            </tr>
-          </thead>
-          <tbody>
-            {usage.data.map((row) => (
-              <tr key={`${row.day ?? ''} ${row.owner ?? ''} ${row.model}`}>
-                <th scope="row" dir="auto">
-                  {by === 'day' ? row.day : nameOf(row)}
-                </th>
-                <td>{visible(row.model)}</td>
-                {[
-                  row.generations,
-                  row.inputTokens,
-                  row.outputTokens,
-                  row.cachedTokens,
-                  row.reasoningTokens,
-                ].map((value, index) => (
-                  <td key={index} class="figure">
-                    {numberOf(value)}
-                  </td>
-                ))}
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <Table
+        of="usage"
+        columns={[
+          by === 'day' ? 'Day' : 'Owner',
+          'Model',
+          ...['Generations', 'In', 'Out', 'Cached', 'Thoughts'].map((figure) => ({ figure })),
+        ]}
+      >
+        {usage.data.map((row) => (
+          <tr key={`${row.day ?? ''} ${row.owner ?? ''} ${row.model}`}>
+            <th scope="row" dir="auto">
+              {by === 'day' ? row.day : nameOf(row)}
+            </th>
+            <td>{visible(row.model)}</td>
+            {[row.generations, row.inputTokens, row.outputTokens, row.cachedTokens, row.reasoningTokens].map(
+              (value, index) => (
+                <td key={index} class="figure">
+                  {numberOf(value)}
+                </td>
+              ),
+            )}
+          </tr>
+        ))}
+      </Table>
       {usage.data.length === 0 && <p class="empty">No tokens were used in this time.</p>}
     </div>
   );
