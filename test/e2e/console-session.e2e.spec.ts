@@ -28,6 +28,8 @@ describeInChromium('a session in the console', () => {
     await world.end();
   });
   beforeEach(async () => {
+    // Or a test that fails would leave its replies to the next one.
+    model.forget();
     view = await openConsole(browser, api.url);
     ({ page } = view);
   });
@@ -50,6 +52,8 @@ describeInChromium('a session in the console', () => {
     );
   };
   const send = async (text: string): Promise<void> => {
+    // The text of a reply is whole before the reply is over, and until then one cannot speak.
+    await page.getByRole('button', { name: 'Send', exact: true }).waitFor();
     await page.getByLabel('Message', { exact: true }).fill(text);
     await page.keyboard.press('Enter');
   };

@@ -39,6 +39,8 @@ export interface FakeOpenAi {
    * `says('reply <n>')`.
    */
   next(...replies: readonly Reply[]): void;
+  /** Drops the replies that are queued. */
+  forget(): void;
   /** All requests for which no reply is queued get this one. */
   always(reply: Reply): void;
   /** From now on a prompt that some provider might refuse is answered 400 and recorded in `faults`. */
@@ -90,6 +92,9 @@ export async function startFakeOpenAi(): Promise<FakeOpenAi> {
       const last = requests.at(-1);
       if (!last) throw new Error('the model was not asked');
       return last;
+    },
+    forget: () => {
+      replies.length = 0;
     },
     next: (...given) => {
       replies.push(...given);
