@@ -112,6 +112,17 @@ describe('a token', () => {
     await expect(made().then((text) => identify(text))).rejects.toMatchObject({ code: 'unauthenticated' });
   });
 
+  it('given a token that was checked, when others with its signature are presented, then they are refused', async () => {
+    const tokens = tokensOf();
+    const made = await token();
+    await identify(made, tokens);
+    const [head, , signature] = made.split('.');
+    const forged = Buffer.from('{"sub":"root","tenant":"*","scope":"admin"}').toString('base64url');
+    for (const text of [`${head}.${forged}.${signature}`, made.slice(1)])
+      await expect(identify(text, tokens)).rejects.toMatchObject({ code: 'unauthenticated' });
+    expect(await identify(made, tokens)).toMatchObject({ tenant: 'acme', actor: 'alice' });
+  });
+
   it('given a token that was checked, when its time is over, then it is refused', async () => {
     const tokens = tokensOf();
     const now = Math.floor(Date.now() / 1000);
