@@ -136,7 +136,7 @@ async function createApp(
   options: {
     readonly cells?: Cells | undefined;
     readonly unanswered: Unanswered;
-    readonly lastRequest?: Promise<void>;
+    readonly lastRequest?: HttpSettings['lastRequest'];
   },
 ): Promise<NestFastifyApplication> {
   const { cells, unanswered, lastRequest } = options;
@@ -177,7 +177,12 @@ async function startCell(
   const { cells: _others, ...storage } = config.storage;
   const own = { ...config, storage: { ...storage, database, cell: name } };
   const unanswered = new Unanswered();
-  const app = await createApp(own, database.url, surroundings, { unanswered, lastRequest });
+  let isInUse = false;
+  const app = await createApp(own, database.url, surroundings, {
+    unanswered,
+    // One that could not be started gets no requests, and must close to be started anew.
+    lastRequest: () => (isInUse ? lastRequest : undefined),
+  });
   try {
     configureApp(app, { ...own, version });
     await app.init();
@@ -185,6 +190,7 @@ async function startCell(
     await fastify.ready();
     const health = app.get(Health);
     const { registry } = app.get(Metrics);
+    isInUse = true;
     return {
       ...basisOf(app, database.url, unanswered),
       fastify,

@@ -8,6 +8,7 @@ import {
   type OnModuleInit,
 } from '@nestjs/common';
 import { TypeOrmModule } from '@nestjs/typeorm';
+import { DataSource } from 'typeorm';
 import { Cells } from './cells/cells.js';
 import { type Config, SETTINGS } from './config.js';
 import { shareConnections } from './database/connection-shares.js';
@@ -76,11 +77,17 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
         { provide: RelaxedPool, useFactory: () => new RelaxedPool(url, shares.relaxed) },
         {
           provide: EventLog,
-          useFactory: () =>
+          // After the other connections, and it closes them if it cannot be opened: what has no application yet is closed by
+          // nobody else, and a cell that is away is tried again and again.
+          useFactory: (readModels: DataSource) =>
             openLog(
               { url, masterKeys: config.storage.masterKeys ?? [] },
               { upcast, connections: shares.log, pooledUrl },
-            ),
+            ).catch(async (error: unknown) => {
+              await readModels.destroy();
+              throw error;
+            }),
+          inject: [DataSource],
         },
         {
           provide: RedisLink,
@@ -97,7 +104,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
         },
         {
           provide: NodeList,
-          useFactory: (store: EventLog, { owner }: Leases) => store.nodes(owner, version),
+          useFactory: (store: EventLog, leases: Leases) => store.nodes(leases, version),
           inject: [EventLog, Leases],
         },
       ],

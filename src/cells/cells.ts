@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { type Registry } from 'prom-client';
@@ -57,6 +58,13 @@ const OF_THE_FIRST = ['/v1/admin/cells', '/v1/admin/keys', '/metrics'];
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
 const RETRY_MS = 1_000;
+/**
+ * So many are started at the same time. A hundred at once took so long that their connections ran out of time, and left four
+ * times the garbage (measured).
+ */
+const TOGETHER = 4;
+/** After so long the next one may start as well: those that are away must not keep others waiting. */
+const TURN_MS = 1_000;
 
 /**
  * The cells of a deployment. The first one takes all requests, knows all callers, and has the directory; a request of a
@@ -69,11 +77,16 @@ export class Cells {
   private readonly starting = new Map<string, Promise<void>>();
   private readonly severalListeners: (() => void)[] = [];
   private readonly stopping = new AbortController();
+  private freeTurns = TOGETHER;
+  private readonly waitingForTurn: (() => void)[] = [];
   private directory: CellDirectory | undefined;
   private first: CellBasis | undefined;
   private readonly watch = new CellWatch(() => this.watched(), unavailable);
 
-  constructor(private readonly options: CellsOptions) {}
+  constructor(private readonly options: CellsOptions) {
+    // One for each cell that is away.
+    setMaxListeners(0, this.stopping.signal);
+  }
 
   /** Whether there are others than the first. */
   get areSeveral(): boolean {
@@ -232,11 +245,33 @@ export class Cells {
     throw invalidRequest([{ pointer: '/Colloquy-Cell', in: 'header', detail: `must be a cell: ${names}` }]);
   }
 
+  private async turn(): Promise<void> {
+    if (this.freeTurns > 0) this.freeTurns -= 1;
+    else await new Promise<void>((resolve) => this.waitingForTurn.push(resolve));
+  }
+
+  private nextTurn(): void {
+    const next = this.waitingForTurn.shift();
+    if (next) next();
+    else this.freeTurns += 1;
+  }
+
   private async start(cell: CellConfig): Promise<void> {
     const { signal } = this.stopping;
-    for (let told = ''; !signal.aborted;) {
+    for (let told = ''; ;) {
+      await this.turn();
+      if (signal.aborted) {
+        this.nextTurn();
+        return;
+      }
+      const starting = this.options.start(cell);
+      void Promise.race([starting, sleep(TURN_MS, undefined, { ref: false })])
+        .catch(() => undefined)
+        .then(() => {
+          this.nextTurn();
+        });
       try {
-        this.running.set(cell.name, await this.options.start(cell));
+        this.running.set(cell.name, await starting);
         return;
       } catch (error) {
         const { message } = error as Error;

@@ -41,8 +41,8 @@ export interface HttpSettings {
     | undefined;
   /** Gets to know what waits for an answer. */
   readonly unanswered?: Unanswered | undefined;
-  /** Resolves when nobody gives requests to this application any more. Until then it does not close. */
-  readonly lastRequest?: Promise<void> | undefined;
+  /** Asked when it is to close. Resolves when nobody gives requests to this application any more; until then it waits. */
+  readonly lastRequest?: (() => Promise<void> | undefined) | undefined;
 }
 
 /** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
@@ -121,7 +121,7 @@ class HttpAdapter extends FastifyAdapter {
     );
 
     closeInTime(fastify);
-    if (lastRequest) fastify.addHook('preClose', () => lastRequest);
+    if (lastRequest) fastify.addHook('preClose', async () => lastRequest());
     fastify.decorate('isDraining', false);
 
     const guard = new Guard(authenticatorsOf(auth));
