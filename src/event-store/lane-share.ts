@@ -9,6 +9,8 @@ export class LaneShare {
   private stopBalancing: (() => void) | undefined;
   private balancing: Promise<void> = Promise.resolve();
   private left = false;
+  /** Whether the others know that they have to share with this node. */
+  private isKnown = false;
 
   constructor(
     private readonly leases: Leases,
@@ -66,6 +68,8 @@ export class LaneShare {
 
   private async takeShare(): Promise<void> {
     await this.join();
+    if (!this.isKnown) await this.leases.rouse();
+    this.isKnown = true;
     const members = Math.max(1, await this.leases.count(this.member));
     const fair = Math.ceil(this.lanes / members);
     const owned = [...this.owned.keys()];

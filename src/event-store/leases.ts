@@ -4,11 +4,16 @@ import { alignedInterval } from './aligned-interval.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';
-import { announceRelease, type WakeUp } from './wake-up.js';
+import { announceRelease, QUIET_PERIOD_MS, quietPeriod, type WakeUp } from './wake-up.js';
 
 /** How long a lease lasts without renewal, and so the longest time for which a dead node blocks its work. */
 export const LEASE_MS = 6_000;
 const RENEW_MS = 1_500;
+/**
+ * The same in a quiet log, where there is no work that could be blocked. Whoever notices that something happens ends what is
+ * longer than `LEASE_MS` from then on (`rouse`).
+ */
+export const QUIET_LEASE_MS = 3 * QUIET_PERIOD_MS;
 
 /**
  * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write
@@ -25,6 +30,21 @@ export const leaseHeldBy = (lease: {
 /** SQL condition: somebody holds the lease. The clock is asked once per statement, so that an index can be used. */
 export const leaseStands = (name: string): string =>
   `exists (select from lease l where l.name = ${name} and l.until > (select colloquy_now()))`;
+
+/**
+ * SQL of a statement that lets the leases of others end in `LEASE_MS`. Whoever holds one and lives renews it before: it
+ * hears of the same append, or of the announcement.
+ *
+ * @param then what is selected
+ */
+const shorten = (then: string): string =>
+  `with long as (
+     select name from lease
+     where owner <> $1::uuid and until > colloquy_now() + $2::bigint * interval '1 millisecond' order by name for update
+   ), shortened as (
+     update lease l set until = colloquy_now() + $2::bigint * interval '1 millisecond' from long where l.name = long.name
+   )
+   select ${then}`;
 
 /** SQL for how many leases with each of these prefixes are held. */
 const counts = (prefixes: string): string =>
@@ -43,16 +63,25 @@ export async function forgetLeases(url: string): Promise<void> {
  *
  * Holding a lease here is a hint, not a proof: a process that was suspended learns late that its leases ran out.
  * Whoever writes under a lease must therefore also fence the write (by a compare-and-set, a version or an epoch).
+ *
+ * In a quiet log leases are long and renewed seldom (ADR 54), unless this node has begun something with a lease of its own.
  */
 export class Leases {
   private readonly held = new Map<string, number>();
   private readonly stopBeating: () => void;
   private readonly beats = new Set<() => Promise<void>>();
   private beating: Promise<void> | undefined;
-  /** Whether leases became free during the beat in progress, which may have looked at them before. */
+  /** Whether something has changed during the beat in progress, which may have looked before. */
   private beatsAgain = false;
   private readonly stopListening: () => void;
+  private readonly stopWatching: () => void;
   private closed = false;
+  /** When the nodes were last said to change, by `performance.now()`; at first the start of this one. */
+  private rousedAt = performance.now();
+  /** When the last renewal began, and whether all that is held since was taken for long. */
+  private renewed = { at: -Infinity, isLong: false };
+  /** Those of the held leases that began with an append: whoever waits for what they stand for must not wait for long. */
+  private readonly adopted = new Set<string>();
   /** The renewal statement in flight. */
   private renewing: Promise<unknown> | undefined;
   private readonly asked = new Set<string>();
@@ -65,17 +94,44 @@ export class Leases {
     private readonly pool: Pool,
     /** UUID of this process. */
     readonly owner: string,
-    wakeUp: WakeUp,
+    private readonly wakeUp: WakeUp,
     private readonly telemetry: Telemetry,
   ) {
     this.stopListening = wakeUp.onRelease((released) => {
-      if (released === owner || this.closed || this.beats.size === 0) return;
-      if (this.beating) this.beatsAgain = true;
-      else void this.beat();
+      if (released === owner || this.closed) return;
+      this.rousedAt = performance.now();
+      if (this.beats.size + this.held.size > 0) this.beatAnew();
+    });
+    this.stopWatching = wakeUp.onStir(() => {
+      if (this.closed || this.held.size === 0) return;
+      this.shortenOthers('1').catch(telemetry.failed('the end of long leases'));
+      this.beatAnew();
     });
     this.stopBeating = alignedInterval(RENEW_MS, () => {
-      void this.beat();
+      const { at, isLong } = this.renewed;
+      if (!isLong || !this.isQuiet || quietPeriod() > quietPeriod(at)) void this.beat();
     });
+  }
+
+  /**
+   * Tells the other nodes that something changes among them, so that they renew their leases and divide the work anew at
+   * once, and sees to it that those which do not answer lose theirs soon.
+   */
+  async rouse(): Promise<void> {
+    this.rousedAt = performance.now();
+    await this.shortenOthers(announceRelease('$1::text'));
+  }
+
+  private get isQuiet(): boolean {
+    return (
+      this.adopted.size === 0 &&
+      this.wakeUp.isQuiet &&
+      performance.now() - this.rousedAt > this.wakeUp.quietMs
+    );
+  }
+
+  private async shortenOthers(then: string): Promise<void> {
+    await available(() => this.pool.query(shorten(then), [this.owner, LEASE_MS]));
   }
 
   /** Describes a lease that an append is to begin. After the append, call `adopt`. */
@@ -88,6 +144,8 @@ export class Leases {
    */
   adopt(name: string): void {
     this.held.set(name, 0);
+    this.adopted.add(name);
+    this.renewed.isLong = false;
   }
 
   /** Takes those of the leases that are free. Returns the epochs of all that this node holds now. */
@@ -95,7 +153,7 @@ export class Leases {
     const taken = await this.takeRows(names);
     for (const name of names) {
       const epoch = taken.get(name);
-      if (epoch === undefined) this.held.delete(name);
+      if (epoch === undefined) this.forget(name);
       else this.held.set(name, epoch);
     }
     return taken;
@@ -110,19 +168,23 @@ export class Leases {
         values: [[...names].sort(), this.owner, LEASE_MS],
       }),
     );
+    // In a quiet log too: the next beat comes soon then, and renews all for long.
+    this.renewed.isLong = false;
     return new Map(rows.map(({ name, epoch }) => [name, epoch]));
   }
 
   /** Takes leases like `takeRows`, and counts for the work of this beat in the same statement. */
   private async renewRows(names: readonly string[]): Promise<Map<string, number>> {
     if (names.length === 0) return new Map();
+    const isLong = this.isQuiet;
+    this.renewed = { at: performance.now(), isLong };
     const prefixes = [...this.prefixes];
     const { rows } = await available(() =>
       this.pool.query<{ name: string; epoch: number | null; count: number | null }>({
         name: 'lease_renew',
         text: `select name, epoch, null::bigint as count from lease_take($1, $2, $3)
                union all select name, null, count from (${counts('$4')}) as c`,
-        values: [[...names].sort(), this.owner, LEASE_MS, prefixes],
+        values: [[...names].sort(), this.owner, isLong ? QUIET_LEASE_MS : LEASE_MS, prefixes],
       }),
     );
     const counted = new Map(prefixes.map((prefix) => [prefix, 0]));
@@ -149,7 +211,7 @@ export class Leases {
   }
 
   private async giveUp(names: readonly string[], announcement: string): Promise<void> {
-    for (const name of names) this.held.delete(name);
+    for (const name of names) this.forget(name);
     // A renewal in flight still names these leases and would insert their rows again after the deletion.
     await this.renewing;
     await available(() =>
@@ -233,6 +295,7 @@ export class Leases {
     this.closed = true;
     this.stopBeating();
     this.stopListening();
+    this.stopWatching();
     await this.beating;
     if (this.held.size === 0) return;
     await this.handOver([...this.held.keys()]).catch(
@@ -245,6 +308,17 @@ export class Leases {
     await available(() =>
       this.pool.query(`delete from lease where until < colloquy_now() - interval '1 day'`),
     );
+  }
+
+  private forget(name: string): void {
+    this.held.delete(name);
+    this.adopted.delete(name);
+  }
+
+  /** A beat that begins now or, if there is one in progress, after it. */
+  private beatAnew(): void {
+    if (this.beating) this.beatsAgain = true;
+    else void this.beat();
   }
 
   private beat(): Promise<void> {
@@ -269,7 +343,7 @@ export class Leases {
       const epoch = taken.get(name);
       if (epoch !== undefined) this.held.set(name, epoch);
       else {
-        this.held.delete(name);
+        this.forget(name);
         this.telemetry.emit('leaseLost', { name });
       }
     }

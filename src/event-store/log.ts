@@ -48,6 +48,8 @@ export interface EventLogOptions extends WriterOptions {
   readonly codec?: PayloadCodec;
   /** Milliseconds by which keys are kept in memory; for tests. */
   readonly keyClock?: () => number;
+  /** Milliseconds without an append after which the log is quiet (`wake-up.ts`); for tests. */
+  readonly quietMs?: number;
   /** Receives what happens inside the log; optional. */
   readonly telemetry?: Telemetry;
   /**
@@ -188,6 +190,7 @@ export class EventLog {
       onForeign,
       (client) => generations.check(client),
       telemetry,
+      options.quietMs,
     );
     this.live = new LiveTail(this.lanes, this.feed, this.tail, this.wakeUp, this.telemetry);
     this.absences = new Absences(pool, () => {
@@ -473,9 +476,9 @@ export class EventLog {
     return new Leases(this.pool, owner, this.wakeUp, this.telemetry);
   }
 
-  /** @param self UUID of the process, the owner of its leases */
-  nodes(self: string, version: string): NodeList {
-    return new NodeList(this.pool, self, version);
+  /** @param leases those of this process */
+  nodes(leases: Leases, version: string): NodeList {
+    return new NodeList(this.pool, leases, version);
   }
 
   /** This log as one side of a copy of a tenant. */

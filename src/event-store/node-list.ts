@@ -1,7 +1,7 @@
 import { hostname } from 'node:os';
 import { type Pool } from 'pg';
 import { available } from '../database/connection.js';
-import { LEASE_MS } from './leases.js';
+import { LEASE_MS, type Leases, QUIET_LEASE_MS } from './leases.js';
 
 /** A process that works on the log. */
 export interface Node {
@@ -43,10 +43,14 @@ export class NodeList {
 
   constructor(
     private readonly pool: Pool,
-    /** UUID of this process. */
-    readonly self: string,
+    private readonly leases: Leases,
     private readonly version: string,
   ) {}
+
+  /** UUID of this process. */
+  get self(): string {
+    return this.leases.owner;
+  }
 
   /** Puts this process on the list. May be repeated: a log that was set back may have lost it. */
   async announce(): Promise<void> {
@@ -77,20 +81,25 @@ export class NodeList {
     );
   }
 
-  /** Those that are there first, each in the order of their start. */
+  /**
+   * Those that are there first, each in the order of their start. In a quiet log a node that is dead may count among them for
+   * a minute, but no longer than `LEASE_MS` after somebody has asked for the list.
+   */
   async all(): Promise<Node[]> {
     const { rows } = await available(() =>
       this.pool.query<Row>(
-        `select n.*, seen.until - $1 * interval '1 millisecond' as seen_at,
+        `select n.*, seen.until - interval '1 millisecond'
+                       * case when seen.until > now.now + $1 * interval '1 millisecond' then $2 else $1 end as seen_at,
                 coalesce(seen.until > now.now, false) as is_there, seen.lanes
          from (select colloquy_now() as now) as now, node n,
            lateral (select max(l.until) as until,
                            coalesce(array_agg(l.name) filter (where l.name like '%/lane/%' and l.until > now.now), '{}') as lanes
                     from lease l where l.owner = n.id) as seen
          order by is_there desc, n.started_at, n.id`,
-        [LEASE_MS],
+        [LEASE_MS, QUIET_LEASE_MS],
       ),
     );
+    await this.leases.rouse();
     return rows.map((row) => ({
       id: row.id,
       host: row.host,

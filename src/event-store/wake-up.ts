@@ -8,7 +8,7 @@ const CHANNEL = 'colloquy_log';
 /** Tells the owners of leases that some became free; the payload is the owner that released them. */
 const LEASES_CHANNEL = 'colloquy_leases';
 
-/** SQL expression that tells all nodes, once its transaction is committed, that this owner released leases. */
+/** SQL expression that tells all nodes, once its transaction is committed, that this owner released leases, or takes part. */
 export const announceRelease = (owner: string): string => `pg_notify('${LEASES_CHANNEL}', ${owner})`;
 
 /**
@@ -19,12 +19,16 @@ const NOTIFY_GAP_MS = 10;
 
 /** A lost notification delays readers by at most this much. */
 const POLL_MS = 1_000;
+/** A log to which nobody has appended for so long is quiet, if there is a connection by which an append would be told. */
+export const QUIET_MS = 30_000;
 /**
- * The same in a log to which nobody has appended for `QUIET_MS`, as long as there is a connection for notifications. Looking
- * each second was most of what an idle log cost, and a process may have a hundred of them (cells).
+ * Between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same moments in all
+ * logs of a process. They are all that an idle log costs, and a process may have a hundred of them (cells).
  */
-const QUIET_POLL_MS = 5_000;
-const QUIET_MS = 30_000;
+export const QUIET_PERIOD_MS = 20_000;
+
+/** Which of the periods of a quiet log a moment is in, by `performance.now()`. */
+export const quietPeriod = (at = performance.now()): number => Math.floor(at / QUIET_PERIOD_MS);
 
 type Listener = (lanes: Iterable<number>) => void;
 
@@ -34,6 +38,7 @@ export class WakeUp {
   private readonly listeners = new Set<Listener>();
   private readonly releaseListeners = new Set<(owner: string) => void>();
   private readonly waitListeners = new Map<() => void, string>();
+  private readonly stirListeners = new Set<() => void>();
   private readonly all: readonly number[];
   private readonly unannounced = new Set<number>();
   private announcing = false;
@@ -43,8 +48,8 @@ export class WakeUp {
   private connecting: Promise<void> | undefined;
   private readonly stopPolling: () => void;
   private closed = false;
-  /** When this node last heard that a lane has grown, by `performance.now()`. */
-  private grownAt = -Infinity;
+  /** When this node last heard that a lane has grown, or that a reader waits for it to grow, by `performance.now()`. */
+  private stirredAt = -Infinity;
   private lookedAt = -Infinity;
 
   constructor(
@@ -55,18 +60,29 @@ export class WakeUp {
     /** Called with each new connection before it is used. */
     private readonly check: (client: Client) => Promise<void>,
     private readonly telemetry: Telemetry,
+    readonly quietMs = QUIET_MS,
   ) {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
     this.stopPolling = alignedInterval(POLL_MS, () => {
       this.ensureConnected();
-      const isQuiet = this.client !== undefined && performance.now() - this.grownAt > QUIET_MS;
-      if (!isQuiet || performance.now() - this.lookedAt >= QUIET_POLL_MS) this.look();
+      if (!this.isQuiet || quietPeriod() > quietPeriod(this.lookedAt)) this.look();
     });
   }
 
+  /** Whether nobody appends to the log at present, as far as this node hears. */
+  get isQuiet(): boolean {
+    return this.client !== undefined && performance.now() - this.stirredAt > this.quietMs;
+  }
+
+  /** Calls `listener` when a log that was quiet is so no longer. Returns a function that stops this. */
+  onStir(listener: () => void): () => void {
+    this.stirListeners.add(listener);
+    return () => this.stirListeners.delete(listener);
+  }
+
   /**
-   * Calls `listener` with the lanes that may have grown, and every second with all lanes, or every five in a quiet log.
-   * Returns a function that stops this.
+   * Calls `listener` with the lanes that may have grown, and with all lanes every second, or in a quiet log every
+   * `QUIET_PERIOD_MS`. Returns a function that stops this.
    */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
@@ -97,7 +113,7 @@ export class WakeUp {
 
   /** Tells that the writer committed to these lanes. Readers are woken after those who wait for the commit. */
   appended(lanes: Iterable<number>): void {
-    this.grownAt = performance.now();
+    this.stir();
     for (const lane of lanes) this.grown.add(lane);
     this.emitting ??= setImmediate(() => {
       const grown = [...this.grown];
@@ -121,6 +137,7 @@ export class WakeUp {
 
   /** Tells that a reader waits until this node has caught up with the log in this work. */
   readerWaits(work: string): void {
+    this.stir();
     // It may wait for what another node has appended and this one has not heard of.
     if (performance.now() - this.lookedAt >= POLL_MS) this.look();
     for (const [listener, waited] of this.waitListeners) if (waited === work) listener();
@@ -141,8 +158,14 @@ export class WakeUp {
     this.emit(this.all);
   }
 
+  private stir(): void {
+    const wasQuiet = this.isQuiet;
+    this.stirredAt = performance.now();
+    if (wasQuiet) for (const listener of this.stirListeners) listener();
+  }
+
   private emitForeign(lanes: readonly number[]): void {
-    this.grownAt = performance.now();
+    this.stir();
     this.onForeign(lanes);
     this.emit(lanes);
   }
@@ -160,15 +183,18 @@ export class WakeUp {
     this.announcing = true;
     const lanes = [...this.unannounced];
     this.unannounced.clear();
+    let hasFailed = false;
     try {
       await this.client.query('select pg_notify($1, $2)', [CHANNEL, `${this.origin} ${lanes.join()}`]);
     } catch (error) {
-      // The other nodes find the events by polling, and the connection is replaced when its end is reported.
+      hasFailed = true;
+      // They are told with the next ones, or when there is another connection: this one is replaced when its end is reported.
+      for (const lane of lanes) this.unannounced.add(lane);
       if (!this.closed) this.telemetry.emit('failed', { what: 'the notification of other nodes', error });
     }
     setTimeout(() => {
       this.announcing = false;
-      void this.announce();
+      if (!hasFailed) void this.announce();
     }, NOTIFY_GAP_MS).unref();
   }
 

@@ -50,8 +50,8 @@ export interface RebuildsParts {
   readonly onError: (error: unknown, projection: Projection) => void;
 }
 
-/** Beats of the leases after which a node looks for rebuilds that others began. */
-const LOOK_EVERY = 4;
+/** A node looks for rebuilds that others began with a beat of its leases, when it has not looked for so long. */
+const LOOK_MS = 6_000;
 
 /**
  * Builds new tables beside the live ones, which go on serving, and swaps them in.
@@ -67,11 +67,13 @@ export class Rebuilds {
   private readonly unsubscribe: () => void;
 
   constructor(private readonly parts: RebuildsParts) {
-    let beats = 0;
+    let lookedAt = performance.now();
     this.unsubscribe = parts.leases.onBeat(() => {
-      // The node that was asked has begun already. The others may come a little later, and spare an idle log the query.
-      beats += 1;
-      if (beats % LOOK_EVERY === 0) this.look();
+      // The node that was asked has begun already, and its share of the lanes has roused the others. They may come a little
+      // later, and spare an idle log the query.
+      if (performance.now() - lookedAt < LOOK_MS) return Promise.resolve();
+      lookedAt = performance.now();
+      this.look();
       return Promise.resolve();
     });
   }

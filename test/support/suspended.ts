@@ -9,8 +9,10 @@ export async function suspend(leases: Leases): Promise<void> {
     readonly beating: Promise<void> | undefined;
     stopBeating(): void;
     stopListening(): void;
+    stopWatching(): void;
   };
   parts.stopBeating();
   parts.stopListening();
+  parts.stopWatching();
   while (parts.beating) await parts.beating;
 }

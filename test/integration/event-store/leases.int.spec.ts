@@ -5,7 +5,7 @@ import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { suspend } from '../../support/suspended.js';
 import { eventually } from '../../support/http.js';
-import { Nodes } from './fixture.js';
+import { Nodes, StreamWriter } from './fixture.js';
 
 let db: TestDatabase;
 let store: EventLog;
@@ -21,8 +21,8 @@ afterEach(async () => {
   await db.drop();
 });
 
-function node(): Leases {
-  const leases = store.leases(randomUUID());
+function node(log = store): Leases {
+  const leases = log.leases(randomUUID());
   opened.push(leases);
   return leases;
 }
@@ -146,16 +146,17 @@ describe('a lease', () => {
   });
 });
 
+const LANES = 16;
+function member(work = 'work', log = store) {
+  const leases = node(log);
+  const taken: number[] = [];
+  const share = new LaneShare(leases, work, LANES, (lanes) => taken.push(...lanes));
+  return { leases, share, taken };
+}
+type Member = ReturnType<typeof member>;
+const lanesOf = ({ share }: Member) => [...share.owned.keys()].sort((a, b) => a - b);
+
 describe('sharing lanes', () => {
-  const LANES = 16;
-  const member = (work = 'work') => {
-    const leases = node();
-    const taken: number[] = [];
-    const share = new LaneShare(leases, work, LANES, (lanes) => taken.push(...lanes));
-    return { leases, share, taken };
-  };
-  type Member = ReturnType<typeof member>;
-  const lanesOf = ({ share }: Member) => [...share.owned.keys()].sort((a, b) => a - b);
   const balance = async (members: readonly Member[], rounds = 3) => {
     for (let round = 0; round < rounds; round += 1) for (const { share } of members) await share.balance();
   };
@@ -249,5 +250,84 @@ describe('sharing lanes', () => {
     // When it wakes up, it notices that it holds no lane.
     await stopped.leases.take([...before.keys()].map((lane) => `work/lane/${lane}`));
     expect(lanesOf(stopped)).toEqual([]);
+  });
+});
+
+describe('leases in a log to which nobody appends', () => {
+  /** A node for which the log is quiet when nothing has happened for a moment. */
+  const quietNode = () => nodes.start(db.url, { quietMs: 200 });
+  /** Of each lease of a node: the seconds for which it stands. */
+  const secondsLeft = async ({ owner }: Leases): Promise<number[]> => {
+    const rows = await db.query<{ left: number }>(
+      `select extract(epoch from until - colloquy_now())::float8 as left from lease where owner = '${owner}'`,
+    );
+    return rows.map(({ left }) => left);
+  };
+  const LONG_S = (2 * LEASE_MS) / 1_000;
+  const areLong = async (leases: Leases) => (await secondsLeft(leases)).every((left) => left > LONG_S);
+  const areShort = async (leases: Leases) =>
+    (await secondsLeft(leases)).every((left) => left <= LEASE_MS / 1_000);
+  /** Two nodes that share the lanes and have become quiet, each on a log of its own. */
+  const twoQuiet = async () => {
+    const logs = [await quietNode(), await quietNode()] as const;
+    const members = [member('work', logs[0]), member('work', logs[1])] as const;
+    for (const { share } of members) await share.balance();
+    await eventually(async () => {
+      const shared = members.every((each) => lanesOf(each).length === LANES / 2);
+      return shared && (await Promise.all(members.map(({ leases }) => areLong(leases)))).every(Boolean);
+    });
+    return { logs, members };
+  };
+  const stream = { tenant: 'default', streamId: 'one' };
+
+  it('given a quiet log, when leases are renewed, then they are long, and short again with the next append', async () => {
+    const { logs, members } = await twoQuiet();
+    await new StreamWriter(logs[0], stream).append();
+    for (const { leases } of members) await eventually(() => areShort(leases));
+    for (const { leases } of members) await eventually(() => areLong(leases));
+  });
+
+  it('given a node that died in a quiet log, when another one appends, then the work of the dead one is blocked for no longer than in a busy log', async () => {
+    const { logs, members } = await twoQuiet();
+    const [dead, living] = members;
+    await suspend(dead.leases);
+    await new StreamWriter(logs[1], stream).append();
+    await eventually(() => areShort(dead.leases));
+    await later();
+    await eventually(() => Promise.resolve(lanesOf(living).length === LANES));
+  });
+
+  it('given a node that died in a quiet log, when a reader waits for what it should have done, then its work is soon free', async () => {
+    const { logs, members } = await twoQuiet();
+    await suspend(members[0].leases);
+    logs[1].wakeUp.readerWaits('work');
+    await eventually(() => areShort(members[0].leases));
+  });
+
+  it('given two nodes in a quiet log of which one died, when another one starts, then it gets its share at once, and the part of the dead one soon', async () => {
+    const { members } = await twoQuiet();
+    const [dead, living] = members;
+    await suspend(dead.leases);
+    const third = member('work', await quietNode());
+    await third.share.balance();
+    // Without its timer nothing but the word of the new one makes the other look.
+    await eventually(() =>
+      Promise.resolve(
+        lanesOf(living).length + lanesOf(third).length > LANES / 2 - 1 && lanesOf(third).length > 0,
+      ),
+    );
+    await eventually(() => areShort(dead.leases));
+    await later();
+    await eventually(() => Promise.resolve(lanesOf(living).length + lanesOf(third).length === LANES));
+  });
+
+  it('given a lease that began with an append, when the log is quiet, then it and what its node holds stay short', async () => {
+    const { members } = await twoQuiet();
+    const [{ leases }] = members;
+    await leases.take(['begun']);
+    leases.adopt('begun');
+    await eventually(() => areShort(leases));
+    await leases.release(['begun']);
+    await eventually(() => areLong(leases));
   });
 });

@@ -4,6 +4,7 @@ import { LaneShare } from '../../../src/event-store/lane-share.js';
 import { LEASE_MS, type Leases } from '../../../src/event-store/leases.js';
 import { type NodeList } from '../../../src/event-store/node-list.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { eventually } from '../../support/http.js';
 import { suspend } from '../../support/suspended.js';
 import { Nodes } from './fixture.js';
 
@@ -25,12 +26,12 @@ const later = (ms: number) => db.setClock({ offsetMs: ms });
 const DAY = 86_400_000;
 
 /** A node that is on the list and shares lanes with the others. */
-async function startNode(): Promise<{ list: NodeList; leases: Leases; share: LaneShare }> {
-  const leases = store.leases(randomUUID());
+async function startNode(log = store): Promise<{ list: NodeList; leases: Leases; share: LaneShare }> {
+  const leases = log.leases(randomUUID());
   opened.push(leases);
-  const list = store.nodes(leases.owner, '1.2.3');
+  const list = log.nodes(leases, '1.2.3');
   await list.announce();
-  const share = new LaneShare(leases, 'work', store.laneCount, () => undefined);
+  const share = new LaneShare(leases, 'work', log.laneCount, () => undefined);
   await share.join();
   return { list, leases, share };
 }
@@ -76,9 +77,34 @@ describe('the list of nodes', () => {
     expect((await alive.list.all()).map(({ id }) => id)).toEqual([alive.leases.owner]);
   });
 
+  it('given a node that died in a log to which nobody appends, when the list is read, then it says so within seconds, and tells when it was seen', async () => {
+    const quiet = await stores.start(db.url, { quietMs: 200 });
+    const [dead, alive] = [await startNode(quiet), await startNode(quiet)];
+    for (const { share } of [dead, alive]) await share.balance();
+    const isLong = async ({ leases: { owner } }: typeof dead) => {
+      const rows = await db.query(
+        `select from lease where owner = '${owner}' and until < colloquy_now() + interval '50 seconds'`,
+      );
+      return rows.length === 0;
+    };
+    await eventually(async () => (await isLong(dead)) && (await isLong(alive)));
+    await suspend(dead.leases);
+
+    const byId = async () => new Map((await alive.list.all()).map((node) => [node.id, node]));
+    const before = await byId();
+    for (const { seenAt } of before.values())
+      expect(Math.abs(Date.parse(seenAt ?? '') - Date.now())).toBeLessThan(10_000);
+    await eventually(async () => !(await isLong(dead)));
+    await later(LEASE_MS + 1_000);
+    await eventually(async () => {
+      const nodes = await byId();
+      return nodes.get(dead.list.self)?.isThere === false && nodes.get(alive.list.self)?.isThere === true;
+    });
+  });
+
   it('given a node that stops while it is still being announced, when both are done, then it is not on the list, and never comes back to it', async () => {
     const { list } = await startNode();
-    const other = store.nodes(randomUUID(), '1.2.3');
+    const other = store.nodes(store.leases(randomUUID()), '1.2.3');
     await Promise.all([other.announce(), other.leave()]);
     await other.announce();
     expect((await list.all()).map(({ id }) => id)).toEqual([list.self]);
