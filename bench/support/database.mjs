@@ -14,8 +14,9 @@ const { migrate } = product('dist/database/migrate.js');
  * @returns `database(name)` creates a migrated database and resolves to its URL; `emptyDatabase(name)` creates one
  * without a schema; `disk`, where `diskMb` was given, fills what is left of its disk, and frees it again.
  * @param diskMb the server gets a disk of its own, so many megabytes of memory, which only root can make
+ * @param connections how many the server takes
  */
-export async function startServer({ diskMb } = {}) {
+export async function startServer({ diskMb, connections } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'colloquy-bench-'));
   if (diskMb) execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${diskMb}m`, 'tmpfs', folder]);
   // When this process is root, PostgreSQL runs as another user, who must be able to reach its data.
@@ -25,7 +26,10 @@ export async function startServer({ diskMb } = {}) {
     rmSync(folder, { recursive: true, force: true });
   };
   const ballast = join(folder, 'ballast');
-  const settings = diskMb ? { max_wal_size: '96MB', min_wal_size: '64MB' } : {};
+  const settings = {
+    ...(diskMb && { max_wal_size: '96MB', min_wal_size: '64MB' }),
+    ...(connections && { max_connections: String(connections) }),
+  };
   const server = await startEmbeddedPostgres({ dataDir: folder, settings }).catch((error) => {
     remove();
     throw error;
