@@ -141,7 +141,7 @@ function View(current: Route) {
     case 'usage':
       return <UsageView {...current} />;
     case 'operations':
-      return <OperationsView />;
+      return <OperationsView {...current} />;
     default:
       return (
         <div class="view empty">

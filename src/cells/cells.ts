@@ -5,6 +5,7 @@ import { type Registry } from 'prom-client';
 import { type CellConfig, FIRST_CELL } from '../config.js';
 import { TENANT_ID } from '../domain/tenant.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
+import { CELL_HEADER, subjectOf } from '../http/subject.js';
 import { type Unanswered } from '../http/unanswered.js';
 import { type CellDirectory, type Weighted } from './cell-directory.js';
 import { CellWatch, type WatchedCell } from './cell-watch.js';
@@ -51,9 +52,6 @@ export interface CellsOptions {
   readonly onTrouble: (cell: string, error: Error) => void;
 }
 
-const HEADER = 'colloquy-cell';
-/** Routes about all cells, or about what is in the first one alone. */
-const OF_THE_FIRST = ['/v1/admin/cells', '/v1/admin/keys', '/metrics'];
 /** So long a node waits for its cells before it serves without those that are away. */
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
@@ -159,12 +157,15 @@ export class Cells {
   elsewhere(request: FastifyRequest): FastifyInstance | undefined | Promise<FastifyInstance | undefined> {
     if (!this.areSeveral) return undefined;
     const { url = '' } = request.routeOptions;
-    if (OF_THE_FIRST.some((route) => url.startsWith(route))) return undefined;
-    const tenant = tenantOf(request, url);
-    if (tenant === undefined) {
-      const named = request.headers[HEADER];
+    const subject = subjectOf(url);
+    if (subject === 'deployment') return undefined;
+    if (subject === 'cell') {
+      const named = request.headers[CELL_HEADER.toLowerCase()];
       return named === undefined ? undefined : this.app(this.checked(named));
     }
+    const tenant = tenantOf(request, url);
+    // No tenant has such an id, which any cell says as well.
+    if (tenant === undefined) return undefined;
     const known = this.directory?.remembered(tenant);
     if (known !== undefined) return this.app(known);
     return this.look(this.directory, tenant, mayPlace(request)).then((cell) => this.app(cell));
@@ -242,7 +243,7 @@ export class Cells {
     const found = this.weighted.find((cell) => cell.name === name);
     if (found) return found.name;
     const names = this.weighted.map((cell) => cell.name).join(', ');
-    throw invalidRequest([{ pointer: '/Colloquy-Cell', in: 'header', detail: `must be a cell: ${names}` }]);
+    throw invalidRequest([{ pointer: `/${CELL_HEADER}`, in: 'header', detail: `must be a cell: ${names}` }]);
   }
 
   private async turn(): Promise<void> {
@@ -290,11 +291,9 @@ const mayPlace = ({ method, headers }: FastifyRequest): boolean =>
 const unavailable = (cell: string): ApiError =>
   new ApiError('database-unavailable', `The cell ${cell} cannot be reached; try again.`);
 
-/** Whose cell a request is for; undefined: it is of an operator, about a cell and not a tenant. */
+/** Whose cell a request is for: the caller's, or that of the tenant that an operator looks after. */
 function tenantOf({ params, caller }: FastifyRequest, url: string): string | undefined {
   if (!url.startsWith('/v1/admin/')) return caller?.tenant;
-  if (!url.startsWith('/v1/admin/tenants/')) return undefined;
   const { id = '' } = params as { id?: string };
-  // Others are refused by the route.
   return TENANT_ID.test(id) ? id : undefined;
 }

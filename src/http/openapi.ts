@@ -7,8 +7,10 @@ import type { FastifyInstance } from 'fastify';
 import type { OpenAPIObject } from '@nestjs/swagger';
 import { z } from 'zod';
 import { requirementOf } from '../access/requirement.js';
+import { FIRST_CELL } from '../config.js';
 import { TENANT_ID } from '../domain/tenant.js';
 import { ApiError, PROBLEMS, type ProblemCode } from './problem.js';
+import { CELL_HEADER, subjectOf } from './subject.js';
 import { addedSurfaceOf, type Surface } from './surfaces.js';
 
 interface Answer {
@@ -187,13 +189,14 @@ async function buildDocument(
       if (handler !== undefined) {
         const surface = addedSurfaceOf(surfaces, path);
         complete(operation, handler, components, secured, surface);
+        if (subjectOf(path) === 'cell') operation.parameters?.push(ref('parameters', 'Cell'));
       }
     }
   }
   document.components = {
     ...document.components,
     schemas: { ...components.schemas, Problem: PROBLEM_SCHEMA },
-    parameters: { Tenant: TENANT_PARAMETER, CorrelationId: CORRELATION_PARAMETER },
+    parameters: { Tenant: TENANT_PARAMETER, Cell: CELL_PARAMETER, CorrelationId: CORRELATION_PARAMETER },
     ...(secured ? { securitySchemes: { apiKey: { type: 'http', scheme: 'bearer' } } } : {}),
   };
   return document;
@@ -436,6 +439,17 @@ const TENANT_PARAMETER = {
   required: false,
   description: 'The tenant that an operator acts for. A key of one tenant may only name that one.',
   schema: { type: 'string', pattern: TENANT_ID.source, default: 'default' },
+};
+
+/** Without a pattern: a service of one cell does not look at it, and would take names that do not fit. */
+const CELL_PARAMETER = {
+  in: 'header' as const,
+  name: CELL_HEADER,
+  required: false,
+  description:
+    'The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, ' +
+    'a name that none has is 400 `invalid-request`; where there is one, the header has no meaning.',
+  schema: { type: 'string', default: FIRST_CELL },
 };
 
 const CORRELATION_PARAMETER = {

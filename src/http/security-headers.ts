@@ -29,7 +29,7 @@ function headersOf(middleware: ReturnType<typeof helmet>): Record<string, string
 const METHODS = 'GET, HEAD, POST, PUT, PATCH, DELETE';
 /** What a page may send. The key or token is a header, so that no cookie is ever sent along. */
 const REQUEST_HEADERS =
-  'authorization, content-type, if-match, idempotency-key, last-event-id, x-correlation-id, colloquy-tenant, openai-beta, openai-organization, openai-project';
+  'authorization, content-type, if-match, idempotency-key, last-event-id, x-correlation-id, colloquy-tenant, colloquy-cell, openai-beta, openai-organization, openai-project';
 const ANSWER_HEADERS = 'etag, location, retry-after, x-correlation-id, x-error-code, x-request-id';
 const PREFLIGHT_SECONDS = '600';
 

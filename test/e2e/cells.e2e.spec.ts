@@ -206,6 +206,28 @@ describe('cells', () => {
     expect(metrics.match(/^# TYPE colloquy_appends_total/gm)).toHaveLength(1);
   });
 
+  it('given the OpenAPI document, when a cell is named that does not exist, then exactly the routes refuse it whose document has the header', async () => {
+    const { api } = await world.node(env);
+    interface Operation {
+      readonly parameters?: readonly { readonly $ref?: string }[];
+    }
+    const { body } = await api.get<{ paths: Record<string, Record<string, Operation>> }>('/openapi.json');
+    const documented: string[] = [];
+    const refused: string[] = [];
+    for (const [path, operations] of Object.entries(body.paths)) {
+      for (const [method, { parameters = [] }] of Object.entries(operations)) {
+        const name = `${method} ${path}`;
+        if (parameters.some(({ $ref }) => $ref === '#/components/parameters/Cell')) documented.push(name);
+        const to = path.replace(/\{\w+\}/g, '1');
+        const answer = await api.send(method.toUpperCase(), to, undefined, { 'colloquy-cell': 'nowhere' });
+        if (answer.text.includes('/Colloquy-Cell')) refused.push(name);
+      }
+    }
+    expect(refused).toEqual(documented);
+    expect(documented).toContain('get /v1/checkpoints/{lane}/inclusion');
+    expect(documented).toContain('post /v1/admin/projections/{name}/verify');
+  });
+
   it('given a tenant that was there before there were cells, when it goes on, then it stays where it is', async () => {
     const before = await world.node({ DATABASE_URL: env['DATABASE_URL'] ?? '' });
     for (const tenant of TENANTS) await of(before, tenant).post('/v1/sessions', { id: 'old' });

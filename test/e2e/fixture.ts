@@ -25,12 +25,17 @@ export const MODEL_KEY = 'sk-fake-3f9c1dWQZK';
 
 export interface Node {
   readonly service: RunningService;
+  /** The header with which operators name the cell of the test, where there is more than one; others do not need it. */
+  readonly ofCell: Readonly<Record<string, string>>;
+  /** Sends that header always. */
   readonly api: Api;
 }
 
 /** Everything that was started for a test file, and how to end it. */
 export interface World {
   readonly database: TestDatabase;
+  /** The cell that it is, which operators have to name; undefined when it is the only one. */
+  readonly cell: string | undefined;
   /** Starts one more node on the database. */
   node(env?: Readonly<Record<string, string>>, cwd?: string): Promise<Node>;
   /** Starts a model, which all nodes that are started later use. */
@@ -47,10 +52,12 @@ export interface World {
  * the application of another cell: for running all tests with it.
  */
 const IN_A_CELL = process.env['TEST_IN_A_CELL'] === '1';
+const CELL = 'cell';
 
 export async function createWorld(): Promise<World> {
   const database = await createTestDatabase();
   const directory = IN_A_CELL ? await createTestDatabase() : undefined;
+  const cell = directory && CELL;
   const services: RunningService[] = [];
   const folders: string[] = [];
   let model: FakeOpenAi | undefined;
@@ -61,6 +68,7 @@ export async function createWorld(): Promise<World> {
   };
   return {
     database,
+    cell,
     folder,
     output: () => services.map((service) => service.output()).join('\n'),
     node: async (env = {}, cwd) => {
@@ -70,7 +78,7 @@ export async function createWorld(): Promise<World> {
           ...(directory && {
             DATABASE_URL: directory.url,
             DATABASE_WEIGHT: '0',
-            DATABASE_CELLS: `cell=${database.url}`,
+            DATABASE_CELLS: `${CELL}=${database.url}`,
           }),
           ...(model && { OPENAI_BASE_URL: model.url, OPENAI_API_KEY: MODEL_KEY }),
           ...env,
@@ -79,7 +87,10 @@ export async function createWorld(): Promise<World> {
         cwd: cwd ?? (await folder()),
       });
       services.push(service);
-      return { service, api: apiOf(service.url) };
+      // A test that names the databases has other cells.
+      const ofCell: Node['ofCell'] =
+        cell && env['DATABASE_URL'] === undefined ? { 'colloquy-cell': cell } : {};
+      return { service, ofCell, api: apiOf(service.url, ofCell) };
     },
     model: async () => (model ??= await startFakeOpenAi()),
     end: async () => {

@@ -38,6 +38,8 @@ BEYOND_SCHEMAS = re.compile(
             "is in use",
             "must not name a tool twice",
             r"must be an http\(s\) or a data: URL",
+            # Where there are several cells, whose names the document does not have.
+            "must be a cell",
         ]
     )
 )

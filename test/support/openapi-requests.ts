@@ -221,6 +221,7 @@ const HEADERS: Readonly<Record<string, fc.Arbitrary<string>>> = {
   'x-correlation-id': fc.oneof(ids, oddTexts.map(asHeader)),
   'last-event-id': oddTexts.map(asHeader),
   'colloquy-tenant': fc.constantFrom('default', 'acme', '', '*', 'UPPER', 'x'.repeat(64)),
+  'colloquy-cell': fc.constantFrom('default', 'cell', 'nowhere', ''),
   accept: fc.constantFrom('application/json', 'text/event-stream', '*/*', 'text/html', ''),
 };
 

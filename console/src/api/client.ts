@@ -28,6 +28,8 @@ interface CallOptions<O> {
   readonly path?: Part<O, 'path'>;
   readonly query?: Part<O, 'query'>;
   readonly body?: Partial<Body<O>> | Body<O>;
+  /** Which cell is asked, for operations that are about a cell; else the first one answers. */
+  readonly cell?: [Part<O, 'header'>] extends [never] ? never : string | undefined;
   readonly signal?: AbortSignal;
 }
 
@@ -150,6 +152,7 @@ interface Request {
   readonly path?: unknown;
   readonly query?: unknown;
   readonly body?: unknown;
+  readonly cell?: string | undefined;
   readonly signal?: AbortSignal;
 }
 type Values = Readonly<Record<string, string | number | undefined>>;
@@ -157,7 +160,7 @@ type Values = Readonly<Record<string, string | number | undefined>>;
 async function send(
   method: Method,
   path: string,
-  { path: parts, query, body, signal: aborted }: Request,
+  { path: parts, query, body, cell, signal: aborted }: Request,
   headers: Record<string, string> = {},
 ): Promise<Response> {
   const named = path.replace(/\{(\w+)\}/g, (_, name: string) =>
@@ -170,6 +173,7 @@ async function send(
     method: method.toUpperCase(),
     headers: {
       ...credentials(),
+      ...(cell !== undefined && { 'colloquy-cell': cell }),
       ...(body !== undefined && { 'content-type': 'application/json' }),
       ...headers,
     },

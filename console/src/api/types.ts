@@ -2037,6 +2037,8 @@ export interface components {
     parameters: {
         /** @description The tenant that an operator acts for. A key of one tenant may only name that one. */
         Tenant: string;
+        /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+        Cell: string;
         /** @description Is echoed, logged and kept with the events; made up when it is missing. */
         CorrelationId: string;
     };
@@ -2130,7 +2132,10 @@ export interface operations {
     Checkpoints_list: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -2153,7 +2158,10 @@ export interface operations {
                 /** @description number of events that the tree is of; default: that of the last checkpoint */
                 size?: number;
             };
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path: {
                 lane: number;
             };
@@ -2179,7 +2187,10 @@ export interface operations {
                 /** @description number of events that the tree is of; default: that of the last checkpoint */
                 size?: number;
             };
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path: {
                 lane: number;
             };
@@ -2203,7 +2214,10 @@ export interface operations {
                 /** @description number of events that the tree is of; default: that of the last checkpoint */
                 size?: number;
             };
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path: {
                 lane: number;
             };
@@ -3634,7 +3648,10 @@ export interface operations {
     Log_generations: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3653,7 +3670,10 @@ export interface operations {
     Nodes_list: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3672,7 +3692,10 @@ export interface operations {
     Relay_status: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3694,7 +3717,10 @@ export interface operations {
                 dryRun?: "true" | "false";
                 limit?: number;
             };
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3713,7 +3739,10 @@ export interface operations {
     Sweeper_sweep: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3732,7 +3761,10 @@ export interface operations {
     Projections_list: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3753,7 +3785,10 @@ export interface operations {
     Projections_prune: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3774,7 +3809,10 @@ export interface operations {
     Projections_rebuild: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path: {
                 name: string;
             };
@@ -3796,7 +3834,10 @@ export interface operations {
     Projections_verify: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path: {
                 name: string;
             };
@@ -3817,7 +3858,10 @@ export interface operations {
     Projections_parked: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3838,7 +3882,10 @@ export interface operations {
     Projections_retry: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -3872,7 +3919,10 @@ export interface operations {
     Projections_skip: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The cell that an operator asks, one of `GET /v1/admin/cells`; without it the first one answers. Where there are several, a name that none has is 400 `invalid-request`; where there is one, the header has no meaning. */
+                "Colloquy-Cell"?: components["parameters"]["Cell"];
+            };
             path?: never;
             cookie?: never;
         };

@@ -9,14 +9,15 @@ import { Json } from '../ui/text.js';
 import { Time } from '../ui/time.js';
 import { useResource } from '../ui/resource.js';
 import { Table } from '../ui/table.js';
+import { type OfCell } from './of-cell.js';
 
 const REFRESH_MS = 5_000;
 
 type Proof = Awaited<ReturnType<typeof call<'get', '/v1/checkpoints/{lane}/inclusion'>>>;
 
 /** What the notary has signed of the log, by lane, and the proof of any event of it. */
-export function Checkpoints() {
-  const checkpoints = useResource((signal) => call('get', '/v1/checkpoints', { signal }), REFRESH_MS);
+export function Checkpoints({ cell }: OfCell) {
+  const checkpoints = useResource((signal) => call('get', '/v1/checkpoints', { cell, signal }), REFRESH_MS);
   const [proof, setProof] = useState<Proof | undefined>(undefined);
   if (checkpoints.problem) return <Notice problem={checkpoints.problem} />;
   if (!checkpoints.data) return null;
@@ -24,9 +25,9 @@ export function Checkpoints() {
   const prove = async (lane: number, position: number): Promise<void> => {
     await attempt(async () => {
       setProof(
-        await call('get', '/v1/checkpoints/{lane}/inclusion', { path: { lane }, query: { position } }),
+        await call('get', '/v1/checkpoints/{lane}/inclusion', { path: { lane }, query: { position }, cell }),
       );
-    });
+    }, cell);
   };
   return (
     <>

@@ -1,3 +1,4 @@
+import { Fragment } from 'preact';
 import { credentials } from '../api/access.js';
 import { call } from '../api/client.js';
 import { isAbort, unreachable } from '../api/problem.js';
@@ -5,6 +6,7 @@ import { countOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
 import { Table } from '../ui/table.js';
+import { type OfCell } from './of-cell.js';
 
 type Cells = Awaited<ReturnType<typeof call<'get', '/v1/admin/cells'>>>['data'];
 type Ready = Awaited<ReturnType<typeof call<'get', '/health/ready'>>>;
@@ -22,7 +24,7 @@ async function ready(signal: AbortSignal): Promise<Ready> {
 }
 
 /** The node that answers, the databases, and what befell the log. */
-export function Health({ cells }: { cells: Cells | undefined }) {
+export function Health({ cells, cell }: OfCell & { cells: Cells | undefined }) {
   const health = useResource(ready, REFRESH_MS);
   return (
     <section aria-labelledby="health">
@@ -57,8 +59,12 @@ export function Health({ cells }: { cells: Cells | undefined }) {
           ))}
         </Table>
       )}
-      {cells && <Nodes />}
-      {cells && <Generations />}
+      {cells && (
+        <Fragment key={cell}>
+          <Nodes cell={cell} />
+          <Generations cell={cell} />
+        </Fragment>
+      )}
     </section>
   );
 }
@@ -66,8 +72,8 @@ export function Health({ cells }: { cells: Cells | undefined }) {
 /** What a kind of work is called by people: `projection/sessions_v7` is the read model `sessions`. */
 const workOf = (lease: string): string => lease.replace(/^projection\/(.*)_v\d+$/, '$1');
 
-function Nodes() {
-  const found = useResource((signal) => call('get', '/v1/admin/nodes', { signal }), REFRESH_MS);
+function Nodes({ cell }: OfCell) {
+  const found = useResource((signal) => call('get', '/v1/admin/nodes', { cell, signal }), REFRESH_MS);
   if (!found.data) return found.problem && <Notice problem={found.problem} />;
   return (
     <Table of="nodes" columns={['Node', 'Status', 'Version', 'Since', 'Seen', 'Lanes by work']}>
@@ -94,8 +100,8 @@ function Nodes() {
   );
 }
 
-function Generations() {
-  const found = useResource((signal) => call('get', '/v1/admin/log/generations', { signal }));
+function Generations({ cell }: OfCell) {
+  const found = useResource((signal) => call('get', '/v1/admin/log/generations', { cell, signal }));
   const all = found.data?.data ?? [];
   if (all.length < 2) return null;
   return (

@@ -6,14 +6,15 @@ import { numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
 import { Table } from '../ui/table.js';
+import { type OfCell } from './of-cell.js';
 
 type Verification = Awaited<ReturnType<typeof call<'post', '/v1/admin/projections/{name}/verify'>>>;
 
 const REFRESH_MS = 1_000;
 
 /** How far the read models are, with what mends them; and the sessions that they could not take in. */
-export function ReadModels() {
-  const models = useResource((signal) => call('get', '/v1/admin/projections', { signal }), REFRESH_MS);
+export function ReadModels({ cell }: OfCell) {
+  const models = useResource((signal) => call('get', '/v1/admin/projections', { cell, signal }), REFRESH_MS);
   const verified = useSignal<ReadonlyMap<string, Verification | 'running'>>(new Map());
   const note = (name: string, result: Verification | 'running' | undefined): void => {
     const next = new Map(verified.value);
@@ -24,15 +25,15 @@ export function ReadModels() {
   const verify = async (name: string): Promise<void> => {
     note(name, 'running');
     try {
-      note(name, await call('post', '/v1/admin/projections/{name}/verify', { path: { name } }));
+      note(name, await call('post', '/v1/admin/projections/{name}/verify', { path: { name }, cell }));
     } catch (error) {
       note(name, undefined);
       throw error;
     }
   };
   const rebuild = async (name: string): Promise<void> => {
-    await call('post', '/v1/admin/projections/{name}/rebuild', { path: { name } });
-    announce(`${name} is built anew; it goes on to answer meanwhile.`);
+    await call('post', '/v1/admin/projections/{name}/rebuild', { path: { name }, cell });
+    announce(`${name} is built anew; it goes on to answer meanwhile.`, cell);
     await models.load();
   };
   if (models.problem) return <Notice problem={models.problem} retry={() => void models.load()} />;
@@ -85,7 +86,7 @@ export function ReadModels() {
                     type="button"
                     disabled={result === 'running'}
                     aria-label={`Verify ${name}`}
-                    onClick={() => void attempt(() => verify(name))}
+                    onClick={() => void attempt(() => verify(name), cell)}
                   >
                     Verify
                   </button>
@@ -93,7 +94,7 @@ export function ReadModels() {
                     type="button"
                     disabled={running !== null}
                     aria-label={`Rebuild ${name}`}
-                    onClick={() => void attempt(() => rebuild(name))}
+                    onClick={() => void attempt(() => rebuild(name), cell)}
                   >
                     Rebuild
                   </button>
@@ -103,15 +104,15 @@ export function ReadModels() {
           );
         })}
       </Table>
-      <Parked />
+      <Parked cell={cell} />
     </>
   );
 }
 
 const PARKED_MS = 3_000;
 
-function Parked() {
-  const parked = useResource((signal) => call('get', '/v1/admin/parked', { signal }), PARKED_MS);
+function Parked({ cell }: OfCell) {
+  const parked = useResource((signal) => call('get', '/v1/admin/parked', { cell, signal }), PARKED_MS);
   if (parked.problem) return <Notice problem={parked.problem} />;
   if (!parked.data) return null;
   if (parked.data.data.length === 0) return <p>No session is parked.</p>;
@@ -120,10 +121,10 @@ function Parked() {
     body: { projection: string; tenant: string; sessionId: string },
   ) =>
     attempt(async () => {
-      const { parked: left } = await call('post', path, { body });
-      announce(left ? `${body.sessionId} is parked still.` : `${body.sessionId} is taken in.`);
+      const { parked: left } = await call('post', path, { body, cell });
+      announce(left ? `${body.sessionId} is parked still.` : `${body.sessionId} is taken in.`, cell);
       await parked.load();
-    });
+    }, cell);
   return (
     <Table
       of="parked sessions"

@@ -2,12 +2,13 @@ import { call } from '../api/client.js';
 import { countOf, numberOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
+import { type OfCell } from './of-cell.js';
 
 const REFRESH_MS = 2_000;
 
 /** How far Kafka is behind the log, by lane. */
-export function Relay() {
-  const relay = useResource((signal) => call('get', '/v1/admin/relay', { signal }), REFRESH_MS);
+export function Relay({ cell }: OfCell) {
+  const relay = useResource((signal) => call('get', '/v1/admin/relay', { cell, signal }), REFRESH_MS);
   if (relay.problem) return <Notice problem={relay.problem} />;
   if (!relay.data) return null;
   const { isOn, problem, behind, lanes } = relay.data;

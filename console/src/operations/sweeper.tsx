@@ -6,6 +6,7 @@ import { durationOf, numberOf, timeOf } from '../ui/format.js';
 import { Notice } from '../ui/notice.js';
 import { useResource } from '../ui/resource.js';
 import { Table } from '../ui/table.js';
+import { type OfCell } from './of-cell.js';
 
 type Plan = NonNullable<Awaited<ReturnType<typeof call<'get', '/v1/admin/sweep'>>>['dryRun']>;
 
@@ -13,20 +14,22 @@ const REFRESH_MS = 5_000;
 const MOST_SHOWN = 200;
 
 /** What makes sessions leave in time: what it has done, and what it would do now. */
-export function Sweeper() {
-  const sweeper = useResource((signal) => call('get', '/v1/admin/sweep', { signal }), REFRESH_MS);
+export function Sweeper({ cell }: OfCell) {
+  const sweeper = useResource((signal) => call('get', '/v1/admin/sweep', { cell, signal }), REFRESH_MS);
   const [plan, setPlan] = useState<Plan | undefined>(undefined);
   const [isAsked, setAsked] = useState(false);
   const look = async (): Promise<void> => {
-    const { dryRun } = await call('get', '/v1/admin/sweep', { query: { dryRun: 'true', limit: MOST_SHOWN } });
+    const query = { dryRun: 'true', limit: MOST_SHOWN } as const;
+    const { dryRun } = await call('get', '/v1/admin/sweep', { query, cell });
     setPlan(dryRun);
   };
   const sweep = async (): Promise<void> => {
-    const { swept } = await call('post', '/v1/admin/sweep');
+    const { swept } = await call('post', '/v1/admin/sweep', { cell });
     announce(
       `Swept: ${Object.entries(swept)
         .map(([reason, count]) => `${count} ${reason}`)
         .join(', ')}.`,
+      cell,
     );
     setPlan(undefined);
     await sweeper.load();
@@ -44,7 +47,7 @@ export function Sweeper() {
         .
       </p>
       <div class="buttons">
-        <button type="button" onClick={() => void attempt(look)}>
+        <button type="button" onClick={() => void attempt(look, cell)}>
           Dry run
         </button>
         <button
@@ -81,12 +84,16 @@ export function Sweeper() {
         <ActionDialog
           title="Sweep now"
           action="Sweep"
+          of={cell}
           onClose={() => {
             setAsked(false);
           }}
           run={sweep}
         >
-          <p>Does at once, in all lanes and for all tenants, what a dry run shows.</p>
+          <p>
+            Does at once, in all lanes and for all tenants{cell !== undefined && ` of the cell ${cell}`}, what
+            a dry run shows.
+          </p>
         </ActionDialog>
       )}
     </>

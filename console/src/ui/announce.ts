@@ -9,8 +9,9 @@ export const announcement = signal<{ readonly text: string; readonly isError: bo
 const SHOWN_MS = 6_000;
 let timer: ReturnType<typeof setTimeout> | undefined;
 
-export function announce(text: string, isError = false): void {
-  announcement.value = { text, isError };
+/** @param of what it is said of; is named, because somebody may look at another one by the time that it is said */
+export function announce(text: string, of?: string, isError = false): void {
+  announcement.value = { text: of === undefined ? text : `${of}: ${text}`, isError };
   clearTimeout(timer);
   timer = setTimeout(() => {
     announcement.value = undefined;
@@ -18,12 +19,12 @@ export function announce(text: string, isError = false): void {
 }
 
 /** Does what a button is for, and says what went wrong. @returns whether it worked */
-export async function attempt(work: () => Promise<unknown>): Promise<boolean> {
+export async function attempt(work: () => Promise<unknown>, of?: string): Promise<boolean> {
   try {
     await work();
     return true;
   } catch (error) {
-    if (!isAbort(error)) announce(asProblem(error).message, true);
+    if (!isAbort(error)) announce(asProblem(error).message, of, true);
     return false;
   }
 }

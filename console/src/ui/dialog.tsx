@@ -43,6 +43,8 @@ export function ActionDialog(props: {
   isDangerous?: boolean;
   /** Must be typed before the action can be taken. */
   confirm?: string;
+  /** What it is done to, for what went wrong: the dialog may be closed by then. */
+  of?: string | undefined;
   onClose: () => void;
   run: (form: FormData) => Promise<unknown>;
   children?: ComponentChildren;
@@ -55,7 +57,7 @@ export function ActionDialog(props: {
     if (!isConfirmed || isBusy) return;
     const form = new FormData(event.currentTarget as HTMLFormElement);
     setBusy(true);
-    const isDone = await attempt(() => props.run(form));
+    const isDone = await attempt(() => props.run(form), props.of);
     setBusy(false);
     if (isDone) props.onClose();
   };

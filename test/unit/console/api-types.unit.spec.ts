@@ -12,7 +12,7 @@ const ROOT = join(__dirname, '../../..');
 const TYPES = join(ROOT, 'console/src/api/types.ts');
 
 interface Operation {
-  parameters?: { in?: string }[];
+  parameters?: { in?: string; $ref?: string }[];
   responses: Record<string, unknown>;
 }
 interface Document {
@@ -40,13 +40,13 @@ async function document(): Promise<Document> {
   return answer.json();
 }
 
-/** What the console uses of it: its own protocol, answers that succeed, and no headers. */
+/** What the console uses of it: its own protocol, answers that succeed, and of the headers the one that names a cell. */
 function reduced({ paths, ...rest }: Document): Document {
   const own = Object.entries(paths).filter(([path]) => /^\/(v1|health)\//.test(path));
   for (const [, operations] of own) {
     for (const operation of Object.values(operations)) {
       operation.parameters = (operation.parameters ?? []).filter(
-        (one) => one.in === 'path' || one.in === 'query',
+        (one) => one.in === 'path' || one.in === 'query' || one.$ref === '#/components/parameters/Cell',
       );
       operation.responses = Object.fromEntries(
         Object.entries(operation.responses).filter(([status]) => status.startsWith('2')),
