@@ -162,6 +162,35 @@ describe('cells', () => {
     expect((await of(node, 'new').get('/v1/sessions/s')).status).toBe(200);
   });
 
+  it('given a cell that cannot be started because its database takes few connections, when it takes more again, then the cell starts, and nothing is left of the tries before', async () => {
+    const [, two] = proxies;
+    /** Waits for a few tries more. */
+    const tries = async () => {
+      const before = two?.refused ?? 0;
+      await eventually(() => Promise.resolve((two?.refused ?? 0) > before + 2));
+    };
+    // With one the log is refused, with two what is opened next.
+    two?.limit(1);
+    const node = await world.node(env);
+    const listening = async () => {
+      const rows = await databases[1]?.query(
+        `select from pg_stat_activity where datname = current_database() and application_name like '%wake-up%'`,
+      );
+      return rows?.length;
+    };
+    expect(node.service.output()).toContain('The cell two cannot be reached');
+    await tries();
+    two?.limit(2);
+    await tries();
+    expect(await listening()).toBeLessThanOrEqual(1);
+    two?.up();
+    await eventually(async () => {
+      const { body } = await node.api.get<{ data: { name: string; status: string }[] }>('/v1/admin/cells');
+      return body.data.find(({ name }) => name === 'two')?.status === 'ok';
+    }, 15_000);
+    await eventually(async () => (await listening()) === 1);
+  });
+
   it('given operators, when they ask for what is of a cell, then the header says which, and metrics name it', async () => {
     const node = await world.node(env);
     const { two } = await settle(node);

@@ -13,12 +13,16 @@ export interface TcpProxy {
   readonly url: string;
   /** How many connections were cut so far. */
   readonly cuts: number;
+  /** How many connections were refused so far. */
+  readonly refused: number;
   /** Decides on each request, by its first bytes; everything passes until this is set. */
   decide(fate: (request: Buffer) => Fate): void;
   /** Cuts every connection now and refuses new ones until `up`. */
   down(): void;
   /** Refuses new connections until `up`; existing ones stay. */
   refuse(): void;
+  /** Refuses new connections while so many are open, until `up`. */
+  limit(connections: number): void;
   /** Passes nothing on in either direction until `up`, as if the server were running but never answered. */
   hang(): void;
   up(): void;
@@ -35,13 +39,21 @@ export async function startProxy(
   let decide: (request: Buffer) => Fate = () => 'pass';
   let isDown = false;
   let isHanging = false;
+  let most = Infinity;
+  let open = 0;
+  let refused = 0;
   let cuts = 0;
 
   const server = createServer((client) => {
-    if (isDown) {
+    if (isDown || open >= most) {
+      refused += 1;
       client.resetAndDestroy();
       return;
     }
+    open += 1;
+    client.once('close', () => {
+      open -= 1;
+    });
     const upstream = connect(Number(target.port || 5432), target.hostname);
     const cut = (): void => {
       client.destroy();
@@ -89,6 +101,9 @@ export async function startProxy(
     get cuts() {
       return cuts;
     },
+    get refused() {
+      return refused;
+    },
     decide: (given) => {
       decide = given;
     },
@@ -99,6 +114,9 @@ export async function startProxy(
     refuse: () => {
       isDown = true;
     },
+    limit: (connections) => {
+      most = connections;
+    },
     hang: () => {
       isHanging = true;
       for (const socket of sockets) socket.pause();
@@ -106,6 +124,7 @@ export async function startProxy(
     up: () => {
       isDown = false;
       isHanging = false;
+      most = Infinity;
       for (const socket of sockets) socket.resume();
     },
     close: async () => {
