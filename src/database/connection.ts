@@ -171,7 +171,7 @@ export const poolConfig = (
   ...connectionConfig(url, name, options),
   max,
   // Longer than the periods of a quiet log: a new connection costs more than all that is asked in one.
-  idleTimeoutMillis: 30_000,
+  idleTimeoutMillis: 45_000,
   // A program that uses the library may end by having nothing more to do: idle connections do not hold it up.
   allowExitOnIdle: true,
   Client: clientOf(url, options),

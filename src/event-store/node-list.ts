@@ -83,7 +83,7 @@ export class NodeList {
 
   /**
    * Those that are there first, each in the order of their start. In a quiet log a node that is dead may count among them for
-   * a minute, but no longer than `LEASE_MS` after somebody has asked for the list.
+   * `QUIET_LEASE_MS`, but no longer than `LEASE_MS` after somebody has asked for the list.
    */
   async all(): Promise<Node[]> {
     const { rows } = await available(() =>

@@ -25,7 +25,7 @@ export const QUIET_MS = 30_000;
  * Between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same moments in all
  * logs of a process. They are all that an idle log costs, and a process may have a hundred of them (cells).
  */
-export const QUIET_PERIOD_MS = 20_000;
+export const QUIET_PERIOD_MS = 30_000;
 
 /** Which of the periods of a quiet log a moment is in, by `performance.now()`. */
 export const quietPeriod = (at = performance.now()): number => Math.floor(at / QUIET_PERIOD_MS);

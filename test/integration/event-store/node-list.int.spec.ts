@@ -83,7 +83,7 @@ describe('the list of nodes', () => {
     for (const { share } of [dead, alive]) await share.balance();
     const isLong = async ({ leases: { owner } }: typeof dead) => {
       const rows = await db.query(
-        `select from lease where owner = '${owner}' and until < colloquy_now() + interval '50 seconds'`,
+        `select from lease where owner = '${owner}' and until < colloquy_now() + interval '80 seconds'`,
       );
       return rows.length === 0;
     };
