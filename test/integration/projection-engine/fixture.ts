@@ -29,6 +29,7 @@ import { generationsProjection } from '../../../src/read-models/generations.proj
 import { searchProjection } from '../../../src/read-models/search.projection.js';
 import { sessionsProjection } from '../../../src/read-models/sessions.projection.js';
 import { usageProjection } from '../../../src/read-models/usage.projection.js';
+import { suspend } from '../../support/suspended.js';
 
 export const READ_MODELS: readonly Projection<SessionRecord>[] = [
   sessionsProjection,
@@ -119,9 +120,9 @@ export class Node {
     await this.store.close();
   }
 
-  /** Stops renewing the leases of the node, as if the process were suspended; everything else goes on. */
-  stopBeating(): void {
-    (this.leases as unknown as { stopBeating: () => void }).stopBeating();
+  /** Neither renews the leases of the node any more nor hears of them, as if the process were suspended; all else goes on. */
+  suspend(): Promise<void> {
+    return suspend(this.leases);
   }
 
   handle(sessionId: string, command: SessionCommand): Promise<Handled<SessionState, SessionEvent>> {

@@ -99,7 +99,7 @@ describe('one owner per lane', () => {
     ]);
     await createMany(zombie, 'a');
     await until(() => Promise.resolve(paused > 0), 5_000);
-    zombie.stopBeating();
+    await zombie.suspend();
     expect(await inJournal()).toBe(0);
 
     await db.setClock({ offsetMs: LEASE_MS + 1_000 });
@@ -140,7 +140,7 @@ describe('one owner per lane', () => {
     const slow = await start([first.projection]);
     await createMany(slow, 'a');
     await until(() => Promise.resolve(first.gate.reached), 5_000);
-    slow.stopBeating();
+    await slow.suspend();
     await db.setClock({ offsetMs: LEASE_MS + 1_000 });
     await start([second.projection]);
     await until(() => Promise.resolve(second.gate.reached), 5_000);
@@ -161,7 +161,7 @@ describe('one owner per lane', () => {
     const first = await start([journal()]);
     await createMany(first, 'a');
     await until(async () => (await inJournal()) === 40, 5_000);
-    first.stopBeating();
+    await first.suspend();
     await db.setClock({ offsetMs: LEASE_MS + 1_000 });
     const second = await start([journal()]);
     await createMany(second, 'b');
@@ -304,7 +304,7 @@ describe('the read models after crashes', () => {
     for (let round = 1; round <= sized(12, 3); round += 1) {
       await Promise.all([1, 2, 3, 4].map(() => writer.live(random, ids, sized(150, 60))));
       // The node disappears without releasing its leases, and another one starts after they have expired.
-      projecting.stopBeating();
+      await projecting.suspend();
       await db.setClock({ offsetMs: round * (LEASE_MS + 1_000) });
       cutting.isPaused = true;
       await sleep(60);

@@ -311,7 +311,7 @@ describe('a rebuild', () => {
     const [progress] = await doomed.projector.status();
     expect(progress?.rebuild?.processed).toBeGreaterThan(0);
     expect(progress?.rebuild?.processed).toBeLessThan(60);
-    doomed.stopBeating();
+    await doomed.suspend();
     await db.setClock({ offsetMs: LEASE_MS + 1_000 });
 
     const heir = await start([historyProjection], { codec });
@@ -345,7 +345,7 @@ describe('a rebuild', () => {
     const [progress] = await doomed.projector.status();
     expect(progress?.rebuild?.processed).toBeGreaterThan(0);
     expect(progress?.rebuild?.processed).toBeLessThan(60);
-    doomed.stopBeating();
+    await doomed.suspend();
     await db.setClock({ offsetMs: LEASE_MS + 1_000 });
 
     const heir = await start([historyProjection]);
