@@ -170,8 +170,8 @@ export const poolConfig = (
 ): PoolConfig => ({
   ...connectionConfig(url, name, options),
   max,
-  // Longer than the periods of a quiet log: a new connection costs more than all that is asked in one.
-  idleTimeoutMillis: 45_000,
+  // Longer than the periods of a quiet log and of sweeps: a new connection costs more than all that is asked in one.
+  idleTimeoutMillis: 75_000,
   // A program that uses the library may end by having nothing more to do: idle connections do not hold it up.
   allowExitOnIdle: true,
   Client: clientOf(url, options),
