@@ -56,10 +56,7 @@ export interface CellsOptions {
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
 const RETRY_MS = 1_000;
-/**
- * So many are started at the same time. A hundred at once took so long that their connections ran out of time, and left four
- * times the garbage (measured).
- */
+/** So many are started at the same time. A hundred at once took so long that some had no connection in time (measured). */
 const TOGETHER = 4;
 /** After so long the next one may start as well: those that are away must not keep others waiting. */
 const TURN_MS = 1_000;
@@ -246,6 +243,7 @@ export class Cells {
     throw invalidRequest([{ pointer: `/${CELL_HEADER}`, in: 'header', detail: `must be a cell: ${names}` }]);
   }
 
+  /** Resolves when a cell may be started; `nextTurn` must follow. */
   private async turn(): Promise<void> {
     if (this.freeTurns > 0) this.freeTurns -= 1;
     else await new Promise<void>((resolve) => this.waitingForTurn.push(resolve));

@@ -170,7 +170,7 @@ export const poolConfig = (
 ): PoolConfig => ({
   ...connectionConfig(url, name, options),
   max,
-  // Longer than the periods of a quiet log and of sweeps: a new connection costs more than all that is asked in one.
+  // Longer than the periods of a quiet log and of sweeps, which would otherwise open new ones each time.
   idleTimeoutMillis: 75_000,
   // A program that uses the library may end by having nothing more to do: idle connections do not hold it up.
   allowExitOnIdle: true,

@@ -5,7 +5,7 @@ import { alignedInterval } from './aligned-interval.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
-/** Tells the owners of leases that some became free; the payload is the owner that released them. */
+/** Tells the owners of leases that some became free, or that there is one more; the payload is the owner who says so. */
 const LEASES_CHANNEL = 'colloquy_leases';
 
 /** SQL expression that tells all nodes, once its transaction is committed, that this owner released leases, or takes part. */
@@ -20,7 +20,7 @@ const NOTIFY_GAP_MS = 10;
 /** A lost notification delays readers by at most this much. */
 const POLL_MS = 1_000;
 /** A log to which nobody has appended for so long is quiet, if there is a connection by which an append would be told. */
-export const QUIET_MS = 30_000;
+const QUIET_MS = 30_000;
 /**
  * Between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same moments in all
  * logs of a process. They are all that an idle log costs, and a process may have a hundred of them (cells).

@@ -14,7 +14,7 @@ const SUBJECTS: readonly (readonly [route: string, Subject])[] = [
   ['/v1/admin/keys', 'deployment'],
   ['/v1/admin/tenants/', 'tenant'],
   ['/v1/admin/', 'cell'],
-  // The notary signs what a log holds, whoever's events they are.
+  // The notary signs all that a log holds, of whatever tenant.
   ['/v1/checkpoints', 'cell'],
 ];
 
