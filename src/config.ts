@@ -58,7 +58,7 @@ export type Config = DeepReadonly<{
   };
   sessions: Settings['sessions'];
   /** `dataDir` is absolute. Without `database` the embedded PostgreSQL is used, and without `redis` no Redis. */
-  storage: Pick<Settings['storage'], 'dataDir' | 'maxConnections'> & {
+  storage: Pick<Settings['storage'], 'cipher' | 'dataDir' | 'maxConnections'> & {
     /** That of the only cell, or of the first one. */
     database?: (DatabaseConfig & { weight?: number | undefined }) | undefined;
     /** The name of the cell whose database it is, unless it is the first. */
@@ -174,6 +174,7 @@ export function loadConfig(source: Source): Config {
     sessions,
     storage: {
       dataDir: resolve(source.cwd, storage.dataDir),
+      cipher: storage.cipher,
       maxConnections: storage.maxConnections,
       ...(database && { database: databaseOf(database) }),
       ...(database &&

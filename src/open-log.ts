@@ -1,10 +1,12 @@
 import { EventLog, type EventLogOptions } from './event-store/log.js';
+import { type Cipher } from './event-store/sealing/ciphers.js';
 
 /** A database of the service, and the keys for what is sealed in it. */
 export interface KeyedDatabase {
   readonly url: string;
   /** As `EventLogOptions` has them. */
   readonly masterKeys: readonly string[];
+  readonly cipher: Cipher;
 }
 
 /**
@@ -13,6 +15,6 @@ export interface KeyedDatabase {
  * @throws MasterKeyRefused
  */
 export const openLog = (
-  { url, masterKeys }: KeyedDatabase,
-  options: Omit<EventLogOptions, 'masterKeys' | 'codec'> = {},
-): Promise<EventLog> => EventLog.open(url, { ...options, masterKeys });
+  { url, masterKeys, cipher }: KeyedDatabase,
+  options: Omit<EventLogOptions, 'masterKeys' | 'cipher' | 'codec'> = {},
+): Promise<EventLog> => EventLog.open(url, { ...options, masterKeys, cipher });

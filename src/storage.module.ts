@@ -81,7 +81,7 @@ export class StorageModule implements OnModuleInit, OnApplicationShutdown {
           // nobody else, and a cell that is away is tried again and again.
           useFactory: (readModels: DataSource) =>
             openLog(
-              { url, masterKeys: config.storage.masterKeys ?? [] },
+              { url, masterKeys: config.storage.masterKeys ?? [], cipher: config.storage.cipher },
               { upcast, connections: shares.log, pooledUrl },
             ).catch(async (error: unknown) => {
               await readModels.destroy();

@@ -87,7 +87,7 @@ export const DataKeyQuery = z.strictObject({
 export const DataKey = z
   .object({
     id: z.uuid(),
-    key: z.string().meta({ description: 'base64 of 32 bytes: an AES-256 key' }),
+    key: z.string().meta({ description: 'base64 of 32 bytes' }),
     maxAgeSeconds: z
       .int()
       .positive()

@@ -32,13 +32,13 @@ export async function withDatabase<T>(
   work: (database: KeyedDatabase) => Promise<T>,
 ): Promise<T> {
   const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
-  const { masterKeys = [] } = storage;
+  const { masterKeys = [], cipher } = storage;
   if (options.cell !== undefined && options.cell !== FIRST_CELL) {
     const cell = storage.cells?.find(({ name }) => name === options.cell);
     if (!cell) throw new Error(`the settings name no cell ${options.cell}`);
-    return work({ url: cell.url, masterKeys });
+    return work({ url: cell.url, masterKeys, cipher });
   }
-  if (storage.database) return work({ url: storage.database.url, masterKeys });
+  if (storage.database) return work({ url: storage.database.url, masterKeys, cipher });
   const { dataDir } = storage;
   if (!options.create && !existsSync(dataDir)) {
     throw new Error(
@@ -71,6 +71,7 @@ export async function withDatabase<T>(
 const keyed = async (storage: Config['storage'], url: string): Promise<KeyedDatabase> => ({
   url,
   masterKeys: await embeddedMasterKeys(storage, url),
+  cipher: storage.cipher,
 });
 
 /** The same, with the schema of this code and one connection. */

@@ -27,6 +27,7 @@ import { type RecordedEvent } from './recorded-event.js';
 import { MovedPositions } from './moved-positions.js';
 import { NodeList } from './node-list.js';
 import { DataKeys, type KeyOfEvent } from './sealing/data-keys.js';
+import { type Cipher, CIPHERS, loadShortTexts } from './sealing/ciphers.js';
 import { checkMasterKeys } from './sealing/master-key-use.js';
 import { MasterKeys } from './sealing/master-keys.js';
 import { SealingCodec } from './sealing/sealing-codec.js';
@@ -44,6 +45,8 @@ export interface EventLogOptions extends WriterOptions {
    * payloads are stored as they are, and a log that has sealed ones is not opened.
    */
   readonly masterKeys?: readonly string[] | undefined;
+  /** Seals new payloads; default: the first of `CIPHERS`. Payloads of all of them are opened. */
+  readonly cipher?: Cipher | undefined;
   /** In place of the codec that follows from the master keys; for tests. */
   readonly codec?: PayloadCodec;
   /** Milliseconds by which keys are kept in memory; for tests. */
@@ -163,7 +166,8 @@ export class EventLog {
     if (!options.codec && masters.ids.length > 0)
       this.dataKeys = new DataKeys(pool, masters, generations, this.laneOf, telemetry, options.keyClock);
     this.seals = masters.seals;
-    this.codec = options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, this.seals) : plainCodec);
+    const cipher = this.seals ? (options.cipher ?? CIPHERS[0]) : undefined;
+    this.codec = options.codec ?? (this.dataKeys ? new SealingCodec(this.dataKeys, cipher) : plainCodec);
     generations.onNew(() => {
       this.dataKeys?.forget();
       this.forget();
@@ -252,7 +256,9 @@ export class EventLog {
     try {
       const settings = await readSettings(pool);
       if (!settings) throw new Error('the database has no lane count: it was not migrated');
-      if (!options.codec) await checkMasterKeys(pool, new MasterKeys(options.masterKeys ?? []));
+      const masters = new MasterKeys(options.masterKeys ?? []);
+      if (!options.codec) await checkMasterKeys(pool, masters);
+      if (masters.ids.length > 0) await loadShortTexts();
       generations = new LogGenerations(settings.lanes, telemetry);
       await generations.check(pool);
       return new EventLog(pool, url, settings, generations, telemetry, options);

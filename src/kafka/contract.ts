@@ -2,6 +2,7 @@ import { tracePlaceOf } from '../event-store/traceparent.js';
 import { type EventOf, type EventType, sessionEvents, upcast } from '../domain/session.events.js';
 import { type LogGeneration } from '../event-store/log-generations.js';
 import { type SealedPayload } from '../event-store/payload-codec.js';
+import { cipherOf } from '../event-store/sealing/sealed-bytes.js';
 import { type RecordedEvent, type SealedData, type StoredEvent } from '../event-store/recorded-event.js';
 import { type IncomingMessage } from './group-member.js';
 import { type OutgoingMessage } from './publisher.js';
@@ -82,7 +83,7 @@ export function currentJson({ type, schemaVersion, json, erased, sealed }: Store
 }
 
 /** How a value is sealed; the number is its first byte, which tells what is where in it. */
-const sealedAs = ({ bytes }: SealedData): string => `aes-256-gcm;v=${bytes[0] ?? 0}`;
+const sealedAs = ({ bytes }: SealedData): string => `${cipherOf(bytes) ?? 'unknown'};v=${bytes[0] ?? 0}`;
 
 /**
  * @param json the data of the event, as `currentJson` returns it; of no meaning where it is sealed

@@ -145,8 +145,8 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
   ],
   [
     'ce_sealed',
-    'Only where the value is [sealed](#sealed-values): how, and its first byte, `aes-256-gcm;v=2`',
-    { type: 'string', pattern: '^aes-256-gcm;v=[0-9]+$' },
+    'Only where the value is [sealed](#sealed-values): how, and its first byte, `chacha20-poly1305;v=4`',
+    { type: 'string', pattern: '^(chacha20-poly1305|aes-256-gcm);v=[0-9]+$' },
   ],
   ['ce_keyid', 'Only where the value is sealed: id of the key', { type: 'string', format: 'uuid' }],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],
@@ -447,17 +447,18 @@ To open a value without it:
 
 1. \`GET /v1/keys/<ce_keyid>?session=<ce_subject>&version=<ce_sessionversion>\` with \`Colloquy-Tenant: <ce_tenant>\` answers \`{"id", "key", "maxAgeSeconds"}\`, the key as base64 of 32 bytes. Forget it after that time, counted from the request. 410 \`key-destroyed\`: it was erased.
    404 \`key-not-found\`: the tenant has no such event with this key; where \`logGeneration\` of the answer is greater than \`ce_loggeneration\`, or \`cell\` is not \`ce_cell\`, the event is gone, else this is not its service.
-2. The value is, in bytes: 1 form (2), 12 nonce, 16 tag, ciphertext, 32 commitment. Form 1, of before there were commitments, ends with the ciphertext.
+2. The value is, in bytes: 1 form, 12 nonce, 16 tag, ciphertext, 32 commitment. Form 1, of before there were commitments, ends with the ciphertext.
 3. Additional data: the UTF-8 text \`["<ce_tenant>","<ce_subject>",<ce_sessionversion>,"<EventName>"]\`, JSON without blanks, the name that of \`ce_type\`.
-4. AES-256-GCM opens it. In form 2 the first 22 characters are a salt, the rest is the data as JSON; the commitment is the SHA-256 of both. Form 1 is the JSON alone.
+4. ChaCha20-Poly1305 (RFC 8439) opens form 4, AES-256-GCM forms 1 and 2 (\`storage.cipher\`). The first 22 characters are a salt, the rest is the data as JSON; the commitment is the SHA-256 of both. Form 1 is the JSON alone.
 
 \`\`\`python
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 def opened(value: bytes, key: bytes, tenant: str, session: str, version: int, name: str) -> dict:
     nonce, tag, text = value[1:13], value[13:29], value[29:] if value[0] == 1 else value[29:-32]
     identity = json.dumps([tenant, session, version, name], separators=(",", ":")).encode()
-    plain = AESGCM(key).decrypt(nonce, text + tag, identity).decode()
+    cipher = ChaCha20Poly1305 if value[0] == 4 else AESGCM
+    plain = cipher(key).decrypt(nonce, text + tag, identity).decode()
     return json.loads(plain if value[0] == 1 else plain[22:])
 \`\`\`
 

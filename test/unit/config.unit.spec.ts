@@ -52,7 +52,7 @@ describe('settings', () => {
         maxAttachedBytes: 33_554_432,
       },
       sessions: { maxSessions: 100, sessionTTL: 3_600_000, capPolicy: 'reject' },
-      storage: { dataDir: join(cwd, '.colloquy'), maxConnections: 30 },
+      storage: { dataDir: join(cwd, '.colloquy'), cipher: 'chacha20-poly1305', maxConnections: 30 },
       kafka: {
         brokers: [],
         topic: 'colloquy.session-events',

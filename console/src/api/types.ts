@@ -1585,7 +1585,7 @@ export interface components {
         DataKey: {
             /** Format: uuid */
             id: string;
-            /** @description base64 of 32 bytes: an AES-256 key */
+            /** @description base64 of 32 bytes */
             key: string;
             /** @description seconds from the request on after which it must be forgotten */
             maxAgeSeconds: number;

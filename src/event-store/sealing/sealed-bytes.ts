@@ -1,4 +1,3 @@
-import { createCipheriv, createDecipheriv, randomFillSync } from 'node:crypto';
 import { canonicalJson } from '../canonical-json.js';
 import { COMMITMENT, commitmentTo, SALT, SALT_BYTES } from '../commitment.js';
 import {
@@ -8,101 +7,78 @@ import {
   type PayloadIdentity,
   type SealedPayload,
 } from '../payload-codec.js';
+import { type Cipher, decrypt, encrypt, Randomness } from './ciphers.js';
+
+interface Form {
+  readonly cipher: Cipher;
+  /** Whether it is that of an event: before its JSON is a salt, and at the end, for all to see, a commitment to both. */
+  readonly hasCommitment: boolean;
+}
 
 /**
- * The first byte of sealed payloads. Nonce, tag and AES-256-GCM of the JSON follow. Those of events have a salt before
- * the JSON, and at the end, for all to see, the commitment to both (`commitment.ts`). It lies here and not in a column of
- * its own because it goes wherever the sealed bytes go: into copies of tenants, exports and Kafka.
+ * What the first byte of sealed payloads says. The commitment (`commitment.ts`) lies here and not in a column of its own
+ * because it goes wherever the sealed bytes go: into copies of tenants, exports and Kafka.
  */
-const WITHOUT_COMMITMENT = 1;
-const WITH_COMMITMENT = 2;
-const NONCE = 12;
-const TAG = 16;
-const HEAD = 1 + NONCE + TAG;
+const FORMS: readonly (Form | undefined)[] = [
+  undefined,
+  { cipher: 'aes-256-gcm', hasCommitment: false },
+  { cipher: 'aes-256-gcm', hasCommitment: true },
+  { cipher: 'chacha20-poly1305', hasCommitment: false },
+  { cipher: 'chacha20-poly1305', hasCommitment: true },
+];
+
+const formOf = (cipher: Cipher, hasCommitment: boolean): number =>
+  FORMS.findIndex((form) => form?.cipher === cipher && form.hasCommitment === hasCommitment);
 
 /** The identity of the payload is authenticated along, so that it opens as no other one. */
-export function seal(payload: Payload, key: Buffer): Buffer {
+export function seal(payload: Payload, key: Buffer, cipher: Cipher): Buffer {
   const isEvent = !isInternal(payload);
-  const nonce = nonces.draw();
   const text = isEvent
     ? salts.draw().toString('base64url') + canonicalJson(payload.data)
     : JSON.stringify(payload.data ?? null);
-  const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(identityOf(payload));
-  const encrypted = cipher.update(text, 'utf8');
-  // GCM holds nothing back, so this adds nothing to the text.
-  cipher.final();
-  const sealed = Buffer.allocUnsafe(HEAD + encrypted.length + (isEvent ? COMMITMENT : 0));
-  sealed[0] = isEvent ? WITH_COMMITMENT : WITHOUT_COMMITMENT;
-  nonce.copy(sealed, 1);
-  cipher.getAuthTag().copy(sealed, 1 + NONCE);
-  encrypted.copy(sealed, HEAD);
-  if (isEvent) sealed.write(commitmentTo(text), HEAD + encrypted.length, 'hex');
+  const sealed = encrypt(cipher, text, key, identityOf(payload), isEvent ? COMMITMENT : 0);
+  sealed[0] = formOf(cipher, isEvent);
+  if (isEvent) sealed.write(commitmentTo(text), sealed.length - COMMITMENT, 'hex');
   return sealed;
 }
 
+/** The cipher of sealed bytes; undefined for a form that a later version has made. */
+export const cipherOf = (sealed: Buffer): Cipher | undefined => FORMS[sealed[0] ?? 0]?.cipher;
+
 /** The JSON text of what is sealed, in UTF-8. @throws NotAuthentic */
 export function unseal(payload: SealedPayload, key: Buffer): Buffer {
-  const text = unsealed(payload, key);
-  return hasCommitment(payload) ? text.subarray(SALT) : text;
+  const { text, hasCommitment } = opened(payload, key);
+  return hasCommitment ? text.subarray(SALT) : text;
 }
 
 /** What the commitment is to: the salt and the JSON text; null where there is none. @throws NotAuthentic */
 export function committedIn(payload: SealedPayload, key: Buffer): string | null {
-  const text = unsealed(payload, key);
-  return hasCommitment(payload) ? text.toString() : null;
+  const { text, hasCommitment } = opened(payload, key);
+  return hasCommitment ? text.toString() : null;
 }
 
 /** What is sealed, in UTF-8. @throws NotAuthentic */
-function unsealed(payload: SealedPayload, key: Buffer): Buffer {
+function opened(payload: SealedPayload, key: Buffer): { text: Buffer; hasCommitment: boolean } {
   const { sealed } = payload;
-  if (sealed[0] !== WITHOUT_COMMITMENT && sealed[0] !== WITH_COMMITMENT)
-    throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
-  const end = sealed.length - (hasCommitment(payload) ? COMMITMENT : 0);
-  try {
-    const cipher = createDecipheriv('aes-256-gcm', key, sealed.subarray(1, 1 + NONCE))
-      .setAAD(identityOf(payload))
-      .setAuthTag(sealed.subarray(1 + NONCE, HEAD));
-    const text = cipher.update(sealed.subarray(HEAD, end));
-    // GCM holds nothing back, so this only authenticates.
-    cipher.final();
-    return text;
-  } catch {
+  const form = FORMS[sealed[0] ?? 0];
+  if (!form) throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
+  const { cipher, hasCommitment } = form;
+  const end = sealed.length - (hasCommitment ? COMMITMENT : 0);
+  const text = decrypt(cipher, sealed, end, key, identityOf(payload));
+  if (!text)
     throw new NotAuthentic(`${nameOf(payload)} does not authenticate: it was changed, or is that of another`);
-  }
+  return { text, hasCommitment };
 }
-
-const hasCommitment = ({ sealed }: Pick<SealedPayload, 'sealed'>): boolean => sealed[0] === WITH_COMMITMENT;
 
 /** SQL expression for the commitment at the end of sealed bytes, as hex digits; null where there is none. */
 export const commitmentIn = (sealed: string): string =>
-  `case when get_byte(${sealed}, 0) = ${WITH_COMMITMENT}
+  `case when get_byte(${sealed}, 0) in (${FORMS.flatMap((form, byte) => (form?.hasCommitment ? byte : [])).join()})
         then encode(substring(${sealed} from octet_length(${sealed}) - ${COMMITMENT - 1}), 'hex') end`;
 
 /** Whether it is not an event: states and pieces of replies are proven to nobody, and have types that events cannot have. */
 const isInternal = ({ type }: PayloadIdentity): boolean => type.startsWith('~');
 
-const identityOf = ({ tenant, streamId, version, type }: PayloadIdentity): Buffer =>
-  Buffer.from(JSON.stringify([tenant, streamId, version, type]));
+const identityOf = ({ tenant, streamId, version, type }: PayloadIdentity): string =>
+  JSON.stringify([tenant, streamId, version, type]);
 
-/** Random bytes are drawn for many payloads at once, because a system call for each would be a large part of its cost. */
-class Randomness {
-  private readonly bytes: Buffer;
-  private drawn: number;
-
-  constructor(private readonly size: number) {
-    this.bytes = Buffer.alloc(size * 256);
-    this.drawn = this.bytes.length;
-  }
-
-  /** Good until the next call: whoever draws copies what was drawn before other bytes take its place. */
-  draw(): Buffer {
-    if (this.drawn === this.bytes.length) {
-      randomFillSync(this.bytes);
-      this.drawn = 0;
-    }
-    this.drawn += this.size;
-    return this.bytes.subarray(this.drawn - this.size, this.drawn);
-  }
-}
-const nonces = new Randomness(NONCE);
 const salts = new Randomness(SALT_BYTES);

@@ -7,6 +7,7 @@ import {
   plainCodec,
   type SealedPayload,
 } from '../payload-codec.js';
+import { type Cipher } from './ciphers.js';
 import { type DataKey, type DataKeys } from './data-keys.js';
 import { committedIn, seal, unseal } from './sealed-bytes.js';
 
@@ -15,20 +16,21 @@ import { committedIn, seal, unseal } from './sealed-bytes.js';
  * bytes which are moved to another event, or to another stream, are refused.
  */
 export class SealingCodec implements PayloadCodec {
-  /** @param seals whether new payloads are sealed, and not only those opened that are */
+  /** @param cipher seals new payloads; without it they stay plain, and those are opened that are sealed */
   constructor(
     private readonly keys: DataKeys,
-    private readonly seals: boolean,
+    private readonly cipher: Cipher | undefined,
   ) {}
 
   encode(payloads: readonly Payload[]): readonly EncodedPayload[] | Promise<readonly EncodedPayload[]> {
-    if (!this.seals) return plainCodec.encode(payloads);
+    const { cipher } = this;
+    if (!cipher) return plainCodec.encode(payloads);
     const encoded: EncodedPayload[] = [];
     for (const payload of payloads) {
       const key = this.keys.keyOf(payload.keyOf ?? payload);
       // Most keys are at hand, and nobody has to wait.
-      if (!key) return this.encodeRest(encoded, payloads);
-      encoded.push(sealedWith(payload, key));
+      if (!key) return this.encodeRest(encoded, payloads, cipher);
+      encoded.push(sealedWith(payload, key, cipher));
     }
     return encoded;
   }
@@ -36,12 +38,13 @@ export class SealingCodec implements PayloadCodec {
   private async encodeRest(
     encoded: readonly EncodedPayload[],
     payloads: readonly Payload[],
+    cipher: Cipher,
   ): Promise<readonly EncodedPayload[]> {
     // All at once, so that one statement finds them.
     const rest = payloads.slice(encoded.length);
     const sealed = rest.map(async (payload) => {
       const owner = payload.keyOf ?? payload;
-      return sealedWith(payload, this.keys.keyOf(owner) ?? (await this.keys.findKey(owner)));
+      return sealedWith(payload, this.keys.keyOf(owner) ?? (await this.keys.findKey(owner)), cipher);
     });
     return [...encoded, ...(await Promise.all(sealed))];
   }
@@ -76,8 +79,8 @@ export class SealingCodec implements PayloadCodec {
   }
 }
 
-const sealedWith = (payload: Payload, { id, key }: DataKey): EncodedPayload => ({
+const sealedWith = (payload: Payload, { id, key }: DataKey, cipher: Cipher): EncodedPayload => ({
   json: null,
-  sealed: seal(payload, key),
+  sealed: seal(payload, key, cipher),
   keyId: id,
 });

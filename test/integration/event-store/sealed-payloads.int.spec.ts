@@ -54,12 +54,14 @@ const sealing = (isSealing: (payload: { version: number }) => boolean) => () => 
   codec: sealingCodec({ isSealing }),
 });
 const keyed = () => ({ masterKeys: [masterKey('one')] });
+const byAes = () => ({ ...keyed(), cipher: 'aes-256-gcm' as const });
 
 describe.each([
   ['by one that takes its time: all', sealing(() => true)],
   ['by one that takes its time: none', sealing(() => false)],
   ['by one that takes its time: every second one', sealing(({ version }) => version % 2 === 0)],
   ['by a master key', keyed],
+  ['by a master key and AES', byAes],
 ])('given a codec that seals payloads %s', (_, options) => {
   it('when the log is read in every possible way, then each returns what was written, and states are right', async () => {
     const log = await written(options());
@@ -86,6 +88,24 @@ it('given sealed payloads, when the database is searched, then none of their JSO
   expect(await db.query('select from event where data is not null or sealed is null')).toEqual([]);
   expect(await db.query('select from stream_state where state is not null or sealed is null')).toEqual([]);
   expect(await db.query('select from stream_snapshot where state is not null or sealed is null')).toEqual([]);
+});
+
+it('given a log in which nodes with different ciphers sealed, when it is read in every possible way, then each returns what was written', async () => {
+  const writers = [tallies(await nodes.start(db.url, keyed())), tallies(await nodes.start(db.url, byAes()))];
+  for (const number of NUMBERS) await writers[number % 2]?.handle(STREAM, { numbers: [number] }, by);
+  // Forms 2 and 4 are events of AES-GCM and of ChaCha20-Poly1305.
+  const forms = await db.query(
+    'select get_byte(sealed, 0) as form, count(*)::int from event group by 1 order by 1',
+  );
+  expect(forms).toEqual([
+    { form: 2, count: 15 },
+    { form: 4, count: 15 },
+  ]);
+
+  for (const options of [keyed(), byAes()])
+    expect((await (await nodes.start(db.url, options)).streams.read(STREAM)) as unknown).toMatchObject(
+      EVENTS,
+    );
 });
 
 it('given sealed bytes that were moved to another event, when the lane is read, then that event is marked as unreadable and its neighbours are read', async () => {

@@ -28,7 +28,7 @@ const sealed = (version: number, more: Partial<StoredEvent> = {}, data: object =
   const one = { ...envelope(version), ...more };
   return {
     ...{ ...one, isCopy: false, json: 'null' },
-    sealed: { keyId: KEY_ID, bytes: seal({ ...one, data }, KEY) },
+    sealed: { keyId: KEY_ID, bytes: seal({ ...one, data }, KEY, 'chacha20-poly1305') },
   };
 };
 
@@ -96,7 +96,7 @@ describe('a record of a sealed event', () => {
     expect(message.value).toEqual(event.sealed?.bytes);
     expect(message.headers).toMatchObject({
       'content-type': 'application/octet-stream',
-      ce_sealed: 'aes-256-gcm;v=2',
+      ce_sealed: 'chacha20-poly1305;v=4',
       ce_keyid: KEY_ID,
       ce_type: 'colloquy.MessageAppended.v2',
       ce_dataschema: 'urn:colloquy:event:MessageAppended:v2',
