@@ -1,9 +1,9 @@
 import 'reflect-metadata';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Logger } from '@nestjs/common';
+import { type DynamicModule, Logger } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import { type Logger as PinoLogger } from 'pino';
-import { type NestFastifyApplication } from '@nestjs/platform-fastify';
+import { type FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
 import { type Cell, type CellBasis, Cells, type CellSettings } from './cells/cells.js';
@@ -16,7 +16,8 @@ import { checkPooler } from './database/pooler.js';
 import { EventLog } from './event-store/log.js';
 import { forgetLeases } from './event-store/leases.js';
 import { type AnsweredRequest, RequestLines } from './http/request-log.js';
-import { configureApp, createHttpAdapter, type HttpSettings } from './http/server.js';
+import { BackendAdapter } from './http/backend-adapter.js';
+import { configureApp, configureHandlers, createHttpAdapter } from './http/server.js';
 import { Unanswered } from './http/unanswered.js';
 import { jsonLines, NestLog } from './logging.js';
 import { checkMasterKeysOf, embeddedMasterKeys } from './master-keys.js';
@@ -79,7 +80,8 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
     const traces = await startTraces(undo);
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
-    const surroundings = { logger: new NestLog(logger), logRequest: logRequests(logger), traces };
+    const logRequest = logRequests(logger);
+    const surroundings = { logger: new NestLog(logger), traces };
     const cells = new Cells({
       start: (cell) => startCell(config, cell, surroundings, lastRequest),
       onTrouble: (name, error) => {
@@ -92,7 +94,22 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
     undo.push(() => pool.end());
     const directory = new CellDirectory(pool);
     const unanswered = new Unanswered();
-    const app = await createApp(config, databaseUrl, surroundings, { cells, unanswered });
+    // Until there is a log, nothing waits to be written to it.
+    let isBehind: EventLog['isBehind'] = () => false;
+    const adapter = createHttpAdapter({
+      ...config,
+      onAnswered: (request) => {
+        logRequest(request);
+        traces?.answered(request);
+      },
+      isBehind: (tenant) => isBehind(tenant),
+      correlationIds: traces && ((request, named) => traces.begin(request, named)),
+      elsewhere: (request) => cells.elsewhere(request),
+      unanswered,
+    });
+    const app = await createApp(AppModule.create(config, databaseUrl, cells), adapter, surroundings);
+    const log = app.get(EventLog);
+    isBehind = (tenant) => log.isBehind(tenant);
     undo.push(async () => {
       const fastify = app.getHttpAdapter().getInstance();
       fastify.isDraining = true;
@@ -105,7 +122,7 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
     });
     configureApp(app, { ...config, version });
     await app.init();
-    app.get(EventLog).generations.onNew(() => {
+    log.generations.onNew(() => {
       directory.forget();
     });
     await cells.begin(directory, basisOf(app, databaseUrl, unanswered), cellSettings(config));
@@ -124,43 +141,20 @@ const cellSettings = ({ storage: { cells, database } }: Config): CellSettings =>
 /** What all applications of a process have in common. */
 interface Surroundings {
   readonly logger: NestLog;
-  readonly logRequest: (request: AnsweredRequest) => void;
   readonly traces: Awaited<ReturnType<typeof startTraces>>;
 }
 
 /** An application on one database. */
 async function createApp(
-  config: Config,
-  databaseUrl: string,
-  { logger, logRequest, traces }: Surroundings,
-  options: {
-    readonly cells?: Cells | undefined;
-    readonly unanswered: Unanswered;
-    readonly lastRequest?: HttpSettings['lastRequest'];
-  },
+  module: DynamicModule,
+  adapter: FastifyAdapter,
+  { logger, traces }: Surroundings,
 ): Promise<NestFastifyApplication> {
-  const { cells, unanswered, lastRequest } = options;
-  // Until there is a log, nothing waits to be written to it.
-  let isBehind: NonNullable<HttpSettings['isBehind']> = () => false;
-  const app = await NestFactory.create<NestFastifyApplication>(
-    AppModule.create(config, databaseUrl, cells),
-    createHttpAdapter({
-      ...config,
-      onAnswered: (request) => {
-        logRequest(request);
-        traces?.answered(request);
-      },
-      isBehind: (tenant) => isBehind(tenant),
-      correlationIds: traces && ((request, named) => traces.begin(request, named)),
-      elsewhere: cells && ((request) => cells.elsewhere(request)),
-      unanswered,
-      lastRequest,
-    }),
-    { logger, abortOnError: false },
-  );
-  const log = app.get(EventLog);
-  isBehind = (tenant) => log.isBehind(tenant);
-  traces?.listen(log.telemetry);
+  const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
+    logger,
+    abortOnError: false,
+  });
+  traces?.listen(app.get(EventLog).telemetry);
   return app;
 }
 
@@ -178,22 +172,23 @@ async function startCell(
   const own = { ...config, storage: { ...storage, database, cell: name } };
   const unanswered = new Unanswered();
   let isInUse = false;
-  const app = await createApp(own, database.url, surroundings, {
-    unanswered,
-    // One that could not be started gets no requests, and must close to be started anew.
-    lastRequest: () => (isInUse ? lastRequest : undefined),
-  });
+  // One that could not be started gets no requests, and must close to be started anew.
+  const adapter = new BackendAdapter(() => (isInUse ? lastRequest : undefined));
+  const app = await createApp(AppModule.create(own, database.url), adapter, surroundings);
   try {
-    configureApp(app, { ...own, version });
+    configureHandlers(app);
     await app.init();
-    const fastify = app.getHttpAdapter().getInstance();
-    await fastify.ready();
+    const log = app.get(EventLog);
+    const { handlers, answeredListeners } = adapter;
     const health = app.get(Health);
     const { registry } = app.get(Metrics);
     isInUse = true;
     return {
       ...basisOf(app, database.url, unanswered),
-      fastify,
+      backend: {
+        ...{ handlers, answeredListeners, unanswered },
+        isBehind: (tenant) => log.isBehind(tenant),
+      },
       registry,
       isReady: () => health.isReady(),
       close: () => app.close(),

@@ -1,10 +1,10 @@
 import { Inject, Logger, Module, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
-import type { FastifyInstance } from 'fastify';
 import { type Config, SETTINGS } from '../config.js';
 import { RedisLink } from '../database/redis-link.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
+import { serverOf } from '../http/backend-adapter.js';
 import { databaseKeys, tokensOf } from './authenticators.js';
 import { KeyStore } from './key-store.js';
 import { KeysController } from './keys.controller.js';
@@ -50,9 +50,8 @@ export class AccessModule implements OnModuleInit, OnApplicationShutdown {
   ) {}
 
   onModuleInit(): void {
-    const { httpAdapter } = this.host as { httpAdapter?: HttpAdapterHost['httpAdapter'] };
-    // An application without HTTP has no callers.
-    httpAdapter?.getInstance<FastifyInstance>().guard.extend(this.authenticators(), this.limits);
+    // An application without a server admits nobody.
+    serverOf(this.host)?.guard.extend(this.authenticators(), this.limits);
   }
 
   onApplicationShutdown(): void {

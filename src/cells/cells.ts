@@ -1,9 +1,10 @@
 import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { FastifyRequest } from 'fastify';
 import { type Registry } from 'prom-client';
 import { type CellConfig, FIRST_CELL } from '../config.js';
 import { TENANT_ID } from '../domain/tenant.js';
+import { type Backend } from '../http/backend.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
 import { CELL_HEADER, subjectOf } from '../http/subject.js';
 import { type Unanswered } from '../http/unanswered.js';
@@ -12,7 +13,7 @@ import { CellWatch, type WatchedCell } from './cell-watch.js';
 
 /** A cell that runs in this process: a whole application on a database of its own. */
 export interface Cell extends CellBasis {
-  readonly fastify: FastifyInstance;
+  readonly backend: Backend;
   /** Whether its database answers and its read models are near the log. */
   isReady(): Promise<boolean>;
   /** Its metrics, with its name as a label. */
@@ -151,7 +152,7 @@ export class Cells {
    *
    * @throws ApiError `database-unavailable` for a cell that does not run, `invalid-request` for a name that no cell has
    */
-  elsewhere(request: FastifyRequest): FastifyInstance | undefined | Promise<FastifyInstance | undefined> {
+  elsewhere(request: FastifyRequest): Backend | undefined | Promise<Backend | undefined> {
     if (!this.areSeveral) return undefined;
     const { url = '' } = request.routeOptions;
     const subject = subjectOf(url);
@@ -227,11 +228,11 @@ export class Cells {
     }
   }
 
-  private app(name: string): FastifyInstance | undefined {
+  private app(name: string): Backend | undefined {
     if (this.watch.isAway(name)) throw unavailable(name);
     if (name === FIRST_CELL) return undefined;
     const cell = this.running.get(name);
-    if (cell) return cell.fastify;
+    if (cell) return cell.backend;
     if (this.weighted.some((one) => one.name === name)) throw unavailable(name);
     throw new ApiError('database-unavailable', `This node does not know the cell ${name}.`);
   }

@@ -1,6 +1,6 @@
 import { Module, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
-import { type FastifyInstance } from 'fastify';
+import { serverOf } from '../http/backend-adapter.js';
 import { servePage } from './page.js';
 
 /** The page at `/console`, which is a client of the API like any other. */
@@ -9,9 +9,7 @@ export class ConsoleModule implements OnModuleInit {
   constructor(private readonly host: HttpAdapterHost) {}
 
   onModuleInit(): void {
-    const { httpAdapter } = this.host;
-    // An application without HTTP has none.
-    const fastify = (httpAdapter as HttpAdapterHost['httpAdapter'] | null)?.getInstance<FastifyInstance>();
+    const fastify = serverOf(this.host);
     if (fastify) servePage(fastify);
   }
 }

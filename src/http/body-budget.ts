@@ -25,6 +25,7 @@ export class BodyBudget {
   private readonly room = new FairShare({ count: Infinity, bytes: BUDGET_BYTES });
   private held = 0;
 
+  /** @param isBehind whether more appends of a tenant arrive than can be written */
   constructor(private readonly isBehind: (tenant: string) => boolean) {}
 
   /** Holds the bytes of a request's body until the request is over, however it ends. The caller must be known. */
@@ -39,7 +40,8 @@ export class BodyBudget {
         return;
       }
       const tenant = request.caller?.tenant ?? '';
-      const body = this.isBehind(tenant) ? undefined : this.hold(tenant, announced);
+      const isBehind = request.backend?.isBehind(tenant) ?? this.isBehind(tenant);
+      const body = isBehind ? undefined : this.hold(tenant, announced);
       if (!body) {
         done(overloaded());
         return;

@@ -2,7 +2,6 @@ import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
-import { takenBy } from './front-door.js';
 import { invalidRequest } from './problem.js';
 
 const HEADER = 'x-correlation-id';
@@ -17,8 +16,6 @@ const newIds: CorrelationIds = (_request, named) => named ?? randomUUID();
 export const correlationIds =
   (ids: CorrelationIds = newIds) =>
   (request: IncomingMessage): string => {
-    const taken = takenBy(request);
-    if (taken) return taken.id;
     const header = request.headers[HEADER];
     return ids(request, typeof header === 'string' && VALID.test(header) ? header : undefined);
   };

@@ -1,5 +1,5 @@
+import type { HttpAdapterHost } from '@nestjs/core';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { isHandedOver } from './front-door.js';
 
 /** A request that has been answered. */
 export interface AnsweredRequest {
@@ -46,27 +46,35 @@ export class RequestLines {
   }
 }
 
-declare module 'fastify' {
-  interface FastifyInstance {
-    answeredListeners: ((request: AnsweredRequest) => void)[];
-  }
+/** Are called for each request of an application when it has ended, in whatever way. */
+export type AnsweredListeners = ((request: AnsweredRequest) => void)[];
+
+/** What adapters have that tell of requests. */
+interface Watched {
+  readonly answeredListeners: AnsweredListeners;
 }
 
-/** Calls `tell` for each request when it has ended, in whatever way. `watchRequests` must have been called before. */
-export function onAnswered(fastify: FastifyInstance, tell: (request: AnsweredRequest) => void): void {
-  fastify.answeredListeners.push(tell);
-}
+/** The listeners of an application; undefined for one that gets no requests. */
+export const answeredListenersOf = ({
+  httpAdapter,
+}: Partial<HttpAdapterHost>): AnsweredListeners | undefined =>
+  (httpAdapter as Partial<Watched> | null | undefined)?.answeredListeners;
 
-/** To be called before any route is added, because Fastify ignores later hooks for unmatched paths. */
-export function watchRequests(fastify: FastifyInstance): void {
-  fastify.decorate('answeredListeners', []);
+/**
+ * To be called before any route is added, because Fastify ignores later hooks for unmatched paths.
+ * @param listeners of the application that has the server
+ * @param tell called for the requests of all applications
+ */
+export function watchRequests(
+  fastify: FastifyInstance,
+  listeners: AnsweredListeners,
+  tell: (request: AnsweredRequest) => void = () => undefined,
+): void {
   fastify.addHook('onRequest', (request, reply, done) => {
     const began = performance.now();
     const { raw } = reply;
     // `close` also comes for answers that a handler took over, such as streams of events, and for those that broke off.
     raw.once('close', () => {
-      // The application that got it counts and logs it.
-      if (isHandedOver(request)) return;
       const answered: AnsweredRequest = {
         requestId: request.id,
         method: request.method,
@@ -76,7 +84,8 @@ export function watchRequests(fastify: FastifyInstance): void {
         ...callerOf(request),
         aborted: !raw.writableFinished,
       };
-      for (const tell of fastify.answeredListeners) tell(answered);
+      tell(answered);
+      for (const listen of request.backend?.answeredListeners ?? listeners) listen(answered);
     });
     done();
   });

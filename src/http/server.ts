@@ -1,18 +1,19 @@
 import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
-import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { FastifyInstance, FastifyRequest, RouteHandlerMethod, RouteOptions } from 'fastify';
 import { authenticatorsOf, type AuthSettings } from '../access/authenticators.js';
 import { Guard } from '../access/guard.js';
+import { type Backend } from './backend.js';
+import { routeName } from './backend-adapter.js';
 import { BodyBudget } from './body-budget.js';
 import { type CorrelationIds, correlationIds, requireValidCorrelationId } from './correlation.js';
 import { parseJsonBody } from './json-body.js';
-import { handOver, takenBy } from './front-door.js';
 import { setupOpenApi } from './openapi.js';
 import { ErrorFilter, pathOf, sendError } from './errors.js';
 import { surfaceOf } from './surfaces.js';
 import { ApiError, renderProblem } from './problem.js';
-import { type AnsweredRequest, onAnswered, watchRequests } from './request-log.js';
+import { type AnsweredListeners, type AnsweredRequest, watchRequests } from './request-log.js';
 import { RouteTable } from './route-table.js';
 import { type Unanswered } from './unanswered.js';
 import { UnreadBodies } from './unread-bodies.js';
@@ -37,12 +38,9 @@ export interface HttpSettings {
   readonly correlationIds?: CorrelationIds | undefined;
   /** The application that answers an admitted request in place of this one. What it throws is the answer. */
   readonly elsewhere?:
-    | ((request: FastifyRequest) => FastifyInstance | undefined | Promise<FastifyInstance | undefined>)
-    | undefined;
+    ((request: FastifyRequest) => Backend | undefined | Promise<Backend | undefined>) | undefined;
   /** Gets to know what waits for an answer. */
   readonly unanswered?: Unanswered | undefined;
-  /** Asked when it is to close. Resolves when nobody gives requests to this application any more; until then it waits. */
-  readonly lastRequest?: (() => Promise<void> | undefined) | undefined;
 }
 
 /** Milliseconds in which a client must send its whole request. The time for answers is not limited. */
@@ -63,9 +61,14 @@ export function configureApp(
   app: NestFastifyApplication,
   settings: HttpSettings & { version: string },
 ): void {
+  configureHandlers(app);
+  setupOpenApi(app, { version: settings.version, secured: settings.auth.mode === 'api-key' });
+}
+
+/** The part of `configureApp` for an application without a server. */
+export function configureHandlers(app: NestFastifyApplication): void {
   app.useGlobalFilters(new ErrorFilter());
   app.useGlobalPipes(new SchemaPipe());
-  setupOpenApi(app, { version: settings.version, secured: settings.auth.mode === 'api-key' });
 }
 
 /**
@@ -73,8 +76,10 @@ export function configureApp(
  * correlation ids, JSON as the only kind of body, and problem documents as errors.
  */
 class HttpAdapter extends FastifyAdapter {
+  readonly answeredListeners: AnsweredListeners = [];
+
   constructor(settings: HttpSettings) {
-    const { server, auth, onAnswered: tell, isBehind, elsewhere, unanswered, lastRequest } = settings;
+    const { server, auth, onAnswered: tell, isBehind, elsewhere, unanswered } = settings;
     super({
       bodyLimit: server.bodyLimit,
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -90,14 +95,15 @@ class HttpAdapter extends FastifyAdapter {
     });
     const fastify: FastifyInstance = this.getInstance();
 
-    watchRequests(fastify);
-    if (tell) onAnswered(fastify, tell);
+    fastify.decorateRequest('backend', null);
+    watchRequests(fastify, this.answeredListeners, tell);
     unanswered?.install(fastify);
     fastify.decorate('surfaces', []);
     const routes = new RouteTable();
     fastify.addHook('onRoute', (route) => {
       routes.add(route.method, route.url, route.config?.access === 'public');
       if (route.config?.takesMessages) route.bodyLimit = Math.max(server.messageLimit, server.bodyLimit);
+      if (elsewhere) route.handler = handlerOfAll(route);
     });
     fastify.setErrorHandler((error, request, reply) => {
       sendError(error, request, reply);
@@ -121,7 +127,6 @@ class HttpAdapter extends FastifyAdapter {
     );
 
     closeInTime(fastify);
-    if (lastRequest) fastify.addHook('preClose', async () => lastRequest());
     fastify.decorate('isDraining', false);
 
     const guard = new Guard(authenticatorsOf(auth));
@@ -138,16 +143,14 @@ class HttpAdapter extends FastifyAdapter {
       // Unmatched requests are refused here, because Fastify would read their bodies first, and fails with 500 for some
       // methods.
       if (request.is404 && routes.isPublic(request)) throw routes.unmatched(request);
-      const taken = takenBy(request.raw);
-      if (taken) request.caller = taken.caller;
-      else await guard.admit(request);
+      await guard.admit(request);
       if (request.is404) throw routes.unmatched(request);
       if (!elsewhere || request.routeOptions.config.access === 'public') return;
       const found = elsewhere(request);
-      const other = found instanceof Promise ? await found : found;
-      if (!other) return;
-      handOver(request, reply, other);
-      return reply;
+      const backend = found instanceof Promise ? await found : found;
+      if (!backend) return;
+      request.backend = backend;
+      backend.unanswered.enter(request, reply);
     });
     new BodyBudget(isBehind ?? (() => false)).install(fastify);
     new UnreadBodies().install(fastify);
@@ -165,6 +168,19 @@ class HttpAdapter extends FastifyAdapter {
   override registerParserMiddleware(): void {
     // Nest's own parsers for JSON and forms are not wanted.
   }
+}
+
+/** The handler of a route for the requests of all applications. */
+function handlerOfAll({ method, url, handler }: RouteOptions): RouteHandlerMethod {
+  const name = routeName(String(method), url);
+  return function (request, reply) {
+    const { backend } = request;
+    if (!backend) return handler.call(this, request, reply);
+    const theirs = backend.handlers.get(name);
+    // This application would answer for a database that has nothing to do with the request.
+    if (!theirs) throw new Error(`the application that is to answer has no route ${name}`);
+    return theirs.call(this, request, reply);
+  };
 }
 
 declare module 'fastify' {

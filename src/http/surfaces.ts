@@ -1,6 +1,6 @@
 import type { HttpAdapterHost } from '@nestjs/core';
-import type { FastifyInstance } from 'fastify';
 import { type z } from 'zod';
+import { serverOf } from './backend-adapter.js';
 import { type ErrorAnswer, renderProblem } from './problem.js';
 
 /**
@@ -31,9 +31,8 @@ declare module 'fastify' {
  * Adds a surface to the application. A feature does this in `onModuleInit` of its module, which Nest gives the
  * adapter's host: that is before the server listens.
  */
-export function addSurface({ httpAdapter }: HttpAdapterHost, surface: Surface): void {
-  // An application without HTTP has none.
-  const fastify = (httpAdapter as HttpAdapterHost['httpAdapter'] | null)?.getInstance<FastifyInstance>();
+export function addSurface(host: HttpAdapterHost, surface: Surface): void {
+  const fastify = serverOf(host);
   if (!fastify) return;
   fastify.surfaces.push(surface);
   fastify.surfaces.sort((a, b) => b.prefix.length - a.prefix.length);

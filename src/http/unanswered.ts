@@ -1,6 +1,5 @@
 import type { ServerResponse } from 'node:http';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import { isHandedOver } from './front-door.js';
 import { sendError } from './errors.js';
 
 /** A request in the list of those that wait; the list's own entry stands before the first and behind the last. */
@@ -36,11 +35,16 @@ export class Unanswered {
   /** To be called before any other hook that may wait. Nothing is kept until `begin`. */
   install(fastify: FastifyInstance): void {
     fastify.addHook('onRequest', (request, reply, done) => {
-      // Operators and machines that look after the service ask about all of it, and may have to wait.
-      const { url = '', config } = request.routeOptions;
-      if (this.isOn && config.access !== 'public' && !url.startsWith('/v1/admin/')) this.add(request, reply);
+      this.enter(request, reply);
       done();
     });
+  }
+
+  /** Counts a request as one of those that wait for this application, and for no other one any more. */
+  enter(request: FastifyRequest, reply: FastifyReply): void {
+    // Operators and machines that look after the service ask about all of it, and may have to wait.
+    const { url = '', config } = request.routeOptions;
+    if (this.isOn && config.access !== 'public' && !url.startsWith('/v1/admin/')) this.add(request, reply);
   }
 
   begin(): void {
@@ -67,7 +71,6 @@ export class Unanswered {
 
   private add(request: FastifyRequest, reply: FastifyReply): void {
     const raw: Raw = reply.raw;
-    // The application that has given it to this one waits no longer.
     if (raw[WAITING]) leave(raw[WAITING]);
     else raw.on('close', leaveAtEnd);
     const { list } = this;
@@ -86,7 +89,7 @@ export class Unanswered {
 }
 
 /** Whether the application has still to answer. */
-const isOpen = ({ request, reply }: Waiting): boolean => !reply.raw.headersSent && !isHandedOver(request);
+const isOpen = ({ reply }: Waiting): boolean => !reply.raw.headersSent;
 
 function leave(waiting: Waiting): void {
   waiting.before.after = waiting.after;

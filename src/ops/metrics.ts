@@ -1,7 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable, type OnApplicationBootstrap, type OnModuleInit } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
-import { type FastifyInstance } from 'fastify';
 import {
   type Aggregator,
   AggregatorRegistry,
@@ -16,7 +15,7 @@ import { Cells } from '../cells/cells.js';
 import { type Config, FIRST_CELL, SETTINGS } from '../config.js';
 import { RelaxedPool } from '../database/relaxed-pool.js';
 import { EventLog } from '../event-store/log.js';
-import { onAnswered } from '../http/request-log.js';
+import { answeredListenersOf } from '../http/request-log.js';
 import { Relay } from '../kafka/relay.js';
 import { Notary } from '../proof/notary.js';
 import { Projector } from '../projection-engine/projector.js';
@@ -123,11 +122,7 @@ export class Metrics implements OnModuleInit, OnApplicationBootstrap {
         labelNames: ['method', 'route', 'status'],
       },
     );
-    // Without HTTP, e.g. in a test, the application has no adapter.
-    const { httpAdapter } = this.host as Partial<HttpAdapterHost>;
-    const fastify = httpAdapter?.getInstance<Partial<FastifyInstance> | undefined>();
-    if (!fastify?.answeredListeners) return;
-    onAnswered(fastify as FastifyInstance, ({ method, route, status, ms }) => {
+    answeredListenersOf(this.host)?.push(({ method, route, status, ms }) => {
       durations.observe({ method, route, status: String(status) }, ms / 1000);
     });
   }
