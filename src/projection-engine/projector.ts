@@ -84,6 +84,7 @@ export async function lagOf({
  */
 export class Projector {
   private readonly runners: readonly Runner[];
+  private readonly beat: Beat;
   private readonly rebuilds: Rebuilds;
   private readonly parking: Parking;
   private verifying: Promise<unknown> = Promise.resolve();
@@ -95,7 +96,7 @@ export class Projector {
       const what = `${tableOf(projection)} parked session ${sessionId} of ${tenant} at version ${version}`;
       onNotice(`${what}: ${reasonOf(error, store.isSealed)}`);
     };
-    const beat = new Beat();
+    const beat = (this.beat = new Beat());
     this.runners = projections.map(
       (projection) =>
         new Runner(
@@ -135,6 +136,7 @@ export class Projector {
   async stop(): Promise<void> {
     await this.rebuilds.stop();
     await Promise.all(this.runners.map((runner) => runner.stop()));
+    this.beat.end();
   }
 
   /** The projection of that name, in the version of this code. */

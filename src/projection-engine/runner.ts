@@ -26,13 +26,41 @@ const GATHER_MS = 50;
 const REST = 3;
 /** A read that does not ask for freshness may be this much older because of a pause. */
 const MOST_REST_MS = 250;
+/**
+ * Where a process works on several logs at the same time (cells), each pause is longer by their number, up to this many
+ * times: they share its processors, and each has turns of its own, so that the fixed cost of turns is paid once for each.
+ */
+const MOST_LOGS = 4;
+/** A log is worked on when it had a turn within this time. */
+const BUSY_MS = 1_000;
 
 /**
- * One timer for the pauses of all runners, so that they read at the same time: as long as they are at the same
+ * One timer for the pauses of all runners of a log, so that they read at the same time: as long as they are at the same
  * positions, they share one query.
  */
 export class Beat {
+  /** Those of all logs of this process. */
+  private static readonly all = new Set<Beat>();
   private next: Promise<void> | undefined;
+  private workedAt = -Infinity;
+
+  constructor() {
+    Beat.all.add(this);
+  }
+
+  /** To be called when nobody works on the log any more. */
+  end(): void {
+    Beat.all.delete(this);
+  }
+
+  /** The milliseconds to rest after a turn that took so many. */
+  restAfter(ms: number): number {
+    const now = performance.now();
+    this.workedAt = now;
+    let logs = 0;
+    for (const { workedAt } of Beat.all) if (now - workedAt < BUSY_MS) logs += 1;
+    return Math.min(MOST_REST_MS, REST * ms) * Math.min(logs, MOST_LOGS);
+  }
 
   wait(): Promise<void> {
     return (this.next ??= new Promise((resolve) => {
@@ -124,7 +152,7 @@ export class Runner {
       const began = performance.now();
       try {
         await this.turn();
-        await this.pause(Math.min(MOST_REST_MS, REST * (performance.now() - began)));
+        await this.pause(this.beat.restAfter(performance.now() - began));
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
