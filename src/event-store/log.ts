@@ -258,7 +258,7 @@ export class EventLog {
       if (!settings) throw new Error('the database has no lane count: it was not migrated');
       const masters = new MasterKeys(options.masterKeys ?? []);
       if (!options.codec) await checkMasterKeys(pool, masters);
-      if (masters.ids.length > 0) await loadShortTexts();
+      if (masters.ids.length > 0 && options.cipher !== 'aes-256-gcm') await loadShortTexts();
       generations = new LogGenerations(settings.lanes, telemetry);
       await generations.check(pool);
       return new EventLog(pool, url, settings, generations, telemetry, options);

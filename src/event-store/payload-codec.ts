@@ -79,6 +79,21 @@ export class NotAuthentic extends Error {
 }
 
 /**
+ * A later version of the service sealed it, in a form that this one does not know. Whoever follows the log stops there, as
+ * without keys: nodes of that version can read it.
+ */
+export class UnknownForm extends Error {
+  override readonly name = 'UnknownForm';
+  readonly code = 'upgrade-in-progress';
+
+  constructor(payload: PayloadIdentity) {
+    super(
+      `${nameOf(payload)} was sealed by a newer version. Nodes of that version can answer; upgrade this one as well.`,
+    );
+  }
+}
+
+/**
  * This process has no keys at all. It is no fault of the payload, so it is not the error of one payload: whoever follows
  * the log stops there, and goes on when the process was started with the right settings.
  */
@@ -105,7 +120,7 @@ export interface PayloadCodec {
   encode(payloads: readonly Payload[]): readonly EncodedPayload[] | Promise<readonly EncodedPayload[]>;
   /**
    * @returns one entry per payload, in order: its data as JSON text in UTF-8, or the reason why it cannot be opened
-   * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused
+   * @throws what is no fault of a payload: DatabaseUnavailable, NoKeys, MasterKeyRefused, UnknownForm
    */
   openText(payloads: readonly SealedPayload[]): Promise<readonly PromiseSettledResult<Buffer>[]>;
   /**

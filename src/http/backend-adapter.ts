@@ -43,11 +43,12 @@ export class BackendAdapter extends FastifyAdapter {
   }
 }
 
-/** What the adapter needs of Fastify to give it routes. */
+/** What the adapter needs of Fastify to give it routes, as controllers have them. Nest's middleware would need more. */
 const collectorOf = (handlers: Map<string, RouteHandlerMethod>): FastifyInstance =>
   ({
     // By this the adapter knows that it need not make an instance.
     server: {},
+    initialConfig: {},
     supportedMethods: ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'],
     addHook: () => undefined,
     route: (route: { method: string; url: string; handler: RouteHandlerMethod }) => {

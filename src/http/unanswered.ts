@@ -44,6 +44,8 @@ export class Unanswered {
   enter(request: FastifyRequest, reply: FastifyReply): void {
     // Operators and machines that look after the service ask about all of it, and may have to wait.
     const { url = '', config } = request.routeOptions;
+    const raw: Raw = reply.raw;
+    if (raw[WAITING]) leave(raw[WAITING]);
     if (this.isOn && config.access !== 'public' && !url.startsWith('/v1/admin/')) this.add(request, reply);
   }
 
@@ -71,8 +73,7 @@ export class Unanswered {
 
   private add(request: FastifyRequest, reply: FastifyReply): void {
     const raw: Raw = reply.raw;
-    if (raw[WAITING]) leave(raw[WAITING]);
-    else raw.on('close', leaveAtEnd);
+    if (!raw[WAITING]) raw.on('close', leaveAtEnd);
     const { list } = this;
     const waiting = { request, reply, since: performance.now(), before: list.before, after: list };
     list.before.after = waiting;

@@ -145,8 +145,8 @@ const HEADERS: readonly (readonly [name: string, description: string, schema: Js
   ],
   [
     'ce_sealed',
-    'Only where the value is [sealed](#sealed-values): how, and its first byte, `chacha20-poly1305;v=4`',
-    { type: 'string', pattern: '^(chacha20-poly1305|aes-256-gcm);v=[0-9]+$' },
+    'Only where the value is [sealed](#sealed-values): by which cipher, and its first byte: `chacha20-poly1305;v=4`, `aes-256-gcm;v=2`, `aes-256-gcm;v=1`',
+    { type: 'string', pattern: '^[a-z0-9-]+;v=[0-9]+$' },
   ],
   ['ce_keyid', 'Only where the value is sealed: id of the key', { type: 'string', format: 'uuid' }],
   ['ce_dataref', 'Only where the value is a reference: where the event can be read', { type: 'string' }],

@@ -134,9 +134,12 @@ export class Projector {
   }
 
   async stop(): Promise<void> {
-    await this.rebuilds.stop();
-    await Promise.all(this.runners.map((runner) => runner.stop()));
-    this.beat.end();
+    try {
+      await this.rebuilds.stop();
+      await Promise.all(this.runners.map((runner) => runner.stop()));
+    } finally {
+      this.beat.end();
+    }
   }
 
   /** The projection of that name, in the version of this code. */

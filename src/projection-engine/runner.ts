@@ -24,14 +24,14 @@ const GATHER_MS = 50;
  * three cells that share two processors, each with turns of its own, and 3 % more for those of one (measured).
  */
 const REST = 3;
-/** A read that does not ask for freshness may be this much older because of a pause. */
+/** A read that does not ask for freshness may be this much older because of a pause, where there is one log. */
 const MOST_REST_MS = 250;
 /**
  * Where a process works on several logs at the same time (cells), each pause is longer by their number, up to this many
  * times: they share its processors, and each has turns of its own, so that the fixed cost of turns is paid once for each.
  */
 const MOST_LOGS = 4;
-/** A log is worked on when it had a turn within this time. */
+/** A log is worked on when a turn found events within this time. */
 const BUSY_MS = 1_000;
 
 /**
@@ -39,14 +39,10 @@ const BUSY_MS = 1_000;
  * positions, they share one query.
  */
 export class Beat {
-  /** Those of all logs of this process. */
+  /** Those of all logs of this process on which somebody has worked. */
   private static readonly all = new Set<Beat>();
   private next: Promise<void> | undefined;
   private workedAt = -Infinity;
-
-  constructor() {
-    Beat.all.add(this);
-  }
 
   /** To be called when nobody works on the log any more. */
   end(): void {
@@ -54,12 +50,15 @@ export class Beat {
   }
 
   /** The milliseconds to rest after a turn that took so many. */
-  restAfter(ms: number): number {
+  restAfter(ms: number, hadEvents: boolean): number {
     const now = performance.now();
-    this.workedAt = now;
-    let logs = 0;
-    for (const { workedAt } of Beat.all) if (now - workedAt < BUSY_MS) logs += 1;
-    return Math.min(MOST_REST_MS, REST * ms) * Math.min(logs, MOST_LOGS);
+    if (hadEvents) {
+      this.workedAt = now;
+      Beat.all.add(this);
+    }
+    let others = 0;
+    for (const beat of Beat.all) if (beat !== this && now - beat.workedAt < BUSY_MS) others += 1;
+    return Math.min(MOST_REST_MS, REST * ms) * Math.min(1 + others, MOST_LOGS);
   }
 
   wait(): Promise<void> {
@@ -151,8 +150,8 @@ export class Runner {
       this.skipsPause = false;
       const began = performance.now();
       try {
-        await this.turn();
-        await this.pause(this.beat.restAfter(performance.now() - began));
+        const hadEvents = await this.turn();
+        await this.pause(this.beat.restAfter(performance.now() - began, hadEvents));
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
@@ -179,20 +178,21 @@ export class Runner {
     this.endPause = undefined;
   }
 
-  private async turn(): Promise<void> {
+  /** @returns whether there were events */
+  private async turn(): Promise<boolean> {
     const owned = this.share.owned;
     this.fold.keep(owned);
     // In a fixed order, so that runners at the same positions ask for the same and share the query.
     const lanes = [...this.dirty].filter((lane) => owned.has(lane)).sort((a, b) => a - b);
     this.dirty.clear();
-    if (lanes.length === 0) return;
+    if (lanes.length === 0) return false;
     try {
       const began = performance.now();
       const { events, unfinished } = await this.fold.advance(
         new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
         Math.ceil(BATCH / lanes.length),
       );
-      if (events.length === 0) return;
+      if (events.length === 0) return false;
       this.store.telemetry.emit('projected', {
         projection: this.table,
         events: events.length,
@@ -205,11 +205,13 @@ export class Runner {
         this.skipsPause = true;
       }
       this.onProgress();
+      return true;
     } catch (error) {
       for (const lane of lanes) this.dirty.add(lane);
       if (!(error instanceof Fenced)) throw error;
       // Without asking which lanes are still its own, this node would read and be refused again and again.
       await this.share.confirm();
+      return false;
     }
   }
 }

@@ -65,31 +65,40 @@ export async function run(options: ChaosOptions): Promise<Report> {
     const mostActive = await watching.stop();
     const homes = await homesOf(cluster);
     const isHome = ({ cell, tenant }: LoggedEvent): boolean => (homes.get(tenant) ?? 'default') === cell;
-    const all = await logOf(cluster);
-    const log = all.filter(isHome);
-    say(`${log.length} events; reading what is there`);
     const total = (map: ReadonlyMap<string, readonly string[]>): number =>
       [...map.values()].reduce((sum, ids) => sum + ids.length, 0);
-    const ofA = log.filter(({ tenant }) => tenant === 'a').length;
-    await still(() => following.events.length >= ofA);
-    // Only now, because a plain consumer may not outlive the faults of the brokers.
-    const listening = await tap(cluster.broker.brokers, cluster.topic);
-    await still(() => new Set(listening.records.map(({ id }) => id)).size >= log.length);
-    await still(() => total(consuming.consumed) >= log.length);
-    const evidence: Evidence = {
-      history,
-      log,
-      left: all.filter((event) => !isHome(event)),
-      mostActive,
-      wakeUpMs,
-      notBack,
-      counters: await countersOf(cluster, homes),
-      topic: listening.records,
-      consumed: consuming.consumed,
-      followed: following.events,
-      unequal: await unequalModels(cluster),
-      shown: await shownMessages(cluster, log),
-    };
+    let listening: Awaited<ReturnType<typeof tap>> | undefined;
+    let all = await logOf(cluster);
+    let evidence: Evidence;
+    for (;;) {
+      const log = all.filter(isHome);
+      say(`${log.length} events; reading what is there`);
+      const ofA = log.filter(({ tenant }) => tenant === 'a').length;
+      await still(() => following.events.length >= ofA);
+      // Only now, because a plain consumer may not outlive the faults of the brokers.
+      const { records } = (listening ??= await tap(cluster.broker.brokers, cluster.topic));
+      await still(() => new Set(records.map(({ id }) => id)).size >= log.length);
+      await still(() => total(consuming.consumed) >= log.length);
+      evidence = {
+        history,
+        log,
+        left: all.filter((event) => !isHome(event)),
+        mostActive,
+        wakeUpMs,
+        notBack,
+        counters: await countersOf(cluster, homes),
+        topic: records,
+        consumed: consuming.consumed,
+        followed: following.events,
+        unequal: await unequalModels(cluster),
+        shown: await shownMessages(cluster, log),
+      };
+      // The service may have written by itself meanwhile, as it does for a reply whose node has died. Then nothing of this fits
+      // together, and is looked at once more.
+      const last = all.length;
+      all = await logOf(cluster);
+      if (all.length === last) break;
+    }
     following.stop();
     await consuming.stop();
     await listening.stop();
@@ -99,7 +108,7 @@ export async function run(options: ChaosOptions): Promise<Report> {
         history.map((one) => (one.kind === 'write' ? `${one.kind} ${one.outcome}` : one.kind)),
       ),
       faults: Object.fromEntries(faults),
-      events: log.length,
+      events: evidence.log.length,
     };
   } finally {
     await cluster.end();

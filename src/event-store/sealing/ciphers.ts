@@ -9,10 +9,11 @@ export type Cipher = (typeof CIPHERS)[number];
 const [CHACHA] = CIPHERS;
 
 let shortTexts: ShortTexts | undefined;
+let loading: Promise<ShortTexts> | undefined;
 
 /** Makes ChaCha20-Poly1305 of short texts fast. Before, and where there is no WebAssembly, `node:crypto` does all. */
 export async function loadShortTexts(): Promise<void> {
-  if ('WebAssembly' in globalThis) shortTexts ??= await ShortTexts.load();
+  if ('WebAssembly' in globalThis) shortTexts = await (loading ??= ShortTexts.load());
 }
 
 /**

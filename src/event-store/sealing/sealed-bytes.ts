@@ -6,6 +6,7 @@ import {
   type Payload,
   type PayloadIdentity,
   type SealedPayload,
+  UnknownForm,
 } from '../payload-codec.js';
 import { type Cipher, decrypt, encrypt, Randomness } from './ciphers.js';
 
@@ -45,23 +46,23 @@ export function seal(payload: Payload, key: Buffer, cipher: Cipher): Buffer {
 /** The cipher of sealed bytes; undefined for a form that a later version has made. */
 export const cipherOf = (sealed: Buffer): Cipher | undefined => FORMS[sealed[0] ?? 0]?.cipher;
 
-/** The JSON text of what is sealed, in UTF-8. @throws NotAuthentic */
+/** The JSON text of what is sealed, in UTF-8. @throws NotAuthentic, UnknownForm */
 export function unseal(payload: SealedPayload, key: Buffer): Buffer {
   const { text, hasCommitment } = opened(payload, key);
   return hasCommitment ? text.subarray(SALT) : text;
 }
 
-/** What the commitment is to: the salt and the JSON text; null where there is none. @throws NotAuthentic */
+/** What the commitment is to: the salt and the JSON text; null where there is none. @throws NotAuthentic, UnknownForm */
 export function committedIn(payload: SealedPayload, key: Buffer): string | null {
   const { text, hasCommitment } = opened(payload, key);
   return hasCommitment ? text.toString() : null;
 }
 
-/** What is sealed, in UTF-8. @throws NotAuthentic */
+/** What is sealed, in UTF-8. @throws NotAuthentic, UnknownForm */
 function opened(payload: SealedPayload, key: Buffer): { text: Buffer; hasCommitment: boolean } {
   const { sealed } = payload;
   const form = FORMS[sealed[0] ?? 0];
-  if (!form) throw new NotAuthentic(`${nameOf(payload)} has a form that this version does not know`);
+  if (!form) throw new UnknownForm(payload);
   const { cipher, hasCommitment } = form;
   const end = sealed.length - (hasCommitment ? COMMITMENT : 0);
   const text = decrypt(cipher, sealed, end, key, identityOf(payload));

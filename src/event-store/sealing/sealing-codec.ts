@@ -6,6 +6,7 @@ import {
   type PayloadCodec,
   plainCodec,
   type SealedPayload,
+  UnknownForm,
 } from '../payload-codec.js';
 import { type Cipher } from './ciphers.js';
 import { type DataKey, type DataKeys } from './data-keys.js';
@@ -73,6 +74,7 @@ export class SealingCodec implements PayloadCodec {
         if (incarnation !== undefined) this.keys.learn({ ...payload, incarnation }, keyId);
         return { status: 'fulfilled', value };
       } catch (reason) {
+        if (reason instanceof UnknownForm) throw reason;
         return { status: 'rejected', reason };
       }
     });

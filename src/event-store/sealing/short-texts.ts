@@ -41,7 +41,8 @@ interface Sodium {
  * time that `node:crypto` needs, which makes several objects for each text that have to be collected later.
  *
  * Texts are copied into the memory of libsodium and out of it. There is one place for each thing, because a call never
- * waits. Nothing but what fits may be given to it.
+ * waits; key and text are wiped there at once, so that they stay in memory no longer than elsewhere. Nothing but what fits
+ * may be given to it.
  */
 export class ShortTexts {
   private readonly memory: Buffer;
@@ -94,6 +95,7 @@ export class ShortTexts {
       sealed + NONCE_AT,
       this.key,
     );
+    this.wipe(length);
     const bytes = Buffer.allocUnsafe(TEXT_AT + length + room);
     memory.copy(bytes, 0, sealed, sealed + TEXT_AT + length);
     return bytes;
@@ -123,9 +125,14 @@ export class ShortTexts {
       sealed + NONCE_AT,
       this.key,
     );
-    if (isOther !== 0) return undefined;
-    const text = Buffer.allocUnsafe(length);
-    memory.copy(text, 0, this.text, this.text + length);
+    const text = isOther === 0 ? Buffer.allocUnsafe(length) : undefined;
+    if (text) memory.copy(text, 0, this.text, this.text + length);
+    this.wipe(length);
     return text;
+  }
+
+  private wipe(length: number): void {
+    this.memory.fill(0, this.key, this.key + KEY);
+    this.memory.fill(0, this.text, this.text + length);
   }
 }

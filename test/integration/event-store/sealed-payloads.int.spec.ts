@@ -128,6 +128,23 @@ it('given sealed bytes that were moved to another event, when the lane is read, 
   await expect(log.streams.read(STREAM)).rejects.toThrow('version 31 does not authenticate');
 });
 
+it('given a payload in a form of a later version, when it is read, then that is no fault of the event, and the error says what to do', async () => {
+  const log = await written(keyed());
+  await db.query(`
+    insert into event (lane, position, tenant, stream_id, version, incarnation, id, type, schema_version, time,
+                       actor, correlation_id, sealed, key_id)
+    select lane, position + 1, tenant, stream_id, version + 1, incarnation, gen_random_uuid(), type,
+           schema_version, time, actor, correlation_id, set_byte(sealed, 0, 200), key_id
+    from event where version = 30`);
+
+  const later = {
+    code: 'upgrade-in-progress',
+    message: expect.stringContaining('by a newer version') as string,
+  };
+  await expect(log.lanes.read(new Map([[log.laneOf(STREAM), 28]]), 100)).rejects.toMatchObject(later);
+  await expect(log.streams.read(STREAM)).rejects.toMatchObject(later);
+});
+
 it('given sealed payloads, when a process reads them that has no keys, then that is an error of the process, and no event is taken for unreadable', async () => {
   const log = await nodes.start(db.url);
   await tallies(await nodes.start(db.url, keyed())).handle(STREAM, { numbers: [1] }, by);

@@ -1,4 +1,4 @@
-import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
+import crypto, { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import fc from 'fast-check';
 import {
   type Cipher,
@@ -86,6 +86,23 @@ describe.each(CIPHERS)('given texts of all lengths and %s', (cipher) => {
       }
     });
   });
+});
+
+it('given short texts that are prepared, when one is encrypted and decrypted, then node:crypto has no part in it, and it has in a long one', async () => {
+  await loadShortTexts();
+  const spies = [jest.spyOn(crypto, 'createCipheriv'), jest.spyOn(crypto, 'createDecipheriv')];
+  const calls = (text: string, identity: string): number[] => {
+    for (const spy of spies) spy.mockClear();
+    const sealed = encrypt('chacha20-poly1305', text, KEY, identity, 0);
+    expect(decrypt('chacha20-poly1305', sealed, sealed.length, KEY, identity)?.toString()).toBe(text);
+    return spies.map((spy) => spy.mock.calls.length);
+  };
+  expect(calls('x'.repeat(2_730), IDENTITY)).toEqual([0, 0]);
+  expect(calls('x'.repeat(8_193), IDENTITY)).toEqual([1, 1]);
+  // The longest identity that is taken, in characters of three bytes each.
+  expect(calls('said', '語'.repeat(1_365))).toEqual([0, 0]);
+  expect(calls('said', '語'.repeat(1_366))).toEqual([1, 1]);
+  for (const spy of spies) spy.mockRestore();
 });
 
 it('given an identity longer than those of sessions are, when a text is encrypted with it, then it is decrypted with it alone', async () => {
