@@ -58,11 +58,12 @@ async function appends(server, { full }) {
     await new WrittenSession(store, `session-${(streams += 1)}`).append();
   };
   const rows = [];
-  for (const [what, writers, work] of [
-    ['appends', 1, appending],
-    ['appends', 32, appending],
-    ['appends', 256, appending],
-    ['beginnings of sessions', 32, beginning],
+  for (const [what, writers, work, atLeast] of [
+    ['appends', 1, appending, 0.9],
+    ['appends', 32, appending, 0.9],
+    ['appends', 256, appending, 0.9],
+    // A key is made, wrapped and stored for each, once in the life of a session.
+    ['beginnings of sessions', 32, beginning, 0.75],
   ]) {
     const seconds = full ? 5 : 2;
     const rates = await sideBySide(full ? 9 : 7, {
@@ -74,7 +75,7 @@ async function appends(server, { full }) {
       ours: `${Math.round(median(rates.sealed))}/s`,
       other: `plain ${Math.round(median(rates.plain))}/s`,
       ratio: ratio(rates.sealed, rates.plain),
-      atLeast: 0.9,
+      atLeast,
       spread: Math.max(spread(rates.sealed), spread(rates.plain)),
     });
   }
@@ -88,7 +89,7 @@ async function rebuilds(server, { full }) {
   const other = await rebuilding(await server.database('sealed_rebuild_not'), sessions, {});
   const coded = await rebuilding(await server.database('sealed_rebuild_code'), sessions, {}, byCode);
   try {
-    const rates = await sideBySide(full ? 5 : 3, {
+    const rates = await sideBySide(full ? 5 : 9, {
       sealed: ours.rebuild,
       plain: other.rebuild,
       byCode: coded.rebuild,
