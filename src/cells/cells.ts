@@ -159,14 +159,14 @@ export class Cells {
     if (subject === 'deployment') return undefined;
     if (subject === 'cell') {
       const named = request.headers[CELL_HEADER.toLowerCase()];
-      return named === undefined ? undefined : this.app(this.checked(named));
+      return named === undefined ? undefined : this.backend(this.checked(named));
     }
     const tenant = tenantOf(request, url);
     // No tenant has such an id, which any cell says as well.
     if (tenant === undefined) return undefined;
     const known = this.directory?.remembered(tenant);
-    if (known !== undefined) return this.app(known);
-    return this.look(this.directory, tenant, mayPlace(request)).then((cell) => this.app(cell));
+    if (known !== undefined) return this.backend(known);
+    return this.look(this.directory, tenant, mayPlace(request)).then((cell) => this.backend(cell));
   }
 
   /** The others that run, by name. */
@@ -228,7 +228,7 @@ export class Cells {
     }
   }
 
-  private app(name: string): Backend | undefined {
+  private backend(name: string): Backend | undefined {
     if (this.watch.isAway(name)) throw unavailable(name);
     if (name === FIRST_CELL) return undefined;
     const cell = this.running.get(name);

@@ -41,7 +41,8 @@ interface Sodium {
  * time that `node:crypto` needs, which makes several objects for each text that have to be collected later.
  *
  * Texts are copied into the memory of libsodium and out of it. There is one place for each thing, because a call never
- * waits; key and text are wiped there at once, so that they stay in memory no longer than elsewhere. Nothing but what fits
+ * waits. Key and text are wiped there at once, because a destroyed key must not stay in memory; libsodium itself leaves the
+ * last block of a text that it has decrypted, of up to 64 bytes, on its stack until the next call. Nothing but what fits
  * may be given to it.
  */
 export class ShortTexts {

@@ -1,4 +1,5 @@
 import crypto, { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
+import { createRequire } from 'node:module';
 import fc from 'fast-check';
 import {
   type Cipher,
@@ -103,6 +104,23 @@ it('given short texts that are prepared, when one is encrypted and decrypted, th
   expect(calls('said', '語'.repeat(1_365))).toEqual([0, 0]);
   expect(calls('said', '語'.repeat(1_366))).toEqual([1, 1]);
   for (const spy of spies) spy.mockRestore();
+});
+
+it('given a text that was encrypted, decrypted and refused, when the memory of libsodium is searched, then neither its key nor the text is there, but for its last block', async () => {
+  await loadShortTexts();
+  const { HEAPU8 } = createRequire(__filename)('libsodium') as { HEAPU8: Uint8Array<ArrayBuffer> };
+  const memory = Buffer.from(HEAPU8.buffer);
+  const said = 'what nobody is to find here';
+  // The last 64 bytes may stay on the stack of the library.
+  const text = said + 'x'.repeat(64);
+  const sealed = encrypt('chacha20-poly1305', text, KEY, IDENTITY, 0);
+  const isFound = (): boolean => memory.includes(KEY) || memory.includes(said);
+  expect(memory.includes(IDENTITY)).toBe(true);
+  expect(isFound()).toBe(false);
+  decrypt('chacha20-poly1305', sealed, sealed.length, KEY, IDENTITY);
+  expect(isFound()).toBe(false);
+  decrypt('chacha20-poly1305', sealed, sealed.length, KEY, '');
+  expect(isFound()).toBe(false);
 });
 
 it('given an identity longer than those of sessions are, when a text is encrypted with it, then it is decrypted with it alone', async () => {
