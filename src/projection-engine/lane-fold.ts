@@ -1,10 +1,10 @@
-import { type ClientBase, type Pool } from 'pg';
+import { type Pool } from 'pg';
 import { transaction } from '../database/transaction.js';
 import { type EventLog } from '../event-store/log.js';
 import { streamKey } from '../event-store/lane.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { Fenced, findPoison, isPoison, type Poison, reasonOf } from './poison.js';
-import { compute, ERASURE, notErased, type Projection, run } from './projection.js';
+import { compute, type Connection, ERASURE, notErased, type Projection, run } from './projection.js';
 
 interface Advance {
   readonly events: readonly RecordedEvent[];
@@ -163,6 +163,11 @@ export class LaneFold {
     epochs: ReadonlyMap<number, number>,
   ): Promise<void> {
     const statements = events.length > 0 ? await this.compute(events) : [];
+    if (statements.length === 0 && poisons.length === 0 && freed.length === 0) {
+      // Most events are nothing to most read models. Then there is nothing that would have to hold together.
+      await this.move(this.pool, lanes, to, epochs);
+      return;
+    }
     await transaction(this.pool, async (client) => {
       await this.move(client, lanes, to, epochs);
       await run(client, statements);
@@ -175,7 +180,7 @@ export class LaneFold {
 
   /** Moves checkpoints, if they still are where this node saw them and no owner of a newer lease has moved them. */
   private async move(
-    client: ClientBase,
+    client: Connection,
     lanes: ReadonlyMap<number, Lane>,
     to: ReadonlyMap<number, number>,
     epochs: ReadonlyMap<number, number>,

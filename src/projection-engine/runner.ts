@@ -24,6 +24,10 @@ const GATHER_MS = 50;
  * three cells that share two processors, each with turns of its own, and 3 % more for those of one (measured).
  */
 const REST = 3;
+/**
+ * It is also so long for each event of the turn: where many come, the next turn has the more to share its fixed cost.
+ */
+const REST_EACH_MS = 1;
 /** A read that does not ask for freshness may be this much older because of a pause, where there is one log. */
 const MOST_REST_MS = 250;
 /**
@@ -49,16 +53,18 @@ export class Beat {
     Beat.all.delete(this);
   }
 
-  /** The milliseconds to rest after a turn that took so many. */
-  restAfter(ms: number, hadEvents: boolean): number {
+  /** The milliseconds to rest after a turn that took so many and found so many events. */
+  restAfter(ms: number, events: number): number {
     const now = performance.now();
-    if (hadEvents) {
+    if (events > 0) {
       this.workedAt = now;
       Beat.all.add(this);
     }
     let others = 0;
     for (const beat of Beat.all) if (beat !== this && now - beat.workedAt < BUSY_MS) others += 1;
-    return Math.min(MOST_REST_MS, REST * ms) * Math.min(1 + others, MOST_LOGS);
+    return (
+      Math.min(MOST_REST_MS, Math.max(REST * ms, REST_EACH_MS * events)) * Math.min(1 + others, MOST_LOGS)
+    );
   }
 
   wait(): Promise<void> {
@@ -150,8 +156,8 @@ export class Runner {
       this.skipsPause = false;
       const began = performance.now();
       try {
-        const hadEvents = await this.turn();
-        await this.pause(this.beat.restAfter(performance.now() - began, hadEvents));
+        const events = await this.turn();
+        await this.pause(this.beat.restAfter(performance.now() - began, events));
       } catch (error) {
         this.onError(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
@@ -178,21 +184,21 @@ export class Runner {
     this.endPause = undefined;
   }
 
-  /** @returns whether there were events */
-  private async turn(): Promise<boolean> {
+  /** @returns how many events there were */
+  private async turn(): Promise<number> {
     const owned = this.share.owned;
     this.fold.keep(owned);
     // In a fixed order, so that runners at the same positions ask for the same and share the query.
     const lanes = [...this.dirty].filter((lane) => owned.has(lane)).sort((a, b) => a - b);
     this.dirty.clear();
-    if (lanes.length === 0) return false;
+    if (lanes.length === 0) return 0;
     try {
       const began = performance.now();
       const { events, unfinished } = await this.fold.advance(
         new Map(lanes.map((lane) => [lane, owned.get(lane) ?? 0])),
         Math.ceil(BATCH / lanes.length),
       );
-      if (events.length === 0) return false;
+      if (events.length === 0) return 0;
       this.store.telemetry.emit('projected', {
         projection: this.table,
         events: events.length,
@@ -205,13 +211,13 @@ export class Runner {
         this.skipsPause = true;
       }
       this.onProgress();
-      return true;
+      return events.length;
     } catch (error) {
       for (const lane of lanes) this.dirty.add(lane);
       if (!(error instanceof Fenced)) throw error;
       // Without asking which lanes are still its own, this node would read and be refused again and again.
       await this.share.confirm();
-      return false;
+      return 0;
     }
   }
 }
