@@ -23,8 +23,9 @@ export function sparse<T>(rows: readonly T[], pick: (row: T) => Element): string
   return column.some((value) => value != null) ? arrayLiteral(column) : null;
 }
 
-/** Types of the elements of a `bytea[]` and of a `jsonb[]`. */
+/** Types of the elements of a `bytea[]`, of an `integer[]` and of a `jsonb[]`. */
 const BYTEA = 17;
+const INTEGER = 23;
 const JSONB = 3802;
 const HEADER = 20;
 /** Comes before the text of a `jsonb` in binary form. */
@@ -52,6 +53,19 @@ export function bytesArray<T>(
     at = array.writeInt32BE(value?.length ?? -1, at);
     if (value) at += value.copy(array, at);
   }
+  return array;
+}
+
+/**
+ * Lists of whole numbers, one behind the other, as PostgreSQL reads an `integer[]` in binary form: its own arrays of arrays
+ * have to be rectangular, and as text each number would be written and read digit by digit.
+ */
+export function integersArray(lists: readonly (readonly number[])[]): Buffer {
+  const count = lists.reduce((sum, list) => sum + list.length, 0);
+  const array = Buffer.allocUnsafe(HEADER + 8 * count);
+  let at = arrayHeader(array, INTEGER, count);
+  for (const list of lists)
+    for (const number of list) at = array.writeInt32BE(number, array.writeInt32BE(4, at));
   return array;
 }
 

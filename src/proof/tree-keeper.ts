@@ -67,7 +67,7 @@ export class TreeKeeper {
     const growing = new Map(this.trees);
     this.trees.clear();
     const limit = Math.ceil(BATCH / after.size);
-    const { count, broken } = await this.grow(growing, after, limit);
+    const { isBehind, broken } = await this.grow(growing, after, limit);
     const due = new Set(
       [...after.keys()].filter((lane) => {
         const { edge, signed = 0 } = growing.get(lane) ?? {};
@@ -112,7 +112,7 @@ export class TreeKeeper {
       const tree = growing.get(lane);
       return tree !== undefined && tree.head.size > tree.signed;
     });
-    return { grown, isBehind: count >= limit, unsigned, signed };
+    return { grown, isBehind, unsigned, signed };
   }
 
   /**
@@ -150,16 +150,18 @@ export class TreeKeeper {
     trees: ReadonlyMap<number, Tree>,
     after: ReadonlyMap<number, number>,
     limit: number,
-  ): Promise<{ readonly count: number; readonly broken: Error | undefined }> {
+  ): Promise<{ readonly isBehind: boolean; readonly broken: Error | undefined }> {
     let broken: Error | undefined;
+    const found = new Map<number, number>();
     const events = await this.log.leaves.read(after, limit);
     for (const event of events) {
+      found.set(event.lane, (found.get(event.lane) ?? 0) + 1);
       const edge = trees.get(event.lane)?.edge;
       if (!edge) continue;
       // Behind a gap nothing is taken in: a tree without the event that was there would say that there was none.
       if (event.position === edge.size + 1) edge.append(leafOf(event));
       else broken ??= new Error(`lane ${event.lane} of the log has no position ${edge.size + 1}`);
     }
-    return { count: events.length, broken };
+    return { isBehind: Math.max(0, ...found.values()) >= limit, broken };
   }
 }

@@ -1,8 +1,14 @@
-import { arrayLiteral } from '../database/array-literal.js';
+import { arrayLiteral, integersArray } from '../database/array-literal.js';
 import { textOf } from '../domain/content.js';
 import { versionsLeft } from '../domain/history.js';
 import { type Role } from '../domain/session.events.js';
-import { columns, type Projection, type Read, tableOf } from '../projection-engine/projection.js';
+import {
+  columns,
+  type Projection,
+  type Read,
+  type Statement,
+  tableOf,
+} from '../projection-engine/projection.js';
 import { fold, keyOfOwner, keyOfRole, keysOfText, keysOfTime } from './search-keys.js';
 import { type SessionRecord } from './session-record.js';
 
@@ -21,8 +27,8 @@ interface SearchRow {
   text: string;
   /** The text as it is compared; null where that is the same. */
   folded: string | null;
-  /** See `search-keys.ts`. An array of arrays would have to be rectangular, so keys travel as text. */
-  keys: string;
+  /** See `search-keys.ts`. */
+  keys: number[];
 }
 
 const NAMES = [
@@ -103,22 +109,36 @@ export const searchProjection: Projection<SessionRecord> = {
               values: columns(gone, ['tenant', 'session_id', 'first', 'last']),
             },
           ]),
-      ...(rows.length === 0 && owned.size === 0
-        ? []
-        : [
-            {
-              // A session that is created anew after its deletion has its row of version 0 already, and the same owner.
-              text: `insert into ${table} (${NAMES.join()}, keys)
-                     select ${NAMES.join()}, keys::integer[]
-                     from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[],
-                                 $7::timestamptz[], $8::text[], $9::text[], $10::text[]) as r (${NAMES.join()}, keys)
-                     on conflict (tenant, session_id, version) do update set owner = excluded.owner`,
-              values: columns([...owned.values(), ...rows], [...NAMES, 'keys']),
-            },
-          ]),
+      // A session that is created anew after its deletion has its row of version 0 already, and the same owner.
+      ...insertion(
+        table,
+        [...owned.values()],
+        'on conflict (tenant, session_id, version) do update set owner = excluded.owner',
+      ),
+      ...insertion(table, rows),
     ];
   },
 };
+
+/** The keys of all rows are one list, of which each row has a part. */
+function insertion(table: string, rows: readonly SearchRow[], onConflict = ''): Statement[] {
+  if (rows.length === 0) return [];
+  const ends: number[] = [];
+  let end = 0;
+  for (const { keys } of rows) ends.push((end += keys.length));
+  const text = `insert into ${table} (${NAMES.join()}, keys)
+                select ${NAMES.join()}, ($10::int[])[r.before + 1 : r.until]
+                from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
+                            $8::text[], $9::text[], $11::int[], $12::int[]) as r (${NAMES.join()}, before, until)
+                ${onConflict}`;
+  const values = [
+    ...columns(rows, NAMES),
+    integersArray(rows.map(({ keys }) => keys)),
+    arrayLiteral([0, ...ends.slice(0, -1)]),
+    arrayLiteral(ends),
+  ];
+  return [{ text, values }];
+}
 
 const keyOf = ({ tenant, streamId }: SessionRecord): string => `${tenant}/${streamId}`;
 
@@ -151,7 +171,7 @@ async function ownersOf(
 
 const ownerRow = ({ tenant, streamId, time }: SessionRecord, owner: string): SearchRow => ({
   ...{ tenant, session_id: streamId, version: 0, message_id: '', role: '', owner },
-  ...{ created_at: time, text: '', folded: null, keys: arrayLiteral([]) },
+  ...{ created_at: time, text: '', folded: null, keys: [] },
 });
 
 /** The row of a message; undefined when there is no text in it. */
@@ -165,15 +185,24 @@ function rowOf(
   const folded = fold(text);
   const { tenant, streamId: session_id, version } = event;
   // To the millisecond: an imported message may have a finer time, and a cursor would then skip its neighbours.
-  const created_at = new Date(origin?.createdAt ?? event.time).toISOString();
+  const time = new Date(origin?.createdAt ?? event.time);
   const keys = keysOfText(folded);
   keys.add(keyOfRole(role));
   if (owner !== null) keys.add(keyOfOwner(tenant, owner));
-  for (const key of keysOfTime(tenant, Date.parse(created_at))) keys.add(key);
+  for (const key of keysOfTime(tenant, time.getTime())) keys.add(key);
   return {
-    ...{ tenant, session_id, version, message_id: messageId, role, owner, created_at, text },
+    ...{
+      tenant,
+      session_id,
+      version,
+      message_id: messageId,
+      role,
+      owner,
+      created_at: time.toISOString(),
+      text,
+    },
     folded: folded === text ? null : folded,
-    keys: arrayLiteral([...keys]),
+    keys: [...keys],
   };
 }
 
