@@ -32,7 +32,8 @@ try {
       Array.from({ length: CONNECTIONS }, () => Connection.open(one.service.url)),
     );
     for (let n = 0; n < count; n += 1) {
-      await ask(one.connections[0], 'POST', '/v1/sessions', { id: `session-${n}` });
+      // By each of them: the service closes a connection on which no request has come for 15 seconds.
+      await ask(one.connections[n % CONNECTIONS], 'POST', '/v1/sessions', { id: `session-${n}` });
     }
   }
   let next = 0;

@@ -49,6 +49,7 @@ export class Connection {
     if (this.#received.length < end + 4 + length) return;
     const body = this.#received.subarray(end + 4, end + 4 + length);
     this.#received = this.#received.subarray(end + 4 + length);
+    if (!this.#waiting) throw new Error(`an answer that nobody has asked for: ${head} ${body}`);
     const { resolve } = this.#waiting;
     this.#waiting = undefined;
     resolve({ status: Number(head.slice(9, 12)), body });
