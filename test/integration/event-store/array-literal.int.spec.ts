@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { arrayLiteral, bytesArray } from '../../../src/database/array-literal.js';
+import { arrayLiteral, bytesArray, integersArray } from '../../../src/database/array-literal.js';
 import { type TestDatabase } from '../../support/database.js';
 import { logPerTest, sized } from './fixture.js';
 
@@ -64,4 +64,13 @@ it('given bytes, when PostgreSQL reads them, then they are unchanged', async () 
     expect(row?.values).toEqual(column.map((value) => value ?? null));
   }
   expect(bytesArray([null, undefined], (value) => value)).toBeNull();
+});
+
+it('given lists of whole numbers, when PostgreSQL reads them, then they are one behind the other', async () => {
+  for (const lists of [[], [[]], [[1], [], [-1, 2 ** 31 - 1, -(2 ** 31)], [0]]]) {
+    const [row] = await db.query<{ values: number[] }>('select $1::integer[] as values', [
+      integersArray(lists),
+    ]);
+    expect(row?.values).toEqual(lists.flat());
+  }
 });
