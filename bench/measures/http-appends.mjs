@@ -1,7 +1,7 @@
 import { connect, lag } from '../support/database.mjs';
 import { ask, Connection, request } from '../support/http.mjs';
 import { CONTENT } from '../support/messages.mjs';
-import { cpuSeconds, startByHand, startService } from '../support/process.mjs';
+import { cpuSeconds, cpuSecondsOfAll, startByHand, startService } from '../support/process.mjs';
 import { median, quantile, rate, ratio, sideBySide, spread, timed } from '../support/stats.mjs';
 
 const CONNECTIONS = 64;
@@ -52,19 +52,17 @@ export async function httpAppends(server, { full }) {
     };
     const seconds = full ? 10 : 4;
     const rounds = full ? 7 : 5;
-    let cpu = 0;
-    let appended = 0;
     const latencies = [];
+    const usage = { service: processors(server, service), byHand: processors(server, byHand) };
     const rates = await sideBySide(rounds, {
-      service: async () => {
-        const before = [cpuSeconds(service.pid), acknowledged];
-        const result = await rate(CONNECTIONS, seconds, (worker) => append(worker, SESSIONS));
-        cpu += cpuSeconds(service.pid) - before[0];
-        appended += acknowledged - before[1];
-        return result;
-      },
+      service: () =>
+        usage.service.of(() => rate(CONNECTIONS, seconds, (worker) => append(worker, SESSIONS)), seconds),
       echo: () => rate(CONNECTIONS, seconds, repeat),
-      byHand: () => rate(CONNECTIONS, seconds, (worker) => appendByHand(worker, SESSIONS)),
+      byHand: () =>
+        usage.byHand.of(
+          () => rate(CONNECTIONS, seconds, (worker) => appendByHand(worker, SESSIONS)),
+          seconds,
+        ),
       crowd: () =>
         rate(CROWD, seconds, async (worker) => {
           latencies.push(await timed(() => append(worker, CROWDED_SESSIONS)));
@@ -96,7 +94,6 @@ export async function httpAppends(server, { full }) {
         ratio: ratio(rates.service, rates.echo),
         atLeast: 0.2,
         spread: Math.max(spread(rates.service), spread(rates.echo)),
-        note: Number.isFinite(cpu) ? `${((cpu / appended) * 1e6).toFixed(0)} µs of processor time each` : '',
       },
       {
         name: 'the same',
@@ -105,6 +102,11 @@ export async function httpAppends(server, { full }) {
         ratio: ratio(rates.service, rates.byHand),
         atLeast: 2.5,
         spread: Math.max(spread(rates.service), spread(rates.byHand)),
+      },
+      {
+        name: 'processor time of each: service, PostgreSQL, clients',
+        ours: usage.service.each(),
+        other: `by hand ${usage.byHand.each()}`,
       },
       {
         name: `${CROWD} connections, ${CROWDED_SESSIONS} sessions`,
@@ -145,6 +147,29 @@ export async function httpAppends(server, { full }) {
     await service.stop();
     await byHand.stop();
   }
+}
+
+/** Adds up the processor time of a service, of all of PostgreSQL, and of the clients in this process, while calls are counted. */
+function processors(server, { pid }) {
+  const now = () => {
+    const { user, system } = process.cpuUsage();
+    return [cpuSeconds(pid), cpuSecondsOfAll(server.pid), (user + system) / 1e6];
+  };
+  const used = [0, 0, 0];
+  let calls = 0;
+  return {
+    of: async (turn, seconds) => {
+      const before = now();
+      const perSecond = await turn();
+      now().forEach((value, n) => (used[n] += value - before[n]));
+      calls += perSecond * seconds;
+      return perSecond;
+    },
+    each: () =>
+      used
+        .map((value) => (Number.isFinite(value) ? `${((value / calls) * 1e6).toFixed(0)} µs` : '?'))
+        .join(', '),
+  };
 }
 
 const openMany = (url) => Promise.all(Array.from({ length: CROWD }, () => Connection.open(url)));

@@ -21,8 +21,8 @@ interface Lane {
 
 /**
  * Folds lanes of the log into a table, batch by batch. A batch takes effect exactly once, even if this node is wrong
- * about its leases or about the rows: rows and checkpoint are written in one transaction, and moving the checkpoint is
- * a compare-and-set.
+ * about its leases or about the rows: moving a checkpoint is a compare-and-set, and where there are rows to write they are
+ * written in the same transaction.
  */
 export class LaneFold {
   private readonly known = new Map<number, Lane>();
@@ -164,7 +164,8 @@ export class LaneFold {
   ): Promise<void> {
     const statements = events.length > 0 ? await this.compute(events) : [];
     if (statements.length === 0 && poisons.length === 0 && freed.length === 0) {
-      // Most events are nothing to most read models. Then there is nothing that would have to hold together.
+      // Messages are nothing to two of the five read models. Then there is nothing that would have to hold together, and lanes
+      // that are still this node's move although others are refused.
       await this.move(this.pool, lanes, to, epochs);
       return;
     }
@@ -178,7 +179,10 @@ export class LaneFold {
     });
   }
 
-  /** Moves checkpoints, if they still are where this node saw them and no owner of a newer lease has moved them. */
+  /**
+   * Moves those checkpoints that still are where this node saw them and that no owner of a newer lease has moved.
+   * @throws Fenced if there were others
+   */
   private async move(
     client: Connection,
     lanes: ReadonlyMap<number, Lane>,

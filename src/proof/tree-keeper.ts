@@ -5,7 +5,7 @@ import { NoNotaryKey, type NotaryKeys } from './notary-keys.js';
 import { checkpointText } from './signed-note.js';
 import { type TreeEdge } from './tiles.js';
 
-/** Events read at once, over all lanes: hashing them is work without a pause. */
+/** Events read at once, over all lanes, of each an equal part: hashing them is work without a pause. */
 const BATCH = 2_000;
 
 interface Tree {
@@ -19,7 +19,7 @@ interface Tree {
 export interface Advance {
   /** Lanes that have grown, and may have more events. */
   readonly grown: readonly number[];
-  /** Whether so much was there that more is likely to wait. */
+  /** Whether a lane had as many events as are read of one at once, so that more are likely to wait. */
   readonly isBehind: boolean;
   /** Lanes whose trees are larger than what was signed of them. */
   readonly unsigned: readonly number[];

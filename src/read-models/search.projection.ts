@@ -120,7 +120,10 @@ export const searchProjection: Projection<SessionRecord> = {
   },
 };
 
-/** The keys of all rows are one list, of which each row has a part. */
+/**
+ * The keys of all rows are one list, of which each row has a part. Rows of messages are not there before: versions go on
+ * behind a deletion and an erasure, and each event is applied once.
+ */
 function insertion(table: string, rows: readonly SearchRow[], onConflict = ''): Statement[] {
   if (rows.length === 0) return [];
   const ends: number[] = [];

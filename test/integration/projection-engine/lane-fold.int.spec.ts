@@ -40,6 +40,11 @@ const CREATED = 100;
 const create = async (prefix: string): Promise<void> => {
   for (let n = 0; n < CREATED; n += 1) await node.handle(`${prefix}-${n}`, new CreateSession());
 };
+const moved = (lane: number): Promise<{ position: number; epoch: number }[]> =>
+  db.query(
+    'select position::int, epoch::int from projection_checkpoint where projection = $1 and lane = $2',
+    [tableOf(unmoved), lane],
+  );
 const checkpoints = async (): Promise<{ at: number; epoch: number }> => {
   const [row] = await db.query<{ at: string; epoch: string }>(
     'select sum(position) as at, max(epoch) as epoch from projection_checkpoint where projection = $1',
@@ -66,4 +71,19 @@ it('given a node that has lost its lanes, when it finds events that are nothing 
   await create('c');
   await expect(zombie.advance(epochs(1), 100)).rejects.toThrow(Fenced);
   expect(await checkpoints()).toEqual({ at: 2 * CREATED, epoch: 2 });
+});
+
+it('given a node that has lost one of its lanes, when it finds events that are nothing to the read model, then that lane is refused, and the others move once', async () => {
+  const [first, heir] = [fold(), fold()];
+  await create('a');
+  await first.advance(epochs(1), 100);
+  await create('b');
+  await heir.advance(new Map([[0, 2]]), 100);
+  const [lost] = await moved(0);
+  await create('c');
+  await expect(first.advance(epochs(1), 100)).rejects.toThrow(Fenced);
+  expect(await moved(0)).toEqual([lost]);
+  const { events } = await heir.advance(new Map([[0, 2]]), 100);
+  expect(events.length).toBeGreaterThan(0);
+  expect(await checkpoints()).toEqual({ at: 3 * CREATED, epoch: 2 });
 });

@@ -1,7 +1,14 @@
 import { type Pool, type QueryConfig } from 'pg';
 import { type Role } from '../../../src/domain/session.events.js';
 import { ReadModels } from '../../../src/projection-engine/strong-reads.js';
-import { fold, termsOf } from '../../../src/read-models/search-keys.js';
+import {
+  fold,
+  keyOfOwner,
+  keyOfRole,
+  keysOfText,
+  keysOfTime,
+  termsOf,
+} from '../../../src/read-models/search-keys.js';
 import { searchProjection, SEARCH } from '../../../src/read-models/search.projection.js';
 import { type Hit, type Search, searchMessages } from '../../../src/read-models/search.js';
 import { type SessionRecord } from '../../../src/read-models/session-record.js';
@@ -258,6 +265,34 @@ describe('the read model of the search', () => {
       record('small', 'c', 4, 'SessionDeleted', {}),
     ]);
     expect(await texts()).toEqual([]);
+  });
+
+  it('given rows with many keys, few and none, when they are applied together, then each has its own', async () => {
+    const texts = [
+      'a',
+      'Where is my order?',
+      'The weather: 天気予報',
+      'x',
+      'the very same order, late as ever',
+    ];
+    await apply([
+      record('small', 'owned', 1, 'SessionCreated', { owner: 'alice' }),
+      ...texts.map((text, n) => message('owned', n + 2, text)),
+      ...texts.map((text, n) => message('free', n + 2, text)),
+      record('small', 'last', 1, 'SessionCreated', { owner: 'bob' }),
+    ]);
+    const rows = await db.query<{ session_id: string; version: number; text: string; keys: number[] }>(
+      `select session_id, version, text, keys from ${SEARCH} where tenant = 'small' and session_id in ('owned', 'free', 'last')`,
+    );
+    const expected = (id: string, text: string): number[] => [
+      ...keysOfText(fold(text)),
+      keyOfRole('user'),
+      ...(id === 'owned' ? [keyOfOwner('small', 'alice')] : []),
+      ...keysOfTime('small', START),
+    ];
+    expect(rows).toHaveLength(2 * texts.length + 2);
+    for (const { session_id: id, version, text, keys } of rows)
+      expect({ id, version, keys }).toEqual({ id, version, keys: version === 0 ? [] : expected(id, text) });
   });
 
   it('given messages without text, with parts, or too long, when they are applied, then their first 10 000 characters of text are found', async () => {

@@ -38,7 +38,7 @@ const WHOLE: readonly (readonly [file: string, part: string, why: string])[] = [
   ['event-store/stretches.ts', 'position - 1', LANES],
   ['event-store/stretches.ts', 'sum(octet_length(sealed))', LANES],
   ['projection-engine/verify.ts', 'hashtextextended', 'a digest of a whole read model'],
-  ['read-models/search.projection.ts', 'NAMES.join()', 'the columns of new rows, the tenant among them'],
+  ['read-models/search.projection.ts', '[r.before + 1 : r.until]', 'new rows, with their tenants'],
   ['read-models/session-candidates.ts', 'generation_id is not null', 'the sweeper looks after all tenants'],
   ['read-models/usage.projection.ts', 'KEY', 'the key begins with the tenant'],
 ];
