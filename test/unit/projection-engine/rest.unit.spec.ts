@@ -29,6 +29,10 @@ describe('the rest of read models after a turn', () => {
     ]);
   });
 
+  it('given other nodes, whose readers cannot end the rest, when a turn finds more events, then it rests no longer', () => {
+    expect(beat().restAfter(2, 1_000, false)).toBe(6);
+  });
+
   it('given several logs that are worked on, when one of them rests, then it does so for as many times as long, and four times at most', () => {
     const logs = Array.from({ length: 6 }, beat);
     expect(logs.map((log) => log.restAfter(10, 1, true))).toEqual([30, 60, 90, 120, 120, 120]);
