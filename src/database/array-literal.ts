@@ -64,8 +64,10 @@ export function integersArray(lists: readonly (readonly number[])[]): Buffer {
   const count = lists.reduce((sum, list) => sum + list.length, 0);
   const array = Buffer.allocUnsafe(HEADER + 8 * count);
   let at = arrayHeader(array, INTEGER, count);
-  for (const list of lists)
-    for (const number of list) at = array.writeInt32BE(number, array.writeInt32BE(4, at));
+  for (const number of lists.flat()) {
+    at = array.writeInt32BE(4, at); // its bytes
+    at = array.writeInt32BE(number, at);
+  }
   return array;
 }
 

@@ -1,6 +1,6 @@
 import { type LanePosition } from './position-tokens.js';
 
-/** Events kept per lane (at times twice as many): what arrives between two reads of a follower, up to some 500 a second. */
+/** Events kept per lane (at times twice as many): what arrives between two reads of a follower, up to some 500 a second in the lane. */
 const KEPT = 128;
 /** Events with more characters of data are not kept. This limits the memory to about 32 MiB for 16 lanes. */
 export const MOST = 8_192;

@@ -15,8 +15,8 @@ export const announceRelease = (owner: string): string => `pg_notify('${LEASES_C
  * Least time between two notifications of one node. NOTIFY takes a lock that is global to the server, so it is never
  * part of an append; commits within the gap share the next notification. Each one is a statement by itself, and wakes
  * this process a second time, as one that listens: with a gap of 10 ms one log took 3 % fewer appends over HTTP, and the
- * three logs of a process 6 % fewer (measured). Other nodes hear of the first append after a gap at once, and of the last
- * ones of a node that stops by polling.
+ * three logs of a process 6 % fewer (measured). Other nodes hear of the first append after a gap at once. What a node appends
+ * right before it stops they find by polling.
  */
 const NOTIFY_GAP_MS = 50;
 

@@ -67,7 +67,8 @@ export class TreeKeeper {
     const growing = new Map(this.trees);
     this.trees.clear();
     const limit = Math.ceil(BATCH / after.size);
-    const { isBehind, broken } = await this.grow(growing, after, limit);
+    const broken = await this.grow(growing, after, limit);
+    const isBehind = [...after].some(([lane, size]) => (growing.get(lane)?.edge.size ?? 0) - size >= limit);
     const due = new Set(
       [...after.keys()].filter((lane) => {
         const { edge, signed = 0 } = growing.get(lane) ?? {};
@@ -146,22 +147,21 @@ export class TreeKeeper {
     }
   }
 
+  /** @returns the error of a position that is missing */
   private async grow(
     trees: ReadonlyMap<number, Tree>,
     after: ReadonlyMap<number, number>,
     limit: number,
-  ): Promise<{ readonly isBehind: boolean; readonly broken: Error | undefined }> {
+  ): Promise<Error | undefined> {
     let broken: Error | undefined;
-    const found = new Map<number, number>();
     const events = await this.log.leaves.read(after, limit);
     for (const event of events) {
-      found.set(event.lane, (found.get(event.lane) ?? 0) + 1);
       const edge = trees.get(event.lane)?.edge;
       if (!edge) continue;
       // Behind a gap nothing is taken in: a tree without the event that was there would say that there was none.
       if (event.position === edge.size + 1) edge.append(leafOf(event));
       else broken ??= new Error(`lane ${event.lane} of the log has no position ${edge.size + 1}`);
     }
-    return { isBehind: Math.max(0, ...found.values()) >= limit, broken };
+    return broken;
   }
 }

@@ -194,16 +194,8 @@ function rowOf(
   if (owner !== null) keys.add(keyOfOwner(tenant, owner));
   for (const key of keysOfTime(tenant, time.getTime())) keys.add(key);
   return {
-    ...{
-      tenant,
-      session_id,
-      version,
-      message_id: messageId,
-      role,
-      owner,
-      created_at: time.toISOString(),
-      text,
-    },
+    ...{ tenant, session_id, version, message_id: messageId, role, owner, text },
+    created_at: time.toISOString(),
     folded: folded === text ? null : folded,
     keys: [...keys],
   };

@@ -9,7 +9,7 @@ import { createTestDatabase, type TestDatabase } from '../../support/database.js
 import { expectSoundLog } from '../event-store/fixture.js';
 import { Node } from './fixture.js';
 
-/** A read model to which no event is anything, as most are to most read models. */
+/** A read model that has nothing to write for any event. */
 const unmoved: Projection = {
   name: 'unmoved',
   version: 1,
