@@ -561,6 +561,9 @@ describe('any history of sessions and policies', () => {
       Object.assign(one, { status: 'erased', request: undefined, policy: undefined, off: false });
   }
 
+  /** The types of the events of all rounds. */
+  const reached = new Set<string>();
+
   it.each(Array.from({ length: sized(20, 6, 2) }, (_, round) => round))(
     'round %i: given random uses, ends, holds, policies, requests, calls-off and jumps of the clock, when sweeps have come, then exactly those are deleted or erased that the rules name',
     async (round) => {
@@ -669,10 +672,15 @@ describe('any history of sessions and policies', () => {
       }
       expect(seen.size).toBeGreaterThan(6);
       const types = await world.db.query<{ type: SessionEvent['type'] }>('select distinct type from event');
-      expect(types.map(({ type }) => type)).toEqual(
-        expect.arrayContaining(['SessionDeleted', 'SessionErased', 'ErasureScheduled', 'ErasureCancelled']),
-      );
+      for (const { type } of types) reached.add(type);
     },
     120_000,
   );
+
+  // A round by itself may happen to call nothing off.
+  it('given all these rounds, then they came to deletions, erasures, and plans that were called off', () => {
+    expect([...reached]).toEqual(
+      expect.arrayContaining(['SessionDeleted', 'SessionErased', 'ErasureScheduled', 'ErasureCancelled']),
+    );
+  });
 });
