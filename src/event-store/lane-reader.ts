@@ -23,6 +23,9 @@ const pageOfLanes = `
     ) e where e.bytes - e.size < $4
   ) e`;
 
+/** The last position of each lane, in their order; 0 where it is empty. */
+export const LANE_ENDS = { name: 'lane_ends', text: 'select position from lane_ends() order by lane' };
+
 /** Where an event is said to be. */
 export interface EventPlace {
   readonly lane: number;
@@ -239,10 +242,7 @@ export class LaneReader {
   }
 
   private async readEnds(): Promise<number[]> {
-    const rows = await rowsOf<{ position: number }>(this.pool, {
-      name: 'lane_ends',
-      text: 'select position from lane_ends() order by lane',
-    });
+    const rows = await rowsOf<{ position: number }>(this.pool, LANE_ENDS);
     return rows.map((row) => row.position);
   }
 }

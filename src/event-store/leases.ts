@@ -4,7 +4,7 @@ import { alignedInterval } from './aligned-interval.js';
 import { type NewLease } from './append.js';
 import { endOfTurn } from './end-of-turn.js';
 import { type Telemetry } from './telemetry.js';
-import { announceRelease, QUIET_PERIOD_MS, quietPeriod, type WakeUp } from './wake-up.js';
+import { announceRelease, QUIET_MS, type WakeUp } from './wake-up.js';
 
 /** How long a lease lasts without renewal, and so the longest time for which a dead node blocks its work. */
 export const LEASE_MS = 6_000;
@@ -13,7 +13,7 @@ const RENEW_MS = 1_500;
  * The same in a quiet log, where there is no work that could be blocked. Whoever notices that something happens ends what is
  * longer than `LEASE_MS` from then on (`rouse`).
  */
-export const QUIET_LEASE_MS = 3 * QUIET_PERIOD_MS;
+export const QUIET_LEASE_MS = 3 * QUIET_MS;
 
 /**
  * SQL condition: an owner holds a lease, and will for at least `forMs` milliseconds more. For statements that write
@@ -109,7 +109,7 @@ export class Leases {
     });
     this.stopBeating = alignedInterval(RENEW_MS, () => {
       const { at, isLong } = this.renewed;
-      if (!isLong || !this.isQuiet || quietPeriod() > quietPeriod(at)) void this.beat();
+      if (!isLong || !this.isQuiet || wakeUp.isNewPeriod(at)) void this.beat();
     });
   }
 

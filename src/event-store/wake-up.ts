@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { type Client } from 'pg';
 import { connect, endConnection, keepsProcessAlive } from '../database/connection.js';
 import { alignedInterval } from './aligned-interval.js';
+import { LANE_ENDS } from './lane-reader.js';
 import { type Telemetry } from './telemetry.js';
 
 const CHANNEL = 'colloquy_log';
@@ -22,16 +23,12 @@ const NOTIFY_GAP_MS = 50;
 
 /** A lost notification delays readers by at most this much. */
 const POLL_MS = 1_000;
-/** A log to which nobody has appended for so long is quiet, if there is a connection by which an append would be told. */
-const QUIET_MS = 30_000;
 /**
- * Between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same moments in all
- * logs of a process. They are all that an idle log costs, and a process may have a hundred of them (cells).
+ * A log to which nobody has appended for so long is quiet, if there is a connection by which an append would be told. It is
+ * also the time between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same
+ * moments in all logs of a process. They are all that an idle log costs, and a process may have a hundred of them (cells).
  */
-export const QUIET_PERIOD_MS = 30_000;
-
-/** Which of the periods of a quiet log a moment is in, by `performance.now()`. */
-export const quietPeriod = (at = performance.now()): number => Math.floor(at / QUIET_PERIOD_MS);
+export const QUIET_MS = 30_000;
 
 type Listener = (lanes: Iterable<number>) => void;
 
@@ -54,6 +51,8 @@ export class WakeUp {
   /** When this node last heard that a lane has grown, or that a reader waits for it to grow, by `performance.now()`. */
   private stirredAt = -Infinity;
   private lookedAt = -Infinity;
+  /** By lane, the ends that all readers of a quiet log know of; undefined while it is not quiet. */
+  private quietEnds: readonly number[] | undefined;
 
   constructor(
     private readonly url: string,
@@ -68,13 +67,19 @@ export class WakeUp {
     this.all = Array.from({ length: lanes }, (_, lane) => lane);
     this.stopPolling = alignedInterval(POLL_MS, () => {
       this.ensureConnected();
-      if (!this.isQuiet || quietPeriod() > quietPeriod(this.lookedAt)) this.look();
+      if (!this.isQuiet) this.look();
+      else if (this.isNewPeriod(this.lookedAt)) void this.lookQuietly();
     });
   }
 
   /** Whether nobody appends to the log at present, as far as this node hears. */
   get isQuiet(): boolean {
     return this.client !== undefined && performance.now() - this.stirredAt > this.quietMs;
+  }
+
+  /** Whether one of the periods of a quiet log has ended since a moment, by `performance.now()`. */
+  isNewPeriod(since: number): boolean {
+    return Math.floor(performance.now() / this.quietMs) > Math.floor(since / this.quietMs);
   }
 
   /** Calls `listener` when a log that was quiet is so no longer. Returns a function that stops this. */
@@ -84,8 +89,8 @@ export class WakeUp {
   }
 
   /**
-   * Calls `listener` with the lanes that may have grown, and with all lanes every second, or in a quiet log every
-   * `QUIET_PERIOD_MS`. Returns a function that stops this.
+   * Calls `listener` with the lanes that may have grown, and with all lanes every second as long as the log is not quiet.
+   * Returns a function that stops this.
    */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
@@ -161,7 +166,32 @@ export class WakeUp {
     this.emit(this.all);
   }
 
+  /**
+   * One statement looks whether a quiet log has grown without a word, so that its readers need not look each by itself. It
+   * goes to the connection that should have told, and finds out whether that one is still there.
+   */
+  private async lookQuietly(): Promise<void> {
+    const { client } = this;
+    if (!client) return;
+    this.lookedAt = performance.now();
+    try {
+      const { rows } = await client.query<{ position: number }>(LANE_ENDS);
+      if (!this.isQuiet || this.client !== client) return;
+      const ends = rows.map(({ position }) => position);
+      const before = this.quietEnds;
+      this.quietEnds = ends;
+      const grown = this.all.filter((lane) => ends[lane] !== before?.[lane]);
+      if (!before) this.emit(this.all);
+      else if (grown.length > 0) this.emitForeign(grown);
+    } catch (error) {
+      if (this.closed || this.client !== client) return;
+      this.telemetry.emit('failed', { what: 'the look whether a quiet log has grown', error });
+      this.reconnect();
+    }
+  }
+
   private stir(): void {
+    this.quietEnds = undefined;
     const wasQuiet = this.isQuiet;
     this.stirredAt = performance.now();
     if (wasQuiet) for (const listener of this.stirListeners) listener();
@@ -211,6 +241,7 @@ export class WakeUp {
   private async listen(): Promise<void> {
     try {
       this.client = await this.listeningClient();
+      this.quietEnds = undefined;
       this.telemetry.emit('wakeUp', { connected: true });
       // Others may have appended before.
       this.onForeign(this.all);

@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { Telemetry } from '../../../src/event-store/telemetry.js';
+import { appendOf } from '../../support/append.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
 import { eventually } from '../../support/http.js';
 import { startProxy } from '../../support/tcp-proxy.js';
@@ -92,4 +93,65 @@ it('given a process that has nothing else to do, when it closes the log, then th
   const { stdout } = await promisify(execFile)(process.execPath, options);
 
   expect(stdout).toBe('closed\n');
+});
+
+describe('a log to which nobody appends', () => {
+  /** A node for which the log is quiet when nothing has happened for a moment; it counts how often its readers are woken. */
+  const quietNode = async () => {
+    const telemetry = new Telemetry();
+    const failures: string[] = [];
+    telemetry.on('failed', ({ what }) => failures.push(what));
+    const store = await nodes.start(db.url, { quietMs: 200, telemetry });
+    const woken: number[][] = [];
+    store.wakeUp.subscribe((lanes) => woken.push([...lanes]));
+    await eventually(() => Promise.resolve(store.wakeUp.isQuiet));
+    return { store, woken, failures };
+  };
+  /** Waits until the node has looked at the log so often by one statement. */
+  const looks = async (count: number) => {
+    const seen = new Set<string>();
+    await eventually(async () => {
+      const rows = await db.query<{ time: string }>(
+        `select query_start::text as time from pg_stat_activity where datname = current_database()
+         and application_name = 'colloquy wake-up' and query like '%lane_ends()%'`,
+      );
+      for (const { time } of rows) seen.add(time);
+      return seen.size >= count;
+    });
+  };
+
+  it('given a quiet log, when it is looked at again and again, then its readers are woken by the first look alone', async () => {
+    const { woken } = await quietNode();
+    await looks(1);
+    woken.length = 0;
+    await looks(3);
+    expect(woken).toEqual([]);
+  });
+
+  it('given a quiet log, when another node appends and its notification is lost, then the readers of that lane are woken', async () => {
+    const { store, woken } = await quietNode();
+    await looks(2);
+    woken.length = 0;
+    const silent = await nodes.start(db.url);
+    await silent.wakeUp.close();
+    const stream = { tenant: 'acme', streamId: 's' };
+    await silent.append(appendOf(stream, 0, [{ type: 'Written', data: {} }]));
+
+    await eventually(() => Promise.resolve(woken.length > 0));
+
+    expect(woken[0]).toEqual([store.laneOf(stream)]);
+    expect(store.wakeUp.isQuiet).toBe(false);
+  });
+
+  it('given a look that fails, then the connection is replaced and the readers are woken', async () => {
+    const { woken, failures } = await quietNode();
+    await looks(1);
+    woken.length = 0;
+    await db.query('alter function lane_ends() rename to lane_ends_gone');
+
+    await eventually(() => Promise.resolve(woken.length > 0 && failures.length > 0));
+
+    expect(failures[0]).toBe('the look whether a quiet log has grown');
+    await db.query('alter function lane_ends_gone() rename to lane_ends');
+  });
 });
