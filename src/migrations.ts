@@ -114,6 +114,10 @@ export const migrations: readonly Migration[] = [
     file: 'event-store/migrations/0027-node.sql',
     sha256: 'ddbee7447a723de084352495acc94c9918e7c440244f3bee4e2ead831462fac0',
   },
+  {
+    file: 'cells/migrations/0028-cell_name.sql',
+    sha256: '18dc15557e8ea3fbb6d9488fe9770172f96edadb62221fd48d4e3a9e804bd3df',
+  },
 ];
 
 const ALL = ['select', 'insert', 'update', 'delete'] as const;
@@ -136,6 +140,7 @@ export const rights: Rights = {
     signed_checkpoint: ['select', 'insert'],
     api_key: ['select', 'insert', 'update'],
     data_key: ['select', 'insert', 'update (master, wrapped, destroyed_at)'],
+    cell_name: ['select', 'insert'],
     command: ALL,
     counter: ALL,
     generation_chunk: ALL,

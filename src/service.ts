@@ -6,8 +6,9 @@ import { type Logger as PinoLogger } from 'pino';
 import { type FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
+import { claimDatabase } from './cells/cell-name.js';
 import { type Cell, type CellBasis, Cells, type CellSettings } from './cells/cells.js';
-import { type CellConfig, type Config } from './config.js';
+import { type CellConfig, type Config, ConfigError } from './config.js';
 import { connect, createPool, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
@@ -85,7 +86,8 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
     const cells = new Cells({
       start: (cell) => startCell(config, cell, surroundings, lastRequest),
       onTrouble: (name, error) => {
-        new Logger('cells').warn(`The cell ${name} cannot be reached and is tried again: ${error.message}`);
+        const what = error instanceof ConfigError ? 'cannot be used' : 'cannot be reached';
+        new Logger('cells').warn(`The cell ${name} ${what} and is tried again: ${error.message}`);
       },
     });
     // A place that was given out must not be given out again after a crash: its commit waits for the disk. Connections are
@@ -167,6 +169,7 @@ async function startCell(
 ): Promise<Cell> {
   await checkMasterKeysOf(database.url, config.storage.masterKeys);
   await migrate(database.url, migrations);
+  await claimDatabase(database.url, name);
   if (database.pooledUrl !== undefined) await checkPooler(database.pooledUrl);
   const { cells: _others, ...storage } = config.storage;
   const own = { ...config, storage: { ...storage, database, cell: name } };

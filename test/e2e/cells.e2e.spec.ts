@@ -191,6 +191,39 @@ describe('cells', () => {
     await eventually(async () => (await listening()) === 1);
   });
 
+  it('given cells whose URLs were exchanged, when the node is started anew, then those that are not what they should be are not used, and a first one that is not ends the start', async () => {
+    const [first = '', two = '', three = ''] = proxies.map(({ url }) => url);
+    const before = await world.node(env);
+    const tenants = await settle(before);
+    await before.service.stop();
+
+    const node = await world.node({ ...env, DATABASE_CELLS: `two=${three} three=${two}` });
+    expect(await texts(of(node, tenants.default), 's')).toHaveLength(1);
+    for (const tenant of [tenants.two, tenants.three])
+      expectProblem(await of(node, tenant).get('/v1/sessions/s'), 503, 'database-unavailable');
+    expect(node.service.output()).toContain('The cell two cannot be used and is tried again');
+    expect(node.service.output()).toContain(
+      'the database of the cell two is that of the cell three: ' +
+        'see whether the url of two in storage.database.cells was meant for the url of three in storage.database.cells',
+    );
+    await node.service.stop();
+    const swapped = { DATABASE_URL: two, DATABASE_CELLS: `two=${first}` };
+    const placed = await colloquy(['tenants', 'place', 'newcomer', 'two'], { env: swapped });
+    expect(placed).toMatchObject({
+      code: 1,
+      err: expect.stringContaining('is that of the cell two') as string,
+    });
+
+    await expect(
+      world.node({ ...env, DATABASE_URL: two, DATABASE_CELLS: `two=${first} three=${three}` }),
+    ).rejects.toThrow(
+      /the database of the cell default is that of the cell two: see whether storage\.database\.url/,
+    );
+
+    const after = await world.node(env);
+    for (const tenant of Object.values(tenants)) expect(await texts(of(after, tenant), 's')).toHaveLength(1);
+  });
+
   it('given operators, when they ask for what is of a cell, then the header says which, and metrics name it', async () => {
     const node = await world.node(env);
     const { two } = await settle(node);
