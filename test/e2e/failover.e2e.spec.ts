@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { consume, type Consumer, memoryPlaces } from '../../src/consumer.js';
@@ -66,6 +66,44 @@ describe('the failover to a standby', () => {
       'select max(generation) as generation from log_generation',
     );
     expect(row).toEqual({ generation: 2 });
+  });
+
+  it('given a URL that names the standby first, when commands of operators run, then they work with the primary, and after a failover with the new one', async () => {
+    const [one, other] = [replicated.replicaUrl, replicated.url].map((url) => new URL(url));
+    const { username, password, pathname } = new URL(replicated.url);
+    const hosts = `${one?.host ?? ''},${other?.host ?? ''}`;
+    const env = { DATABASE_URL: `postgres://${username}:${password}@${hosts}${pathname}` };
+    const run = async (...args: string[]): Promise<string> => {
+      const { code, out, err } = await colloquy(args, { env });
+      expect({ args, code, err: code === 0 ? '' : err }).toEqual({ args, code: 0, err: '' });
+      return out;
+    };
+    const first = await world.node(env);
+    await first.api.post('/v1/sessions', { id: 'kept' });
+    await say(first.api, 'kept', 'Message 0');
+    await first.service.stop();
+    await replicated.inStep();
+    const folder = await world.folder();
+    const everything = async (name: string) => {
+      await run('migrate');
+      await run('grant', username);
+      await run('keys', 'create', name);
+      await run('tenants', 'place', name, 'default');
+      await run('ranges', 'begin');
+      const exported = join(folder, `${name}.jsonl`);
+      await run('export', exported);
+      expect(await readFile(exported, 'utf8')).toContain('Message 0');
+      const talk = join(folder, `${name}-talk.jsonl`);
+      const createdAt = '2026-01-01T00:00:00Z';
+      await writeFile(talk, JSON.stringify({ sessionId: 'talk', role: 'user', content: 'Hello', createdAt }));
+      await run('import', talk, '--format', 'messages', '--tenant', name);
+    };
+    await everything('before');
+    await replicated.inStep();
+    await replicated.failOver();
+    await everything('after');
+    const rows = await replicated.query('replica', 'select name from api_key order by 1');
+    expect(rows).toEqual([{ name: 'after' }, { name: 'before' }]);
   });
 
   it('given a standby without the last events, when it takes over, then both nodes answer what it has, and what was lost can be done again', async () => {
