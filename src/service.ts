@@ -6,9 +6,9 @@ import { type Logger as PinoLogger } from 'pino';
 import { type FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
-import { claimDatabase } from './cells/cell-name.js';
+import { claimCell, inCellDatabase } from './cells/cell-name.js';
 import { type Cell, type CellBasis, Cells, type CellSettings } from './cells/cells.js';
-import { type CellConfig, type Config, ConfigError } from './config.js';
+import { type CellConfig, type Config, ConfigError, FIRST_CELL } from './config.js';
 import { connect, createPool, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
@@ -70,7 +70,8 @@ export async function undoAll(undo: Undo): Promise<void> {
 /**
  * Database, schema and application; not listening yet. Of several cells the first one has to be there, the others are
  * started when they are.
- * @throws DataFolderInUseError; whatever the database says when it cannot be used
+ * @throws DataFolderInUseError; ConfigError when the first is another cell; whatever the database says when it cannot be
+ * used
  */
 export async function createService(given: Config, { logger }: ServiceOptions): Promise<Service> {
   const undo: Undo = [];
@@ -78,6 +79,7 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
   try {
     const { databaseUrl, embedded, masterKeys } = await openDatabase(given, undo);
     const config = { ...given, storage: { ...given.storage, masterKeys } };
+    if (config.storage.cells?.length) await inCellDatabase(databaseUrl, FIRST_CELL, claimCell);
     const traces = await startTraces(undo);
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
@@ -169,7 +171,7 @@ async function startCell(
 ): Promise<Cell> {
   await checkMasterKeysOf(database.url, config.storage.masterKeys);
   await migrate(database.url, migrations);
-  await claimDatabase(database.url, name);
+  await inCellDatabase(database.url, name, claimCell);
   if (database.pooledUrl !== undefined) await checkPooler(database.pooledUrl);
   const { cells: _others, ...storage } = config.storage;
   const own = { ...config, storage: { ...storage, database, cell: name } };

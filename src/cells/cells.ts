@@ -2,7 +2,7 @@ import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { FastifyRequest } from 'fastify';
 import { type Registry } from 'prom-client';
-import { type CellConfig, FIRST_CELL } from '../config.js';
+import { type CellConfig, ConfigError, FIRST_CELL } from '../config.js';
 import { TENANT_ID } from '../domain/tenant.js';
 import { type Backend } from '../http/backend.js';
 import { ApiError, invalidRequest } from '../http/problem.js';
@@ -57,6 +57,8 @@ export interface CellsOptions {
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
 const RETRY_MS = 1_000;
+/** The same where the settings have to be mended first, or the database: it is that of another cell. */
+const MISTAKEN_RETRY_MS = 60_000;
 /** So many are started at the same time. A hundred at once took so long that some had no connection in time (measured). */
 const TOGETHER = 4;
 /** After so long the next one may start as well: those that are away must not keep others waiting. */
@@ -105,7 +107,7 @@ export class Cells {
   /**
    * Starts cells that are new in the settings, and takes over their weights. To take one away, or to give it another
    * database, needs a restart.
-   * @throws DatabaseUnavailable when the directory cannot be read
+   * @throws DatabaseUnavailable when the directory cannot be read; ConfigError when the first is another cell
    */
   async use({ others, firstWeight }: CellSettings): Promise<void> {
     const { directory } = this;
@@ -277,7 +279,8 @@ export class Cells {
         const { message } = error as Error;
         if (message !== told) this.options.onTrouble(cell.name, error as Error);
         told = message;
-        await sleep(RETRY_MS, undefined, { signal, ref: false }).catch(() => undefined);
+        const ms = error instanceof ConfigError ? MISTAKEN_RETRY_MS : RETRY_MS;
+        await sleep(ms, undefined, { signal, ref: false }).catch(() => undefined);
       }
     }
   }

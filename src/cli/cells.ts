@@ -5,7 +5,6 @@ import {
   KNOWN_BY_ALL_MS,
   PlacementRefused,
 } from '../cells/cell-directory.js';
-import { claimCell, claimDatabase } from '../cells/cell-name.js';
 import { giveUpMove, type MovedTenant, moveTenant, type TenantMoveOptions } from '../cells/tenant-move.js';
 import { FIRST_CELL, loadConfig } from '../config.js';
 import { createPool } from '../database/connection.js';
@@ -33,7 +32,6 @@ function withDirectory<T>(
     await migrate(url, migrations);
     const pool = createPool(url, 'directory', { max: 2 });
     try {
-      await claimCell(pool, FIRST_CELL);
       return await work(new CellDirectory(pool));
     } finally {
       await pool.end();
@@ -45,7 +43,6 @@ function withDirectory<T>(
 const withLog = <T>(cell: string, work: (log: EventLog) => Promise<T>): Promise<T> =>
   withDatabase({ create: false, cell }, async (database) => {
     await migrate(database.url, migrations);
-    await claimDatabase(database.url, cell);
     const log = await openLog(database);
     try {
       return await work(log);

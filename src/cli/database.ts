@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { type Pool } from 'pg';
+import { checkCell, inCellDatabase } from '../cells/cell-name.js';
 import { type Config, FIRST_CELL, loadConfig } from '../config.js';
 import { createPool } from '../database/connection.js';
 import { migrate } from '../database/migrate.js';
@@ -25,20 +26,22 @@ export const cellsOfSettings = (): string[] => {
 /**
  * The database of the settings in this folder: the one that is named, or the embedded one. The embedded one is used
  * together with a service that runs it, or else is run for as long as the work takes.
- * @throws MasterKeyRefused when it was sealed under other master keys than those of the settings
+ * @throws MasterKeyRefused when it was sealed under other master keys than those of the settings; ConfigError when it is the
+ * database of another cell
  */
 export async function withDatabase<T>(
   options: DatabaseOptions,
   work: (database: KeyedDatabase) => Promise<T>,
 ): Promise<T> {
   const { storage } = loadConfig({ env: process.env, cwd: process.cwd() });
-  const { masterKeys = [], cipher } = storage;
-  if (options.cell !== undefined && options.cell !== FIRST_CELL) {
-    const cell = storage.cells?.find(({ name }) => name === options.cell);
-    if (!cell) throw new Error(`the settings name no cell ${options.cell}`);
+  const { masterKeys = [], cipher, cells = [] } = storage;
+  const { cell: name = FIRST_CELL } = options;
+  const cell = name === FIRST_CELL ? storage.database : cells.find((one) => one.name === name);
+  if (!cell && name !== FIRST_CELL) throw new Error(`the settings name no cell ${name}`);
+  if (cell) {
+    if (cells.length > 0) await inCellDatabase(cell.url, name, checkCell);
     return work({ url: cell.url, masterKeys, cipher });
   }
-  if (storage.database) return work({ url: storage.database.url, masterKeys, cipher });
   const { dataDir } = storage;
   if (!options.create && !existsSync(dataDir)) {
     throw new Error(

@@ -13,8 +13,8 @@ import { type ImportOptions } from './transfer.js';
 
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
- * `export`, `import`, `audit-log`, `migrate`, `grant`, `keys`, `master-key`, `notary`, `ranges`, `tenants` and `cells drain`
- * work on the database itself, `data` and `verify-export` on files, everything else but `token` asks a running service.
+ * `export`, `import`, `audit-log`, `migrate`, `grant`, `keys`, `master-key`, `notary`, `ranges`, `relay`, `recover`,
+ * `tenants` and `cells drain` work on the database itself, `data` and `verify-export` on files, everything else but `token` asks a running service.
  */
 
 interface EventRow {
@@ -534,7 +534,7 @@ program
   .command('sweep')
   .description('sweep now: expire, end dead generations, delete and erase what is to be')
   .option('--dry-run', 'list what a sweep would do, and why; changes nothing')
-  .option('--limit <n>', 'of a dry run: list at most so many', wholeNumber, 1_000)
+  .option('--limit <n>', 'of a dry run: list at most so many of each cell', wholeNumber, 1_000)
   .action(async ({ dryRun: isDry, limit }: { dryRun?: boolean; limit: number }) => {
     interface Action {
       readonly tenant: string;
@@ -546,12 +546,19 @@ program
     }
     type Counts = Readonly<Record<string, number>>;
     if (isDry) {
-      const { dryRun } = await connect().json<{ dryRun: { actions: Action[]; isComplete: boolean } }>(
-        'GET',
-        `/v1/admin/sweep${queryOf({ dryRun: 'true', limit })}`,
+      let isComplete = true;
+      await printOfCells(
+        async (connection) => {
+          const { dryRun } = await connection.json<{ dryRun: { actions: Action[]; isComplete: boolean } }>(
+            'GET',
+            `/v1/admin/sweep${queryOf({ dryRun: 'true', limit })}`,
+          );
+          if (!dryRun.isComplete) isComplete = false;
+          return dryRun.actions;
+        },
+        columns<Action>('tenant', 'sessionId', 'action', 'reason', 'at'),
       );
-      await print(dryRun.actions, columns<Action>('tenant', 'sessionId', 'action', 'reason', 'at'));
-      if (!dryRun.isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
+      if (!isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
       return;
     }
     await printOfCells(

@@ -21,8 +21,10 @@ export const announceRelease = (owner: string): string => `pg_notify('${LEASES_C
  */
 const NOTIFY_GAP_MS = 50;
 
-/** A lost notification delays readers by at most this much. */
+/** A lost notification delays readers by at most this much, or in a quiet log by a period of it. */
 const POLL_MS = 1_000;
+/** How long the look at a quiet log may take, before the connection that does not answer is replaced. */
+const LOOK_MS = 3_000;
 /**
  * A log to which nobody has appended for so long is quiet, if there is a connection by which an append would be told. It is
  * also the time between two of the things that are done in a quiet log again and again, here and by `Leases`: at the same
@@ -30,7 +32,8 @@ const POLL_MS = 1_000;
  */
 export const QUIET_MS = 30_000;
 
-type Listener = (lanes: Iterable<number>) => void;
+/** Gets the lanes that may have grown, and whether that is known of none of them, and only the time has come to look. */
+type Listener = (lanes: Iterable<number>, isPoll: boolean) => void;
 
 /** Wakes the readers of the log when lanes have grown: directly within the process, by NOTIFY on other nodes. */
 export class WakeUp {
@@ -89,8 +92,9 @@ export class WakeUp {
   }
 
   /**
-   * Calls `listener` with the lanes that may have grown, and with all lanes every second as long as the log is not quiet.
-   * Returns a function that stops this.
+   * Calls `listener` with the lanes that may have grown, and with all lanes every second as long as the log is not quiet,
+   * and once when it has become so. Who fails at what it is woken for must try again by itself: nothing may follow for
+   * hours. Returns a function that stops this.
    */
   subscribe(listener: Listener): () => void {
     this.listeners.add(listener);
@@ -163,7 +167,7 @@ export class WakeUp {
 
   private look(): void {
     this.lookedAt = performance.now();
-    this.emit(this.all);
+    this.emit(this.all, true);
   }
 
   /**
@@ -175,7 +179,9 @@ export class WakeUp {
     if (!client) return;
     this.lookedAt = performance.now();
     try {
-      const { rows } = await client.query<{ position: number }>(LANE_ENDS);
+      // The driver knows this member of a query, its types do not.
+      const limited = { ...LANE_ENDS, query_timeout: LOOK_MS };
+      const { rows } = await client.query<{ position: number }>(limited);
       if (!this.isQuiet || this.client !== client) return;
       const ends = rows.map(({ position }) => position);
       const before = this.quietEnds;
@@ -207,8 +213,8 @@ export class WakeUp {
     for (const listener of this.releaseListeners) listener(owner);
   }
 
-  private emit(lanes: Iterable<number>): void {
-    for (const listener of this.listeners) listener(lanes);
+  private emit(lanes: Iterable<number>, isPoll = false): void {
+    for (const listener of this.listeners) listener(lanes, isPoll);
   }
 
   private async announce(): Promise<void> {

@@ -5,6 +5,7 @@ import { type RunningGeneration } from './running-generation.js';
 
 /** Milliseconds for which notifications are gathered before one look at the log answers all of them. */
 const GATHER_MS = 100;
+const RETRY_MS = 1_000;
 
 /**
  * Stops model calls whose generation another node has ended by a cancel, a reset or a delete. Otherwise the model would
@@ -15,6 +16,7 @@ export class SupersededWatch {
   private readonly versions = new Map<RunningGeneration, number>();
   private readonly grownLanes = new Set<number>();
   private timer: NodeJS.Timeout | undefined;
+  private closed = false;
 
   constructor(
     private readonly log: EventLog,
@@ -32,23 +34,26 @@ export class SupersededWatch {
   }
 
   close(): void {
+    this.closed = true;
     clearTimeout(this.timer);
   }
 
-  private lookSoon(lanes: Iterable<number>): void {
-    if (this.versions.size === 0) return;
+  private lookSoon(lanes: Iterable<number>, ms = GATHER_MS): void {
+    if (this.versions.size === 0 || this.closed) return;
     for (const lane of lanes) this.grownLanes.add(lane);
     this.timer ??= setTimeout(() => {
       this.timer = undefined;
-      const what = 'the look at whether running generations were ended by another node';
-      // The next notification, a second later at most, looks again.
-      this.look().catch(this.log.telemetry.failed(what));
-    }, GATHER_MS);
+      const grown = new Set(this.grownLanes);
+      this.grownLanes.clear();
+      this.look(grown).catch((error: unknown) => {
+        const what = 'the look at whether running generations were ended by another node';
+        this.log.telemetry.emit('failed', { what, error });
+        this.lookSoon(grown, RETRY_MS);
+      });
+    }, ms);
   }
 
-  private async look(): Promise<void> {
-    const lanes = new Set(this.grownLanes);
-    this.grownLanes.clear();
+  private async look(lanes: ReadonlySet<number>): Promise<void> {
     const suspects = [...this.versions.keys()].filter(({ lane }) => lanes.has(lane));
     const versions = await this.log.streams.versions(
       suspects.map(({ session }) => ({ tenant: session.tenant, streamId: session.sessionId })),

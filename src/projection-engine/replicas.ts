@@ -2,15 +2,19 @@ import { type Pool, type QueryConfig, type QueryResultRow } from 'pg';
 import { DatabaseUnavailable } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
 import { type EventLog } from '../event-store/log.js';
+import { type WakeUp } from '../event-store/wake-up.js';
 
 /** A replica that is this far behind the server is not asked, whatever freshness a read wants. */
-const STALE = '10 seconds';
+const STALE_MS = 10_000;
 
 /**
  * SQL for whether the server that runs it is no replica, or one that keeps up. Every node writes to the database every
- * few seconds (the renewal of its leases), so a replica that hears of nothing new does not hear from the server.
+ * few seconds (the renewal of its leases), so a replica that hears of nothing new does not hear from the server. In a
+ * quiet log that takes up to a period of it more.
  */
-export const KEEPS_UP = `coalesce(clock_timestamp() - pg_last_xact_replay_timestamp() < interval '${STALE}', true)`;
+export const keepsUp = ({ isQuiet, quietMs }: Pick<WakeUp, 'isQuiet' | 'quietMs'>): string =>
+  `coalesce(clock_timestamp() - pg_last_xact_replay_timestamp()
+            < interval '${STALE_MS + (isQuiet ? quietMs : 0)} milliseconds', true)`;
 
 /** How long a statement may take before the server itself is asked. */
 const STATEMENT_MS = 2_000;

@@ -8,7 +8,7 @@ import { type StreamId } from '../event-store/lane.js';
 import { type EventLog } from '../event-store/log.js';
 import { type RecordedEvent } from '../event-store/recorded-event.js';
 import { type KnownEnd } from '../event-store/stream-reader.js';
-import { KEEPS_UP, type Replica, type Replicas } from './replicas.js';
+import { keepsUp, type Replica, type Replicas } from './replicas.js';
 
 /**
  * How new the rows of a read must be: the read model must have applied all events up to these positions (lane →
@@ -155,9 +155,12 @@ export class ReadModels {
       ends.map(([lane]) => lane),
       ends.map(([, position]) => position),
     ];
+    const proven = (condition?: string): string => provenRead(sql, values.length, condition);
+    const replica = this.replicas?.next();
     const found =
-      (await this.readFromReplica(projection, provenRead(sql, values.length, KEEPS_UP), parameters)) ??
-      (await this.readFromServer(projection, provenRead(sql, values.length), parameters));
+      (replica &&
+        (await this.readFromReplica(replica, projection, proven(keepsUp(this.store.wakeUp)), parameters))) ??
+      (await this.readFromServer(projection, proven(), parameters));
     return found.filter((row) => row.found) as unknown as Row[];
   }
 
@@ -170,12 +173,11 @@ export class ReadModels {
 
   /** @returns undefined when no replica can answer, or none may: whether a session is parked, the server knows */
   private async readFromReplica(
+    replica: Replica,
     projection: string,
     text: string,
     values: unknown[],
   ): Promise<Verdict[] | undefined> {
-    const replica = this.replicas?.next();
-    if (!replica) return undefined;
     const rows = await this.whenReady(projection, replica.patienceMs, () =>
       this.query(text, values, replica),
     );

@@ -8,9 +8,8 @@ import { type TreeKeeper } from './tree-keeper.js';
 const WORK = 'notary';
 /** Events gather for so long: the tiles at the edge of a tree are written anew with each step. */
 const GATHER_MS = 500;
-/** A tree that grows is signed so often. */
 const SIGN_MS = 60_000;
-/** All lanes are looked at so often, in case a notification was lost. */
+/** Where the log wakes its readers because the time has come to look, this one looks so often, and spares a query. */
 const LOOK_MS = 10_000;
 const RETRY_MS = 2_000;
 
@@ -22,13 +21,18 @@ export interface NotaryParts {
   /** Receives what was signed, also what another node has signed of a lane that is now this node's. */
   readonly onSigned: (checkpoints: readonly Omit<SignedCheckpoint, 'time'>[]) => void;
   readonly onError: (error: unknown) => void;
+  /** A tree that grows is signed so often, in milliseconds; each minute unless given. */
+  readonly signMs?: number;
 }
 
 /** Keeps the trees of this node's share of the lanes in step with the log, and signs them. */
 export class Notary {
   private readonly share: LaneShare;
+  private readonly signMs: number;
   private readonly dirty = new Set<number>();
   private readonly signedAt = new Map<number, number>();
+  /** Of the lanes whose trees have grown since they were signed: when they are to be. */
+  private readonly dueAt = new Map<number, number>();
   private running: Promise<void> | undefined;
   private readonly ends: (() => void)[] = [];
   private timer: NodeJS.Timeout | undefined;
@@ -36,7 +40,8 @@ export class Notary {
   private stopped = false;
 
   constructor(private readonly parts: NotaryParts) {
-    const { log, leases } = parts;
+    const { log, leases, signMs = SIGN_MS } = parts;
+    this.signMs = signMs;
     this.share = new LaneShare(leases, WORK, log.laneCount, (lanes) => {
       this.wake(lanes);
       void this.tellSigned(new Set(lanes));
@@ -47,14 +52,12 @@ export class Notary {
     const { log, keeper } = this.parts;
     let lookedAt = -Infinity;
     this.ends.push(
-      log.wakeUp.subscribe((lanes) => {
-        const grown = [...lanes];
-        // The log wakes its readers with all lanes each second; this one can wait, and spares a query.
-        if (grown.length === log.laneCount) {
+      log.wakeUp.subscribe((lanes, isPoll) => {
+        if (isPoll) {
           if (performance.now() - lookedAt < LOOK_MS) return;
           lookedAt = performance.now();
         }
-        this.wake(grown);
+        this.wake(lanes);
       }),
       log.generations.onNew(() => {
         keeper.keep(new Set());
@@ -66,6 +69,7 @@ export class Notary {
 
   async stop(): Promise<void> {
     this.stopped = true;
+    clearTimeout(this.timer);
     for (const end of this.ends) end();
     this.resolvePause();
     await this.running;
@@ -108,9 +112,10 @@ export class Notary {
     if (lanes.length === 0) return false;
     const now = performance.now();
     try {
-      const isDue = (lane: number): boolean => now - (this.signedAt.get(lane) ?? -Infinity) >= SIGN_MS;
+      const isDue = (lane: number): boolean => now - (this.signedAt.get(lane) ?? -Infinity) >= this.signMs;
       const { grown, isBehind, unsigned, signed } = await keeper.advance(lanes, isDue);
       for (const { lane } of signed) this.signedAt.set(lane, now);
+      for (const lane of lanes) this.dueAt.delete(lane);
       if (signed.length > 0) onSigned(signed);
       for (const lane of grown) this.dirty.add(lane);
       this.signLater(unsigned);
@@ -121,17 +126,21 @@ export class Notary {
     }
   }
 
-  /** Wakes this when the first of these trees is to be signed, also when nothing is appended any more. */
+  /** Wakes this when each of these trees is to be signed, also when nothing is appended any more. */
   private signLater(unsigned: readonly number[]): void {
-    if (unsigned.length === 0 || this.timer) return;
     const now = performance.now();
-    const due = Math.min(...unsigned.map((lane) => (this.signedAt.get(lane) ?? now) + SIGN_MS));
+    for (const lane of unsigned) this.dueAt.set(lane, (this.signedAt.get(lane) ?? now) + this.signMs);
+    clearTimeout(this.timer);
+    if (this.dueAt.size === 0 || this.stopped) return;
     this.timer = setTimeout(
       () => {
-        this.timer = undefined;
-        this.wake(unsigned);
+        const time = performance.now();
+        const due = [...this.dueAt].flatMap(([lane, at]) => (at <= time ? [lane] : []));
+        for (const lane of due) this.dueAt.delete(lane);
+        this.signLater([]);
+        this.wake(due);
       },
-      Math.max(GATHER_MS, due - now),
+      Math.max(GATHER_MS, Math.min(...this.dueAt.values()) - now),
     ).unref();
   }
 

@@ -51,6 +51,7 @@ export class TenantPolicies {
   private readonly listeners = new Set<() => void>();
   private unsubscribe: (() => void) | undefined;
   private next: NodeJS.Timeout | undefined;
+  private stopped = false;
   private refreshed = -Infinity;
   /** Lane → the last position up to which changes of settings are known. */
   private readonly seen: Map<number, number>;
@@ -90,6 +91,7 @@ export class TenantPolicies {
   }
 
   stop(): void {
+    this.stopped = true;
     this.unsubscribe?.();
     clearTimeout(this.next);
   }
@@ -173,11 +175,14 @@ export class TenantPolicies {
   }
 
   private refreshSoon(): void {
+    if (this.stopped) return;
     this.next ??= setTimeout(
       () => {
         this.next = undefined;
-        // The next wake-up, a second from now at the latest, tries again.
-        this.refresh().catch(this.store.telemetry.failed('the look for changed settings of tenants'));
+        this.refresh().catch((error: unknown) => {
+          this.store.telemetry.emit('failed', { what: 'the look for changed settings of tenants', error });
+          this.refreshSoon();
+        });
       },
       Math.max(0, this.refreshed + REFRESH_MS - performance.now()),
     ).unref();

@@ -152,8 +152,9 @@ export const say = (api: Api, sessionId: string, content: string) =>
 
 /** Texts of the present history, oldest first. */
 export async function texts(api: Api, sessionId: string): Promise<unknown[]> {
-  const { body } = await api.get<{ data: { content: unknown }[] }>(
+  const { status, body, text } = await api.get<{ data: { content: unknown }[] }>(
     `/v1/sessions/${sessionId}/messages?limit=200`,
   );
+  if (status !== 200) throw new Error(`the messages of ${sessionId} are answered by ${status}: ${text}`);
   return body.data.map((message) => message.content);
 }

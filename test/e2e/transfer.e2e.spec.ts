@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { colloquy, startColloquy } from '../support/colloquy.js';
 import { createTestDatabase, type TestDatabase } from '../support/database.js';
 import { startService } from '../support/process.js';
-import { apiOf, type Problem } from '../support/http.js';
+import { apiOf, eventually, type Problem } from '../support/http.js';
 import {
   createWorld,
   FULL,
@@ -117,6 +117,11 @@ describe('import', () => {
       ).toBe('session-limit-reached');
       await api.delete('/v1/sessions/own');
       expect((await say(api, 's1', 'and on')).status).toBe(201);
+      // Until read models have taken in all that was imported, a read that has to be fresh may be refused.
+      await eventually(
+        async () => (await api.get('/v1/sessions/s1/messages?limit=1')).status === 200,
+        60_000,
+      );
       expect((await texts(api, 's1')).at(-1)).toBe('and on');
     } finally {
       await service.kill9();

@@ -20,6 +20,7 @@ import { type HandledSession, SessionCommands } from '../../../src/sessions/sess
 import { TenantPolicies } from '../../../src/sessions/tenant-policies.js';
 import { Sweeper } from '../../../src/sweeper/sweeper.js';
 import { createTestDatabase, type TestDatabase } from '../../support/database.js';
+import { sized } from '../../support/heavy.js';
 import { expectCountersMatchLog } from '../../support/recount.js';
 import { expectSoundLog } from '../event-store/fixture.js';
 
@@ -171,13 +172,16 @@ export class World {
       world.ttl = HOUR;
       world.db = await createTestDatabase();
     });
-    afterEach(async () => {
-      await world.stopAll();
-      await expectCountersMatchLog(world.db);
-      await expectSoundLog(world.db);
-      await expectRightExpiries(world.db, world.ttl);
-      await world.db.drop();
-    }, 30_000);
+    afterEach(
+      async () => {
+        await world.stopAll();
+        await expectCountersMatchLog(world.db);
+        await expectSoundLog(world.db);
+        await expectRightExpiries(world.db, world.ttl);
+        await world.db.drop();
+      },
+      sized(120_000, 30_000),
+    );
     return world;
   }
 
