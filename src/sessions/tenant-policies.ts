@@ -35,6 +35,7 @@ export interface TenantSettings {
 
 /** Least time between two looks of a node for settings that other nodes changed. */
 const REFRESH_MS = 250;
+const RETRY_MS = 1_000;
 /** Changed settings that are read at once, per lane: a node with very many tenants starts in a few steps. */
 const PAGE = 1_000;
 
@@ -174,17 +175,17 @@ export class TenantPolicies {
     for (const listener of this.listeners) listener();
   }
 
-  private refreshSoon(): void {
+  private refreshSoon(gapMs = REFRESH_MS): void {
     if (this.stopped) return;
     this.next ??= setTimeout(
       () => {
         this.next = undefined;
         this.refresh().catch((error: unknown) => {
           this.store.telemetry.emit('failed', { what: 'the look for changed settings of tenants', error });
-          this.refreshSoon();
+          this.refreshSoon(RETRY_MS);
         });
       },
-      Math.max(0, this.refreshed + REFRESH_MS - performance.now()),
+      Math.max(0, this.refreshed + gapMs - performance.now()),
     ).unref();
   }
 
