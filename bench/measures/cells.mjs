@@ -23,11 +23,12 @@ export async function cells(server, options) {
     ours: { start: () => withCells(urls), headers: tenantOf('three') },
     other: { start: () => withCells(urls.slice(0, 1)), headers: tenantOf('one') },
   };
-  const row = { what: 'three cells', beside: 'one', atLeast: 0.95 };
+  const row = { what: 'three cells', beside: 'one' };
   return [
-    ...(await measurePairs(sides, options, row)),
-    // Each cell commits and reads by itself: here as many share a statement of each as of the one with 64 connections.
-    ...(await measurePairs(sides, options, row, { connections: 3 * 64 })),
+    // A third of the clients for each cell, which therefore makes smaller commits (ADR 44).
+    ...(await measurePairs(sides, options, { ...row, atLeast: 0.85 })),
+    // As many for each cell as for the one above, so that as many share a commit, and a query.
+    ...(await measurePairs(sides, options, { ...row, atLeast: 0.95 }, { connections: 3 * 64 })),
     ...(await idle()),
   ];
 }
