@@ -546,19 +546,19 @@ program
     }
     type Counts = Readonly<Record<string, number>>;
     if (isDry) {
-      let isComplete = true;
+      const complete: boolean[] = [];
       await printOfCells(
         async (connection) => {
           const { dryRun } = await connection.json<{ dryRun: { actions: Action[]; isComplete: boolean } }>(
             'GET',
             `/v1/admin/sweep${queryOf({ dryRun: 'true', limit })}`,
           );
-          if (!dryRun.isComplete) isComplete = false;
+          complete.push(dryRun.isComplete);
           return dryRun.actions;
         },
         columns<Action>('tenant', 'sessionId', 'action', 'reason', 'at'),
       );
-      if (!isComplete) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
+      if (!complete.every(Boolean)) process.stderr.write(`There is more than this: --limit is ${limit}.\n`);
       return;
     }
     await printOfCells(
