@@ -6,9 +6,9 @@ import { type Logger as PinoLogger } from 'pino';
 import { type FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { AppModule } from './app.module.js';
 import { CellDirectory } from './cells/cell-directory.js';
-import { claimCell, inCellDatabase } from './cells/cell-name.js';
+import { claimCell, claimFirstCell, inCellDatabase } from './cells/cell-name.js';
 import { type Cell, type CellBasis, Cells, type CellSettings } from './cells/cells.js';
-import { type CellConfig, type Config, ConfigError, FIRST_CELL } from './config.js';
+import { type CellConfig, type Config, ConfigError } from './config.js';
 import { connect, createPool, isConnectionError } from './database/connection.js';
 import { lockDataFolder } from './embedded-postgres/data-folder-lock.js';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres/embedded-postgres.js';
@@ -79,7 +79,7 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
   try {
     const { databaseUrl, embedded, masterKeys } = await openDatabase(given, undo);
     const config = { ...given, storage: { ...given.storage, masterKeys } };
-    if (config.storage.cells?.length) await inCellDatabase(databaseUrl, FIRST_CELL, claimCell);
+    if (config.storage.cells?.length) await claimFirstCell(databaseUrl, config.storage.cells);
     const traces = await startTraces(undo);
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));

@@ -1,5 +1,5 @@
 import { type Pool } from 'pg';
-import { ConfigError, FIRST_CELL } from '../config.js';
+import { type CellConfig, ConfigError, FIRST_CELL } from '../config.js';
 import { connect } from '../database/connection.js';
 
 const UNDEFINED_TABLE = '42P01';
@@ -14,14 +14,12 @@ type Queryable = Pick<Pool, 'query'>;
  * @throws ConfigError when it is another cell; whatever `pg` throws
  */
 export async function claimCell(client: Queryable, name: string): Promise<void> {
-  await checkCell(client, name);
-  // The first cell, which has the directory, may have been there before databases had names.
-  const { rows } = await client.query<{ cell: string }>('select cell from tenant_cell limit 1');
-  if (name !== FIRST_CELL && rows.length > 0) throw mismatch(name, FIRST_CELL);
+  if ((await checkCell(client, name)) === name) return;
+  if (name !== FIRST_CELL && (await hasDirectory(client))) throw mismatch(name, FIRST_CELL);
   try {
     await client.query('insert into cell_name (name) values ($1) on conflict do nothing', [name]);
   } catch (error) {
-    if ((error as { code?: unknown }).code !== INSUFFICIENT_PRIVILEGE) throw error;
+    if (codeOf(error) !== INSUFFICIENT_PRIVILEGE) throw error;
     throw new ConfigError([
       `the role of the service may not write into the table cell_name of the cell ${name}: run colloquy grant for it, as the owner of the tables`,
     ]);
@@ -30,31 +28,62 @@ export async function claimCell(client: Queryable, name: string): Promise<void> 
 }
 
 /**
- * Compares the name of a cell with that in its database, if one was written there.
+ * The same for the first of several cells. One without a name and without a directory is new, or not the first one: then
+ * one of the others, as far as they can be reached, has the directory.
  * @throws ConfigError when it is another cell; whatever `pg` throws
  */
-export async function checkCell(client: Queryable, name: string): Promise<void> {
+export async function claimFirstCell(
+  url: string,
+  others: readonly Pick<CellConfig, 'name' | 'url'>[],
+): Promise<void> {
+  await inCellDatabase(url, FIRST_CELL, async (client) => {
+    if ((await checkCell(client, FIRST_CELL)) !== FIRST_CELL && !(await hasDirectory(client))) {
+      const looks = others.map(async (other) => {
+        const isFirst = await inCellDatabase(other.url, other.name, hasDirectory);
+        return isFirst ? other.name : undefined;
+      });
+      for (const look of await Promise.allSettled(looks))
+        if (look.status === 'fulfilled' && look.value !== undefined) throw mismatch(look.value, FIRST_CELL);
+    }
+    await claimCell(client, FIRST_CELL);
+  });
+}
+
+/**
+ * Compares the name of a cell with that in its database, if one was written there.
+ * @returns the name, if there is one
+ * @throws ConfigError when it is another cell; whatever `pg` throws
+ */
+export async function checkCell(client: Queryable, name: string): Promise<string | undefined> {
   const claimed = await client.query<{ name: string }>('select name from cell_name').then(
     ({ rows }) => rows[0]?.name,
     (error: unknown) => {
       // Migrations have not been there yet, or the role was not granted anything since.
-      const code = (error as { code?: unknown }).code;
-      if (code !== UNDEFINED_TABLE && code !== INSUFFICIENT_PRIVILEGE) throw error;
+      if (codeOf(error) !== UNDEFINED_TABLE && codeOf(error) !== INSUFFICIENT_PRIVILEGE) throw error;
       return undefined;
     },
   );
   if (claimed !== undefined && claimed !== name) throw mismatch(name, claimed);
+  return claimed;
 }
 
-/** Does one or the other by a connection of its own. @throws ConfigError; whatever `pg` throws */
-export async function inCellDatabase(
+/** Does one of these by a connection of its own. @throws ConfigError; whatever `pg` throws */
+export async function inCellDatabase<T>(
   url: string,
   name: string,
-  check: typeof claimCell | typeof checkCell,
-): Promise<void> {
+  work: (client: Queryable, name: string) => Promise<T>,
+): Promise<T> {
   const client = await connect(url, 'start');
-  await check(client, name).finally(() => client.end());
+  return work(client, name).finally(() => client.end());
 }
+
+/** Whether tenants were ever placed by this database. */
+async function hasDirectory(client: Queryable): Promise<boolean> {
+  const { rows } = await client.query('select from tenant_cell limit 1');
+  return rows.length > 0;
+}
+
+const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code;
 
 const mismatch = (name: string, claimed: string): ConfigError =>
   new ConfigError([

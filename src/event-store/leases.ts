@@ -76,6 +76,8 @@ export class Leases {
   private readonly stopListening: () => void;
   private readonly stopWatching: () => void;
   private closed = false;
+  /** Whether somebody has noticed that something happens in a quiet log, and the leases of others are still long. */
+  private mustShorten = false;
   /** When the nodes were last said to change, by `performance.now()`; at first the start of this one. */
   private rousedAt = performance.now();
   /** When the last renewal began, and whether all that is held since was taken for long. */
@@ -104,7 +106,7 @@ export class Leases {
     });
     this.stopWatching = wakeUp.onStir(() => {
       if (this.closed || this.held.size === 0) return;
-      this.shortenOthers('1').catch(telemetry.failed('the end of long leases'));
+      this.mustShorten = true;
       this.beatAnew();
     });
     this.stopBeating = alignedInterval(RENEW_MS, () => {
@@ -333,6 +335,13 @@ export class Leases {
   }
 
   private async renew(): Promise<void> {
+    if (this.mustShorten) {
+      // What fails is tried again by the next beat, and must not keep this node from renewing its own.
+      await this.shortenOthers('1').then(
+        () => (this.mustShorten = false),
+        this.telemetry.failed('the end of long leases'),
+      );
+    }
     const names = [...this.held.keys()];
     const renewal = this.renewRows(names);
     this.renewing = renewal.catch(() => undefined); // told by `beat`, which waits for the renewal itself

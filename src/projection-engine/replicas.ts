@@ -10,11 +10,11 @@ const STALE_MS = 10_000;
 /**
  * SQL for whether the server that runs it is no replica, or one that keeps up. Every node writes to the database every
  * few seconds (the renewal of its leases), so a replica that hears of nothing new does not hear from the server. In a
- * quiet log that takes up to a period of it more.
+ * quiet log that takes up to a period of it more. One that was started anew has heard of nothing.
  */
 export const keepsUp = ({ isQuiet, quietMs }: Pick<WakeUp, 'isQuiet' | 'quietMs'>): string =>
-  `coalesce(clock_timestamp() - pg_last_xact_replay_timestamp()
-            < interval '${STALE_MS + (isQuiet ? quietMs : 0)} milliseconds', true)`;
+  `(not pg_is_in_recovery() or coalesce(clock_timestamp() - pg_last_xact_replay_timestamp()
+      < interval '${STALE_MS + (isQuiet ? quietMs : 0)} milliseconds', false))`;
 
 /** How long a statement may take before the server itself is asked. */
 const STATEMENT_MS = 2_000;

@@ -107,18 +107,25 @@ export class Notary {
     const { keeper, onSigned } = this.parts;
     const { owned } = this.share;
     keeper.keep(new Set(owned.keys()));
+    // The timer is set anew by each turn, and turns may follow each other without a pause.
+    for (const [lane, at] of this.dueAt) if (at <= performance.now()) this.dirty.add(lane);
     const lanes = [...this.dirty].filter((lane) => owned.has(lane));
     this.dirty.clear();
     if (lanes.length === 0) return false;
     const now = performance.now();
     try {
       const isDue = (lane: number): boolean => now - (this.signedAt.get(lane) ?? -Infinity) >= this.signMs;
-      const { grown, isBehind, unsigned, signed } = await keeper.advance(lanes, isDue);
+      const { grown, isBehind, unsigned, signed, broken } = await keeper.advance(lanes, isDue);
       for (const { lane } of signed) this.signedAt.set(lane, now);
       for (const lane of lanes) this.dueAt.delete(lane);
       if (signed.length > 0) onSigned(signed);
       for (const lane of grown) this.dirty.add(lane);
       this.signLater(unsigned);
+      for (const [lane, error] of broken) {
+        this.dirty.add(lane);
+        this.parts.onError(error);
+      }
+      if (broken.size > 0) await this.pause(RETRY_MS);
       return isBehind;
     } catch (error) {
       for (const lane of lanes) this.dirty.add(lane);

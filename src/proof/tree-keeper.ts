@@ -24,6 +24,8 @@ export interface Advance {
   /** Lanes whose trees are larger than what was signed of them. */
   readonly unsigned: readonly number[];
   readonly signed: readonly Omit<SignedCheckpoint, 'time'>[];
+  /** Lanes that lack a position, with what is to be told of it; everything before it was taken in. */
+  readonly broken: ReadonlyMap<number, Error>;
 }
 
 /** The name of the tree of a lane. Positions of another generation of the log may stand for other events. */
@@ -53,7 +55,7 @@ export class TreeKeeper {
   /**
    * Takes in the next events of lanes.
    * @param isDue whether the tree of a lane, of this size now, is to be signed if it is larger than what was signed
-   * @throws when a position is missing, after everything before it was taken in; DatabaseUnavailable
+   * @throws when what is stored of a tree does not give its root; DatabaseUnavailable
    */
   async advance(lanes: readonly number[], isDue: (lane: number, size: number) => boolean): Promise<Advance> {
     await this.load(lanes.filter((lane) => !this.trees.has(lane)));
@@ -62,7 +64,7 @@ export class TreeKeeper {
       const tree = this.trees.get(lane);
       if (tree) after.set(lane, tree.head.size);
     }
-    if (after.size === 0) return { grown: [], isBehind: false, unsigned: [], signed: [] };
+    if (after.size === 0) return { grown: [], isBehind: false, unsigned: [], signed: [], broken: new Map() };
     // Whatever happens from here on, a tree that has grown in memory and not in the database is not gone on with.
     const growing = new Map(this.trees);
     this.trees.clear();
@@ -108,17 +110,17 @@ export class TreeKeeper {
       if (to.size > from.size) grown.push(to.lane);
     }
     for (const [lane, tree] of growing) this.trees.set(lane, tree);
-    if (broken) throw broken;
     const unsigned = [...after.keys()].filter((lane) => {
       const tree = growing.get(lane);
-      return tree !== undefined && tree.head.size > tree.signed;
+      // Where there is no key, a later try would not sign it either: keys are those of the start.
+      return tree !== undefined && tree.head.size > tree.signed && (signer || !due.has(lane));
     });
-    return { grown, isBehind, unsigned, signed };
+    return { grown, isBehind, unsigned, signed, broken };
   }
 
   /**
    * Lets the trees of all lanes grow up to these positions at least, and be signed there or behind.
-   * @throws NoNotaryKey; DatabaseUnavailable
+   * @throws NoNotaryKey; when a position is missing; DatabaseUnavailable
    */
   async cover(ends: readonly number[]): Promise<void> {
     if (!(await this.keys.signer())) throw new NoNotaryKey();
@@ -127,7 +129,11 @@ export class TreeKeeper {
       for (const { lane, size } of await this.store.latest())
         if (size >= (wanted.get(lane) ?? 0)) wanted.delete(lane);
       if (wanted.size === 0) return;
-      await this.advance([...wanted.keys()], (lane, size) => size >= (wanted.get(lane) ?? 0));
+      const { broken } = await this.advance(
+        [...wanted.keys()],
+        (lane, size) => size >= (wanted.get(lane) ?? 0),
+      );
+      for (const error of broken.values()) throw error;
     }
   }
 
@@ -147,20 +153,21 @@ export class TreeKeeper {
     }
   }
 
-  /** @returns the error of a position that is missing */
+  /** @returns lanes that lack a position */
   private async grow(
     trees: ReadonlyMap<number, Tree>,
     after: ReadonlyMap<number, number>,
     limit: number,
-  ): Promise<Error | undefined> {
-    let broken: Error | undefined;
+  ): Promise<Map<number, Error>> {
+    const broken = new Map<number, Error>();
     const events = await this.log.leaves.read(after, limit);
     for (const event of events) {
       const edge = trees.get(event.lane)?.edge;
       if (!edge) continue;
       // Behind a gap nothing is taken in: a tree without the event that was there would say that there was none.
       if (event.position === edge.size + 1) edge.append(leafOf(event));
-      else broken ??= new Error(`lane ${event.lane} of the log has no position ${edge.size + 1}`);
+      else if (!broken.has(event.lane))
+        broken.set(event.lane, new Error(`lane ${event.lane} of the log has no position ${edge.size + 1}`));
     }
     return broken;
   }

@@ -194,21 +194,25 @@ export class TenantPolicies {
     let hasNews = false;
     let counts: Map<number, number>;
     const { current } = this.store.generations;
-    do {
-      const changed = await this.store.streams.reservedStates(TENANT_STREAM, this.seen, PAGE);
-      const states = await Promise.all(changed.map((one) => this.stateOf(one)));
-      // The next look, which is due already, reads all of them anew.
-      if (this.store.generations.current !== current) return;
-      counts = new Map();
-      for (const [index, { tenant, lane, position }] of changed.entries()) {
-        const state = states[index];
-        if (state && this.isNews(tenant, state)) hasNews = true;
-        this.seen.set(lane, position);
-        counts.set(lane, (counts.get(lane) ?? 0) + 1);
-      }
-      // A lane that gave a whole page may hold more.
-    } while (Math.max(0, ...counts.values()) === PAGE);
-    if (hasNews) this.tellChange();
+    try {
+      do {
+        const changed = await this.store.streams.reservedStates(TENANT_STREAM, this.seen, PAGE);
+        const states = await Promise.all(changed.map((one) => this.stateOf(one)));
+        // The next look, which is due already, reads all of them anew.
+        if (this.store.generations.current !== current) return;
+        counts = new Map();
+        for (const [index, { tenant, lane, position }] of changed.entries()) {
+          const state = states[index];
+          if (state && this.isNews(tenant, state)) hasNews = true;
+          this.seen.set(lane, position);
+          counts.set(lane, (counts.get(lane) ?? 0) + 1);
+        }
+        // A lane that gave a whole page may hold more.
+      } while (Math.max(0, ...counts.values()) === PAGE);
+    } finally {
+      // Also of what was read before a page that failed: the next look begins behind it.
+      if (hasNews) this.tellChange();
+    }
   }
 
   /** @returns undefined when a newer version of the service wrote the settings: this node goes on with what it knows */

@@ -209,11 +209,14 @@ describe('cells', () => {
 
     const wrong = { ...env, DATABASE_URL: two, DATABASE_CELLS: `two=${first} three=${three}` };
     await expect(world.node(wrong)).rejects.toThrow(exchanged('default', 'two'));
-    const placed = await colloquy(['tenants', 'place', 'newcomer', 'three'], { env: wrong });
-    expect(placed).toMatchObject({
-      code: 1,
-      err: expect.stringContaining(exchanged('default', 'two')) as string,
-    });
+    for (const [command, one, other] of [
+      ['tenants place newcomer three', 'default', 'two'],
+      ['export --cell two', 'two', 'default'],
+    ] as const)
+      expect(await colloquy(command.split(' '), { env: wrong })).toMatchObject({
+        code: 1,
+        err: expect.stringContaining(exchanged(one, other)) as string,
+      });
 
     const after = await world.node(env);
     for (const tenant of Object.values(tenants)) expect(await texts(of(after, tenant), 's')).toHaveLength(1);
