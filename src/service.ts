@@ -79,7 +79,7 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
   try {
     const { databaseUrl, embedded, masterKeys } = await openDatabase(given, undo);
     const config = { ...given, storage: { ...given.storage, masterKeys } };
-    if (config.storage.cells?.length) await claimFirstCell(databaseUrl, config.storage.cells);
+    await claimFirstCell(databaseUrl, cellSettings(config).others);
     const traces = await startTraces(undo);
     let noMoreRequests = (): void => undefined;
     const lastRequest = new Promise<void>((resolve) => (noMoreRequests = resolve));
@@ -130,7 +130,12 @@ export async function createService(given: Config, { logger }: ServiceOptions): 
       directory.forget();
     });
     await cells.begin(directory, basisOf(app, databaseUrl, unanswered), cellSettings(config));
-    return { app, embedded, stop, reload: (changed) => cells.use(cellSettings(changed)) };
+    const reload = async (changed: Config): Promise<void> => {
+      const settings = cellSettings(changed);
+      await claimFirstCell(databaseUrl, settings.others);
+      await cells.use(settings);
+    };
+    return { app, embedded, stop, reload };
   } catch (error) {
     await stop();
     throw error;

@@ -7,7 +7,6 @@ import { available } from '../database/connection.js';
 import { transaction } from '../database/transaction.js';
 import { hasStreams } from '../event-store/stream-reader.js';
 import { suspendClock } from '../suspend-clock.js';
-import { claimCell } from './cell-name.js';
 
 /** Places that are kept in memory. */
 const REMEMBERED = 100_000;
@@ -94,10 +93,9 @@ export class CellDirectory {
    * Reads as many entries as are kept in memory, so that tenants are found while the first cell is away, and looks at
    * changes from then on.
    * @param onMoved called when tenants have begun or ended to move
-   * @throws ConfigError when it is the database of another cell; DatabaseUnavailable
+   * @throws DatabaseUnavailable
    */
   async load(onMoved: () => void = () => undefined): Promise<void> {
-    await available(() => claimCell(this.pool, FIRST_CELL));
     await this.look();
     this.timer ??= setInterval(() => {
       // A database that does not answer is not asked once more.

@@ -1,9 +1,6 @@
 import { type Pool } from 'pg';
 import { type CellConfig, ConfigError, FIRST_CELL } from '../config.js';
-import { connect } from '../database/connection.js';
-
-const UNDEFINED_TABLE = '42P01';
-const INSUFFICIENT_PRIVILEGE = '42501';
+import { connect, isNotPermitted, isUndefinedTable } from '../database/connection.js';
 
 type Queryable = Pick<Pool, 'query'>;
 
@@ -19,7 +16,7 @@ export async function claimCell(client: Queryable, name: string): Promise<void> 
   try {
     await client.query('insert into cell_name (name) values ($1) on conflict do nothing', [name]);
   } catch (error) {
-    if (codeOf(error) !== INSUFFICIENT_PRIVILEGE) throw error;
+    if (!isNotPermitted(error)) throw error;
     throw new ConfigError([
       `the role of the service may not write into the table cell_name of the cell ${name}: run colloquy grant for it, as the owner of the tables`,
     ]);
@@ -28,7 +25,7 @@ export async function claimCell(client: Queryable, name: string): Promise<void> 
 }
 
 /**
- * The same for the first of several cells. One without a name and without a directory is new, or not the first one: then
+ * The same for the first cell, if there are others. One without a name and without a directory is new, or not the first one: then
  * one of the others, as far as they can be reached, has the directory.
  * @throws ConfigError when it is another cell; whatever `pg` throws
  */
@@ -36,6 +33,7 @@ export async function claimFirstCell(
   url: string,
   others: readonly Pick<CellConfig, 'name' | 'url'>[],
 ): Promise<void> {
+  if (others.length === 0) return;
   await inCellDatabase(url, FIRST_CELL, async (client) => {
     if ((await checkCell(client, FIRST_CELL)) !== FIRST_CELL && !(await hasDirectory(client))) {
       const looks = others.map(async (other) => {
@@ -59,7 +57,7 @@ export async function checkCell(client: Queryable, name: string): Promise<string
     ({ rows }) => rows[0]?.name,
     (error: unknown) => {
       // Migrations have not been there yet, or the role was not granted anything since.
-      if (codeOf(error) !== UNDEFINED_TABLE && codeOf(error) !== INSUFFICIENT_PRIVILEGE) throw error;
+      if (!isUndefinedTable(error) && !isNotPermitted(error)) throw error;
       return undefined;
     },
   );
@@ -67,7 +65,7 @@ export async function checkCell(client: Queryable, name: string): Promise<string
   return claimed;
 }
 
-/** Does one of these by a connection of its own. @throws ConfigError; whatever `pg` throws */
+/** Claims or checks the database of a cell on a connection of its own. @throws ConfigError; whatever `pg` throws */
 export async function inCellDatabase<T>(
   url: string,
   name: string,
@@ -82,8 +80,6 @@ async function hasDirectory(client: Queryable): Promise<boolean> {
   const { rows } = await client.query('select from tenant_cell limit 1');
   return rows.length > 0;
 }
-
-const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code;
 
 const mismatch = (name: string, claimed: string): ConfigError =>
   new ConfigError([

@@ -57,7 +57,7 @@ export interface CellsOptions {
 const PATIENCE_MS = 5_000;
 /** Between two tries to start a cell. */
 const RETRY_MS = 1_000;
-/** The same where the settings have to be mended first, or the database: it is that of another cell. */
+/** The same where the settings or the database have to be mended first, because the cell is another one or lacks rights. */
 const MISTAKEN_RETRY_MS = 60_000;
 /** So many are started at the same time. A hundred at once took so long that some had no connection in time (measured). */
 const TOGETHER = 4;
@@ -107,7 +107,7 @@ export class Cells {
   /**
    * Starts cells that are new in the settings, and takes over their weights. To take one away, or to give it another
    * database, needs a restart.
-   * @throws DatabaseUnavailable when the directory cannot be read; ConfigError when the first is another cell
+   * @throws DatabaseUnavailable when the directory cannot be read
    */
   async use({ others, firstWeight }: CellSettings): Promise<void> {
     const { directory } = this;

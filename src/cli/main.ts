@@ -14,7 +14,8 @@ import { type ImportOptions } from './transfer.js';
 /*
  * Tables on a terminal, JSON lines in a pipe. Exit code 0 done, 1 refused, unreachable or different, 2 usage.
  * `export`, `import`, `audit-log`, `migrate`, `grant`, `keys`, `master-key`, `notary`, `ranges`, `relay`, `recover`,
- * `tenants` and `cells drain` work on the database itself, `data` and `verify-export` on files, everything else but `token` asks a running service.
+ * `tenants` and `cells drain` work on the database itself, `data` and `verify-export` on files, everything else but
+ * `token` asks a running service.
  */
 
 interface EventRow {

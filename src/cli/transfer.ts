@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { CellDirectory } from '../cells/cell-directory.js';
 import { FIRST_CELL } from '../config.js';
+import { isUndefinedTable } from '../database/connection.js';
 import { upcast } from '../domain/session.events.js';
 import { type Upcast } from '../event-store/event-decoder.js';
 import { exportOpenAi, exportSessions, type ExportSelection } from '../transfer/export.js';
@@ -171,8 +172,7 @@ async function withStore<T>(
   lift?: Upcast,
 ): Promise<T> {
   const store = await openLog(database, lift ? { upcast: lift } : {}).catch((error: unknown) => {
-    const isUnknown = (error as { code?: unknown }).code === '42P01';
-    throw isUnknown ? new Error('this database holds no log of Colloquy') : error;
+    throw isUndefinedTable(error) ? new Error('this database holds no log of Colloquy') : error;
   });
   try {
     return await work(store);

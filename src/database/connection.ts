@@ -8,6 +8,8 @@ import { UnpreparedClient } from './unprepared-client.js';
 const DISK_FULL = '53100';
 const QUERY_CANCELED = '57014';
 const LOCK_NOT_AVAILABLE = '55P03';
+const UNDEFINED_TABLE = '42P01';
+const INSUFFICIENT_PRIVILEGE = '42501';
 
 const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code;
 
@@ -16,6 +18,12 @@ export const isDiskFull = (error: unknown): boolean => codeOf(error) === DISK_FU
 
 /** Whether a lock was not to be had within the `lock_timeout`. */
 export const isLockTimeout = (error: unknown): boolean => codeOf(error) === LOCK_NOT_AVAILABLE;
+
+/** Whether a statement named a table that is not there. */
+export const isUndefinedTable = (error: unknown): boolean => codeOf(error) === UNDEFINED_TABLE;
+
+/** Whether the role of the connection may not do what it was told to. */
+export const isNotPermitted = (error: unknown): boolean => codeOf(error) === INSUFFICIENT_PRIVILEGE;
 
 /**
  * The database cannot do what it was asked for now; the request may be tried again. The message tells what is known.

@@ -1,4 +1,4 @@
-import { connect } from './connection.js';
+import { connect, isNotPermitted } from './connection.js';
 
 /** What a role may do with the rows of a table, or with some of their columns. */
 export type Privilege = 'select' | 'insert' | 'update' | 'delete' | `update (${string})`;
@@ -14,7 +14,6 @@ export interface Rights {
 const WHY_OWNER =
   'The tables of read models are made and dropped by the service, so that they must belong to its role. ' +
   'A superuser can give them to it, or an owner who is a member of the role (grant <role> to <owner>).';
-const INSUFFICIENT_PRIVILEGE = '42501';
 
 /**
  * Gives a role what the service needs of a migrated database, and nothing more: it can add to the log, and cannot change
@@ -60,7 +59,7 @@ export async function grant(url: string, role: string, rights: Rights): Promise<
     }
     await client.query('commit');
   } catch (error) {
-    if ((error as { code?: unknown }).code !== INSUFFICIENT_PRIVILEGE) throw error;
+    if (!isNotPermitted(error)) throw error;
     throw new Error(`${(error as Error).message}. ${WHY_OWNER}`, { cause: error });
   } finally {
     await client.end();

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { DataSource, type MigrationInterface } from 'typeorm';
-import { clientOf, connect } from './connection.js';
+import { clientOf, connect, isNotPermitted } from './connection.js';
 import { hostsOf } from './hosts.js';
 import { adoptPrerelease, PRERELEASE_MIGRATIONS } from './prerelease.js';
 
@@ -21,7 +21,6 @@ const SOURCES = join(__dirname, '..');
 const MIGRATION_LOCK = 7300;
 
 const OLDEST_SERVER = 15;
-const INSUFFICIENT_PRIVILEGE = '42501';
 
 /**
  * Brings the schema up to date. Safe to call from any number of processes at once: one migrates, the others wait.
@@ -62,7 +61,7 @@ export async function migrate(url: string, migrations: readonly Migration[]): Pr
       await source.runMigrations({ transaction: 'all' });
       await recordChecksums(source, loaded);
     } catch (error) {
-      if ((error as { code?: unknown }).code !== INSUFFICIENT_PRIVILEGE) throw error;
+      if (!isNotPermitted(error)) throw error;
       throw new Error(
         `the database needs migrations that this role may not make (${(error as Error).message}): run colloquy migrate as the owner of its tables, and colloquy grant for this role`,
         { cause: error },

@@ -32,7 +32,7 @@ const LOOK_MS = 3_000;
  */
 export const QUIET_MS = 30_000;
 
-/** Gets the lanes that may have grown, and whether that is known of none of them, and only the time has come to look. */
+/** Gets the lanes that may have grown. With `isPoll` nothing is known of them: only the time has come to look. */
 type Listener = (lanes: Iterable<number>, isPoll: boolean) => void;
 
 /** Wakes the readers of the log when lanes have grown: directly within the process, by NOTIFY on other nodes. */

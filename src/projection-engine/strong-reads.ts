@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { type Pool, type QueryResultRow } from 'pg';
 import { arrayLiteral, type Element } from '../database/array-literal.js';
+import { isUndefinedTable } from '../database/connection.js';
 import { rowsOf } from '../database/query.js';
 import { Coalescer } from '../event-store/coalescer.js';
 import { streamEndsAt } from '../event-store/event-rows.js';
@@ -39,9 +40,6 @@ export class SessionParked extends Error {
     );
   }
 }
-
-/** SQLSTATE of a missing table: somebody dropped it, and the projector has not rebuilt it yet. */
-const UNDEFINED_TABLE = '42P01';
 
 /** Keeps a sub-query from being merged into the one around it, where each of its columns would be computed twice. */
 const NOT_MERGED = 'offset 0';
@@ -306,7 +304,8 @@ export class ReadModels {
     const statement = { name: this.nameOf(text), text, values };
     if (replica) return replica.rows<Row>(statement);
     return rowsOf<Row>(this.pool, statement).catch((error: unknown) => {
-      if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return [];
+      // Somebody dropped it, and the projector has not rebuilt it yet.
+      if (isUndefinedTable(error)) return [];
       throw error;
     });
   }

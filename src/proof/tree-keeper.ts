@@ -21,7 +21,7 @@ export interface Advance {
   readonly grown: readonly number[];
   /** Whether a lane had as many events as are read of one at once, so that more are likely to wait. */
   readonly isBehind: boolean;
-  /** Lanes whose trees are larger than what was signed of them. */
+  /** Lanes whose trees are larger than what was signed of them, but for those that were due and could not be signed for want of a key. */
   readonly unsigned: readonly number[];
   readonly signed: readonly Omit<SignedCheckpoint, 'time'>[];
   /** Lanes that lack a position, with what is to be told of it; everything before it was taken in. */
@@ -112,7 +112,7 @@ export class TreeKeeper {
     for (const [lane, tree] of growing) this.trees.set(lane, tree);
     const unsigned = [...after.keys()].filter((lane) => {
       const tree = growing.get(lane);
-      // Where there is no key, a later try would not sign it either: keys are those of the start.
+      // Without a key a later try would not sign it either: whether there is a master key is decided at the start.
       return tree !== undefined && tree.head.size > tree.signed && (signer || !due.has(lane));
     });
     return { grown, isBehind, unsigned, signed, broken };
